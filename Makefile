@@ -1,0 +1,57 @@
+# The commands of this repository. `make` alone lists them.
+# PYTHON selects the interpreter that makes the environment: make test PYTHON=python3.12
+# ARGS goes to the command: make test ARGS="-k house"
+
+PYTHON ?= python3
+BIN := .venv/bin
+PINS := requirements/constraints.txt
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint $(PINS) --editable
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.runtime ## train a tiny model on the shipped sample, score it, show it (CPU, minutes)
+	$(BIN)/mm1 demo $(ARGS)
+
+test: .venv/.dev ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.dev ## check formatting, lint and types; change nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/.dev ## format the code and sort its imports
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.dev ## run every benchmark, one after the other
+	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
+
+clean: ## remove the environment, caches and build outputs; runs/ stays
+	rm -rf .venv build dist mm1.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find mm1 tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# A stamp is as new as the install it stands for, so a second call installs nothing.
+.venv/.runtime: pyproject.toml $(PINS) | $(BIN)/pip
+	@echo "Installing mm1 into .venv (the first time takes minutes: torch is large) ..."
+	@$(INSTALL) .
+	@touch $@
+
+.venv/.dev: pyproject.toml $(PINS) | $(BIN)/pip
+	@echo "Installing mm1 and its development tools into .venv (the first time takes minutes: torch is large) ..."
+	@$(INSTALL) '.[dev]'
+	@touch .venv/.runtime $@
+
+# pip is the last thing that venv writes: an interrupted set-up starts again.
+$(BIN)/pip:
+	@command -v $(PYTHON) >/dev/null 2>&1 || { \
+	  echo "No $(PYTHON) on this machine. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "mm1 needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name a newer one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make environments: its venv module is missing. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv

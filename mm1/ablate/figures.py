@@ -1,0 +1,125 @@
+"""Figures of a run as inline SVG that takes its text colour from the page: one drawing for light and dark."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mm1.eval.harness import Cell
+
+COLOURS = ("#3f7fd1", "#d9822b", "#2f9e6e", "#b5559b", "#8d8136", "#5f6fb8", "#c2554d")
+"""One per source, readable on white and on near-black."""
+
+_INK = "#010203"  # replaced by `currentColor` when the drawing is done
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mm1",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#8888887f",
+    "grid.linewidth": 0.4,
+    "legend.frameon": False,
+}
+
+
+def losses(
+    name: str,
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    *,
+    held_out: Mapping[str, Sequence[tuple[int, float]]],
+) -> str:
+    """SVG of the loss of every source over steps, smoothed, the raw values faint behind; held-out as dots.
+
+    `curves` and `held_out` map a source to (step, loss) pairs; a source has one colour in both.
+    """
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.4, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        for number, source in enumerate(dict.fromkeys([*curves, *held_out])):
+            colour = COLOURS[number % len(COLOURS)]
+            if points := curves.get(source):
+                steps, values = np.array(points).T
+                axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.7)
+                axes.plot(steps, _smooth(values), color=colour, linewidth=1.6, label=source)
+            if points := held_out.get(source):
+                steps, values = np.array(points).T
+                axes.plot(steps, values, "o", color=colour, markersize=5, label=f"{source}, held out")
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss (nats per token)")
+        axes.set_xlim(left=0)
+        _legend(axes)
+        return _svg(figure, name)
+
+
+def scores(name: str, cells: Sequence[Cell]) -> str:
+    """SVG of one task's score over shots with 95 % intervals; hollow: with another query's picture."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(3.6, 2.5), layout="constrained")
+        axes = figure.add_subplot()
+        _points(axes, cells, [cell.score for cell in cells], colour=COLOURS[0], label="score", filled=True)
+        blind = [cell for cell in cells if cell.blind]
+        if blind:
+            intervals = [cell.blind for cell in blind]
+            _points(axes, blind, intervals, colour=COLOURS[1], label="blind", filled=False)
+        axes.axhline(cells[0].majority, color="#888888", linewidth=0.8, linestyle=":", label="majority answer")
+        axes.set_xticks([cell.shots for cell in cells])
+        axes.set_xlabel("shots")
+        axes.set_ylabel(cells[0].task.replace("_", " "))
+        axes.set_ylim(bottom=0)
+        _legend(axes)
+        return _svg(figure, name)
+
+
+def _points(axes: Axes, cells: Sequence[Cell], intervals: Sequence, *, colour: str, label: str, filled: bool) -> None:
+    means = np.array([interval.mean for interval in intervals])
+    reach = [
+        means - [interval.low for interval in intervals],
+        np.array([interval.high for interval in intervals]) - means,
+    ]
+    axes.errorbar(
+        [cell.shots for cell in cells],
+        means,
+        yerr=np.maximum(reach, 0),
+        fmt="o-" if filled else "o--",
+        color=colour,
+        markerfacecolor=colour if filled else "none",
+        linewidth=1.2,
+        elinewidth=0.9,
+        markersize=4.5,
+        label=label,
+    )
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """A centred mean over a thirtieth of the run, shorter at the ends."""
+    half = max(1, len(values) // 60)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    place = np.arange(len(values))
+    low, high = np.maximum(place - half, 0), np.minimum(place + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, borderaxespad=0, handlelength=1.4)
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The drawing without its XML head, ids made unique by `name`, ink left to the page."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{re.sub(r'[^a-z0-9]+', '-', name.lower())}-", svg)
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', svg, count=1)

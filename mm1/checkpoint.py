@@ -1,0 +1,192 @@
+"""The one door for weights: save, resume, load for use.
+
+A checkpoint is a folder `checkpoints/step-N` written by torch's distributed checkpointing (DCP) with
+a `whole.json` that lists every file's SHA-256. It is written beside its final name and renamed when it
+is on disk, so a folder with its final name is whole; a torn or changed one is detected and passed over.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from mm1 import config, dist
+from mm1.config import ConfigError, RunConfig
+from mm1.data.tokenizer import Tokenizer, load_tokenizer
+from mm1.model.mllm import MLLM
+
+log = logging.getLogger("mm1")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written or read: says what is safe and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    path: Path
+    step: int
+
+
+def save(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: int = 2) -> Checkpoint:
+    """Write the state after `step` steps; then remove all but the newest `keep` checkpoints.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; older checkpoints stay as they are.
+    """
+    folder = run / "checkpoints"
+    final, part = folder / f"step-{step}", folder / f"step-{step}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        weights, moments = get_state_dict(model, optimizer)
+        with _alone():
+            dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=part, no_dist=True)
+        files = {file.name: _digest(file) for file in sorted(part.iterdir())}
+        (part / "whole.json").write_text(json.dumps({"step": step, "files": files}, indent=1))
+        _sync(part)
+        shutil.rmtree(final, ignore_errors=True)
+        part.rename(final)
+    except Exception as error:  # DCP wraps what the disk said in several layers
+        shutil.rmtree(part, ignore_errors=True)
+        newest = latest(run)
+        safe = f"the last whole checkpoint is {newest.path}" if newest else "there is no earlier checkpoint"
+        raise CheckpointError(
+            f"the checkpoint of step {step} could not be written ({_root(error)}); {safe}. "
+            f"Make room at {folder} and give the same command again to continue."
+        ) from error
+    for old in _all(run)[:-keep]:
+        shutil.rmtree(old.path)
+    return Checkpoint(final, step)
+
+
+def latest(run: Path) -> Checkpoint | None:
+    """The newest checkpoint whose files are all as they were written; None where there is none."""
+    for checkpoint in reversed(_all(run)):
+        problem = _problem(checkpoint.path)
+        if problem is None:
+            return checkpoint
+        log.warning("passed over %s: %s", checkpoint.path, problem)
+    return None
+
+
+def resume(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's weights and optimizer moments into `model` and `optimizer`."""
+    weights, moments = get_state_dict(model, optimizer)
+    with _alone():
+        dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=checkpoint.path, no_dist=True)
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
+
+
+def load_part(run: Path, model: nn.Module, part: str = "") -> Checkpoint:
+    """Put the weights of a run's newest checkpoint into `model`: all, or only those of one `part`.
+
+    Raises:
+        CheckpointError: the run has no whole checkpoint, or its part has other names or shapes.
+    """
+    checkpoint = latest(run)
+    if checkpoint is None:
+        raise CheckpointError(f"{run} has no whole checkpoint; train it first (mm1 train), or name another run")
+    prefix = f"model.{part}." if part else "model."
+    stored = dcp.FileSystemReader(checkpoint.path).read_metadata().state_dict_metadata
+    wanted = {
+        f"model.{name}": value for name, value in model.state_dict().items() if f"model.{name}".startswith(prefix)
+    }
+    for name, value in wanted.items():
+        found = getattr(stored.get(name), "size", None)
+        if found != value.shape:
+            shape = "nothing" if found is None else tuple(found)
+            raise CheckpointError(
+                f"{checkpoint.path} cannot start {part or 'the model'}: {name.removeprefix('model.')} is "
+                f"{shape} there and {tuple(value.shape)} here; give both runs the same model.* fields"
+            )
+    with _alone():
+        dcp.load(
+            {"model": {name.removeprefix("model."): value for name, value in wanted.items()}},
+            checkpoint_id=checkpoint.path,
+            no_dist=True,
+        )
+    return checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A trained run, ready for use: the model is in evaluation mode on this process's device."""
+
+    run: RunConfig
+    folder: Path
+    step: int
+    model: MLLM
+    tokenizer: Tokenizer
+
+
+def load_for_use(folder: Path) -> Loaded:
+    """The multimodal model of a run's newest checkpoint, with its tokenizer.
+
+    Raises:
+        ConfigError, CheckpointError: no run there, nothing trained yet, or not a model that writes text.
+    """
+    run = config.load(folder / "config.json")
+    if run.objective != "next_token":
+        raise ConfigError(f"{folder} trained an encoder ({run.objective}); name a run that writes text")
+    model = MLLM(run.model)
+    found = load_part(folder, model)
+    return Loaded(run, folder, found.step, model.to(dist.device()).eval(), load_tokenizer(run.data.tokenizer))
+
+
+def _all(run: Path) -> list[Checkpoint]:
+    found = [path for path in (run / "checkpoints").glob("step-*") if path.suffix != ".part"]
+    return sorted((Checkpoint(path, int(path.name.removeprefix("step-"))) for path in found), key=lambda c: c.step)
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        files = json.loads((path / "whole.json").read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"whole.json cannot be read ({error})"
+    for name, digest in files.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if _digest(path / name) != digest:
+            return f"{name} is not what was written (checksum differs)"
+    return None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the folder and its files are on disk, so that a rename can't overtake its content."""
+    for path in [*folder.iterdir(), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """DCP warns at every call that there is one process only; that is what we asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _root(error: BaseException) -> str:
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return str(error) or type(error).__name__

@@ -1,0 +1,275 @@
+"""The record of a run: what it is, how to change it by `a.b=c`, save it, load it, compare two.
+
+Defaults are the simplest case. The paper's numbers stand in `recipes/`, each with its source.
+Counts are plural nouns; sizes are in the unit of their name.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A user's mistake in a recipe, a field or a value, in one line that says what to write."""
+
+
+class Config(BaseModel):
+    """Base of every config: unknown fields are errors, assignments are checked."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class VisionConfig(Config):
+    """A ViT. The defaults are a plain pre-norm ViT without class token."""
+
+    image_size: int = Field(96, gt=0)  # pixels of a side
+    patch_size: int = Field(12, gt=0)
+    width: int = 192
+    layers: int = 6
+    heads: int = 3
+    mlp_width: int = 768
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    norm_epsilon: float = 1e-6
+    class_token: bool = False
+    patch_bias: bool = True
+    input_norm: bool = False  # CLIP normalises after adding position embeddings
+    feature_layer: int = Field(-1, lt=0)  # -1: output of the last layer, final norm applied; -2: the one before, no norm
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of RGB in [0, 1]
+    deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @model_validator(mode="after")
+    def _divides(self) -> "VisionConfig":
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}; "
+                f"try {self.image_size - self.image_size % self.patch_size}"
+            )
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+
+class ConnectorConfig(Config):
+    """What turns P patch features into S image tokens of the decoder's width."""
+
+    kind: Literal["c_abstractor", "average", "attention"] = "average"
+    tokens: int = 16  # S, a square number
+    width: int = 192  # inner width (c_abstractor, attention)
+    depth: int = 1  # blocks before and after pooling (c_abstractor), layers (attention)
+    heads: int = 3  # attention only
+
+    @model_validator(mode="after")
+    def _square(self) -> "ConnectorConfig":
+        if round(self.tokens**0.5) ** 2 != self.tokens:
+            raise ValueError(f"connector.tokens is {self.tokens}, but must be a square number (64, 144)")
+        return self
+
+
+class DecoderConfig(Config):
+    """A decoder-only transformer: RMSNorm, RoPE, SwiGLU, grouped-query attention."""
+
+    vocabulary: int = 8192
+    width: int = 192
+    layers: int = 6
+    heads: int = 3
+    kv_heads: int = 3
+    head_width: int = 64
+    mlp_width: int = 512
+    rope_base: float = 10_000.0
+    # Llama 3.1's stretching of slow rotations: factor, low and high frequency factor, places trained before
+    rope_scaling: tuple[float, float, float, int] | None = None
+    norm_epsilon: float = 1e-5
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    tied: bool = True  # the output matrix is the embedding matrix
+
+
+class ModelConfig(Config):
+    vision: VisionConfig = Field(default_factory=VisionConfig)
+    connector: ConnectorConfig = Field(default_factory=ConnectorConfig)
+    decoder: DecoderConfig = Field(default_factory=DecoderConfig)
+
+
+class SourceConfig(Config):
+    """One source of the mix: a store and its part of the rows."""
+
+    store: str  # a folder NAME.lance, an object-store URI, or sample:NAME for the shipped sample
+    share: int = Field(1, ge=1)  # rows of this source in a deck of sum(shares) rows
+
+
+class DataConfig(Config):
+    sources: dict[str, SourceConfig] = Field(default_factory=dict)
+    validation: dict[str, str] = Field(default_factory=dict)  # name -> store
+    tokenizer: str = "sample"  # a tokenizer.json, a folder with one, or `sample`
+    row_length: int = Field(512, gt=1)  # T, places of a row
+    row_images: int = Field(32, ge=0)  # images a row may hold at most
+    image_tokens: int = Field(16, ge=1)  # S, places an image takes
+    workers: int = Field(1, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DataConfig":
+        if self.image_tokens + 2 > self.row_length:
+            raise ValueError(
+                f"an image takes {self.image_tokens} places and a document two more, but row_length is "
+                f"{self.row_length}; raise data.row_length or lower data.image_tokens"
+            )
+        return self
+
+
+class OptimConfig(Config):
+    learning_rate: float | Literal["law"] = "law"  # law: scaling.py at the run's own parameter count
+    weight_decay: float = 0.1  # torch's coupling: multiplied by the learning rate at every step
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    warmup_steps: int = 0
+    final_fraction: float = 0.1  # cosine ends at this fraction of the peak
+    clip_norm: float = 1.0
+
+
+class RunConfig(Config):
+    """Everything that decides a run; its JSON stands in the run's folder as `config.json`."""
+
+    recipe: str = ""
+    objective: Literal["next_token", "contrastive"] = "next_token"
+    seed: int = 0
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    steps: int = Field(100, ge=1)
+    batch_rows: int = Field(8, ge=1)  # rows of a step, over all ranks and micro-batches
+    micro_rows: int = Field(8, ge=1)  # rows of one forward pass
+    start_from: dict[Literal["vision", "decoder", "model"], str] = Field(default_factory=dict)  # part -> run folder
+    frozen: list[Literal["vision", "connector", "decoder"]] = Field(default_factory=list)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "always", "never"] = "auto"
+    checkpoint_every: int = Field(100, ge=1)  # steps
+    validate_every: int = Field(0, ge=0)  # steps; 0: only at the end
+    validation_rows: int = Field(16, ge=0)  # per validation store
+    tensorboard: bool = False
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "RunConfig":
+        if self.batch_rows % self.micro_rows:
+            divisor = max(n for n in range(1, self.micro_rows + 1) if self.batch_rows % n == 0)
+            raise ValueError(
+                f"batch_rows {self.batch_rows} is no multiple of micro_rows {self.micro_rows}; try micro_rows={divisor}"
+            )
+        return self
+
+
+def override(run: RunConfig, assignments: list[str]) -> RunConfig:
+    """`run` with each `a.b=c` applied, validated as a whole.
+
+    Values are read as JSON where they are JSON (`3`, `true`, `[1,2]`), else as plain text.
+
+    Raises:
+        ConfigError: unknown field (with the nearest right one) or a value of the wrong type.
+    """
+    data = run.model_dump(mode="json")
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"{assignment!r} is not an override; write FIELD=VALUE, for example steps=200")
+        _assign(data, path, _value(text))
+    return parse(data)
+
+
+def parse(data: dict[str, Any]) -> RunConfig:
+    """A run from its JSON form; every mistake in one `ConfigError`."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def save(run: RunConfig, path: Path) -> None:
+    path.write_text(run.model_dump_json(indent=2) + "\n")
+
+
+def load(path: Path) -> RunConfig:
+    """The run recorded at `path` (a `config.json`)."""
+    try:
+        return parse(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise ConfigError(f"no run at {path.parent}: it has no config.json") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+
+
+def differences(ours: RunConfig, theirs: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Every dotted field whose value differs, with both values; empty when the runs are the same."""
+    left, right = flatten(ours.model_dump(mode="json")), flatten(theirs.model_dump(mode="json"))
+    return {
+        name: (left.get(name), right.get(name))
+        for name in sorted(left.keys() | right.keys())
+        if left.get(name) != right.get(name)
+    }
+
+
+def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict of dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """`did you mean 'X'?`, or the list of what is known when nothing is near."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+
+
+def _assign(data: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    place = data
+    for name in parents:
+        place = place.setdefault(name, {})
+        if not isinstance(place, dict):
+            near = nearest(path, _names(data))
+            raise ConfigError(f"no field {path!r} in a run: {name!r} is a single value; {near}")
+    if isinstance(place.get(last), dict) and not isinstance(value, dict):
+        inside = ", ".join(f"{path}.{name}" for name in place[last]) or f"{path}.NAME"
+        raise ConfigError(f"{path!r} is a group of fields; set one of them: {inside}")
+    place[last] = value
+
+
+def _names(data: dict[str, Any]) -> list[str]:
+    """The dotted names of all fields and groups."""
+    leaves = list(flatten(data))
+    groups = {name.rsplit(".", depth)[0] for name in leaves for depth in range(1, name.count(".") + 1)}
+    return leaves + sorted(groups)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "run"
+        if problem["type"] == "extra_forbidden":
+            known = _names(RunConfig().model_dump(mode="json"))
+            lines.append(f"no field {where!r} in a run; {nearest(where, known)}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {message} (found {problem['input']!r})" if where != "run" else message)
+    return "; ".join(dict.fromkeys(lines))
+
+
+def choices(model: type[Config], field_name: str) -> tuple[str, ...]:
+    """The values a `Literal` field may take."""
+    return get_args(model.model_fields[field_name].annotation)

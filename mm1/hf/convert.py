@@ -1,0 +1,248 @@
+"""Models of `transformers` as ours and back: pure functions over configs (as in config.json) and state dicts.
+
+State dicts are of a part (`Vision`, `Decoder`). Nothing is computed, so what goes there and back is the same
+to the bit.
+"""
+
+from typing import Any
+
+import torch
+
+from mm1.config import DecoderConfig, VisionConfig
+from mm1.hf.names import DECODER, DECODER_DROPPED, VISION, VISION_DROPPED, reverse, translate
+
+State = dict[str, torch.Tensor]
+
+_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
+
+_VISION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "clip_vision_model": {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    "siglip_vision_model": {"patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+}
+"""By model type; `transformers` leaves defaults out of a config inside a config."""
+
+_VISION_SHAPE = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+}
+
+_PIXELS = {
+    "clip_vision_model": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Mean and deviation as in the family's preprocessor_config.json."""
+
+_DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def vision_config_from_hf(theirs: dict[str, Any]) -> VisionConfig:
+    """Our config of a CLIP or SigLIP image encoder, alone or inside a larger model's config.
+
+    Where patches don't fill the image (SigLIP's 384 pixels in patches of 14) the size is cut to those
+    that do, as their convolution does.
+
+    Raises:
+        ValueError: another family, or an unknown activation.
+    """
+    theirs = theirs.get("vision_config", theirs)
+    family = theirs.get("model_type", "")
+    if family not in _VISION_DEFAULTS:
+        raise ValueError(f"image encoders of type {family!r} can't be read; known: {', '.join(_VISION_DEFAULTS)}")
+    whole = _VISION_SHAPE | _VISION_DEFAULTS[family] | theirs
+    activations: dict[str, Any] = reverse(_ACTIVATIONS)
+    if whole["hidden_act"] not in activations:
+        raise ValueError(f"activation {whole['hidden_act']!r} is unknown; known: {', '.join(activations)}")
+    clip = family == "clip_vision_model"
+    mean, deviation = _PIXELS[family]
+    return VisionConfig(
+        image_size=whole["image_size"] - whole["image_size"] % whole["patch_size"],
+        patch_size=whole["patch_size"],
+        width=whole["hidden_size"],
+        layers=whole["num_hidden_layers"],
+        heads=whole["num_attention_heads"],
+        mlp_width=whole["intermediate_size"],
+        activation=activations[whole["hidden_act"]],
+        norm_epsilon=whole["layer_norm_eps"],
+        class_token=clip,
+        patch_bias=not clip,
+        input_norm=clip,
+        mean=mean,
+        deviation=deviation,
+    )
+
+
+def vision_config_to_hf(config: VisionConfig) -> dict[str, Any]:
+    """A CLIP or SigLIP vision config for `config`, whichever has its parts.
+
+    Raises:
+        ValueError: neither family has them.
+    """
+    parts = (config.class_token, config.input_norm, not config.patch_bias)
+    if len(set(parts)) > 1:
+        raise ValueError(
+            "CLIP has class token and input norm and no patch bias, SigLIP has only the bias; this encoder "
+            f"has class_token {parts[0]}, input_norm {parts[1]}, patch_bias {not parts[2]}"
+        )
+    family = "clip" if config.class_token else "siglip"
+    theirs = {
+        "model_type": f"{family}_vision_model",
+        "architectures": ["CLIPVisionModel" if config.class_token else "SiglipVisionModel"],
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "hidden_act": _ACTIVATIONS[config.activation],
+        "layer_norm_eps": config.norm_epsilon,
+    }
+    return theirs if config.class_token else theirs | {"vision_use_head": False}
+
+
+def vision_from_hf(theirs: State) -> State:
+    """The state of our `Vision` in a state dict of theirs, wherever in it the image encoder stands."""
+    prefix = _prefix(theirs, "embeddings.patch_embedding.weight")
+    inside = {name: x for name, x in _inside(theirs, prefix).items() if not VISION_DROPPED.match(name)}
+    ours = {name: inside[their] for their, name in translate(inside, reverse(VISION)).items()}
+    ours["patch.weight"] = ours["patch.weight"].flatten(1)
+    return ours
+
+
+def vision_to_hf(ours: State) -> State:
+    """Their state dict, named as their published files are, of the state of our `Vision`."""
+    theirs = {"vision_model." + their: ours[name] for name, their in translate(ours, VISION).items()}
+    patch = "vision_model.embeddings.patch_embedding.weight"
+    size = round((theirs[patch].shape[1] / 3) ** 0.5)
+    theirs[patch] = theirs[patch].unflatten(1, (3, size, size))
+    return theirs
+
+
+def decoder_config_from_hf(theirs: dict[str, Any]) -> DecoderConfig:
+    """Our config of a Llama, Mistral, Qwen2 or Qwen3 decoder, alone or inside a larger model's config.
+
+    Raises:
+        ValueError: another family, or a part that our decoder lacks.
+    """
+    theirs = theirs.get("text_config", theirs)
+    family = theirs.get("model_type", "")
+    _refuse(theirs, family)
+    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    scaling = None
+    if kind == "llama3":
+        scaling = (
+            rope["factor"],
+            rope["low_freq_factor"],
+            rope["high_freq_factor"],
+            rope["original_max_position_embeddings"],
+        )
+    elif kind != "default":
+        raise ValueError(f"rotary positions of type {kind!r} can't be read; known: default, llama3")
+    heads = theirs["num_attention_heads"]
+    return DecoderConfig(
+        vocabulary=theirs["vocab_size"],
+        width=theirs["hidden_size"],
+        layers=theirs["num_hidden_layers"],
+        heads=heads,
+        kv_heads=theirs.get("num_key_value_heads") or heads,
+        head_width=theirs.get("head_dim") or theirs["hidden_size"] // heads,
+        mlp_width=theirs["intermediate_size"],
+        rope_base=rope.get("rope_theta") or theirs.get("rope_theta", 10_000.0),
+        rope_scaling=scaling,
+        norm_epsilon=theirs["rms_norm_eps"],
+        qk_norm=family == "qwen3",
+        qkv_bias=family == "qwen2",
+        tied=theirs.get("tie_word_embeddings", False),
+    )
+
+
+def _refuse(theirs: dict[str, Any], family: str) -> None:
+    """Raise where their decoder would compute something else than ours."""
+    if family not in _DECODERS:
+        raise ValueError(f"decoders of type {family!r} can't be read; known: {', '.join(_DECODERS)}")
+    for name in ("attention_bias", "mlp_bias"):
+        if theirs.get(name):
+            raise ValueError(f"{name} is set, but only Qwen2's biases of query, key and value are known")
+    if theirs["hidden_act"] != "silu":
+        raise ValueError(f"hidden_act is {theirs['hidden_act']!r}, but only 'silu' is known")
+    window = theirs.get("sliding_window") if theirs.get("use_sliding_window", True) else None
+    if window is not None and window < theirs["max_position_embeddings"]:
+        raise ValueError(
+            f"attention reaches back {window} places only, which our decoder can't; for texts of at most "
+            f"{window} tokens it makes no difference: set sliding_window to null in config.json"
+        )
+
+
+def decoder_config_to_hf(config: DecoderConfig, *, places: int) -> dict[str, Any]:
+    """A Llama, Qwen2 or Qwen3 config for `config`, whichever has its parts; `places` is the longest text.
+
+    A Mistral decoder is written as Llama, which computes the same.
+
+    Raises:
+        ValueError: biases and QK-norm together, which none of them has.
+    """
+    if config.qkv_bias and config.qk_norm:
+        raise ValueError("Qwen2 has qkv_bias and Qwen3 has qk_norm, but no family has both")
+    family = "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else "llama"
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_base}
+    if config.rope_scaling is not None:
+        factor, low, high, places_before = config.rope_scaling
+        rope |= {
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low,
+            "high_freq_factor": high,
+            "original_max_position_embeddings": places_before,
+        }
+    return {
+        "model_type": family,
+        "architectures": [family.capitalize() + "ForCausalLM"],
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "hidden_act": "silu",
+        "max_position_embeddings": places,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_parameters": rope,
+        "rope_theta": config.rope_base,  # where versions before 5 look for it
+        "tie_word_embeddings": config.tied,
+        "attention_bias": False,
+    }
+
+
+def decoder_from_hf(theirs: State, *, tied: bool) -> State:
+    """The state of our `Decoder` in a state dict of theirs, wherever in it the decoder stands."""
+    prefix = _prefix(theirs, "embed_tokens.weight")
+    inside = {name: x for name, x in _inside(theirs, prefix).items() if not DECODER_DROPPED.match(name)}
+    ours = {name: inside[their] for their, name in translate(inside, reverse(DECODER)).items()}
+    if not tied:
+        ours["output.weight"] = theirs[_prefix(theirs, "lm_head.weight") + "lm_head.weight"]
+    return ours
+
+
+def decoder_to_hf(ours: State) -> State:
+    """Their state dict of the state of our `Decoder`; without `lm_head` if embeddings are tied, as theirs."""
+    ours = dict(ours)
+    output = ours.pop("output.weight", None)
+    theirs = {"model." + their: ours[name] for name, their in translate(ours, DECODER).items()}
+    return theirs if output is None else theirs | {"lm_head.weight": output}
+
+
+def _prefix(state: State, ending: str) -> str:
+    found = [name.removesuffix(ending) for name in state if name.endswith(ending)]
+    if len(found) != 1:
+        raise ValueError(f"found {len(found)} tensors named ...{ending} among {len(state)}, expected one")
+    return found[0]
+
+
+def _inside(state: State, prefix: str) -> State:
+    """What stands behind `prefix`; the output matrix doesn't, even behind an empty one."""
+    names = {name: name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+    return {short: state[name] for name, short in names.items() if not short.endswith("lm_head.weight")}

@@ -1,0 +1,167 @@
+"""The language decoder: pre-norm, RMSNorm, rotary positions, SwiGLU, grouped-query attention."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mm1.config import DecoderConfig
+from mm1.model.layers import (
+    Causal,
+    Mask,
+    RMSNorm,
+    SwiGLU,
+    attention,
+    linear,
+    residual_scale,
+    rotary_angles,
+    rotate,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Keys and values of every layer, [B, L, K, W] each; the key of position p stands at place p of its row.
+
+    What stands behind a row's last position is never seen: a place is written before any query may
+    look at it. So ragged rows need no mask of their own.
+    """
+
+    keys: tuple[torch.Tensor, ...]
+    values: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def empty(cls, config: DecoderConfig, *, rows: int, places: int, like: torch.Tensor) -> "Cache":
+        """Room for `rows` rows of `places` positions, on the device and in the type of `like`."""
+        shape = (rows, places, config.kv_heads, config.head_width)
+        keys, values = (tuple(like.new_zeros(shape) for _ in range(config.layers)) for _ in range(2))
+        return cls(keys, values)
+
+    def view(self, rows: slice, places: int) -> "Cache":
+        """The first `places` places of some rows; writing to it writes to this cache."""
+        return Cache(tuple(k[rows, :places] for k in self.keys), tuple(v[rows, :places] for v in self.values))
+
+    def mask(self, position_BT: torch.Tensor) -> Mask:
+        """What each query sees: its own position and everything before."""
+        places = self.keys[0].shape[1]
+        if places == position_BT.shape[1]:  # as many positions as places: the rows start here
+            return Causal()
+        place_L = torch.arange(places, device=position_BT.device)
+        return (place_L <= position_BT[..., None])[:, None]
+
+    def write(
+        self, layer: int, position_BT: torch.Tensor, *, k_BTKW: torch.Tensor, v_BTKW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values of a layer, [B, L, K, W], with those of the new positions put in."""
+        row_B1 = torch.arange(len(position_BT), device=position_BT.device)[:, None]
+        self.keys[layer][row_B1, position_BT] = k_BTKW
+        self.values[layer][row_B1, position_BT] = v_BTKW
+        return self.keys[layer], self.values[layer]
+
+
+class SelfAttention(nn.Module):
+    """What each place gathers from the places it sees, [B, T, D]."""
+
+    def __init__(self, config: DecoderConfig, *, layer: int):
+        super().__init__()
+        if config.heads % config.kv_heads:
+            raise ValueError(f"heads {config.heads} is no multiple of kv_heads {config.kv_heads}; change one")
+        self.layer, self.head_width = layer, config.head_width
+        queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
+        self.query = linear(config.width, queries, bias=config.qkv_bias)
+        self.key = linear(config.width, keys, bias=config.qkv_bias)
+        self.value = linear(config.width, keys, bias=config.qkv_bias)
+        self.out = linear(queries, config.width, bias=False, scale=residual_scale(config.layers))
+        self.query_norm = RMSNorm(config.head_width, config.norm_epsilon) if config.qk_norm else None
+        self.key_norm = RMSNorm(config.head_width, config.norm_epsilon) if config.qk_norm else None
+
+    def forward(
+        self,
+        x_BTD: torch.Tensor,
+        position_BT: torch.Tensor,
+        *,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        mask: Mask,
+        cache: Cache | None,
+    ) -> torch.Tensor:
+        heads = (-1, self.head_width)
+        q_BTHW = self.query(x_BTD).unflatten(-1, heads)
+        k_BTKW, v_BTKW = self.key(x_BTD).unflatten(-1, heads), self.value(x_BTD).unflatten(-1, heads)
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTHW, k_BTKW = self.query_norm(q_BTHW), self.key_norm(k_BTKW)
+        q_BTHW, k_BTKW = rotate(q_BTHW, angles), rotate(k_BTKW, angles)
+        if cache is not None:
+            k_BTKW, v_BTKW = cache.write(self.layer, position_BT, k_BTKW=k_BTKW, v_BTKW=v_BTKW)
+        return self.out(attention(q_BTHW, k_BTKW, v_BLKW=v_BTKW, mask=mask).flatten(2))
+
+
+class DecoderBlock(nn.Module):
+    """A pre-norm transformer layer, [B, T, D] in and out."""
+
+    def __init__(self, config: DecoderConfig, *, layer: int):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
+        self.attention = SelfAttention(config, layer=layer)
+        self.feed_forward_norm = RMSNorm(config.width, config.norm_epsilon)
+        self.feed_forward = SwiGLU(config.width, config.mlp_width, scale=residual_scale(config.layers))
+
+    def forward(
+        self,
+        x_BTD: torch.Tensor,
+        position_BT: torch.Tensor,
+        *,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        mask: Mask,
+        cache: Cache | None,
+    ) -> torch.Tensor:
+        y_BTD = self.attention_norm(x_BTD)
+        x_BTD = x_BTD + self.attention(y_BTD, position_BT, angles=angles, mask=mask, cache=cache)
+        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+
+
+class Decoder(nn.Module):
+    """A decoder-only transformer between `embed` and `logits`."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.width)
+        self.blocks = nn.ModuleList(DecoderBlock(config, layer=layer) for layer in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_epsilon)
+        self.output = None if config.tied else linear(config.width, config.vocabulary, bias=False)
+
+    def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Token embeddings [B, T, D]."""
+        return self.embedding(tokens_BT)
+
+    def forward(
+        self,
+        x_BTD: torch.Tensor,
+        position_BT: torch.Tensor,
+        *,
+        mask: Mask | None = None,
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
+        """Hidden states [B, T, D], after the last norm.
+
+        `mask` (from `layers.document_mask`) says which places see which; without one each row is
+        a single document. With a `cache` the places continue its rows at `position_BT`, and its
+        places are as many as the positions in use after this call.
+        """
+        if cache is not None:
+            mask = cache.mask(position_BT)
+        elif mask is None:
+            mask = Causal()
+        angles = rotary_angles(position_BT, self.config)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, position_BT, angles=angles, mask=mask, cache=cache)
+        return self.norm(x_BTD)
+
+    def output_weight(self) -> torch.Tensor:
+        """The matrix [V, D] that makes logits, for losses that never hold all logits at once."""
+        return self.embedding.weight if self.output is None else self.output.weight
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Unnormalised log-probabilities [..., V] of the next token."""
+        return F.linear(hidden, self.output_weight())

@@ -1,0 +1,63 @@
+"""The multimodal language model: image tokens stand in line with text tokens."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mm1.config import ModelConfig
+from mm1.document import Batch
+from mm1.model.connector import KINDS
+from mm1.model.decoder import Decoder
+from mm1.model.layers import document_mask, initialise
+from mm1.model.vision import Vision
+
+
+class MLLM(nn.Module):
+    """A ViT, a connector and a decoder (MM1, section 3). Training freezes parts from outside."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.vision = Vision(config.vision)
+        self.connector = KINDS[config.connector.kind](
+            config.connector, vision=config.vision, width=config.decoder.width
+        )
+        self.decoder = Decoder(config.decoder)
+        for parameter in self.vision.idle():
+            parameter.requires_grad_(False)
+
+    def initialise(self, seed: int) -> None:
+        """Fill every parameter from `seed`; the same numbers on every device and for every sharding."""
+        initialise(self, seed)
+
+    def encode_images(self, images_NCYX: torch.Tensor) -> torch.Tensor:
+        """Image tokens [N, S, D] of uint8 images."""
+        return self.connector(self.vision(images_NCYX))
+
+    def embed(self, tokens_BT: torch.Tensor, features_NSD: torch.Tensor, *, image_token: int) -> torch.Tensor:
+        """The decoder's input [B, T, D]: token embeddings; at the image places image features in order."""
+        image_BT = tokens_BT == image_token
+        # the n-th image place takes the n-th feature; all others take row 0, which gets no gradient
+        index_BT = image_BT.flatten().cumsum(0).view_as(tokens_BT) * image_BT
+        table = F.pad(features_NSD.flatten(0, 1), (0, 0, 1, 0))
+        feature_BTD = F.embedding(index_BT, table, padding_idx=0)
+        x_BTD = self.decoder.embed(tokens_BT)
+        return torch.where(image_BT[..., None], feature_BTD.to(x_BTD.dtype), x_BTD)
+
+    def hidden(self, batch: Batch, image_token: int) -> torch.Tensor:
+        """Hidden states [B, T, D] of a packed batch; `decoder.logits` makes logits of them.
+
+        The image encoder runs whatever the batch holds, on a black image if on none, so that all ranks
+        do the same and every parameter has a gradient, if only zero.
+        """
+        images_NCYX = batch.images_NCYX
+        if not len(images_NCYX):
+            size = self.config.vision.image_size
+            images_NCYX = images_NCYX.new_zeros(1, 3, size, size)
+        features_NSD = self.encode_images(images_NCYX)
+        x_BTD = self.embed(batch.tokens_BT, features_NSD, image_token=image_token)
+        return self.decoder(x_BTD, batch.position_BT, mask=document_mask(batch.document_BT))
+
+    def forward(self, batch: Batch, image_token: int) -> torch.Tensor:
+        """`hidden`: what wrappers such as FSDP hook into."""
+        return self.hidden(batch, image_token)

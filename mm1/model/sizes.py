@@ -1,0 +1,145 @@
+"""The shapes of models: the one for a laptop, and the paper's as far as it or others' code tells them.
+
+MM1 publishes no layer counts, widths or vocabulary of its decoders. The small ones follow AXLearn's
+"Gala" sizes, which give the paper's parameter counts as 12 * layers * width^2; reasons stand beside
+the numbers.
+"""
+
+from mm1.config import ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP; DFN keeps it
+CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+
+def tiny() -> ModelConfig:
+    """A model of 6.5 M parameters that trains in minutes on a CPU."""
+    return ModelConfig(
+        vision=VisionConfig(image_size=96, patch_size=16, width=192, layers=6, heads=3, mlp_width=768),
+        connector=ConnectorConfig(kind="c_abstractor", tokens=16, width=192, depth=1),
+        decoder=DecoderConfig(
+            vocabulary=4096,
+            width=192,
+            layers=6,
+            heads=3,
+            kv_heads=3,
+            head_width=64,
+            mlp_width=512,
+            qk_norm=True,
+            tied=True,
+        ),
+    )
+
+
+def vit_l_14_336() -> VisionConfig:
+    """The encoder of the ablations: CLIP's ViT-L/14 at 336 pixels (MM1, section 3.1)."""
+    return VisionConfig(
+        image_size=336,
+        patch_size=14,
+        width=1024,
+        layers=24,
+        heads=16,
+        mlp_width=4096,
+        activation="quick_gelu",
+        norm_epsilon=1e-5,
+        class_token=True,
+        patch_bias=False,
+        input_norm=True,
+        mean=CLIP_MEAN,
+        deviation=CLIP_DEVIATION,
+    )
+
+
+def vit_h_14_378() -> VisionConfig:
+    """The encoder of the final models: DFN's ViT-H/14 at 378 pixels (MM1, section 4)."""
+    return vit_l_14_336().model_copy(
+        update={"image_size": 378, "width": 1280, "layers": 32, "heads": 16, "mlp_width": 5120}
+    )
+
+
+def c_abstractor_144() -> ConnectorConfig:
+    """The connector of the final models. MM1 tells only kind and tokens; depth and width are Honeybee's."""
+    return ConnectorConfig(kind="c_abstractor", tokens=144, width=1024, depth=3)
+
+
+def decoder_9m() -> DecoderConfig:
+    """The smallest decoder of the learning-rate searches (MM1, section 3.4); 12 * 12 * 256^2 = 9.4 M."""
+    return _gala(width=256, layers=12, head_width=64)
+
+
+def decoder_85m() -> DecoderConfig:
+    """The second of the learning-rate searches; 12 * 12 * 768^2 = 85 M."""
+    return _gala(width=768, layers=12, head_width=64)
+
+
+def decoder_302m() -> DecoderConfig:
+    """The third of the learning-rate searches; 12 * 24 * 1024^2 = 302 M."""
+    return _gala(width=1024, layers=24, head_width=64)
+
+
+def decoder_1_2b() -> DecoderConfig:
+    """The decoder of the ablations; 12 * 24 * 2048^2 = 1.21 B, 32 heads as in Gala."""
+    return _gala(width=2048, layers=24, head_width=64)
+
+
+def decoder_2_9b() -> DecoderConfig:
+    """The decoder of the encoder ablations; 26 layers of 3072 are a plain shape with that many: 2.94 B."""
+    return _gala(width=3072, layers=26, head_width=128)
+
+
+def decoder_3b() -> DecoderConfig:
+    """The final 3B: the 2.9B shape, which with 64 experts in every second layer gives the paper's 64 B."""
+    return decoder_2_9b()
+
+
+def decoder_7b() -> DecoderConfig:
+    """The final 7B: Gala's 32 layers of 4096, 6.44 B."""
+    return _gala(width=4096, layers=32, head_width=128)
+
+
+def decoder_30b() -> DecoderConfig:
+    """The final 30B. 48 layers of 7168 give 29.6 B, with the usual width of 128 for its 56 heads."""
+    return _gala(width=7168, layers=48, head_width=128)
+
+
+def mm1_3b() -> ModelConfig:
+    """MM1-3B (section 4)."""
+    return ModelConfig(vision=vit_h_14_378(), connector=c_abstractor_144(), decoder=decoder_3b())
+
+
+def mm1_7b() -> ModelConfig:
+    """MM1-7B (section 4)."""
+    return ModelConfig(vision=vit_h_14_378(), connector=c_abstractor_144(), decoder=decoder_7b())
+
+
+def mm1_30b() -> ModelConfig:
+    """MM1-30B (section 4)."""
+    return ModelConfig(vision=vit_h_14_378(), connector=c_abstractor_144(), decoder=decoder_30b())
+
+
+def ablation_base() -> ModelConfig:
+    """The base of the ablations: ViT-L/14 at 336, C-Abstractor with 144 tokens, 1.2B (section 3)."""
+    return ModelConfig(vision=vit_l_14_336(), connector=c_abstractor_144(), decoder=decoder_1_2b())
+
+
+def non_embedding_parameters(config: DecoderConfig) -> int:
+    """The decoder's parameters without embedding and output matrices: N of the learning-rate law."""
+    queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
+    attention = config.width * (2 * queries + 2 * keys) + config.qkv_bias * (queries + 2 * keys)
+    norms = 2 * config.width + config.qk_norm * 2 * config.head_width
+    return config.layers * (attention + 3 * config.width * config.mlp_width + norms) + config.width
+
+
+def _gala(*, width: int, layers: int, head_width: int) -> DecoderConfig:
+    """AXLearn's Gala block: a feed-forward of 8/3 widths, up to the next multiple of 256, and QK-norm."""
+    return DecoderConfig(
+        vocabulary=32_768,  # of the public config; MM1's own is not published
+        width=width,
+        layers=layers,
+        heads=width // head_width,
+        kv_heads=width // head_width,  # no grouped queries are described
+        head_width=head_width,
+        mlp_width=-(-width * 8 // 3 // 256) * 256,
+        norm_epsilon=1e-5,
+        qk_norm=True,
+        tied=True,
+    )

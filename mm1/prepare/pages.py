@@ -1,0 +1,290 @@
+"""Web pages on disk -> documents: the main content, text and images in reading order, whitespace kept."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mm1.document import Document, Image, Piece, Text
+from mm1.prepare.pictures import PictureError, encode_webp, open_picture, shrink
+from mm1.prepare.sources import SCIPY, SKIMAGE, SKLEARN, Source
+
+SIDE = 224
+"""Longest side of a page's image in pixels."""
+
+QUALITY = 60
+"""WebP quality of a page's image: axes and curves of plots stay legible."""
+
+_SHORTEST, _LONGEST = 40, 64  # an image smaller than this (pixels of short and long side) is an icon
+_REPEATED = 0.05  # an image on more of the pages than this is a logo or an icon
+_FEWEST_WORDS = 30
+_MOST_IMAGES = 24
+
+_SKIPPED_TAGS = frozenset(
+    [
+        "script",
+        "style",
+        "nav",
+        "footer",
+        "header",
+        "aside",
+        "button",
+        "form",
+        "noscript",
+        "svg",
+        "math",
+        "iframe",
+        "object",
+        "select",
+        "input",
+    ]
+)
+_SKIPPED_CLASSES = frozenset(
+    [
+        "headerlink",
+        "sphx-glr-footer",
+        "sphx-glr-download-link-note",
+        "sphx-glr-thumbcontainer",
+        "sphx-glr-thumbnails",
+        "sphx-glr-timing",
+        "sphx-glr-signature",
+        "sphx-glr-download",
+        "viewcode-link",
+        "toctree-wrapper",
+        "contents",
+        "local",
+        "copybutton",
+        "sk-top-container",
+        "sidebar",
+        "prev-next",
+        "prev-next-area",
+        "prev-next-bottom",
+        "navheader",
+        "navfooter",
+        "breadcrumbs",
+        "toc",
+        "linenos",
+        "related",
+    ]
+)
+_BLOCKS = frozenset(
+    [
+        "p",
+        "div",
+        "section",
+        "article",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "ul",
+        "ol",
+        "dl",
+        "table",
+        "pre",
+        "blockquote",
+        "figure",
+    ]
+)
+_LINES = frozenset(["li", "dt", "dd", "tr", "br", "figcaption", "caption", "hr"])
+
+
+@dataclass(frozen=True, slots=True)
+class Manual:
+    """A tree of HTML pages: where it lies in its package, which pages count, where their content is.
+
+    `plain` matches the paths of pages that are worth reading without any image.
+    """
+
+    source: Source
+    root: str
+    pages: str
+    main: str = "//*[@role='main']"
+    plain: str = r"$^"
+
+
+MANUALS = (
+    Manual(
+        SKLEARN,
+        "usr/share/doc/python-sklearn-doc/html",
+        r"^(auto_examples|modules|tutorial|developers)/(?!generated/)|^(faq|glossary|about|presentations)\.html",
+        plain=r"",
+    ),
+    Manual(
+        SKIMAGE,
+        "usr/share/doc/python-skimage-doc/html",
+        r"^(auto_examples|user_guide|api)/|^(install|contribute|core_developer|glossary)\.html",
+        plain=r"",
+    ),
+    Manual(
+        SCIPY,
+        "usr/share/doc/python-scipy-doc/html",
+        r"^(tutorial|reference/generated|dev)/(?!gitwash)",
+        plain=r"^(tutorial|dev)/",
+    ),
+)
+
+
+def manual_pages(manual: Manual, cache: Path, drops: Counter[str]) -> Iterator[Document]:
+    """The pages of a manual: with images, or (where `manual.plain` matches) of text alone."""
+    root = manual.source.folder(cache) / manual.root
+    name = manual.source.name
+    read: dict[str, list[Piece | Path]] = {}
+    for path in sorted(root.rglob("*.html")):
+        place = path.relative_to(root).as_posix()
+        if not re.match(manual.pages, place):
+            continue
+        pieces = read_page(path.read_bytes(), path, root=root, main=manual.main)
+        words = sum(len(piece.text.split()) for piece in pieces if isinstance(piece, Text))
+        if words < _FEWEST_WORDS:
+            drops[f"{name}: page of fewer than {_FEWEST_WORDS} words"] += 1
+            continue
+        read[place] = pieces
+    users = Counter(image for pieces in read.values() for image in {p for p in pieces if isinstance(p, Path)})
+    repeated = {image for image, pages in users.items() if pages > max(2, _REPEATED * len(read))}
+    for place, pieces in read.items():
+        document = _with_images(pieces, repeated, drops, name=name)
+        if not document.images and not re.match(manual.plain, place):
+            drops[f"{name}: reference page without an image"] += 1
+            continue
+        yield Document(document.pieces, id=f"{name}/{place}", source=name, metadata=manual.source.metadata(page=place))
+
+
+def read_page(content: bytes, path: Path, *, root: Path, main: str) -> list[Piece | Path]:
+    """Text pieces and the files of the images in reading order; empty without main content.
+
+    `path` is where the page lies (its images' addresses are relative to it); files outside `root` are left out.
+    """
+    from lxml import etree, html
+
+    parser = html.HTMLParser(remove_comments=True, remove_pis=True, encoding="utf-8")
+    try:
+        tree = html.document_fromstring(content, parser=parser)
+    except (etree.ParserError, etree.XMLSyntaxError):
+        return []
+    found = tree.xpath(main)
+    if not found:
+        return []
+    page = _Page()
+    walker = etree.iterwalk(found[0], events=("start", "end"))
+    for event, element in walker:
+        if event == "start":
+            if element.tag in _SKIPPED_TAGS or _SKIPPED_CLASSES.intersection(element.get("class", "").split()):
+                walker.skip_subtree()
+                continue
+            if element.tag == "img":
+                image = _local(element.get("src", ""), path, root=root)
+                if image is not None and "math" not in element.get("class", "").split():
+                    page.image(image)
+                continue
+            page.open(element.tag)
+            page.text(element.text or "")
+        else:
+            page.close(element.tag)
+            if element is not found[0]:
+                page.text(element.tail or "")
+    return page.pieces()
+
+
+class _Page:
+    """Text and images in reading order, being written: knows when a line or a paragraph has ended."""
+
+    def __init__(self) -> None:
+        self._done: list[Piece | Path] = []
+        self._text = ""
+        self._newlines = 0  # owed before the next text
+        self._verbatim = 0
+
+    def open(self, tag: str) -> None:
+        self._break(2 if tag in _BLOCKS else 1 if tag in _LINES else 0)
+        if tag == "pre":
+            self._verbatim += 1
+        elif tag == "li":
+            self._write("- ")
+        elif tag in ("td", "th") and self._text and not self._text.endswith("\n") and not self._newlines:
+            self._write(" | ")
+
+    def close(self, tag: str) -> None:
+        if tag == "pre":
+            self._verbatim = max(0, self._verbatim - 1)
+        self._break(2 if tag in _BLOCKS else 1 if tag in _LINES else 0)
+
+    def text(self, text: str) -> None:
+        text = text.replace("\xa0", " ").replace("\u200b", "").replace("\xad", "")
+        if not self._verbatim:
+            text = re.sub(r"\s+", " ", text)
+            if not text.strip() and (self._newlines or not self._text or self._text[-1] in " \n"):
+                return
+            if self._newlines or self._text[-1:] in ("", " ", "\n"):
+                text = text.lstrip(" ")
+        if text:
+            self._write(text)
+
+    def image(self, path: Path) -> None:
+        self._flush()
+        self._done.append(path)
+        self._newlines = 0
+
+    def pieces(self) -> list[Piece | Path]:
+        self._flush()
+        return self._done
+
+    def _break(self, newlines: int) -> None:
+        self._newlines = max(self._newlines, newlines)
+
+    def _write(self, text: str) -> None:
+        if self._newlines:
+            stripped = self._text.rstrip(" \n")
+            bare = stripped.endswith("\n-") or stripped == "-"  # a paragraph right after its bullet
+            if self._text and not bare:
+                self._text = stripped + "\n" * self._newlines
+            self._newlines = 0
+        if not self._text and self._done:
+            self._text = "\n"  # what follows an image starts on its own line
+        self._text += text
+
+    def _flush(self) -> None:
+        text = re.sub(r"[ \t]+\n", "\n", self._text)
+        text = re.sub(r"\n{3,}", "\n\n", text)
+        text = text.rstrip(" \n") + "\n" if text.strip() else ""
+        if text:
+            self._done.append(Text(text))
+        self._text = ""
+
+
+def _local(address: str, page: Path, *, root: Path) -> Path | None:
+    parts = urlsplit(address)
+    if parts.scheme or parts.netloc or not parts.path:
+        return None
+    path = (page.parent / unquote(parts.path)).resolve()
+    return path if path.is_relative_to(root.resolve()) and path.is_file() else None
+
+
+def _with_images(pieces: list[Piece | Path], repeated: set[Path], drops: Counter[str], *, name: str) -> Document:
+    """The page with its images decoded, shrunk and encoded; those that don't count are left out."""
+    done: list[Piece] = []
+    seen: set[Path] = set()
+    for piece in pieces:
+        if not isinstance(piece, Path):
+            if done and isinstance(done[-1], Text) and isinstance(piece, Text):
+                done[-1] = Text(done[-1].text + piece.text)
+            else:
+                done.append(piece)
+            continue
+        try:
+            if piece in repeated or piece in seen:
+                raise PictureError("image repeated on the page or on many pages")
+            if len(seen) == _MOST_IMAGES:
+                raise PictureError(f"image after the {_MOST_IMAGES}th of a page")
+            image = open_picture(piece.read_bytes())
+            if min(image.size) < _SHORTEST or max(image.size) < _LONGEST:
+                raise PictureError("icon")
+            seen.add(piece)
+            done.append(Image(encode_webp(shrink(image, side=SIDE), quality=QUALITY)))
+        except PictureError as error:
+            drops[f"{name}: {error}"] += 1
+    return Document(tuple(done))

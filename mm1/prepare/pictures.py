@@ -1,0 +1,145 @@
+"""Pictures as people publish them -> small encoded pictures for a store, and what they look like as 64 bits."""
+
+import hashlib
+import io
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import PIL.Image
+
+from mm1.prepare.sources import Source
+
+LARGEST_PIXELS = 40_000_000
+"""More pixels than this are refused before decoding: a few bytes of PNG can ask for gigabytes."""
+
+_LONGEST_TO_SHORTEST = 12
+
+
+class PictureError(ValueError):
+    """A picture that cannot be used; the message is the reason, in a few words, under which it is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A captioned picture on its way to a caption row and to gallery pages.
+
+    `family` names pictures that must not be torn apart by a split (all skin tones of one emoji); `group` is what a
+    gallery collects (a folder of clip art, a subgroup of emoji); `labels` holds the caption in other languages.
+    """
+
+    id: str
+    source: Source
+    data: bytes
+    caption: str
+    group: str
+    family: str
+    tags: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+    creator: str = ""
+
+
+def open_picture(data: bytes) -> PIL.Image.Image:
+    """The decoded picture, RGB, transparent parts on white.
+
+    Raises:
+        PictureError: not a picture Pillow knows, broken, or larger than `LARGEST_PIXELS`.
+    """
+    try:
+        image = PIL.Image.open(io.BytesIO(data))
+        if image.width * image.height > LARGEST_PIXELS:
+            raise PictureError("picture with too many pixels")
+        image = image.convert("RGBA")
+    except PictureError:
+        raise
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise PictureError("picture that cannot be decoded") from error
+    page = PIL.Image.new("RGBA", image.size, "white")
+    page.alpha_composite(image)
+    return page.convert("RGB")
+
+
+def render_svg(data: bytes, *, side: int) -> PIL.Image.Image:
+    """The drawing in a square of `side` pixels at most, RGB on white.
+
+    No font of this machine is used, so that every machine makes the same picture: drawings with text are refused.
+
+    Raises:
+        PictureError: not an SVG, a drawing with text, or one that cannot be rendered.
+    """
+    import resvg_py
+
+    text = data.decode("utf-8", "replace")
+    if "<text" in text or "<svg:text" in text or "<flowRoot" in text:
+        raise PictureError("drawing with text, which needs fonts of the machine")
+    try:
+        png = resvg_py.svg_to_bytes(svg_string=text, width=side, height=side, dpi=96, skip_system_fonts=True)
+    except ValueError as error:
+        raise PictureError("drawing that cannot be rendered") from error
+    return open_picture(bytes(png))
+
+
+def crop(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The picture without its empty white margins.
+
+    Raises:
+        PictureError: nothing but white, or a shape so long and thin that nothing is left of it when small.
+    """
+    ink = PIL.Image.eval(image.convert("L"), lambda value: 255 if value < 250 else 0).getbbox()
+    if ink is None:
+        raise PictureError("empty picture")
+    image = image.crop(ink)
+    if max(image.size) > _LONGEST_TO_SHORTEST * min(image.size):
+        raise PictureError("picture that is too long and thin")
+    return image
+
+
+def square(image: PIL.Image.Image, *, side: int) -> PIL.Image.Image:
+    """The picture in the middle of a white square of `side` pixels, aspect ratio kept."""
+    small = image.copy()
+    scale = side / max(small.size)
+    size = (max(1, round(small.width * scale)), max(1, round(small.height * scale)))
+    small = small.resize(size, PIL.Image.Resampling.LANCZOS)
+    page = PIL.Image.new("RGB", (side, side), "white")
+    page.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
+    return page
+
+
+def shrink(image: PIL.Image.Image, *, side: int) -> PIL.Image.Image:
+    """The picture with its longest side at most `side` pixels; never enlarged."""
+    small = image.copy()
+    small.thumbnail((side, side), PIL.Image.Resampling.LANCZOS)
+    return small
+
+
+def encode_webp(image: PIL.Image.Image, *, quality: int) -> bytes:
+    """WebP bytes without metadata; a quality of 100 means lossless."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality, method=6, lossless=quality == 100)
+    return buffer.getvalue()
+
+
+def sha256(data: bytes) -> str:
+    """The identity of stored bytes, 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def fingerprint(data: bytes) -> int:
+    """The 64-bit perceptual hash of a stored picture: pictures that look alike differ in few bits.
+
+    The sign, against their median, of the 8x8 lowest frequencies of the discrete cosine transform of the 32x32
+    grey picture (pHash; Zauner 2010, https://www.phash.org/docs/pubs/thesis_zauner.pdf).
+    """
+    with PIL.Image.open(io.BytesIO(data)) as image:
+        grey = image.convert("L").resize((32, 32), PIL.Image.Resampling.LANCZOS)
+    basis = _cosines()
+    low = (basis @ np.asarray(grey, dtype=np.float64) @ basis.T).round(6)
+    bits = (low > np.median(low)).ravel()
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+@lru_cache(maxsize=1)
+def _cosines() -> np.ndarray:
+    """The first 8 rows of the 32-point type-II cosine transform."""
+    places = np.arange(32)
+    return np.cos(np.pi * np.arange(8)[:, None] * (2 * places + 1) / 64)

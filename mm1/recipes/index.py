@@ -1,0 +1,24 @@
+"""Every recipe by its name: what `mm1 train NAME` finds."""
+
+from collections.abc import Callable
+
+from mm1.config import ConfigError, RunConfig, nearest
+from mm1.recipes import tiny
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "tiny_encoder": tiny.tiny_encoder,
+    "tiny_language": tiny.tiny_language,
+    "tiny": tiny.tiny,
+    "tiny_sft": tiny.tiny_sft,
+}
+
+
+def recipe(name: str) -> RunConfig:
+    """The run that recipe `name` describes.
+
+    Raises:
+        ConfigError: there is no such recipe; the nearest is named.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"no recipe {name!r}; {nearest(name, list(RECIPES))}")
+    return RECIPES[name]()

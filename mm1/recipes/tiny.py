@@ -1,0 +1,100 @@
+"""The demo's four stages: a 96-pixel ViT, a C-Abstractor and a small decoder, on the shipped sample.
+
+Each stage is MM1's, in small: an encoder trained by contrast, a language model trained on text, both
+joined and trained on captions, pages and text with nothing frozen (MM1, section 3), then fine-tuned on
+questions. Two CPU cores do all four in about ten minutes.
+"""
+
+from mm1.config import DataConfig, OptimConfig, RunConfig, SourceConfig
+from mm1.model.sizes import tiny as tiny_size
+
+
+def tiny_encoder() -> RunConfig:
+    """The image encoder, by CLIP's loss on captions. A picture takes one place, which tells text nothing."""
+    model = tiny_size()
+    model.connector.tokens = 1
+    return RunConfig(
+        recipe="tiny_encoder",
+        objective="contrastive",
+        model=model,
+        data=DataConfig(
+            sources={"captions": SourceConfig(store="sample:captions-train")},
+            validation={"captions": "sample:captions-test"},
+            row_length=512,
+            row_images=96,
+            image_tokens=1,
+        ),
+        optim=OptimConfig(warmup_steps=20),
+        steps=110,
+        batch_rows=4,
+        micro_rows=4,
+        checkpoint_every=40,
+        validation_rows=4,
+    )
+
+
+def tiny_language() -> RunConfig:
+    """The language model, on text alone."""
+    return RunConfig(
+        recipe="tiny_language",
+        model=tiny_size(),
+        data=DataConfig(
+            sources={"text": SourceConfig(store="sample:text-train")},
+            validation={"text": "sample:text-test"},
+            row_length=512,
+            row_images=0,
+        ),
+        optim=OptimConfig(warmup_steps=20),
+        steps=120,
+        batch_rows=8,
+        micro_rows=8,
+        checkpoint_every=40,
+        frozen=["vision", "connector"],
+    )
+
+
+def tiny(root: str = "runs") -> RunConfig:
+    """Multimodal pre-training: rows dealt 9:9:2 from captions, pages and text, nothing frozen.
+
+    MM1, section 3.3: 45 % captions, 45 % interleaved, 10 % text.
+    """
+    return RunConfig(
+        recipe="tiny",
+        model=tiny_size(),
+        data=DataConfig(
+            sources={
+                "captions": SourceConfig(store="sample:captions-train", share=9),
+                "interleaved": SourceConfig(store="sample:interleaved-train", share=9),
+                "text": SourceConfig(store="sample:text-train", share=2),
+            },
+            validation={
+                "captions": "sample:captions-test",
+                "interleaved": "sample:interleaved-test",
+                "text": "sample:text-test",
+            },
+        ),
+        start_from={"vision": f"{root}/tiny_encoder", "decoder": f"{root}/tiny_language"},
+        optim=OptimConfig(warmup_steps=20),
+        steps=150,
+        batch_rows=8,
+        micro_rows=8,
+        checkpoint_every=40,
+    )
+
+
+def tiny_sft(root: str = "runs") -> RunConfig:
+    """Fine-tuning on easy-vqa: a picture and its questions as one chat, loss on the answers only."""
+    return RunConfig(
+        recipe="tiny_sft",
+        model=tiny_size(),
+        data=DataConfig(
+            sources={"vqa": SourceConfig(store="sample:vqa-train")},
+            validation={"vqa": "sample:vqa-test"},
+        ),
+        start_from={"model": f"{root}/tiny"},
+        optim=OptimConfig(warmup_steps=10),
+        steps=60,
+        batch_rows=8,
+        micro_rows=8,
+        checkpoint_every=30,
+    )

@@ -1,0 +1,54 @@
+"""An answer from a trained run, through the same document path as training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mm1.checkpoint import Loaded
+from mm1.data.chat import is_chat, prompt
+from mm1.data.encode import encode
+from mm1.data.image import ImageError, load
+from mm1.data.store import open_store
+from mm1.document import Document, Image, Piece, Text
+from mm1.model.generate import Decoding, Prompt, generate
+
+
+def answer(loaded: Loaded, question: str, *, images: Sequence[Path], tokens: int) -> str:
+    """What the model says to `question` about `images`: a chat's turn, or how it continues the text.
+
+    Raises:
+        ValueError: an image that does not exist or cannot be decoded, named.
+    """
+    pieces: list[Piece] = [Image(_read(path)) for path in images]
+    pieces.append(Text(question, train=False))
+    document = prompt(pieces) if learned_chat(loaded) else Document(tuple(pieces))
+    return continue_document(loaded, document, tokens=tokens)
+
+
+def continue_document(loaded: Loaded, document: Document, *, tokens: int) -> str:
+    """The model's greedy continuation of an open document, at most `tokens` long."""
+    data, vision = loaded.run.data, loaded.run.model.vision
+    encoded = encode(document, loaded.tokenizer, image_tokens=data.image_tokens, end=False)
+    pixels = [torch.from_numpy(load(image, vision.image_size)) for image in encoded.images]
+    given = Prompt(encoded.tokens.tolist(), torch.stack(pixels) if pixels else None)
+    decoding = Decoding(tokens=tokens, stop_tokens=frozenset({loaded.tokenizer.end}))
+    (completion,) = generate(loaded.model, [given], image_token=loaded.tokenizer.image, decoding=decoding)
+    return loaded.tokenizer.decode(completion.tokens).strip()
+
+
+def learned_chat(loaded: Loaded) -> bool:
+    """Whether the run was trained on chats (the first document of each source tells)."""
+    stores = [open_store(source.store) for source in loaded.run.data.sources.values()]
+    return any(is_chat(store.take([0])[0]) for store in stores)
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise ValueError(f"no image at {path}")
+    data = path.read_bytes()
+    try:
+        load(data, 8)
+    except ImageError as error:
+        raise ValueError(f"{path} is {error}") from None
+    return data

@@ -1,0 +1,114 @@
+"""What a run says while it runs: `metrics.jsonl` always, a progress bar, TensorBoard when asked."""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console()
+
+PLAIN_EVERY = 15.0
+"""Seconds between lines where the output is no terminal (a log file, a CI job)."""
+
+
+class RunLog:
+    """The log of one run, from `start` on; a resumed run's later lines are cut off first."""
+
+    def __init__(self, folder: Path, *, name: str, start: int, steps: int, tensorboard: bool = False):
+        self.name, self.start, self.steps = name, start, steps
+        self._path = folder / "metrics.jsonl"
+        self._keep_until(start)
+        self._file = self._path.open("a")
+        self._board = _board(folder) if tensorboard else None
+        self._said = 0.0
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(name, total=steps, completed=start, figures="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Record a finished step (counted from 1) and show it."""
+        self._write({"step": step, **metrics})
+        figures = (
+            f"loss {metrics['loss']:.3f}  {metrics['tokens_per_second']:,.0f} tok/s  "
+            f"{metrics['images_per_second']:,.0f} img/s  MFU {metrics['mfu']:.0%}"
+        )
+        self._bar.update(self._task, completed=step, figures=figures)
+        if not console.is_terminal and (time.monotonic() - self._said > PLAIN_EVERY or step == self.steps):
+            self._said = time.monotonic()
+            left = (self.steps - step) * metrics["seconds"]
+            console.print(f"{self.name}  step {step}/{self.steps}  {figures}  about {left:.0f} s left", highlight=False)
+
+    def validation(self, step: int, metrics: dict[str, float]) -> None:
+        """Record validation results after a step."""
+        self._write({"step": step, **metrics})
+        self.say(f"{self.name}  step {step}  " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+
+    def say(self, line: str) -> None:
+        self._bar.console.print(line, highlight=False)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in record.items():
+                self._board.add_scalar(name, value, record["step"])
+
+    def _keep_until(self, step: int) -> None:
+        """Drop lines of steps that a resumed run will do again, and a torn last line."""
+        if not self._path.exists():
+            return
+        kept = [line for line in self._path.read_text().splitlines() if _step(line) <= step]
+        part = self._path.with_suffix(".part")
+        part.write_text("".join(line + "\n" for line in kept))
+        part.replace(self._path)
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def read_metrics(folder: Path) -> Iterable[dict[str, Any]]:
+    """The records of a run's `metrics.jsonl`, in order."""
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        yield json.loads(line)
+
+
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("tensorboard=true needs the package: pip install 'mm1[tensorboard]'") from None
+    return SummaryWriter(str(folder / "tensorboard"))

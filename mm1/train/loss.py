@@ -1,0 +1,118 @@
+"""What a run learns: the next token, or which text belongs to which picture."""
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mm1.document import IGNORED, Batch
+
+CHUNK = 8192
+"""Trained places whose logits stand in memory at once; more are recomputed chunk by chunk."""
+
+
+@dataclass(slots=True)
+class Loss:
+    """The loss of a batch, summed; divide by `weight` for its mean.
+
+    `by_source` and `weight_by_source` split both over the run's sources; `extra` holds further
+    figures, summed over the weight too.
+    """
+
+    total: torch.Tensor
+    weight: int
+    by_source: torch.Tensor
+    weight_by_source: torch.Tensor
+    extra: dict[str, float] = field(default_factory=dict)
+
+    def detach(self) -> "Loss":
+        return replace(self, total=self.total.detach())
+
+    @staticmethod
+    def sum(losses: list["Loss"]) -> "Loss":
+        """The loss of several batches as one."""
+        return Loss(
+            total=torch.stack([loss.total for loss in losses]).sum(),
+            weight=sum(loss.weight for loss in losses),
+            by_source=torch.stack([loss.by_source for loss in losses]).sum(0),
+            weight_by_source=torch.stack([loss.weight_by_source for loss in losses]).sum(0),
+            extra={name: sum(loss.extra[name] for loss in losses) for name in losses[0].extra},
+        )
+
+    def metrics(self, sources: list[str]) -> dict[str, float]:
+        """Means for the log: `loss`, `loss/SOURCE` of the sources that had rows, `trained/SOURCE`."""
+        found = {"loss": float(self.total) / max(self.weight, 1)}
+        found |= {name: value / max(self.weight, 1) for name, value in self.extra.items()}
+        for name, total, weight in zip(sources, self.by_source.tolist(), self.weight_by_source.tolist(), strict=False):
+            found[f"tokens/{name}"] = weight
+            if weight:
+                found[f"loss/{name}"] = total / weight
+        return found
+
+
+class Objective(Protocol):
+    """A loss over batches. `weight` is known before the forward pass, so accumulation is exact."""
+
+    sources: list[str]
+
+    def weight(self, batch: Batch) -> int: ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss: ...
+
+
+class NextToken:
+    """Cross-entropy of the next token, over trained text only (MM1: image places are no targets)."""
+
+    def __init__(self, sources: list[str], *, image: int):
+        self.sources, self._image = sources, image
+
+    def weight(self, batch: Batch) -> int:
+        return int((batch.targets_BT != IGNORED).sum())
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        hidden_BTD = model(batch, self._image)
+        targets = batch.targets_BT.flatten()
+        learned = (targets != IGNORED).nonzero().squeeze(1)
+        losses = cross_entropy(model, hidden_BTD.flatten(0, 1), targets, learned)
+        origin = batch.source_B.repeat_interleave(batch.tokens_BT.shape[1])[learned]
+        zeros = torch.zeros(len(self.sources), device=losses.device)
+        return Loss(
+            total=losses.sum(),
+            weight=len(learned),
+            by_source=zeros.index_add(0, origin, losses.detach()),
+            weight_by_source=zeros.index_add(0, origin, torch.ones_like(losses.detach())),
+        )
+
+
+def cross_entropy(model: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The loss at each of `places` (float32), with at most `CHUNK` rows of logits alive at a time."""
+
+    def part(chunk: torch.Tensor) -> torch.Tensor:
+        rows = F.embedding(chunk, hidden)  # an index whose backward is deterministic
+        return F.cross_entropy(model.decoder.logits(rows).float(), targets[chunk], reduction="none")
+
+    chunks = places.split(CHUNK)
+    if len(chunks) <= 1:
+        return part(places)
+    return torch.cat([checkpoint(part, chunk, use_reentrant=False) for chunk in chunks])
+
+
+class Contrastive:
+    """CLIP's symmetric loss over the picture-text pairs of a batch (arXiv 2103.00020, section 2.3)."""
+
+    def __init__(self, sources: list[str], *, image: int):
+        self.sources, self._image = sources, image
+
+    def weight(self, batch: Batch) -> int:
+        return batch.images
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        found = model(batch, self._image)
+        by_source = torch.zeros(max(1, len(self.sources)), device=found.loss.device)
+        by_source[0] = found.loss.detach()  # one batch, one set of negatives: the sources can't be told apart
+        weights = torch.zeros_like(by_source)
+        weights[0] = found.pairs
+        return Loss(found.loss, int(found.pairs), by_source, weights, {"retrieval": float(found.retrieved)})

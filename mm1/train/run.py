@@ -1,0 +1,159 @@
+"""A run from its recipe: set it up or take it up where it stopped, train, leave a finished folder."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mm1 import checkpoint, config, dist
+from mm1.config import ConfigError, RunConfig
+from mm1.data.loader import Rows, batches
+from mm1.document import Batch
+from mm1.model.contrastive import Contrastive as ContrastiveModel
+from mm1.model.mllm import MLLM
+from mm1.scaling import law
+from mm1.train import optim
+from mm1.train.log import RunLog, console
+from mm1.train.loop import Trainer, train, validate
+from mm1.train.loss import Contrastive, NextToken, Objective
+from mm1.train.meter import Meter, layer_parameters, peak_flops
+
+
+def train_run(run: RunConfig, folder: Path) -> Path:
+    """Train `run` in `folder` to its last step and return the folder.
+
+    The same call continues a run that was stopped, from its newest whole checkpoint.
+
+    Raises:
+        ConfigError: the folder holds another run (the differences are named), or fields disagree.
+        StoreError, CheckpointError: data or weights that cannot be read.
+    """
+    _claim(run, folder)
+    dist.prepare_process()
+    device = dist.device()
+    found = checkpoint.latest(folder)
+    if found and found.step >= run.steps:
+        console.print(f"{folder.name}  already trained ({run.steps} steps)", highlight=False)
+        return folder
+    with console.status(f"{folder.name}: reading and measuring the documents"):
+        rows = Rows(run.data, image_size=run.model.vision.image_size, seed=run.seed)
+    _agree(run, rows)
+    trainer = _trainer(run, rows, device)
+    start = 0
+    if found:
+        checkpoint.resume(found, trainer.model, trainer.optimizer)
+        start = found.step
+        console.print(f"{folder.name}  continues from step {start} ({found.path})", highlight=False)
+    else:
+        _start_from(run, trainer.model)
+    meter = Meter(run, image=rows.tokenizer.image, peak=peak_flops(device, trainer.precision))
+    stream = batches(
+        rows,
+        start_row=start * run.batch_rows,
+        batch_rows=run.batch_rows,
+        micro_rows=run.micro_rows,
+        rank=dist.rank(),
+        world=dist.world(),
+    )
+    with RunLog(folder, name=folder.name, start=start, steps=run.steps, tensorboard=run.tensorboard) as run_log:
+        after = _after_step(trainer, folder, rows, run_log, meter)
+        train(trainer, stream, start=start, log=run_log, meter=meter, after_step=after)
+    return folder
+
+
+def _claim(run: RunConfig, folder: Path) -> None:
+    """Make the folder this run's, or check that it is."""
+    recorded = folder / "config.json"
+    if not recorded.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save(run, recorded)
+        return
+    changed = config.differences(config.load(recorded), run)
+    if changed:
+        lines = "\n".join(f"  {name}: {theirs!r} there, {ours!r} now" for name, (theirs, ours) in changed.items())
+        raise ConfigError(f"{folder} holds another run:\n{lines}\nUse another --to folder, or remove this one.")
+
+
+def _agree(run: RunConfig, rows: Rows) -> None:
+    vocabulary, width = rows.tokenizer.vocabulary, run.model.decoder.vocabulary
+    if vocabulary > width:
+        raise ConfigError(
+            f"the tokenizer has {vocabulary} entries; set model.decoder.vocabulary={vocabulary} (is {width})"
+        )
+    places, tokens = run.data.image_tokens, run.model.connector.tokens
+    if run.data.row_images and places != tokens:
+        raise ConfigError(
+            f"data.image_tokens is {places} but the connector gives {tokens} tokens an image; make them equal"
+        )
+
+
+def _trainer(run: RunConfig, rows: Rows, device: torch.device) -> Trainer:
+    objective: Objective
+    if run.objective == "contrastive":
+        model: nn.Module = ContrastiveModel(run.model)
+        objective = Contrastive(rows.names, image=rows.tokenizer.image)
+    else:
+        model = MLLM(run.model)
+        objective = NextToken(rows.names, image=rows.tokenizer.image)
+    model.initialise(run.seed)
+    for part in run.frozen:
+        getattr(model, part).requires_grad_(False)
+    model.to(device)
+    peak = run.optim.learning_rate
+    if peak == "law":
+        peak = law(run.model.decoder.layers * layer_parameters(run.model.decoder))
+    return Trainer(
+        config=run,
+        model=model,
+        objective=objective,
+        optimizer=optim.build(model, run.optim, peak=peak),
+        device=device,
+        precision=_precision(run, device),
+        peak=peak,
+    )
+
+
+def _precision(run: RunConfig, device: torch.device) -> torch.dtype:
+    """bf16 where the device has matrix units for it; fp32 on a CPU, where bf16 runs at half the speed."""
+    if run.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[run.precision]
+
+
+def _start_from(run: RunConfig, model: nn.Module) -> None:
+    for part, folder in run.start_from.items():
+        found = checkpoint.load_part(Path(folder), model, "" if part == "model" else part)
+        console.print(f"started {part} from {found.path}", highlight=False)
+
+
+def _after_step(trainer: Trainer, folder: Path, rows: Rows, run_log: RunLog, meter: Meter) -> Callable[[int], None]:
+    """Saving and validating when due, as a function of the step just done."""
+    run = trainer.config
+    fixed: dict[str, Rows] = {}
+
+    def held_out() -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, store in run.data.validation.items():
+            if name not in fixed:
+                fixed[name] = Rows(run.data, image_size=rows.image_size, seed=0, stores={name: store})
+            for figure, value in validate(trainer, _fixed_batches(fixed[name], run)).items():
+                found[f"validation/{name}" if figure == "loss" else f"validation/{name}/{figure}"] = value
+        return found
+
+    def after(step: int) -> None:
+        last = step == run.steps
+        if run.data.validation and (last or (run.validate_every and step % run.validate_every == 0)):
+            run_log.validation(step, held_out())
+        if last or step % run.checkpoint_every == 0:
+            checkpoint.save(folder, step, trainer.model, trainer.optimizer)
+        meter.restart()
+
+    return after
+
+
+def _fixed_batches(rows: Rows, run: RunConfig) -> Iterator[Batch]:
+    """The first rows of a validation store, at most one epoch of them."""
+    count = min(run.validation_rows, rows.sources[0].plan.epoch_rows)
+    for first in range(0, count, run.micro_rows):
+        yield rows.batch(list(range(first, min(first + run.micro_rows, count))))

@@ -1,0 +1,87 @@
+"""A model small enough for tests, and documents to pack for it."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from mm1.config import ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
+from mm1.document import IGNORED, Batch
+from mm1.model.mllm import MLLM
+
+IMAGE = 3  # the image token
+PLACES = 4  # an image takes
+
+
+def config(**connector) -> ModelConfig:
+    return ModelConfig(
+        vision=VisionConfig(image_size=24, patch_size=6, width=24, layers=2, heads=2, mlp_width=40),
+        connector=ConnectorConfig(tokens=PLACES, width=16, depth=1, heads=2, **connector),
+        decoder=DecoderConfig(
+            vocabulary=64, width=32, layers=2, heads=4, kv_heads=2, head_width=8, mlp_width=48, qk_norm=True
+        ),
+    )
+
+
+def model(seed: int = 0, **connector) -> MLLM:
+    built = MLLM(config(**connector))
+    built.initialise(seed)
+    return built
+
+
+@dataclass
+class Doc:
+    """Tokens with image places, and the images."""
+
+    tokens: list[int]
+    images: list[torch.Tensor] = field(default_factory=list)
+
+
+def image(seed: int, size: int = 24) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def doc(*pieces, seed: int = 0) -> Doc:
+    """A document of random text (an int: its length) and images ("image")."""
+    generator = torch.Generator().manual_seed(seed)
+    made = Doc([])
+    for piece in pieces:
+        if piece == "image":
+            made.tokens += [IMAGE] * PLACES
+            made.images.append(image(1000 * seed + len(made.images)))
+        else:
+            made.tokens += torch.randint(4, 64, (piece,), generator=generator).tolist()
+    return made
+
+
+def pack(rows: list[list[Doc]], *, places: int | None = None, padding_images: int = 0) -> Batch:
+    """Rows of documents as a batch, filled up to `places`."""
+    places = places or max(sum(len(d.tokens) for d in row) for row in rows)
+    tokens, documents, positions = (torch.zeros(len(rows), places, dtype=torch.int64) for _ in range(3))
+    images = [picture for row in rows for d in row for picture in d.images]
+    for b, row in enumerate(rows):
+        at = 0
+        for number, d in enumerate(row, start=1):
+            stop = at + len(d.tokens)
+            tokens[b, at:stop] = torch.tensor(d.tokens)
+            documents[b, at:stop] = number
+            positions[b, at:stop] = torch.arange(len(d.tokens))
+            at = stop
+    black = [torch.zeros(3, 24, 24, dtype=torch.uint8)] * padding_images
+    return Batch(
+        tokens_BT=tokens,
+        targets_BT=torch.full_like(tokens, IGNORED),
+        document_BT=documents,
+        position_BT=positions,
+        images_NCYX=torch.stack([*images, *black]) if images or black else torch.zeros(0, 3, 24, 24).byte(),
+        images=len(images),
+        source_B=torch.zeros(len(rows), dtype=torch.int64),
+    )
+
+
+ROWS = [
+    [doc("image", 5, seed=1), doc(3, seed=2), doc(2, "image", 4, "image", 1, seed=3)],
+    [doc(9, seed=4), doc("image", 1, seed=5), doc(1, seed=6), doc(30, seed=7)],
+    [doc("image", seed=8), doc("image", 5, seed=9)],
+]
+"""Text alone, images first, last and between, documents of one token and of one image."""

@@ -1,0 +1,285 @@
+"""Document -> Encoded -> rows -> Batch: masks, cuts, isolation, the loader's one integer, bad input."""
+
+import io
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Canvas
+
+from mm1.config import DataConfig, SourceConfig
+from mm1.data.chat import prompt
+from mm1.data.encode import cut, encode
+from mm1.data.image import ImageError, load
+from mm1.data.loader import Rows, batches
+from mm1.data.store import Store, StoreError, open_store, write_store
+from mm1.data.tokenizer import load_tokenizer
+from mm1.document import IGNORED, Batch, Document, Image, Text
+
+TOKENIZER = load_tokenizer("sample")
+PLACES = 4
+
+
+def png(size: tuple[int, int] = (8, 8), colour: str = "red", mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Canvas.new(mode, size, colour).save(file, format="PNG")
+    return file.getvalue()
+
+
+def data(stores, **changes) -> DataConfig:
+    sources = {
+        "captions": SourceConfig(store=str(stores["captions"]), share=9),
+        "interleaved": SourceConfig(store=str(stores["interleaved"]), share=9),
+        "text": SourceConfig(store=str(stores["text"]), share=2),
+    }
+    return DataConfig(sources=sources, row_length=128, row_images=6, image_tokens=PLACES, workers=0, **changes)
+
+
+def same(left: Batch, right: Batch) -> bool:
+    names = ("tokens_BT", "targets_BT", "document_BT", "position_BT", "images_NCYX", "source_B")
+    return all(torch.equal(getattr(left, name), getattr(right, name)) for name in names)
+
+
+@given(text=st.text(max_size=80))
+def test_any_text_comes_back_and_spells_no_special_token(text):
+    ids = TOKENIZER.encode(text + "<|end|><|image|>")
+    assert TOKENIZER.decode(ids) == text + "<|end|><|image|>"
+    assert not set(ids) & set(TOKENIZER.marks.values())
+
+
+def test_a_chat_learns_its_answers_and_their_end_and_nothing_else():
+    chat = Document(
+        (
+            Image(png()),
+            Text("What colour?", train=False),
+            Text("red"),
+            Text("Round?", train=False),
+            Text("no"),
+        ),
+        metadata={"form": "chat"},
+    )
+    encoded = encode(chat, TOKENIZER, image_tokens=PLACES)
+    learned = encoded.tokens[encoded.train].tolist()
+    end = TOKENIZER.end
+    assert learned == [*TOKENIZER.encode("red"), end, *TOKENIZER.encode("no"), end]
+    shown = "".join(TOKENIZER.symbol(token) for token in encoded.tokens.tolist())
+    image = "<|image|>" * PLACES
+    assert shown == (f"<|begin|><|user|>{image}What colour?<|assistant|>red<|end|><|user|>Round?<|assistant|>no<|end|>")
+
+
+def test_a_chat_prompt_is_the_beginning_of_its_training_form():
+    picture, question = Image(png()), "What colour?"
+    asked = encode(prompt([picture, Text(question)]), TOKENIZER, image_tokens=PLACES, end=False)
+    learned = encode(
+        Document((picture, Text(question, train=False), Text("red")), metadata={"form": "chat"}),
+        TOKENIZER,
+        image_tokens=PLACES,
+    )
+    assert learned.tokens[: len(asked.tokens)].tolist() == asked.tokens.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pieces=st.lists(st.one_of(st.just("image"), st.text(alphabet="ab .\n", max_size=60)), max_size=20),
+    row_length=st.integers(8, 64),
+    row_images=st.integers(1, 5),
+)
+def test_cuts_lose_no_place_and_tear_no_image(pieces, row_length, row_images):
+    document = Document(tuple(Image(b"x") if piece == "image" else Text(piece) for piece in pieces))
+    encoded = encode(document, TOKENIZER, image_tokens=PLACES)
+    spans = cut(
+        encoded,
+        TOKENIZER.breaks(),
+        image=TOKENIZER.image,
+        image_tokens=PLACES,
+        row_length=row_length,
+        row_images=row_images,
+    )
+    assert [spans[0].start, *(span.stop for span in spans)] == [
+        *(span.start for span in spans),
+        len(encoded.tokens),
+    ]
+    for span in spans:
+        places = int((encoded.tokens[span.start : span.stop] == TOKENIZER.image).sum())
+        assert places == span.images * PLACES
+        assert 0 < span.stop - span.start <= row_length
+        assert span.images <= row_images
+    assert sum(span.images for span in spans) == len(document.images)
+
+
+def test_a_long_document_is_cut_after_a_line_where_one_ends_nearby():
+    text = Document((Text("word " * 58 + "\n" + "more " * 30),))
+    encoded = encode(text, TOKENIZER, image_tokens=PLACES)
+    line_end = int(np.flatnonzero(encoded.tokens == TOKENIZER.encode("\n")[0])[0]) + 1
+    spans = cut(
+        encoded,
+        TOKENIZER.breaks(),
+        image=TOKENIZER.image,
+        image_tokens=PLACES,
+        row_length=line_end + 1,
+        row_images=1,
+    )
+    assert spans[0].stop == line_end
+
+
+def test_targets_are_the_next_token_of_the_same_document_or_ignored(stores):
+    batch = Rows(data(stores), image_size=8, seed=0).batch(list(range(40)))
+    learned = batch.targets_BT != IGNORED
+    next_token = batch.tokens_BT.roll(-1, 1)
+    same_document = batch.document_BT == batch.document_BT.roll(-1, 1)
+    same_document[:, -1] = False
+    assert learned.any()
+    assert not (learned & ~same_document).any()
+    assert torch.equal(batch.targets_BT[learned], next_token[learned])
+    assert not (batch.targets_BT == TOKENIZER.image).any()
+    assert not learned[batch.document_BT == 0].any()
+
+
+def test_positions_start_at_zero_in_every_document(stores):
+    batch = Rows(data(stores), image_size=8, seed=0).batch(list(range(20)))
+    for row in range(20):
+        for number in range(1, int(batch.document_BT[row].max()) + 1):
+            positions = batch.position_BT[row][batch.document_BT[row] == number]
+            assert positions.tolist() == list(range(len(positions)))
+
+
+def test_rows_hold_at_most_the_images_allowed_and_as_many_as_their_places_say(stores):
+    rows = Rows(data(stores), image_size=8, seed=0)
+    for number in range(40):
+        batch = rows.batch([number])
+        assert batch.images <= rows.data.row_images
+        assert int((batch.tokens_BT == TOKENIZER.image).sum()) == batch.images * PLACES
+
+
+def test_each_source_gives_every_document_once_an_epoch(stores):
+    rows = Rows(data(stores), image_size=8, seed=3)
+    for source in rows.sources:
+        spans = np.concatenate([source.plan.row(k) for k in range(source.plan.epoch_rows)])
+        assert set(source.spans.document[spans].tolist()) == set(range(len(source.store)))
+        assert len(spans) == len(source.spans)
+
+
+def test_every_aligned_window_of_the_run_holds_nine_nine_two(stores):
+    rows = Rows(data(stores), image_size=8, seed=0)
+    for first in (0, 20, 10_000):
+        assert torch.bincount(rows.batch(list(range(first, first + 20))).source_B).tolist() == [9, 9, 2]
+
+
+def stream(stores, *, start: int, world: int, workers: int, steps: int = 2) -> list[Batch]:
+    """The micro-batches of `steps` steps in global order, as the ranks of a run of `world` get them."""
+    rows = Rows(data(stores).model_copy(update={"workers": workers}), image_size=8, seed=1)
+    ranks = [
+        list(
+            itertools.islice(
+                batches(rows, start_row=start * 12, batch_rows=12, micro_rows=1, rank=rank, world=world),
+                steps,
+            )
+        )
+        for rank in range(world)
+    ]
+    return [batch for step in range(steps) for rank in ranks for batch in rank[step]]
+
+
+def test_any_number_of_ranks_and_workers_reads_the_same_rows(stores):
+    alone = stream(stores, start=5, world=1, workers=0)
+    for world, workers in ((1, 2), (2, 0), (3, 1), (4, 0)):
+        others = stream(stores, start=5, world=world, workers=workers)
+        assert all(same(left, right) for left, right in zip(alone, others, strict=True)), (world, workers)
+
+
+def test_a_run_taken_up_later_reads_what_it_would_have_read(stores):
+    assert all(
+        same(left, right)
+        for left, right in zip(
+            stream(stores, start=3, world=1, workers=0, steps=3)[12:],
+            stream(stores, start=4, world=1, workers=0, steps=2),
+            strict=True,
+        )
+    )
+
+
+def test_a_corrupt_image_is_grey_named_and_shifts_nothing(stores, tmp_path):
+    documents = [
+        Document((Image(png(colour="blue")), Text("a blue thing")), id="good"),
+        Document((Image(b"\x89PNG not really"), Text("a torn thing")), id="torn"),
+    ]
+    write_store(documents, tmp_path / "mixed.lance")
+    config = DataConfig(
+        sources={"mixed": SourceConfig(store=str(tmp_path / "mixed.lance"))},
+        row_length=64,
+        image_tokens=PLACES,
+    )
+    batch = Rows(config, image_size=8, seed=0).batch([0])
+    assert batch.images == 2
+    assert len(batch.broken) == 1
+    assert batch.broken[0].startswith("mixed: torn, image 0: not a readable image")
+    means = sorted(batch.images_NCYX[:2].float().mean((2, 3)).tolist())
+    assert means == [[0.0, 0.0, 255.0], [128.0, 128.0, 128.0]]
+
+
+def test_empty_captions_are_left_out_and_counted(tmp_path):
+    documents = [Document((Image(png()), Text(text))) for text in ("a flag", "", "a house", "")]
+    write_store(documents, tmp_path / "captions.lance")
+    config = DataConfig(sources={"captions": SourceConfig(store=str(tmp_path / "captions.lance"))}, row_length=64)
+    (source,) = Rows(config, image_size=8, seed=0).sources
+    assert sorted(source.spans.document.tolist()) == [0, 2]
+    assert sum(source.dropped.values()) == 2
+
+
+def test_a_source_without_anything_to_learn_is_refused(tmp_path):
+    write_store([Document((Image(png()), Text("")))], tmp_path / "empty.lance")
+    config = DataConfig(sources={"pictures": SourceConfig(store=str(tmp_path / "empty.lance"))})
+    with pytest.raises(ValueError, match=r"'pictures'.*no document with text to learn"):
+        Rows(config, image_size=8, seed=0)
+
+
+def test_a_truncated_store_is_refused_by_name(stores, tmp_path):
+    broken = tmp_path / "captions.lance"
+    shutil.copytree(stores["captions"], broken)
+    file = next((broken / "data").glob("*.lance"))
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(StoreError, match=r"captions\.lance"):
+        list(Store(broken).scan())
+
+
+def test_a_store_that_is_not_there_is_named():
+    with pytest.raises(StoreError, match="no document store at nowhere"):
+        open_store("nowhere")
+    with pytest.raises(StoreError, match="captions-train"):
+        open_store("sample:caption")
+
+
+def test_a_written_store_gives_back_its_documents(tmp_path):
+    documents = [
+        Document(
+            (Text("one\n"), Image(png()), Text("two", train=False)),
+            id="a",
+            source="s",
+            metadata={"licence": "MIT"},
+        ),
+        Document((Text("three"),), id="b"),
+    ]
+    assert write_store(documents, tmp_path / "s.lance") == 2
+    assert Store(tmp_path / "s.lance").take([1, 0]) == documents[::-1]
+    with pytest.raises(FileExistsError, match="exists"):
+        write_store(documents, tmp_path / "s.lance")
+
+
+def test_transparency_is_laid_on_white_and_every_mode_gives_rgb():
+    clear = load(png(mode="RGBA", colour="#00000000"), 4)
+    assert clear.min() == 255
+    for mode in ("L", "P", "LA", "CMYK", "1"):
+        file = io.BytesIO()
+        Canvas.new(mode, (5, 9)).save(file, format="TIFF" if mode == "CMYK" else "PNG")
+        assert load(file.getvalue(), 4).shape == (3, 4, 4)
+
+
+def test_a_picture_that_claims_too_many_pixels_is_refused_before_decoding():
+    bomb = png()
+    huge = bomb[:16] + (30_000).to_bytes(4, "big") + (30_000).to_bytes(4, "big") + bomb[24:]
+    with pytest.raises(ImageError):
+        load(huge, 8)

@@ -1,0 +1,296 @@
+"""Few-shot prompts and the harness: what a prompt holds, what it must not, and what is kept on disk."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import captions, picture
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from mm1.config import ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
+from mm1.data.encode import encode
+from mm1.data.image import load
+from mm1.data.store import write_store
+from mm1.data.tokenizer import MARKS, Tokenizer
+from mm1.document import IGNORED, Batch, Document, Image, Mark, Text
+from mm1.eval import fewshot, harness, writer
+from mm1.eval.fewshot import Example, Pool, Task
+from mm1.eval.harness import Settings, evaluate, read_answers, read_results, table
+from mm1.eval.metrics import exact_match
+from mm1.eval.tasks import captions as captions_task
+from mm1.eval.tasks import easy_vqa, easy_vqa_plain
+from mm1.eval.writer import Writer
+from mm1.model.generate import Completion
+from mm1.model.mllm import MLLM
+
+
+def example(number: int, *, group: int | None = None) -> Example:
+    data, label = picture(7, number if group is None else group)
+    return Example(f"e{number}", Image(data + b"%d" % (number if group is None else group)), "What?", (label,))
+
+
+def a_task(queries: int = 6, pool: int = 12, **changes) -> Task:
+    """Queries e0, e1, ...; the pool begins with the queries themselves."""
+    task = Task(
+        name="made",
+        queries=[example(number) for number in range(queries)],
+        pool=Pool(pool, example),
+        prior=[example(number).answers[0] for number in range(pool)],
+        ask=fewshot.ask_vqa,
+        metric=exact_match,
+        stops=fewshot.VQA_STOPS,
+        clean=fewshot.clean_vqa,
+    )
+    return dataclasses.replace(task, **changes)
+
+
+def chats(count: int, *, questions: int = 3, seed: int = 5) -> list[Document]:
+    found = []
+    for number in range(count):
+        data, label = picture(seed, number)
+        pieces: list = [Image(data)]
+        for order in range(questions):
+            pieces += [Text(f"Question {order} of {number}?", train=False), Text(label if order else "yes")]
+        found.append(Document(tuple(pieces), id=f"chat-{number}", metadata={"form": "chat"}))
+    return found
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    library = Library(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=[f"<|{name}|>" for name in MARKS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    library.train_from_iterator([document.text for document in captions(60)], trainer)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    library.save(str(path))
+    return Tokenizer(path)
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer: Tokenizer) -> MLLM:
+    config = ModelConfig(
+        vision=VisionConfig(image_size=24, patch_size=12, width=16, layers=1, heads=2, mlp_width=32),
+        connector=ConnectorConfig(kind="average", tokens=4, width=16),
+        decoder=DecoderConfig(
+            vocabulary=tokenizer.vocabulary, width=32, layers=2, heads=2, kv_heads=1, head_width=16, mlp_width=48
+        ),
+    )
+    made = MLLM(config).eval()
+    made.initialise(3)
+    return made
+
+
+def test_shots_depend_on_seed_and_query_alone():
+    task = a_task()
+    first = [fewshot.draw_shots(task, query, shots=3, seed=1) for query in range(6)]
+    again = [fewshot.draw_shots(task, query, shots=3, seed=1) for query in reversed(range(6))]
+    assert first == again[::-1]
+    assert len({tuple(shot.id for shot in shots) for shots in first}) > 1
+    assert first != [fewshot.draw_shots(task, query, shots=3, seed=2) for query in range(6)]
+
+
+def test_fewer_shots_are_the_first_of_more():
+    task = a_task()
+    for query in range(6):
+        more = fewshot.draw_shots(task, query, shots=8, seed=0)
+        assert fewshot.draw_shots(task, query, shots=4, seed=0) == more[:4]
+
+
+def test_no_shot_shows_the_query():
+    task = a_task()
+    for query in range(6):
+        shown = {shot.id for shot in fewshot.draw_shots(task, query, shots=11, seed=0)}
+        assert shown == {f"e{number}" for number in range(12)} - {f"e{query}"}
+    with pytest.raises(ValueError, match="11 examples to draw 12 shots"):
+        fewshot.draw_shots(task, 0, shots=12, seed=0)
+
+
+def test_a_prompt_is_shots_then_the_query():
+    task = a_task(ask=fewshot.ask_caption)
+    query, shot = task.queries[0], task.pool.read(9)
+    assert fewshot.prompt(task, query, shots=[shot]).pieces == (
+        shot.image,
+        Text(" A photo of", train=False),
+        Text(f" {shot.answers[0]}\n", train=False),
+        query.image,
+        Text(" A photo of", train=False),
+    )
+    asked = fewshot.prompt(a_task(), query, shots=[])
+    assert asked.pieces == (query.image, Text(" Question: What? Short answer:", train=False))
+
+
+@pytest.mark.parametrize("form", ["plain", "chat"])
+def test_no_text_of_a_prompt_is_trained(form: str, tokenizer: Tokenizer):
+    task = a_task(form=form)
+    document = fewshot.prompt(task, task.queries[0], shots=fewshot.draw_shots(task, 0, shots=4, seed=0))
+    assert not encode(document, tokenizer, image_tokens=4, end=False).train.any()
+    assert len(document.images) == 5
+
+
+def test_a_chat_prompt_is_how_the_training_chat_begins(tokenizer: Tokenizer, tmp_path: Path):
+    documents = chats(2)
+    write_store(documents, tmp_path / "chats.lance")
+    path = str(tmp_path / "chats.lance")
+    task = easy_vqa.task(100, seed=0, queries=path, pool=path)
+    trained = encode(documents[0], tokenizer, image_tokens=4)
+    query = next(query for query in task.queries if query.id == "chat-0#0")
+    asked = encode(fewshot.prompt(task, query, shots=[]), tokenizer, image_tokens=4, end=False)
+    assert trained.tokens[: len(asked.tokens)].tolist() == asked.tokens.tolist()
+    assert trained.train[len(asked.tokens)]
+    assert fewshot.prompt(task, query, shots=[query]).pieces[-5] == Mark("end")
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=30), st.integers(0, 100))
+def test_blind_queries_never_show_their_own_picture(groups: list[int], seed: int):
+    queries = [example(number, group=group) for number, group in enumerate(groups)]
+    if max(groups.count(group) for group in groups) * 2 > len(groups):
+        with pytest.raises(ValueError, match="the same picture"):
+            fewshot.blind(queries, seed=seed)
+        return
+    exchanged = fewshot.blind(queries, seed=seed)
+    assert [query.id for query in exchanged] == [query.id for query in queries]
+    assert all(ours.image != theirs.image for ours, theirs in zip(exchanged, queries, strict=True))
+    assert sorted(q.image.data for q in exchanged) == sorted(q.image.data for q in queries)
+    assert exchanged == fewshot.blind(queries, seed=seed)
+
+
+def test_questions_spread_over_the_pictures(tmp_path: Path):
+    write_store(chats(10, questions=4), tmp_path / "chats.lance")
+    path = str(tmp_path / "chats.lance")
+    for limit, most in ((10, 1), (20, 2), (40, 4), (400, 4)):
+        task = easy_vqa.task(limit, seed=0, queries=path, pool=path)
+        pictures = [query.id.partition("#")[0] for query in task.queries]
+        assert len(set(pictures)) == 10
+        assert max(map(pictures.count, pictures)) == most
+    plain = easy_vqa_plain.task(20, seed=0, queries=path, pool=path)
+    assert [q.id for q in plain.queries] == [q.id for q in easy_vqa.task(20, seed=0, queries=path, pool=path).queries]
+
+
+def test_scores_without_a_model():
+    task = a_task(prior=["b", "a", "a", "b", "c"])
+    assert fewshot.majority_answer(task) == "a"
+    task = a_task(prior=["x"])
+    assert fewshot.chance_answers(task, seed=0) == ["x"] * 6
+
+
+def test_vqa_answers_end_before_the_next_question():
+    assert fewshot.clean_vqa(" red Question: what") == "red"
+    assert fewshot.clean_vqa(" red, or blue Short") == "red"
+
+
+def test_writing_stops_at_a_stop_string(monkeypatch, model: MLLM, tokenizer: Tokenizer):
+    """A model that would write on and on: `generate` is replaced by one that types a fixed text."""
+
+    def typed(model, prompts, *, image_token, decoding):
+        tokens: list[int] = []
+        for token in tokenizer.encode(" a red circle\na blue one"):
+            tokens.append(token)
+            if decoding.stopped is not None and decoding.stopped(tokens):
+                break
+        lengths.append(len(tokens))
+        return [Completion(tokens) for _ in prompts]
+
+    lengths: list[int] = []
+    monkeypatch.setattr(writer, "generate", typed)
+    asked = encode(Document((Text("A photo of"),)), tokenizer, image_tokens=4, end=False)
+    ours = Writer(model, tokenizer, rows=2)
+    assert ours.write([asked], stops=("\n",), longest=99) == [" a red circle"]
+    assert ours.write([asked], stops=(), longest=99) == [" a red circle\na blue one"]
+    assert lengths[0] < lengths[1]
+
+
+def captioning(stores: dict[str, Path], limit: int = 6) -> Task:
+    path = str(stores["captions"])
+    return dataclasses.replace(captions_task.task(limit, seed=0, queries=path, pool=path), longest=5)
+
+
+def test_an_evaluation_is_kept_and_not_done_twice(monkeypatch, stores, model, tokenizer, tmp_path: Path):
+    task = captioning(stores)
+    settings = Settings(tmp_path / "eval", "step 1", limit=6)
+    first = evaluate(model, tokenizer, tasks=[task], settings=settings, shots=(2, 0), rows=4)
+    assert [cell.shots for cell in first.cells] == [0, 2]
+    assert first.cells[0].gain is None
+    assert first.cells[1].gain is not None
+    lines = read_answers(settings.folder, first.cells[1])
+    assert [line["query"] for line in lines] == [query.id for query in task.queries]
+    assert all(len(line["shots"]) == 2 and line["blind_answer"] is not None for line in lines)
+    mean = 100 * np.mean([line["score"] for line in lines])
+    assert first.cells[1].score.mean == pytest.approx(mean)
+    assert json.dumps(dataclasses.asdict(read_results(settings.folder))) == json.dumps(dataclasses.asdict(first))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "generate", lambda *args, **kwargs: pytest.fail("a finished cell was written again"))
+        again = evaluate(model, tokenizer, tasks=[task], settings=settings, shots=(0, 2), rows=4)
+        assert again == first
+        other = dataclasses.replace(settings, model_name="step 2")
+        with pytest.raises(pytest.fail.Exception):
+            evaluate(model, tokenizer, tasks=[task], settings=other, shots=(0,))
+    wide = Console(width=160, record=True, file=io.StringIO())
+    wide.print(table(first))
+    shown = wide.export_text()
+    assert "captions" in shown
+    assert f"{first.cells[1].score.mean:.1f} [" in shown
+
+
+def test_answers_do_not_depend_on_their_neighbours(stores, model: MLLM, tokenizer: Tokenizer):
+    task = captioning(stores)
+    prompts = [fewshot.prompt(task, query, shots=[]) for query in task.queries]
+    prompts += [fewshot.prompt(task, task.queries[1], shots=fewshot.draw_shots(task, 1, shots=3, seed=0))]
+    written = []
+    for rows in (1, 7):
+        ours = Writer(model, tokenizer, rows=rows)
+        encoded = [ours.encode(prompt) for prompt in prompts]
+        written.append(ours.write(encoded, stops=(), longest=6))
+    assert written[0] == written[1]
+
+
+def test_each_picture_is_encoded_once(monkeypatch, stores, model: MLLM, tokenizer: Tokenizer):
+    task, seen = captioning(stores), []
+    encode_images = model.encode_images
+    monkeypatch.setattr(model, "encode_images", lambda x: seen.append(len(x)) or encode_images(x))
+    ours = Writer(model, tokenizer, rows=2)
+    shots = [fewshot.draw_shots(task, query, shots=4, seed=0) for query in range(6)]
+    prompts = [
+        ours.encode(fewshot.prompt(task, query, shots=drawn)) for query, drawn in zip(task.queries, shots, strict=True)
+    ]
+    ours.write(prompts, stops=(), longest=1)
+    assert sum(seen) == len({data for prompt in prompts for data in prompt.images})
+
+
+def test_the_loss_of_a_caption_is_the_training_loss(stores, model: MLLM, tokenizer: Tokenizer):
+    query = captioning(stores).queries[0]
+    found = Writer(model, tokenizer, rows=4).losses([query, query])
+    whole = encode(Document((query.image, Text(query.answers[0]))), tokenizer, image_tokens=4)
+    tokens = torch.from_numpy(whole.tokens.astype(np.int64))[None]
+    batch = Batch(
+        tokens_BT=tokens,
+        targets_BT=torch.full_like(tokens, IGNORED),
+        document_BT=torch.ones_like(tokens),
+        position_BT=torch.arange(tokens.shape[1])[None],
+        images_NCYX=torch.from_numpy(load(query.image.data, 24))[None],
+        images=1,
+        source_B=torch.zeros(1, dtype=torch.int64),
+    )
+    with torch.no_grad():
+        likely = model.decoder.logits(model(batch, tokenizer.image))[0, :-1].log_softmax(-1)
+    learned = torch.from_numpy(whole.train[1:])
+    expected = -likely.gather(1, tokens[0, 1:, None])[learned, 0].mean()
+    assert found == pytest.approx([float(expected)] * 2, abs=1e-5)
+
+
+def test_an_unknown_task_names_the_known_ones():
+    with pytest.raises(ValueError, match="no task 'vqav3'; known: captions, easy_vqa"):
+        harness.load_task("vqav3", limit=1, seed=0)

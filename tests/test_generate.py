@@ -1,0 +1,220 @@
+"""Generation: the cache, the batch and the order of rows change speed, never a token."""
+
+import pytest
+import small
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import IMAGE, PLACES, doc
+
+from mm1.model.decoder import Cache
+from mm1.model.generate import Decoding, Prompt, Session, choose, generate, score
+
+MODEL = small.model(kind="c_abstractor")
+ENOUGH = Decoding(tokens=6)
+
+
+def prompt(document: small.Doc) -> Prompt:
+    return Prompt(document.tokens, torch.stack(document.images) if document.images else None)
+
+
+PIECES = st.lists(st.one_of(st.integers(1, 9), st.just("image")), min_size=1, max_size=4)
+PROMPTS = st.lists(st.builds(lambda p, s: prompt(doc(*p, seed=s)), PIECES, st.integers(0, 99)), min_size=1, max_size=4)
+
+
+@torch.no_grad()
+def logits_without_cache(given_prompt: Prompt, written=()) -> torch.Tensor:
+    """Logits [T, V] of one row, from a plain forward pass over prompt and what was written."""
+    tokens_BT = torch.tensor([[*given_prompt.tokens, *written]])
+    images_NCYX = given_prompt.images_NCYX
+    if images_NCYX is None:
+        x_BTD = MODEL.decoder.embed(tokens_BT)
+    else:
+        x_BTD = MODEL.embed(tokens_BT, MODEL.encode_images(images_NCYX), image_token=IMAGE)
+    return MODEL.decoder.logits(MODEL.decoder(x_BTD, torch.arange(tokens_BT.shape[1])[None]))[0]
+
+
+def written_without_cache(given_prompt: Prompt, tokens: int) -> list[int]:
+    written: list[int] = []
+    for _ in range(tokens):
+        logits_V = logits_without_cache(given_prompt, written)[-1]
+        logits_V[IMAGE] = -torch.inf
+        written.append(int(logits_V.argmax()))
+    return written
+
+
+@settings(max_examples=25, deadline=None)
+@given(PROMPTS)
+def test_cached_and_batched_equals_uncached_and_single(prompts):
+    completions = generate(MODEL, prompts, image_token=IMAGE, decoding=ENOUGH)
+    assert [c.tokens for c in completions] == [written_without_cache(p, 6) for p in prompts]
+    assert all(c.reason == "length" for c in completions)
+
+
+@settings(max_examples=25, deadline=None)
+@given(PROMPTS, st.data())
+def test_scores_equal_a_full_forward(prompts, data):
+    pairs = []
+    for p in prompts:
+        text = st.lists(st.integers(4, 63), min_size=1, max_size=7)
+        likely = st.just(written_without_cache(p, 3))
+        pairs.append((p, data.draw(st.one_of(text, likely))))
+    for (p, continuation), got in zip(pairs, score(MODEL, pairs, image_token=IMAGE), strict=True):
+        log_BV = logits_without_cache(p, continuation).log_softmax(-1)[len(p.tokens) - 1 : -1]
+        expected = log_BV.gather(-1, torch.tensor(continuation)[:, None]).sum()
+        assert got.log_probability == pytest.approx(float(expected), abs=1e-4)
+        assert got.tokens == len(continuation)
+        log_BV[:, IMAGE] = -torch.inf
+        assert got.greedy == (log_BV.argmax(-1).tolist() == continuation)
+
+
+def test_what_is_written_has_the_score_it_was_given():
+    prompts = [prompt(doc("image", 4, seed=s)) for s in range(3)]
+    completions = generate(MODEL, prompts, image_token=IMAGE, decoding=ENOUGH)
+    pairs = [(p, c.tokens) for p, c in zip(prompts, completions, strict=True)]
+    for completion, got in zip(completions, score(MODEL, pairs, image_token=IMAGE), strict=True):
+        assert got.greedy
+        assert completion.log_probability == pytest.approx(got.log_probability, abs=1e-4)
+
+
+def test_features_given_before_equal_pixels():
+    pictures = [
+        prompt(doc(2, "image", 3, "image", seed=1)),
+        prompt(doc(5, seed=2)),
+        prompt(doc("image", 1, seed=3)),
+    ]
+    features = [
+        p if p.images_NCYX is None else Prompt(p.tokens, features_NSD=MODEL.encode_images(p.images_NCYX).detach())
+        for p in pictures
+    ]
+    expected = generate(MODEL, pictures, image_token=IMAGE, decoding=ENOUGH)
+    mixed = [features[0], pictures[1], pictures[2]]
+    for given_features in (features, mixed):
+        got = generate(MODEL, given_features, image_token=IMAGE, decoding=ENOUGH)
+        assert [c.tokens for c in got] == [c.tokens for c in expected]
+
+
+def test_a_row_ends_at_a_stop_token_and_the_others_go_on():
+    prompts = [prompt(doc(n, seed=n)) for n in (3, 8, 5)]
+    plain = [c.tokens for c in generate(MODEL, prompts, image_token=IMAGE, decoding=ENOUGH)]
+    stop = plain[1][2]
+    decoding = Decoding(tokens=6, stop_tokens=frozenset({stop}))
+    for tokens, got in zip(plain, generate(MODEL, prompts, image_token=IMAGE, decoding=decoding), strict=True):
+        ends = tokens.index(stop) if stop in tokens else 6
+        assert got.tokens == tokens[:ends]
+        assert got.reason == ("token" if ends < 6 else "length")
+
+
+def test_a_row_ends_when_its_text_holds_a_stop_string():
+    prompts = [prompt(doc(n, seed=n)) for n in (3, 8, 5)]
+    plain = [c.tokens for c in generate(MODEL, prompts, image_token=IMAGE, decoding=ENOUGH)]
+    needle = plain[0][1:3]
+
+    def stopped(tokens):
+        return tokens[-2:] == needle
+
+    got = generate(MODEL, prompts, image_token=IMAGE, decoding=Decoding(tokens=6, stopped=stopped))
+    assert got[0].tokens == plain[0][:3]
+    assert got[0].reason == "text"
+    assert [c.tokens for c in got[1:]] == plain[1:]
+
+
+def test_rows_come_and_go_without_touching_others():
+    """The engine as a server uses it: a row ends, another is admitted, the rest go on as if alone."""
+    prompts = [prompt(doc("image", 4, seed=1)), prompt(doc(9, seed=2)), prompt(doc(2, "image", seed=3))]
+    late = prompt(doc(1, "image", 2, seed=4))
+    expected = {id(p): written_without_cache(p, 5) for p in (*prompts, late)}
+    session = Session(MODEL, rows=3, places=20, image_token=IMAGE)
+    rows = list(prompts)
+    written = {id(p): [] for p in (*prompts, late)}
+
+    def take(logits_BV, owners):
+        tokens = logits_BV.argmax(-1).tolist()
+        for p, token in zip(owners, tokens, strict=True):
+            written[id(p)].append(token)
+        return tokens
+
+    tokens = take(session.admit(rows), rows)
+    tokens = take(session.step(tokens), rows)
+    session.release(0)  # the last row takes its number
+    rows, tokens = [prompts[2], prompts[1]], [tokens[2], tokens[1]]
+    tokens = take(session.step(tokens), rows)
+    tokens += take(session.admit([late]), [late])
+    rows.append(late)
+    for _ in range(2):
+        tokens = take(session.step(tokens), rows)
+    assert written[id(prompts[0])] == expected[id(prompts[0])][:2]
+    assert written[id(prompts[1])] == expected[id(prompts[1])]
+    assert written[id(prompts[2])] == expected[id(prompts[2])]
+    assert written[id(late)] == expected[id(late)][:3]
+
+
+def test_a_prompt_in_pieces_equals_the_whole():
+    """A cache goes on from any position: what prefix caching and chunked prefill stand on."""
+    decoder = MODEL.decoder
+    tokens_BT = torch.randint(4, 64, (2, 12))
+    with torch.no_grad():
+        whole = decoder(decoder.embed(tokens_BT), torch.arange(12).expand(2, -1))
+        cache = Cache.empty(decoder.config, rows=2, places=12, like=whole)
+        parts = [
+            decoder(
+                decoder.embed(tokens_BT[:, start:stop]),
+                torch.arange(start, stop).expand(2, -1),
+                cache=cache.view(slice(0, 2), stop),
+            )
+            for start, stop in ((0, 5), (5, 6), (6, 12))
+        ]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_sampling_repeats_by_seed_and_not_by_neighbours():
+    prompts = [prompt(doc(n, seed=n)) for n in (3, 8, 5)]
+    hot = Decoding(tokens=8, temperature=1.5, seed=7)
+    first = [c.tokens for c in generate(MODEL, prompts, image_token=IMAGE, decoding=hot)]
+    assert first == [c.tokens for c in generate(MODEL, prompts, image_token=IMAGE, decoding=hot)]
+    assert first[0] == generate(MODEL, prompts[:1], image_token=IMAGE, decoding=hot)[0].tokens
+    ending = Decoding(tokens=8, temperature=1.5, seed=7, stop_tokens=frozenset({first[0][2]}))
+    ended = [c.tokens for c in generate(MODEL, prompts, image_token=IMAGE, decoding=ending)]
+    assert ended[0] == first[0][:2]
+    assert all(tokens == whole[: len(tokens)] for tokens, whole in zip(ended, first, strict=True))
+    other = Decoding(tokens=8, temperature=1.5, seed=8)
+    assert first != [c.tokens for c in generate(MODEL, prompts, image_token=IMAGE, decoding=other)]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "expected"),
+    [
+        (1.0, 1.0, [0.5, 0.25, 0.15, 0.1]),
+        (1.0, 0.6, [2 / 3, 1 / 3, 0, 0]),
+        (1.0, 0.0, [1, 0, 0, 0]),
+        (0.5, 1.0, [0.25 / 0.345, 0.0625 / 0.345, 0.0225 / 0.345, 0.01 / 0.345]),
+        (0.0, 1.0, [1, 0, 0, 0]),
+    ],
+)
+def test_tokens_are_drawn_as_often_as_they_should(temperature, top_p, expected):
+    """Temperature scales logits; top-p keeps the fewest likeliest tokens that hold that much probability."""
+    order = [2, 4, 3, 1]  # the likeliest token is number 2
+    logits_BV = torch.full((1, 5), 9.0)  # token 0 is the image token: likeliest, and never written
+    logits_BV[0, order] = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()
+    rows = 4000
+    stream = torch.Generator().manual_seed(0)
+    decoding = Decoding(temperature=temperature, top_p=top_p)
+    tokens, _ = choose(logits_BV.expand(rows, -1), decoding, streams=[stream] * rows, image_token=0)
+    shares = [tokens.count(token) / rows for token in order]
+    assert shares == pytest.approx(expected, abs=0.025)
+    assert all(share == 0 for share, wanted in zip(shares, expected, strict=True) if wanted == 0)
+
+
+def test_images_that_do_not_fit_their_places_are_refused():
+    short = Prompt([IMAGE] * (PLACES - 1), small.image(0)[None])
+    none = Prompt([IMAGE] * PLACES)
+    for wrong in (short, none, Prompt([])):
+        with pytest.raises(ValueError, match="image places"):
+            generate(MODEL, [prompt(doc(3)), wrong], image_token=IMAGE, decoding=ENOUGH)
+
+
+def test_a_full_session_says_so():
+    session = Session(MODEL, rows=1, places=8, image_token=IMAGE)
+    session.admit([prompt(doc(3))])
+    with pytest.raises(ValueError, match="0 free rows"):
+        session.admit([prompt(doc(3))])

@@ -1,0 +1,252 @@
+"""Our models against `transformers` built from tiny random configs: same outputs in fp32, both ways."""
+
+import pytest
+import torch
+
+from mm1.config import DecoderConfig, VisionConfig
+from mm1.hf import convert
+from mm1.model.decoder import Decoder
+from mm1.model.vision import Vision
+
+transformers = pytest.importorskip("transformers")
+
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 24,
+    "patch_size": 6,
+}
+DECODER = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+DECODERS = {
+    "llama": {"rms_norm_eps": 1e-5},
+    "llama, stretched": {"rope_parameters": LLAMA3},
+    "llama, tied, wide heads": {"tie_word_embeddings": True, "head_dim": 12},
+    "mistral": {"sliding_window": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+}
+
+
+def build(family: str, settings: dict):
+    """A random model of theirs with every parameter away from its neutral start (norms of 1, biases of 0)."""
+    classes = {
+        "clip": (transformers.CLIPVisionConfig, transformers.CLIPVisionModel),
+        "siglip": (transformers.SiglipVisionConfig, transformers.SiglipVisionModel),
+        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+        "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    }
+    config_class, model_class = classes[family]
+    torch.manual_seed(0)
+    model = model_class(config_class(**settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def our_vision(theirs) -> Vision:
+    vision = Vision(convert.vision_config_from_hf(theirs.config.to_dict()))
+    vision.load_state_dict(convert.vision_from_hf(theirs.state_dict()))
+    return vision
+
+
+def our_decoder(theirs) -> Decoder:
+    config = convert.decoder_config_from_hf(theirs.config.to_dict())
+    decoder = Decoder(config)
+    decoder.load_state_dict(convert.decoder_from_hf(theirs.state_dict(), tied=config.tied))
+    return decoder
+
+
+def pixels(images_NCYX: torch.Tensor, config: VisionConfig) -> torch.Tensor:
+    """What their image processor would make of the same uint8 image."""
+    mean, deviation = (torch.tensor(x)[:, None, None] for x in (config.mean, config.deviation))
+    return (images_NCYX / 255 - mean) / deviation
+
+
+IMAGES = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+TOKENS = torch.randint(0, 61, (2, 40), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_vision_features_equal_theirs(family):
+    theirs = build(family, VISION)
+    ours = our_vision(theirs)
+    with torch.no_grad():
+        out = theirs(pixels(IMAGES, ours.config), output_hidden_states=True)
+        patches = slice(1, None) if family == "clip" else slice(None)
+        normed = theirs.post_layernorm(out.hidden_states[-1])
+        torch.testing.assert_close(ours(IMAGES), normed[:, patches], atol=1e-5, rtol=1e-5)
+        ours.config.feature_layer = -2
+        torch.testing.assert_close(ours(IMAGES), out.hidden_states[-2][:, patches], atol=1e-5, rtol=1e-5)
+
+
+def test_clip_summary_equals_their_pooled_output():
+    theirs = build("clip", VISION)
+    ours = our_vision(theirs)
+    with torch.no_grad():
+        pooled = theirs(pixels(IMAGES, ours.config)).pooler_output
+        torch.testing.assert_close(ours.summary(IMAGES), pooled, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_interpolated_positions_equal_theirs(family):
+    theirs = build(family, VISION)
+    ours = our_vision(theirs)
+    images_NCYX = torch.randint(0, 256, (2, 3, 42, 42), dtype=torch.uint8)
+    with torch.no_grad():
+        out = theirs(pixels(images_NCYX, ours.config), interpolate_pos_encoding=True, output_hidden_states=True)
+        normed = theirs.post_layernorm(out.hidden_states[-1])[:, int(family == "clip") :]
+        torch.testing.assert_close(ours(images_NCYX), normed, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoder_logits_equal_theirs(name):
+    theirs = build(name.split(",")[0], DECODER | DECODERS[name])
+    ours = our_decoder(theirs)
+    position_BT = torch.arange(40).expand(2, -1)
+    with torch.no_grad():
+        logits = ours.logits(ours(ours.embed(TOKENS), position_BT))
+        torch.testing.assert_close(logits, theirs(TOKENS).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_vision_goes_there_and_back_unchanged(family):
+    ours = our_vision(build(family, VISION))
+    theirs = convert.vision_to_hf(ours.state_dict())
+    back = convert.vision_from_hf(theirs)
+    assert convert.vision_config_from_hf(convert.vision_config_to_hf(ours.config)) == ours.config
+    assert back.keys() == ours.state_dict().keys()
+    assert all(torch.equal(back[name], x) for name, x in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoder_goes_there_and_back_unchanged(name):
+    ours = our_decoder(build(name.split(",")[0], DECODER | DECODERS[name]))
+    theirs = convert.decoder_to_hf(ours.state_dict())
+    back = convert.decoder_from_hf(theirs, tied=ours.config.tied)
+    config = convert.decoder_config_to_hf(ours.config, places=64)
+    assert convert.decoder_config_from_hf(config) == ours.config
+    assert back.keys() == ours.state_dict().keys()
+    assert all(torch.equal(back[name], x) for name, x in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_transformers_opens_our_decoder_from_a_folder(name, tmp_path):
+    """What we write is a model of theirs: config and weights load without a word, and the logits agree."""
+    ours = our_decoder(build(name.split(",")[0], DECODER | DECODERS[name]))
+    write(
+        tmp_path,
+        convert.decoder_config_to_hf(ours.config, places=64),
+        convert.decoder_to_hf(ours.state_dict()),
+    )
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    position_BT = torch.arange(40).expand(2, -1)
+    with torch.no_grad():
+        logits = ours.logits(ours(ours.embed(TOKENS), position_BT))
+        torch.testing.assert_close(logits, theirs(TOKENS).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_transformers_opens_our_vision_from_a_folder(family, tmp_path):
+    ours = our_vision(build(family, VISION))
+    write(tmp_path, convert.vision_config_to_hf(ours.config), convert.vision_to_hf(ours.state_dict()))
+    model_class = {"clip": transformers.CLIPVisionModel, "siglip": transformers.SiglipVisionModel}[family]
+    theirs, report = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    with torch.no_grad():
+        out = theirs(pixels(IMAGES, ours.config)).last_hidden_state
+        if family == "clip":
+            out = theirs.post_layernorm(out)[:, 1:]
+        torch.testing.assert_close(ours(IMAGES), out, atol=1e-5, rtol=1e-5)
+
+
+def write(folder, config: dict, state: dict):
+    import json
+
+    from safetensors.torch import save_file
+
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({name: x.contiguous() for name, x in state.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_parts_are_found_inside_a_larger_model():
+    """A whole CLIP and a LLaVA name their parts deeper, and hold more than we take."""
+    vision, decoder = build("clip", VISION), build("llama", DECODER)
+    whole = {"vision_model." + name: x for name, x in vision.state_dict().items()}
+    whole |= {
+        "text_model.embeddings.token_embedding.weight": torch.zeros(2, 2),
+        "logit_scale": torch.zeros(()),
+    }
+    assert convert.vision_from_hf(whole).keys() == our_vision(vision).state_dict().keys()
+    whole |= {"language_model." + name: x for name, x in decoder.state_dict().items()}
+    assert convert.decoder_from_hf(whole, tied=False).keys() == our_decoder(decoder).state_dict().keys()
+
+
+def test_a_config_inside_a_config_may_leave_out_defaults():
+    config = convert.vision_config_from_hf(
+        {
+            "model_type": "siglip",
+            "vision_config": {"model_type": "siglip_vision_model", "patch_size": 14, "image_size": 384},
+        }
+    )
+    theirs = transformers.SiglipVisionConfig()
+    assert (config.width, config.layers, config.heads) == (
+        theirs.hidden_size,
+        theirs.num_hidden_layers,
+        theirs.num_attention_heads,
+    )
+    assert config.norm_epsilon == theirs.layer_norm_eps
+    assert config.image_size == 378  # 27 patches, as their convolution makes
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "word"),
+    [
+        ("llama", {"attention_bias": True}, "attention_bias"),
+        ("mistral", {"sliding_window": 16}, "16 places"),
+        ("llama", {"hidden_act": "gelu"}, "gelu"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "linear"),
+        ("llama", {"model_type": "gpt2"}, "gpt2"),
+    ],
+)
+def test_what_our_decoder_cannot_compute_is_refused(family, change, word):
+    config = {"llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig}[family](**DECODER).to_dict()
+    with pytest.raises(ValueError, match=word):
+        convert.decoder_config_from_hf(config | change)
+
+
+def test_a_tensor_of_another_family_is_refused():
+    state = build("qwen3", DECODER).state_dict() | {"model.layers.0.self_attn.sinks": torch.zeros(4)}
+    with pytest.raises(ValueError, match="sinks"):
+        convert.decoder_from_hf(state, tied=False)
+
+
+def test_what_no_family_has_is_not_written():
+    with pytest.raises(ValueError, match="both"):
+        convert.decoder_config_to_hf(DecoderConfig(qkv_bias=True, qk_norm=True), places=8)
+    with pytest.raises(ValueError, match="class_token True"):
+        convert.vision_config_to_hf(VisionConfig(class_token=True))

@@ -1,0 +1,136 @@
+"""What the pages say is what the commands do: every command and every Python block of README.md."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from mm1 import config
+from mm1.__main__ import app
+from mm1.recipes.index import recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/design.md")
+FENCE = re.compile(r"(?P<run><!-- run -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page; `run` when a `<!-- run -->` comment stands right above it."""
+
+    page: str
+    line: int
+    language: str
+    body: str
+    run: bool
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks(page: str) -> list[Block]:
+    text = (ROOT / page).read_text()
+    return [
+        Block(page, text.count("\n", 0, found.start()) + 1, found["language"], found["body"], bool(found["run"]))
+        for found in FENCE.finditer(text)
+    ]
+
+
+def commands(block: Block) -> list[str]:
+    """The commands of a shell block; in a `console` block those after `$ `, the rest is output."""
+    joined = block.body.replace("\\\n", " ")
+    if block.language == "console":
+        return [line[2:] for line in joined.splitlines() if line.startswith("$ ")]
+    return [line.strip() for line in joined.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def words(command: str) -> list[str]:
+    """The words of a command, without settings before it and without its comment."""
+    parts = shlex.split(command, comments=True)
+    while parts and re.fullmatch(r"[A-Z_]+=.*", parts[0]):
+        parts.pop(0)
+    return parts
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+SHELL = [block for block in BLOCKS if block.language in ("bash", "console")]
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+COMMANDS = [(block, words(command)) for block in SHELL for command in commands(block)]
+
+ENTRY = f'mm1() {{ {shlex.quote(sys.executable)} -m mm1 "$@"; }}'
+"""What `mm1` means in a block that is run: this interpreter's, installed or not."""
+
+
+def run(arguments: list[str], folder: Path, *, seconds: int = 300) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "COLUMNS": "200",
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+    }
+    return subprocess.run(
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(command, id=f"{block} {shlex.join(command)}") for block, command in COMMANDS]
+)
+def test_command_exists(command: list[str]):
+    program, *arguments = command
+    if program == "make":
+        for target in (word for word in arguments if "=" not in word):
+            answer = run(["make", "-n", target], ROOT)
+            assert answer.returncode == 0, f"no target {target!r} in the Makefile: {answer.stderr}"
+    elif program == "mm1":
+        check_verb(arguments)
+
+
+def check_verb(arguments: list[str]) -> None:
+    """The door takes the command: verb, options, all that is required; recipe and fields exist."""
+    group = typer.main.get_command(app)
+    verb, *rest = arguments
+    if verb == "--help":
+        return
+    assert verb in group.commands, f"mm1 has no verb {verb!r}; it has {', '.join(group.commands)}"
+    try:
+        given = group.commands[verb].make_context(verb, list(rest)).params
+    except click.UsageError as error:
+        pytest.fail(f"mm1 {verb}: {error.format_message()}")
+    if verb == "train":
+        config.override(recipe(given["recipe"]), list(given["assignments"] or []))
+
+
+@pytest.mark.parametrize("block", [block for block in SHELL if block.run], ids=str)
+def test_block_runs(block: Block, tmp_path: Path):
+    answer = run(["bash", "-euo", "pipefail", "-c", "\n".join([ENTRY, *commands(block)])], tmp_path)
+    assert answer.returncode == 0, f"{block} fails:\n{answer.stdout}\n{answer.stderr}"
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_python_block_runs(block: Block, tmp_path: Path):
+    answer = run([sys.executable, "-c", block.body], tmp_path)
+    assert answer.returncode == 0, f"{block} fails:\n{answer.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str):
+    targets = re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text())
+    local = [target for target in targets if "://" not in target]
+    dead = [target for target in local if not (ROOT / page).parent.joinpath(target).exists()]
+    assert not dead, f"{page} links to {dead}, which do not exist"
+
+
+def test_the_map_shows_what_is_there():
+    """Every room of the package is spoken of in docs/design.md."""
+    page = (ROOT / "docs/design.md").read_text()
+    rooms = {path.name for path in (ROOT / "mm1").iterdir() if not path.name.startswith("__")}
+    missing = [name for name in sorted(rooms) if not re.search(rf"\b{re.escape(name)}", page)]
+    assert not missing, f"docs/design.md does not speak of {missing}"

@@ -1,0 +1,250 @@
+"""The loop and its checkpoints: accumulation, resume, kill, full disk, broken files, frozen parts."""
+
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mm1 import checkpoint, config
+from mm1.checkpoint import CheckpointError
+from mm1.config import (
+    ConfigError,
+    ConnectorConfig,
+    DataConfig,
+    DecoderConfig,
+    ModelConfig,
+    RunConfig,
+    SourceConfig,
+    VisionConfig,
+)
+from mm1.data.loader import Rows
+from mm1.model.mllm import MLLM
+from mm1.train import loop
+from mm1.train.log import read_metrics
+from mm1.train.loss import Loss, NextToken
+from mm1.train.run import train_run
+
+SMALL = ModelConfig(
+    vision=VisionConfig(image_size=16, patch_size=8, width=16, layers=1, heads=1, mlp_width=32),
+    connector=ConnectorConfig(kind="average", tokens=4),
+    decoder=DecoderConfig(vocabulary=4096, width=16, layers=2, heads=1, kv_heads=1, head_width=16, mlp_width=32),
+)
+
+
+@pytest.fixture
+def run(stores) -> RunConfig:
+    """Eight steps of captions and text on a model of a hundred thousand parameters."""
+    return RunConfig(
+        recipe="small",
+        model=SMALL,
+        data=DataConfig(
+            sources={
+                "captions": SourceConfig(store=str(stores["captions"]), share=3),
+                "text": SourceConfig(store=str(stores["text"]), share=1),
+            },
+            row_length=64,
+            row_images=8,
+            image_tokens=4,
+            workers=0,
+        ),
+        steps=8,
+        batch_rows=4,
+        micro_rows=2,
+        checkpoint_every=2,
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load_for_use(folder).model.state_dict()
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+def gradients(run: RunConfig, micro_rows: int) -> tuple[Loss, list[torch.Tensor]]:
+    rows = Rows(run.data, image_size=16, seed=0)
+    model = MLLM(run.model)
+    model.initialise(0)
+    objective = NextToken(rows.names, image=rows.tokenizer.image)
+    batches = [rows.batch(list(range(first, first + micro_rows))) for first in range(0, 4, micro_rows)]
+    weight = sum(objective.weight(batch) for batch in batches)
+    losses = []
+    for batch in batches:
+        losses.append(objective.loss(model, batch))
+        (losses[-1].total / weight).backward()
+    return Loss.sum([loss.detach() for loss in losses]), [p.grad for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("micro_rows", [1, 2])
+def test_accumulated_micro_batches_equal_one_big_batch(run, micro_rows):
+    whole, whole_gradients = gradients(run, 4)
+    parts, parts_gradients = gradients(run, micro_rows)
+    assert parts.weight == whole.weight
+    torch.testing.assert_close(parts.total, whole.total)
+    torch.testing.assert_close(parts.by_source, whole.by_source)
+    for ours, theirs in zip(parts_gradients, whole_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_the_losses_of_the_sources_add_up_to_the_loss(run):
+    loss, _ = gradients(run, 2)
+    torch.testing.assert_close(loss.by_source.sum(), loss.total)
+    assert int(loss.weight_by_source.sum()) == loss.weight
+
+
+def test_a_stopped_run_continues_bit_for_bit(run, tmp_path, monkeypatch):
+    train_run(run, tmp_path / "whole")
+
+    def stop_at_step_five(*arguments, **keywords):
+        if arguments[1] == 6:
+            raise KeyboardInterrupt
+        return save(*arguments, **keywords)
+
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", stop_at_step_five)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(run, tmp_path / "stopped")
+    monkeypatch.undo()
+    train_run(run, tmp_path / "stopped")
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+    assert [m["step"] for m in read_metrics(tmp_path / "stopped")] == list(range(1, 9))
+
+
+def test_a_run_killed_by_force_continues_to_the_same_weights(run, tmp_path):
+    folder, recorded = tmp_path / "killed", tmp_path / "run.json"
+    run.steps = 40
+    config.save(run, recorded)
+    train_run(run, tmp_path / "whole")
+    command = [sys.executable, "-m", "mm1", "train", str(recorded), "--to", str(folder)]
+    for least in (3, 17):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_for_step(folder, least, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert_same(weights(tmp_path / "whole"), weights(folder))
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        if (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") >= step:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"no step {step} within two minutes")
+
+
+def test_a_full_disk_stops_with_a_clear_line_and_loses_nothing(run, tmp_path):
+    folder, recorded = tmp_path / "full", tmp_path / "run.json"
+    run.steps = 4
+    config.save(run.model_copy(update={"steps": 4}), recorded)
+    command = [sys.executable, "-m", "mm1", "train", str(recorded), "--to", str(folder)]
+    refused = subprocess.run(command, capture_output=True, text=True, preexec_fn=_no_large_files)
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert "could not be written" in refused.stderr
+    assert "same command" in refused.stderr
+    assert not list((folder / "checkpoints").glob("*"))
+    subprocess.run(command, check=True, capture_output=True)
+    train_run(run, tmp_path / "whole")
+    assert_same(weights(tmp_path / "whole"), weights(folder))
+
+
+def _no_large_files() -> None:
+    """As a full disk does it: writes past 200 kB fail, in the middle of a checkpoint."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+
+def test_a_flipped_byte_is_found_and_the_checkpoint_before_is_used(run, tmp_path):
+    train_run(run, tmp_path)
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None
+    assert newest.step == 8
+    shard = next(newest.path.glob("*.distcp"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    before = checkpoint.latest(tmp_path)
+    assert before is not None
+    assert before.step == 6
+    expected = weights(tmp_path)
+    train_run(run, tmp_path)  # repeats steps 7 and 8
+    healed = checkpoint.latest(tmp_path)
+    assert healed is not None
+    assert healed.step == 8
+    assert not all(torch.equal(a, b) for a, b in zip(expected.values(), weights(tmp_path).values(), strict=True))
+
+
+def test_an_unfinished_checkpoint_is_never_seen(run, tmp_path):
+    train_run(run, tmp_path)
+    shutil.copytree(tmp_path / "checkpoints/step-8", tmp_path / "checkpoints/step-9.part")
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.step == 8
+
+
+def test_a_folder_of_another_run_is_refused_with_the_difference(run, tmp_path):
+    train_run(run, tmp_path)
+    run.seed = 7
+    with pytest.raises(ConfigError, match="seed: 0 there, 7 now"):
+        train_run(run, tmp_path)
+
+
+def test_frozen_parts_do_not_move_and_the_others_do(run, tmp_path):
+    run.frozen = ["vision", "decoder"]
+    train_run(run, tmp_path)
+    model = MLLM(run.model)
+    model.initialise(run.seed)
+    before = model.state_dict()
+    moved = {
+        name.partition(".")[0] for name, value in weights(tmp_path).items() if not torch.equal(value, before[name])
+    }
+    assert moved == {"connector"}
+
+
+def test_a_part_of_another_shape_is_refused_by_name(run, tmp_path):
+    train_run(run, tmp_path / "first")
+    other = run.model_copy(deep=True)
+    other.model.decoder.layers = 3
+    other.start_from = {"decoder": str(tmp_path / "first")}
+    with pytest.raises(CheckpointError, match=r"blocks\.2.* nothing there"):
+        train_run(other, tmp_path / "second")
+
+
+def test_a_part_started_from_a_run_has_its_weights(run, tmp_path):
+    train_run(run, tmp_path / "first")
+    other = run.model_copy(update={"seed": 5, "steps": 1, "frozen": ["vision", "decoder"]})
+    other.start_from = {"decoder": str(tmp_path / "first")}
+    train_run(other, tmp_path / "second")
+    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert all(torch.equal(first[name], second[name]) for name in first if name.startswith("decoder."))
+    assert not torch.equal(first["vision.patch.weight"], second["vision.patch.weight"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_row(run, tmp_path, monkeypatch):
+    run.optim.learning_rate = 1e30
+    run.optim.clip_norm = 1e30
+    with pytest.raises(FloatingPointError, match="mm1 show RUN --row"):
+        train_run(run, tmp_path)
+
+
+def test_a_thousandth_broken_image_stops_the_run(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "MAX_BROKEN", 3)
+    monkeypatch.setattr("mm1.data.loader.load", _broken)
+    with pytest.raises(ValueError, match="3 pictures of this run could not be decoded, the last captions: caption-"):
+        train_run(run, tmp_path)
+
+
+def _broken(data: bytes, size: int):
+    from mm1.data.image import load
+
+    return load(b"not an image", size)
