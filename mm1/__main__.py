@@ -98,7 +98,7 @@ def show(
     to: To = None,
 ) -> None:
     """Write an HTML page of one packed row of a run (or one document of a store)."""
-    from mm1.ablate.show import show_document_of, show_row_of
+    from mm1.data.show import show_document_of, show_row_of
 
     is_run = (Path(what) / "config.json").is_file()
     page = show_row_of(Path(what), row) if is_run else show_document_of(what, row)

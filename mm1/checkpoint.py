@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from mm1 import config, dist
@@ -60,12 +61,13 @@ def save(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimize
         _sync(part)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
-    except Exception as error:  # DCP wraps what the disk said in several layers
+    except (Exception, CheckpointException) as error:  # DCP's own is no Exception
         shutil.rmtree(part, ignore_errors=True)
         newest = latest(run)
         safe = f"the last whole checkpoint is {newest.path}" if newest else "there is no earlier checkpoint"
+        free = shutil.disk_usage(run).free / 2**30
         raise CheckpointError(
-            f"the checkpoint of step {step} could not be written ({_root(error)}); {safe}. "
+            f"the checkpoint of step {step} could not be written ({_root(error)}; {free:.1f} GiB free); {safe}. "
             f"Make room at {folder} and give the same command again to continue."
         ) from error
     for old in _all(run)[:-keep]:
@@ -187,6 +189,9 @@ def _alone() -> Iterator[None]:
 
 
 def _root(error: BaseException) -> str:
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return str(error) or type(error).__name__
+    """What the system said first, out of the layers that DCP wraps around it."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    while error.__context__:
+        error = error.__context__
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

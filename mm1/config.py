@@ -36,7 +36,9 @@ class VisionConfig(Config):
     class_token: bool = False
     patch_bias: bool = True
     input_norm: bool = False  # CLIP normalises after adding position embeddings
-    feature_layer: int = Field(-1, lt=0)  # -1: output of the last layer, final norm applied; -2: the one before, no norm
+    feature_layer: int = Field(
+        -1, lt=0
+    )  # -1: output of the last layer, final norm applied; -2: the one before, no norm
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of RGB in [0, 1]
     deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
@@ -197,7 +199,8 @@ def load(path: Path) -> RunConfig:
     try:
         return parse(json.loads(path.read_text()))
     except FileNotFoundError:
-        raise ConfigError(f"no run at {path.parent}: it has no config.json") from None
+        where = f"no run at {path.parent}: it has no config.json" if path.name == "config.json" else f"no file {path}"
+        raise ConfigError(where) from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
 

@@ -15,7 +15,8 @@ Shape letters, for every tensor name in the project:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,5 +119,6 @@ class Batch:
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {k: change(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+        return Batch(**changed)

@@ -112,7 +112,7 @@ def test_cuts_lose_no_place_and_tear_no_image(pieces, row_length, row_images):
 
 
 def test_a_long_document_is_cut_after_a_line_where_one_ends_nearby():
-    text = Document((Text("word " * 58 + "\n" + "more " * 30),))
+    text = Document((Text("word " * 150 + "\n" + "more " * 80),))
     encoded = encode(text, TOKENIZER, image_tokens=PLACES)
     line_end = int(np.flatnonzero(encoded.tokens == TOKENIZER.encode("\n")[0])[0]) + 1
     spans = cut(
@@ -222,7 +222,7 @@ def test_a_corrupt_image_is_grey_named_and_shifts_nothing(stores, tmp_path):
 
 
 def test_empty_captions_are_left_out_and_counted(tmp_path):
-    documents = [Document((Image(png()), Text(text))) for text in ("a flag", "", "a house", "")]
+    documents = [Document((Image(png()), Text(text))) for text in ("a flag", "", "a house", " \n")]
     write_store(documents, tmp_path / "captions.lance")
     config = DataConfig(sources={"captions": SourceConfig(store=str(tmp_path / "captions.lance"))}, row_length=64)
     (source,) = Rows(config, image_size=8, seed=0).sources

@@ -56,6 +56,10 @@ def test_vqa_accuracy_equals_the_official_one():
     assert len(set(expected)) > 3, "the cases must tell partial credit from none and all"
 
 
+def test_vqa_answers_are_normalised_only_where_people_disagree():
+    assert metrics.vqa_accuracy(["Yes.", "Yes."], [["yes"] * 10, ["yes"] * 9 + ["no"]]).tolist() == [0, 1]
+
+
 def test_answers_are_normalised_as_officially():
     wrong = [
         (case["answer"], metrics.normalize_answer(case["answer"]), case["normalized"])

@@ -258,7 +258,7 @@ def test_attention_depends_on_distance_only():
     x_BTD, position_BT = torch.randn(2, 12, 32), torch.arange(12).expand(2, -1)
     torch.testing.assert_close(decoder(x_BTD, position_BT), decoder(x_BTD, position_BT + 100), atol=1e-4, rtol=1e-4)
     cosine, _ = rotary_angles(position_BT, decoder.config)
-    assert cosine.shape == (2, 12, 1, 4)
+    assert cosine.shape == (2, 12, 1, 8)
 
 
 def test_activations_are_those_the_config_names():

@@ -8,7 +8,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import pytest
 import typer
 
@@ -100,10 +99,7 @@ def check_verb(arguments: list[str]) -> None:
     if verb == "--help":
         return
     assert verb in group.commands, f"mm1 has no verb {verb!r}; it has {', '.join(group.commands)}"
-    try:
-        given = group.commands[verb].make_context(verb, list(rest)).params
-    except click.UsageError as error:
-        pytest.fail(f"mm1 {verb}: {error.format_message()}")
+    given = group.commands[verb].make_context(verb, list(rest)).params
     if verb == "train":
         config.override(recipe(given["recipe"]), list(given["assignments"] or []))
 

@@ -73,12 +73,12 @@ def gradients(run: RunConfig, micro_rows: int) -> tuple[Loss, list[torch.Tensor]
     rows = Rows(run.data, image_size=16, seed=0)
     model = MLLM(run.model)
     model.initialise(0)
-    objective = NextToken(rows.names, image=rows.tokenizer.image)
+    objective = NextToken(model, rows.names, image=rows.tokenizer.image)
     batches = [rows.batch(list(range(first, first + micro_rows))) for first in range(0, 4, micro_rows)]
     weight = sum(objective.weight(batch) for batch in batches)
     losses = []
     for batch in batches:
-        losses.append(objective.loss(model, batch))
+        losses.append(objective.loss(batch))
         (losses[-1].total / weight).backward()
     return Loss.sum([loss.detach() for loss in losses]), [p.grad for p in model.parameters() if p.grad is not None]
 

@@ -38,6 +38,7 @@ def losses(
     curves: Mapping[str, Sequence[tuple[int, float]]],
     *,
     held_out: Mapping[str, Sequence[tuple[int, float]]],
+    unit: str,
 ) -> str:
     """SVG of the loss of every source over steps, smoothed, the raw values faint behind; held-out as dots.
 
@@ -56,7 +57,7 @@ def losses(
                 steps, values = np.array(points).T
                 axes.plot(steps, values, "o", color=colour, markersize=5, label=f"{source}, held out")
         axes.set_xlabel("step")
-        axes.set_ylabel("loss (nats per token)")
+        axes.set_ylabel(f"loss (nats per {unit})")
         axes.set_xlim(left=0)
         _legend(axes)
         return _svg(figure, name)
@@ -65,14 +66,14 @@ def losses(
 def scores(name: str, cells: Sequence[Cell]) -> str:
     """SVG of one task's score over shots with 95 % intervals; hollow: with another query's picture."""
     with rc_context(_STYLE):
-        figure = Figure(figsize=(3.6, 2.5), layout="constrained")
+        figure = Figure(figsize=(4.2, 2.7), layout="constrained")
         axes = figure.add_subplot()
         _points(axes, cells, [cell.score for cell in cells], colour=COLOURS[0], label="score", filled=True)
         blind = [cell for cell in cells if cell.blind]
         if blind:
             intervals = [cell.blind for cell in blind]
             _points(axes, blind, intervals, colour=COLOURS[1], label="blind", filled=False)
-        axes.axhline(cells[0].majority, color="#888888", linewidth=0.8, linestyle=":", label="majority answer")
+        axes.axhline(cells[0].majority, color="#888888", linewidth=0.8, linestyle=":", label="majority")
         axes.set_xticks([cell.shots for cell in cells])
         axes.set_xlabel("shots")
         axes.set_ylabel(cells[0].task.replace("_", " "))
@@ -118,7 +119,7 @@ def _legend(axes: Axes) -> None:
 def _svg(figure: Figure, name: str) -> str:
     """The drawing without its XML head, ids made unique by `name`, ink left to the page."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{re.sub(r'[^a-z0-9]+', '-', name.lower())}-", svg)

@@ -39,7 +39,7 @@ class Share:
     asked: float  # share of rows in the config
     rows: int
     rows_share: float
-    tokens: int  # trained tokens
+    tokens: int  # trained tokens, or pairs of a contrastive run
     tokens_share: float
     images: int
 
@@ -64,6 +64,7 @@ class Stage:
     folder: Path
     run: RunConfig
     main: bool
+    unit: str  # what is trained and what the loss is per: token or pair
     facts: list[tuple[str, str]]
     curves: Markup
     held_out: dict[str, float]
@@ -225,6 +226,7 @@ def _stage(folder: Path, *, main: bool) -> Stage:
         for name in record
         if name.startswith("validation/")
     }
+    unit = "pair" if run.objective == "contrastive" else "token"
     tasks = list(dict.fromkeys(cell.task for cell in results.cells))
     by_task = {task: [cell for cell in results.cells if cell.task == task] for task in tasks}
     return Stage(
@@ -232,8 +234,9 @@ def _stage(folder: Path, *, main: bool) -> Stage:
         folder=folder,
         run=run,
         main=main,
+        unit=unit,
         facts=_facts(run, records),
-        curves=Markup(_curves(folder.name, run, records)) if records else Markup(""),
+        curves=Markup(_curves(folder.name, run, records, unit=unit)) if records else Markup(""),
         held_out=held_out,
         mix=realised_mix(run, records),
         results=results,
@@ -279,13 +282,13 @@ def _facts(run: RunConfig, records: Sequence[dict[str, Any]]) -> list[tuple[str,
     return facts
 
 
-def _curves(name: str, run: RunConfig, records: Sequence[dict[str, Any]]) -> str:
+def _curves(name: str, run: RunConfig, records: Sequence[dict[str, Any]], *, unit: str) -> str:
     sources = [source for source in run.data.sources if any(f"loss/{source}" in record for record in records)]
     curves = {source: _series(records, f"loss/{source}") for source in sources}
     if not curves:
         curves = {"loss": _series(records, "loss")}
     held_out = {source: found for source in run.data.validation if (found := _series(records, f"validation/{source}"))}
-    return figures.losses(name, curves, held_out=held_out)
+    return figures.losses(name, curves, held_out=held_out, unit=unit)
 
 
 def _series(records: Sequence[dict[str, Any]], key: str) -> list[tuple[int, float]]:

@@ -1,5 +1,6 @@
 """Document -> Encoded: ids with image places, the loss mask, the pictures; and where to cut a long one."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,24 @@ def encode(document: Document, tokenizer: Tokenizer, *, image_tokens: int, end: 
     An image takes `image_tokens` places. `end=False` leaves the document open, as a prompt is.
     `<|end|>` is learned after trained text only.
     """
-    if is_chat(document):
-        document = marked(document)
-    marks = tokenizer.marks
+    return encode_many([document], tokenizer, image_tokens=image_tokens, end=end)[0]
+
+
+def encode_many(
+    documents: Sequence[Document], tokenizer: Tokenizer, *, image_tokens: int, end: bool = True
+) -> list[Encoded]:
+    """Each document as `encode` gives it; the tokenizer sees all texts at once and uses all cores."""
+    documents = [marked(document) if is_chat(document) else document for document in documents]
+    texts = [piece.text for document in documents for piece in document.pieces if isinstance(piece, Text)]
+    ids = iter(tokenizer.encode_many(texts))
+    return [_assemble(document, ids, tokenizer, image_tokens=image_tokens, end=end) for document in documents]
+
+
+def _assemble(
+    document: Document, ids: Iterator[list[int]], tokenizer: Tokenizer, *, image_tokens: int, end: bool
+) -> Encoded:
+    """`ids` gives the tokens of the next text each time one is met."""
+    marks, taught = tokenizer.marks, _teaches(document)
     tokens, train, images = [marks["begin"]], [False], []
     for piece in document.pieces:
         if isinstance(piece, Image):
@@ -28,18 +44,18 @@ def encode(document: Document, tokenizer: Tokenizer, *, image_tokens: int, end: 
             tokens.append(marks[piece.name])
             train.append(piece.train)
         else:
-            ids = tokenizer.encode(piece.text)
-            tokens += ids
-            train += [piece.train] * len(ids)
-    closed = tokens[-1] == marks["end"]
-    if end and not closed:
+            part = next(ids)
+            tokens += part
+            train += [piece.train and taught] * len(part)
+    if end and tokens[-1] != marks["end"]:
         tokens.append(marks["end"])
-        train.append(_ends_trained(document))
+        train.append(taught)
     return Encoded(np.array(tokens, np.int32), np.array(train, bool), tuple(images))
 
 
-def _ends_trained(document: Document) -> bool:
-    return any(isinstance(piece, Text) and piece.train for piece in document.pieces)
+def _teaches(document: Document) -> bool:
+    """Whether there is anything to learn: an empty caption must not teach that pictures need none."""
+    return any(isinstance(piece, Text) and piece.train and piece.text.strip() for piece in document.pieces)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,14 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mm1.config import DataConfig
-from mm1.data.encode import Span, cut, encode
+from mm1.data.encode import Span, cut, encode_many
 from mm1.data.image import ImageError, load
 from mm1.data.mixture import Mixture
 from mm1.data.plan import Plan, Spans
@@ -98,8 +99,8 @@ class Rows:
         numbers = source.plan.row(k)
         spans = source.spans
         documents = source.store.take(spans.document[numbers].tolist())
-        for number, document in zip(numbers.tolist(), documents, strict=True):
-            whole = encode(document, self.tokenizer, image_tokens=self.data.image_tokens)
+        encoded = encode_many(documents, self.tokenizer, image_tokens=self.data.image_tokens)
+        for number, document, whole in zip(numbers.tolist(), documents, encoded, strict=True):
             start = int(spans.start[number])
             part = self._slice(whole, start, start + int(spans.length[number]))
             yield f"{source.name}: {document.id}", part
@@ -139,14 +140,16 @@ def open_source(name: str, store: Store, tokenizer: Tokenizer, *, data: DataConf
     breaks = tokenizer.breaks()
     found: list[tuple[int, Span]] = []
     dropped: Counter[str] = Counter()
-    for position, document in enumerate(store.scan(with_images=False)):
-        encoded = encode(document, tokenizer, image_tokens=data.image_tokens)
+    documents = store.scan(with_images=False)
+    parts = iter(lambda: list(islice(documents, 1024)), [])
+    measured = (e for part in parts for e in encode_many(part, tokenizer, image_tokens=data.image_tokens))
+    for position, encoded in enumerate(measured):
         if encoded.images and not data.row_images:
             raise ValueError(f"source {name!r} has images but data.row_images is 0; set it to 1 or more")
         if not encoded.train.any():
             dropped["nothing to learn (empty text)"] += 1
             continue
-        spans = cut(
+        parts_of = cut(
             encoded,
             breaks,
             image=tokenizer.image,
@@ -154,8 +157,8 @@ def open_source(name: str, store: Store, tokenizer: Tokenizer, *, data: DataConf
             row_length=data.row_length,
             row_images=data.row_images,
         )
-        taught = [span for span in spans if encoded.train[span.start + 1 : span.stop].any()]
-        dropped["parts of a long document without text to learn"] += len(spans) - len(taught)
+        taught = [span for span in parts_of if encoded.train[span.start + 1 : span.stop].any()]
+        dropped["parts of a long document without text to learn"] += len(parts_of) - len(taught)
         found += [(position, span) for span in taught]
     if not found:
         raise ValueError(f"source {name!r} ({store.path}) has no document with text to learn; dropped: {dict(dropped)}")

@@ -135,9 +135,7 @@ def _pack_long(
     return rows
 
 
-def _fullest(
-    by_room: list[list[int]], spare_images: list[int], *, need: int, pictures: int
-) -> tuple[int, int] | None:
+def _fullest(by_room: list[list[int]], spare_images: list[int], *, need: int, pictures: int) -> tuple[int, int] | None:
     """The row with the least room that still takes the item, taken out of `by_room`, and its room."""
     for room in range(need, len(by_room)):
         rows = by_room[room]

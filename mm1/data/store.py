@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pyarrow as pa
 
-from mm1.document import Document, Image, Piece, Text
+from mm1.document import Document, Image, Mark, Piece, Text
 
 _ZSTD = {
     "lance-encoding:compression": "zstd",
@@ -141,10 +141,13 @@ def _lance() -> ModuleType:
 def _row(document: Document) -> dict:
     texts, images, train = [], [], []
     for piece in document.pieces:
-        is_text = isinstance(piece, Text)
-        texts.append(piece.text if is_text else None)
-        images.append(None if is_text else piece.data)
-        train.append(piece.train if is_text else False)
+        if isinstance(piece, Mark):
+            raise ValueError(
+                f"{document.id}: marks such as {piece.name!r} are not stored; chats are marked when encoded"
+            )
+        texts.append(piece.text if isinstance(piece, Text) else None)
+        images.append(piece.data if isinstance(piece, Image) else None)
+        train.append(isinstance(piece, Text) and piece.train)
     return {
         "id": document.id,
         "source": document.source,

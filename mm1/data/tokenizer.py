@@ -57,6 +57,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         return self._inner.encode(text, add_special_tokens=False).ids
 
+    def encode_many(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text; long lists are shared out over the cores."""
+        return [found.ids for found in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
+
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`; special tokens are left out."""
         return self._inner.decode(list(ids), skip_special_tokens=True)

@@ -45,9 +45,8 @@ def cider(answers: Sequence[str], references: Sequence[Sequence[str]], *, tokeni
     N-grams of 1 to 4 tokens are weighted by how few queries' references hold them, so a score depends
     on the whole set: with one query every score is 0.
 
-    Source: Vedantam et al., CIDEr, https://arxiv.org/abs/1411.5726, section 4 (CIDEr-D), with the two
-    habits of the official code (https://github.com/tylin/coco-caption): counts are clipped in the
-    numerator only, and the length of a caption is its number of bigrams.
+    Source: Vedantam et al., CIDEr, https://arxiv.org/abs/1411.5726, section 4 (CIDEr-D), with a habit
+    of the official code (https://github.com/tylin/coco-caption): weights are clipped in the numerator only.
     """
     cooked = [[_grams(tokenize(text)) for text in texts] for texts in _checked(answers, references)]
     seen: Counter[tuple[str, ...]] = Counter()
@@ -214,7 +213,7 @@ class _Weighted:
 
     vectors: tuple[Vector, ...]
     norms: tuple[float, ...]
-    bigrams: int
+    words: int
 
 
 def _weigh(grams: Grams, rarity: Vector, unseen: float) -> _Weighted:
@@ -222,7 +221,7 @@ def _weigh(grams: Grams, rarity: Vector, unseen: float) -> _Weighted:
     for gram, count in grams.items():
         vectors[len(gram) - 1][gram] = count * rarity.get(gram, unseen)
     norms = tuple(math.sqrt(sum(weight * weight for weight in vector.values())) for vector in vectors)
-    return _Weighted(vectors, norms, sum(count for gram, count in grams.items() if len(gram) == 2))
+    return _Weighted(vectors, norms, sum(count for gram, count in grams.items() if len(gram) == 1))
 
 
 def _similarity(ours: _Weighted, theirs: _Weighted) -> float:
@@ -232,7 +231,7 @@ def _similarity(ours: _Weighted, theirs: _Weighted) -> float:
         if norm and other:
             dot = sum(min(weight, right[gram]) * right[gram] for gram, weight in left.items() if gram in right)
             total += dot / (norm * other)
-    difference = ours.bigrams - theirs.bigrams
+    difference = ours.words - theirs.words
     return math.exp(-(difference**2) / (2 * CIDER_SIGMA**2)) * total / LONGEST_GRAM
 
 

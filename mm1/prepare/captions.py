@@ -4,6 +4,7 @@ One style per source. Emoji keep the label of Emojibase ("woman farmer: medium s
 lower case without file extensions, counters and names of authors ("fall coloured leaf").
 """
 
+import html
 import json
 import re
 from collections import Counter
@@ -28,11 +29,13 @@ _DESCRIPTION_WORDS = range(3, 13)
 _TITLE_REPEATS = 10
 _COLLECTION = re.compile(r"^(clipart by|aiga[_ ]symbol)", re.IGNORECASE)
 _EXTENSION = re.compile(r"\.(svg|png|jpe?g|wmf|eps|ai)$", re.IGNORECASE)
-_COUNTER = re.compile(r"#\d+$|(?<=[a-z])\d+$|\b0\d+\b|\s[-#]?\s*\d+$|\b(?:no|nr|v|ver)\.?\s*\d+$")
+_COUNTER = re.compile(
+    r"#\d+$|\s\d+(?=\s(?:filled )?pattern$)|(?<=[a-z])\d+$|\b0\d+\b|\s[-#]?\s*\d+$|\b(?:no|nr|v|ver)\.?\s*\d+$"
+)
 _NOT_A_CAPTION = re.compile(
     r"@|http|www\.|inkscape|sodipodi|svg|eps|convert|vectori[sz]|clip ?art|\bopen ?source|illustrator|gimp|license"
     r"|public domain|submission|sibmission|\bicons?\b|theme|collection|\bpart of\b|created|drawn|made|untitled"
-    r"|this is|image|picture|\bnice\b",
+    r"|enjoy|panic|have you|what's up|\br1[56]\b|[;:]\)|this is|image|picture|\bnice\b",
     re.IGNORECASE,
 )
 
@@ -43,13 +46,13 @@ _UNFIT = re.compile(r"\b(sexy|stripper|nude|naked|babe|erotic|pantyhose|lingerie
 def emoji_pictures(cache: Path, drops: Counter[str]) -> Iterator[Picture]:
     """Every 3-D emoji that has a label, all skin tones, in the order of the Unicode charts."""
     data = EMOJIBASE.folder(cache) / "package"
-    files = {_hexcode(path.stem): path for path in (FLUENT.folder(cache) / "package" / "assets").glob("*.webp")}
+    files = {hexcode(path.stem): path for path in (FLUENT.folder(cache) / "package" / "assets").glob("*.webp")}
     names = json.loads((data / "meta/groups.json").read_text(encoding="utf-8"))["subgroups"]
     labels = {language: _labels(data / language / "data.json") for language in LANGUAGES}
     known = set()
     for base in json.loads((data / "en/data.json").read_text(encoding="utf-8")):
         for emoji in [base, *base.get("skins", [])]:
-            code = _hexcode(emoji["hexcode"])
+            code = hexcode(emoji["hexcode"])
             known.add(code)
             if code not in files or "subgroup" not in emoji:
                 drops["fluent-emoji-3d: label without a picture"] += 1
@@ -65,7 +68,7 @@ def emoji_pictures(cache: Path, drops: Counter[str]) -> Iterator[Picture]:
                 data=encode_webp(picture, quality=QUALITY),
                 caption=emoji["label"].strip(),
                 group=names[str(emoji["subgroup"])],
-                family=f"fluent-emoji-3d/{_hexcode(base['hexcode'])}",
+                family=f"emoji/{hexcode(base['hexcode'])}",
                 tags=tuple(base.get("tags", ())),
                 labels={name: table[code] for name, table in labels.items() if code in table},
             )
@@ -144,7 +147,7 @@ def _clip_art_caption(
 
 def _clean(text: str) -> str:
     """One line, lower case, without extension, counters, underscores and stray punctuation."""
-    text = _EXTENSION.sub("", " ".join(text.replace('"', "").split()))
+    text = _EXTENSION.sub("", " ".join(html.unescape(text).replace('"', "").split()))
     text = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", text).replace("_", " ").casefold()
     if " " not in text:
         text = text.replace("-", " ")
@@ -180,10 +183,10 @@ def _labels(path: Path) -> dict[str, str]:
     labels = {}
     for base in json.loads(path.read_text(encoding="utf-8")):
         for emoji in [base, *base.get("skins", [])]:
-            labels[_hexcode(emoji["hexcode"])] = emoji["label"].strip()
+            labels[hexcode(emoji["hexcode"])] = emoji["label"].strip()
     return labels
 
 
-def _hexcode(code: str) -> str:
+def hexcode(code: str) -> str:
     """The name both packages agree on: lower case, without the variation selector."""
     return code.lower().replace("-fe0f", "")

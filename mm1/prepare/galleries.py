@@ -70,7 +70,11 @@ def galleries(pictures: Sequence[Picture], pages: int, *, seed: int, avoid: froz
         name = names[number % len(names)]
         pool = draw.sample(pools[name], len(pools[name]))
         style = PLAIN if number % 3 == 0 else _fitting_style(pool, draw)
-        chosen = _distinct(pool, style, wanted=draw.randint(_FEWEST, _MOST), avoid=avoid)
+        wanted = draw.randint(_FEWEST, _MOST)
+        chosen = _distinct(pool, style, wanted=wanted, avoid=avoid)
+        if len(chosen) < _FEWEST:  # too few of them have tags of their own
+            style = PLAIN
+            chosen = _distinct(pool, style, wanted=wanted, avoid=avoid)
         pieces: list[Piece] = []
         for place, (picture, line) in enumerate(chosen, start=1):
             pieces += [Image(picture.data), Text(line.replace("{number}", str(place)))]

@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mm1.document import Document, Image, Piece, Text
 from mm1.prepare.pictures import PictureError, encode_webp, open_picture, shrink
-from mm1.prepare.sources import SCIPY, SKIMAGE, SKLEARN, Source
+from mm1.prepare.sources import GIMP, GRASS, LILYPOND, LILYPOND_IMAGES, OPENCV, SCIPY, SKIMAGE, SKLEARN, Source
 
 SIDE = 224
 """Longest side of a page's image in pixels."""
@@ -22,82 +22,25 @@ _REPEATED = 0.05  # an image on more of the pages than this is a logo or an icon
 _FEWEST_WORDS = 30
 _MOST_IMAGES = 24
 
-_SKIPPED_TAGS = frozenset(
-    [
-        "script",
-        "style",
-        "nav",
-        "footer",
-        "header",
-        "aside",
-        "button",
-        "form",
-        "noscript",
-        "svg",
-        "math",
-        "iframe",
-        "object",
-        "select",
-        "input",
-    ]
+_SKIPPED_TAGS = re.compile(
+    r"script|style|nav|footer|header|aside|button|noscript|form|svg|math|iframe|object|select|input"
 )
-_SKIPPED_CLASSES = frozenset(
-    [
-        "headerlink",
-        "sphx-glr-footer",
-        "sphx-glr-download-link-note",
-        "sphx-glr-thumbcontainer",
-        "sphx-glr-thumbnails",
-        "sphx-glr-timing",
-        "sphx-glr-signature",
-        "sphx-glr-download",
-        "viewcode-link",
-        "toctree-wrapper",
-        "contents",
-        "local",
-        "copybutton",
-        "sk-top-container",
-        "sidebar",
-        "prev-next",
-        "prev-next-area",
-        "prev-next-bottom",
-        "navheader",
-        "navfooter",
-        "breadcrumbs",
-        "toc",
-        "linenos",
-        "related",
-    ]
+_SKIPPED_CLASSES = re.compile(
+    r"headerlink|viewcode-link|copybutton|toctree-wrapper|contents|local|toc|sidebar|breadcrumbs|linenos|related"
+    r"|prev-next(-area|-bottom)?|navheader|navfooter|nav_table|menu|ttc|dynheader|dyncontent|sk-top-container"
+    r"|sphx-glr-(footer|download|download-link-note|thumbcontainer|thumbnails|timing|signature)"
 )
-_BLOCKS = frozenset(
-    [
-        "p",
-        "div",
-        "section",
-        "article",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "ul",
-        "ol",
-        "dl",
-        "table",
-        "pre",
-        "blockquote",
-        "figure",
-    ]
-)
-_LINES = frozenset(["li", "dt", "dd", "tr", "br", "figcaption", "caption", "hr"])
+_SKIPPED_IDS = re.compile(r"footer|highlighting-settings|tocframe")
+_BLOCKS = re.compile(r"p|div|section|article|h[1-6]|ul|ol|dl|table|pre|blockquote|figure")
+_LINES = re.compile(r"li|dt|dd|tr|br|figcaption|caption|hr")
 
 
 @dataclass(frozen=True, slots=True)
 class Manual:
     """A tree of HTML pages: where it lies in its package, which pages count, where their content is.
 
-    `plain` matches the paths of pages that are worth reading without any image.
+    `plain` matches the paths of pages that are worth reading without any image; `beside` is a package that holds
+    images at the places where the pages look for them.
     """
 
     source: Source
@@ -105,13 +48,14 @@ class Manual:
     pages: str
     main: str = "//*[@role='main']"
     plain: str = r"$^"
+    beside: Source | None = None
 
 
 MANUALS = (
     Manual(
         SKLEARN,
         "usr/share/doc/python-sklearn-doc/html",
-        r"^(auto_examples|modules|tutorial|developers)/(?!generated/)|^(faq|glossary|about|presentations)\.html",
+        r"^(auto_examples|modules|tutorial|developers)/(?!generated/)|^(faq|glossary)\.html",
         plain=r"",
     ),
     Manual(
@@ -129,16 +73,36 @@ MANUALS = (
 )
 
 
+LARGER_MANUALS = (
+    Manual(GIMP, "usr/share/gimp/2.0/help/en", "", "//body", plain=""),
+    Manual(GRASS, "usr/share/doc/grass-doc/html", "", "//*[@id='container']", plain=""),
+    Manual(
+        LILYPOND,
+        "usr/share/doc/lilypond/html/Documentation",
+        r"^(notation|learning|extending|usage|essay|snippets|web|music-glossary)/(?!.*\.[a-z]{2}\.html)",
+        "//*[@id='main']",
+        beside=LILYPOND_IMAGES,
+    ),
+    Manual(
+        OPENCV,
+        "usr/share/doc/opencv-doc/opencv4/html",
+        r"^.*/tutorial_",
+        "//div[contains(concat(' ', @class, ' '), ' contents ')]",
+        plain="",
+    ),
+)
+
+
 def manual_pages(manual: Manual, cache: Path, drops: Counter[str]) -> Iterator[Document]:
     """The pages of a manual: with images, or (where `manual.plain` matches) of text alone."""
-    root = manual.source.folder(cache) / manual.root
-    name = manual.source.name
+    root, name = manual.source.folder(cache) / manual.root, manual.source.name
+    roots = [root] if manual.beside is None else [root, manual.beside.folder(cache) / manual.root]
     read: dict[str, list[Piece | Path]] = {}
     for path in sorted(root.rglob("*.html")):
         place = path.relative_to(root).as_posix()
         if not re.match(manual.pages, place):
             continue
-        pieces = read_page(path.read_bytes(), path, root=root, main=manual.main)
+        pieces = read_page(path.read_bytes(), place, roots=roots, main=manual.main)
         words = sum(len(piece.text.split()) for piece in pieces if isinstance(piece, Text))
         if words < _FEWEST_WORDS:
             drops[f"{name}: page of fewer than {_FEWEST_WORDS} words"] += 1
@@ -154,10 +118,11 @@ def manual_pages(manual: Manual, cache: Path, drops: Counter[str]) -> Iterator[D
         yield Document(document.pieces, id=f"{name}/{place}", source=name, metadata=manual.source.metadata(page=place))
 
 
-def read_page(content: bytes, path: Path, *, root: Path, main: str) -> list[Piece | Path]:
+def read_page(content: bytes, place: str, *, roots: Sequence[Path], main: str) -> list[Piece | Path]:
     """Text pieces and the files of the images in reading order; empty without main content.
 
-    `path` is where the page lies (its images' addresses are relative to it); files outside `root` are left out.
+    `place` is the page's path in its root (its images' addresses are relative to it); an image is looked for in each
+    of `roots`, and one that lies outside of them is left out.
     """
     from lxml import etree, html
 
@@ -173,18 +138,19 @@ def read_page(content: bytes, path: Path, *, root: Path, main: str) -> list[Piec
     walker = etree.iterwalk(found[0], events=("start", "end"))
     for event, element in walker:
         if event == "start":
-            if element.tag in _SKIPPED_TAGS or _SKIPPED_CLASSES.intersection(element.get("class", "").split()):
+            classes = element.get("class", "").split()
+            if element is not found[0] and _skipped(element.tag, classes, element.get("id", "")):
                 walker.skip_subtree()
                 continue
             if element.tag == "img":
-                image = _local(element.get("src", ""), path, root=root)
-                if image is not None and "math" not in element.get("class", "").split():
+                image = _local(element.get("src", ""), place, roots=roots)
+                if image is not None and "math" not in classes:
                     page.image(image)
                 continue
-            page.open(element.tag)
+            page.open(_kind(element.tag, classes))
             page.text(element.text or "")
         else:
-            page.close(element.tag)
+            page.close(_kind(element.tag, element.get("class", "").split()))
             if element is not found[0]:
                 page.text(element.tail or "")
     return page.pieces()
@@ -200,7 +166,7 @@ class _Page:
         self._verbatim = 0
 
     def open(self, tag: str) -> None:
-        self._break(2 if tag in _BLOCKS else 1 if tag in _LINES else 0)
+        self._break(_newlines(tag))
         if tag == "pre":
             self._verbatim += 1
         elif tag == "li":
@@ -211,7 +177,7 @@ class _Page:
     def close(self, tag: str) -> None:
         if tag == "pre":
             self._verbatim = max(0, self._verbatim - 1)
-        self._break(2 if tag in _BLOCKS else 1 if tag in _LINES else 0)
+        self._break(_newlines(tag))
 
     def text(self, text: str) -> None:
         text = text.replace("\xa0", " ").replace("\u200b", "").replace("\xad", "")
@@ -256,12 +222,33 @@ class _Page:
         self._text = ""
 
 
-def _local(address: str, page: Path, *, root: Path) -> Path | None:
+def _skipped(tag: str, classes: Sequence[str], name: str) -> bool:
+    """Whether an element is no content: navigation, scripts, formulas as pictures of themselves, thumbnails."""
+    if _SKIPPED_TAGS.fullmatch(tag) or _SKIPPED_IDS.fullmatch(name):
+        return True
+    return any(_SKIPPED_CLASSES.fullmatch(class_) for class_ in classes)
+
+
+def _newlines(tag: str) -> int:
+    return 2 if _BLOCKS.fullmatch(tag) else 1 if _LINES.fullmatch(tag) else 0
+
+
+def _kind(tag: str, classes: Sequence[str]) -> str:
+    """The tag whose layout the element has: Doxygen writes its listings as <div class="line">."""
+    if tag == "div" and "fragment" in classes:
+        return "pre"
+    return "br" if tag == "div" and "line" in classes else tag
+
+
+def _local(address: str, place: str, *, roots: Sequence[Path]) -> Path | None:
     parts = urlsplit(address)
     if parts.scheme or parts.netloc or not parts.path:
         return None
-    path = (page.parent / unquote(parts.path)).resolve()
-    return path if path.is_relative_to(root.resolve()) and path.is_file() else None
+    for root in roots:
+        path = (root / place).parent.joinpath(unquote(parts.path)).resolve()
+        if path.is_relative_to(root.resolve()) and path.is_file():
+            return path
+    return None
 
 
 def _with_images(pieces: list[Piece | Path], repeated: set[Path], drops: Counter[str], *, name: str) -> Document:

@@ -1,4 +1,7 @@
-"""The sample that ships with the package, built from packages of public registries: the same rows every time."""
+"""The sample that ships with the package, and the larger set that does not, built from packages of public registries.
+
+Two builds from the same packages give the same rows.
+"""
 
 import hashlib
 import json
@@ -15,7 +18,8 @@ from mm1.data.store import Store, write_store
 from mm1.document import Document, Image, Text
 from mm1.prepare.captions import clip_art_pictures, emoji_pictures, english_words
 from mm1.prepare.galleries import galleries, said_of
-from mm1.prepare.pages import MANUALS, manual_pages
+from mm1.prepare.larger import bible_books, larger_pictures
+from mm1.prepare.pages import LARGER_MANUALS, MANUALS, manual_pages
 from mm1.prepare.pictures import Picture, fingerprint, sha256
 from mm1.prepare.questions import easy_vqa
 from mm1.prepare.split import Item, groups, held_out, same_words
@@ -25,13 +29,21 @@ from mm1.prepare.vocabulary import balanced, train_tokenizer
 SEED = 2403
 """Of the hold-out, of the galleries and of the order of documents (after arXiv 2403.09611)."""
 
-VOCABULARY = 4096
-"""Entries of the sample's tokenizer."""
-
 _TEST_PICTURES, _LARGEST_GROUP = 450, 24
 _TEST_PAGES = 30
 _TEST_TEXTS = 0.02
-_GALLERIES, _TEST_GALLERIES = 560, 40
+_TEST_GALLERIES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much is built: gallery pages of the training store, entries of the tokenizer."""
+
+    galleries: int
+    vocabulary: int
+
+
+SHIPPED, LARGE = Extent(galleries=560, vocabulary=4096), Extent(galleries=2000, vocabulary=8192)
 
 
 @dataclass(slots=True)
@@ -42,10 +54,11 @@ class Sample:
     drops: Counter[str] = field(default_factory=Counter)
 
 
-def build_sample(to: Path, cache: Path, *, show: bool = True) -> dict:
+def build_sample(to: Path, cache: Path, *, large: bool = False, show: bool = True) -> dict:
     """The card of the sample (see `card`), which lies in the folder `to` afterwards: stores, tokenizer, card.
 
-    `to` appears whole or not at all. `cache` keeps the fetched packages.
+    `to` appears whole or not at all. `cache` keeps the fetched packages (270 MB; 920 MB for the `large` set, which
+    adds every source of `sources.LARGER` to the same stores). `show` draws a progress bar.
 
     Raises:
         FileExistsError: `to` exists.
@@ -56,25 +69,26 @@ def build_sample(to: Path, cache: Path, *, show: bool = True) -> dict:
     part = to.with_name(to.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
+    extent = LARGE if large else SHIPPED
     with _progress(show) as progress:
-        task = progress.add_task("sample", total=9)
+        task = progress.add_task("sample", total=15 if large else 9)
 
         def step(title: str) -> None:
             progress.update(task, description=title, advance=1)
 
-        sample = collect(cache, step)
+        sample = collect(cache, step, large=large)
         step("writing stores")
         for name, documents in sample.stores.items():
             write_store(documents, part / f"{name}.lance")
         step("training the tokenizer")
-        train_tokenizer(_tokenizer_texts(sample.stores), part / "tokenizer.json", size=VOCABULARY)
+        train_tokenizer(_tokenizer_texts(sample.stores), part / "tokenizer.json", size=extent.vocabulary)
         said = card(part, sample.drops)
         (part / "card.json").write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         part.rename(to)
     return said
 
 
-def collect(cache: Path, step: Callable[[str], None]) -> Sample:
+def collect(cache: Path, step: Callable[[str], None], *, large: bool = False) -> Sample:
     """All documents of the sample by store, in the order in which they are written.
 
     `step` is called with the name of each stage as it begins.
@@ -88,14 +102,20 @@ def collect(cache: Path, step: Callable[[str], None]) -> Sample:
     pictures = list(emoji_pictures(cache, drops))
     step("clip art")
     pictures += clip_art_pictures(cache, drops, english=english_words(cache, summaries))
+    if large:
+        step("further pictures")
+        pictures += larger_pictures(cache, drops)
+        step("further texts")
+        texts += bible_books(cache, drops)
     pictures = _without_copies(pictures, drops)
     pages = []
-    for manual in MANUALS:
+    for manual in MANUALS + LARGER_MANUALS if large else MANUALS:
         step(manual.source.title)
         pages += list(manual_pages(manual, cache, drops))
     texts += [page for page in pages if not page.images]
     step("hold-out and galleries")
-    split(sample, pictures, [page for page in pages if page.images])
+    extent = LARGE if large else SHIPPED
+    split(sample, pictures, [page for page in pages if page.images], extent=extent)
     texts = _distinct_texts(texts, drops)
     sample.stores["text-train"] = [text for text in texts if not _chosen(text.id, _TEST_TEXTS)]
     sample.stores["text-test"] = [text for text in texts if _chosen(text.id, _TEST_TEXTS)]
@@ -106,7 +126,7 @@ def collect(cache: Path, step: Callable[[str], None]) -> Sample:
     return sample
 
 
-def split(sample: Sample, pictures: Sequence[Picture], pages: Sequence[Document]) -> None:
+def split(sample: Sample, pictures: Sequence[Picture], pages: Sequence[Document], *, extent: Extent) -> None:
     """Nothing; caption and interleaved stores of `sample` are filled, the test ones with whole groups only."""
     items = [_item_of_picture(picture) for picture in pictures] + [_item_of_page(page) for page in pages]
     whole = groups(items)
@@ -121,7 +141,7 @@ def split(sample: Sample, pictures: Sequence[Picture], pages: Sequence[Document]
     sample.stores["captions-test"] = [caption_document(picture) for picture in away]
     sample.stores["interleaved-train"] = [
         *(page for page in pages if page.id not in test),
-        *galleries(kept, _GALLERIES, seed=SEED, avoid=said),
+        *galleries(kept, extent.galleries, seed=SEED, avoid=said),
     ]
     sample.stores["interleaved-test"] = [
         *(page for page in pages if page.id in test),

@@ -166,3 +166,148 @@ WORD_LIST = Source(
 
 SAMPLE = (FLUENT, EMOJIBASE, OPENCLIPART, SKLEARN, SKIMAGE, SCIPY, WIKIPEDIA, AUSTEN, EASY_VQA)
 """What the sample that ships is made of."""
+
+OPENMOJI = Source(
+    "openmoji",
+    "OpenMoji 17",
+    Package(
+        "npm",
+        "openmoji",
+        "17.0.0",
+        "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68",
+    ),
+    "CC-BY-SA-4.0",
+    "OpenMoji, the open-source emoji and icon project (HfG Schwaebisch Gmuend)",
+)
+
+TUXPAINT = Source(
+    "tuxpaint-stamps",
+    "Tux Paint rubber stamps",
+    Package(
+        "debian",
+        "tuxpaint-stamps-default",
+        "2022.06.04-1",
+        "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+    ),
+    "GPL-2.0-only",
+    "Tux Paint stamps (c) 2002-2022 Bill Kendrick and contributors",
+)
+
+FRITZING = Source(
+    "fritzing-parts",
+    "Fritzing parts",
+    Package(
+        "debian",
+        "fritzing-parts",
+        "0.9.6~unreleased-1",
+        "8d0c31fec612364967234c21fff02e220584396aefcf5745b7e00c907bdb3f0e",
+    ),
+    "CC-BY-SA-3.0",
+    "Fritzing parts (c) 2007-2013 University of Applied Sciences Potsdam, Fritzing team and contributors",
+)
+
+WESNOTH = Source(
+    "wesnoth",
+    "Battle for Wesnoth: units",
+    Package(
+        "debian",
+        "wesnoth-1.16-data",
+        "1:1.16.9-1",
+        "1012b964bd412a6770685e3324ae3b61e176caff7846192d1ee63d55cd621e26",
+    ),
+    "GPL-2.0-or-later",
+    "Battle for Wesnoth (c) 2003-2023 David White and contributors",
+)
+
+GIMP = Source(
+    "gimp-help",
+    "GIMP 2.10 user manual",
+    Package(
+        "debian",
+        "gimp-help-en",
+        "2.10.34-2",
+        "a2deec76763aaf2fcdd197bac0736cdcb0770ba993d48d233329e1c92b0bfe36",
+    ),
+    "GFDL-1.2-or-later",
+    "GIMP user manual (c) 2002-2023 the GIMP documentation team",
+)
+
+GRASS = Source(
+    "grass-doc",
+    "GRASS GIS 8.2 manual",
+    Package(
+        "debian",
+        "grass-doc",
+        "8.2.1-1",
+        "0f6da53d1f7d51b019dfe64bf45718b64022989afc94bb6c833f495aa2f61ff7",
+    ),
+    "GPL-2.0-or-later",
+    "GRASS GIS manual (c) 1989-2023 GRASS Development Team",
+)
+
+LILYPOND = Source(
+    "lilypond-doc",
+    "LilyPond 2.24 manual: pages",
+    Package(
+        "debian",
+        "lilypond-doc-html",
+        "2.24.1-2",
+        "be9fb743e58bd5ad4710146fe05e7c5f447fe4559e42c6acef1916d53e4bec60",
+    ),
+    "GFDL-1.3-or-later",
+    "LilyPond manual (c) 1999-2022 the LilyPond authors",
+)
+
+LILYPOND_IMAGES = Source(
+    "lilypond-doc-images",
+    "LilyPond 2.24 manual: images",
+    Package(
+        "debian",
+        "lilypond-doc",
+        "2.24.1-2",
+        "946f18c3407a5bd2b9d4e374d2774c547ab7c5e6f9f3e2dd66c4cc77c74f1380",
+    ),
+    "GFDL-1.3-or-later",
+    "LilyPond manual (c) 1999-2022 the LilyPond authors",
+)
+
+OPENCV = Source(
+    "opencv-doc",
+    "OpenCV 4.6 tutorials",
+    Package(
+        "debian",
+        "opencv-doc",
+        "4.6.0+dfsg-12",
+        "4b12681df35878207ac7097dc66184b2ae552e4bf4ddd2af04a0f03ed0b8682a",
+    ),
+    "Apache-2.0",
+    "OpenCV documentation (c) 2000-2022 Intel Corporation, OpenCV Foundation and contributors",
+)
+
+BIBLE = Source(
+    "world-english-bible",
+    "World English Bible",
+    Package(
+        "debian",
+        "sword-text-web",
+        "426.0-1",
+        "930b23670b352f0829a306501de4bebb5e654a2df02cde2cbe86b802177868e1",
+    ),
+    "public domain",
+    "World English Bible, eBible.org",
+)
+
+LARGER = (
+    *SAMPLE,
+    OPENMOJI,
+    TUXPAINT,
+    FRITZING,
+    WESNOTH,
+    GIMP,
+    GRASS,
+    LILYPOND,
+    LILYPOND_IMAGES,
+    OPENCV,
+    BIBLE,
+)
+"""What the larger set is made of: built, never shipped (copyleft licences; 650 MB of packages more)."""

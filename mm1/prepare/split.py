@@ -17,8 +17,9 @@ LOOK_ALIKE = 8
 
 Measured on the 5,900 captioned pictures: up to 8 bits the pairs are variants of one drawing (another colour, skin
 tone, sex or ornament), and their number grows slowly, 1,400 to 2,100 per step of 2 bits; from 10 bits on it doubles
-with every step, as pairs that have nothing in common (a pan and a fondue pot) come in. 12 bits would chain a quarter
-of all pictures into one group.
+with every step, as pairs that have nothing in common (an LED and a man's face) come in, and 12 bits would chain a
+quarter of all pictures into one group. From the other side: the same picture scaled to three quarters and encoded anew
+stays within 8 bits in 98 % of cases.
 """
 
 
@@ -53,7 +54,8 @@ def groups(items: Sequence[Item]) -> list[list[int]]:
 
     owner: dict[str | int, int] = {}
     for position, item in enumerate(items):
-        for key in (*item.keys, *item.prints):
+        keys: set[str | int] = {*item.keys, *item.prints}
+        for key in keys:
             join(position, owner.setdefault(key, position))
     prints = sorted({print_ for item in items for print_ in item.prints})
     for one, other in look_alikes(prints, prints):

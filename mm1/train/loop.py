@@ -61,7 +61,7 @@ def train(
         losses = []
         for batch in batches:
             with torch.autocast(trainer.device.type, trainer.precision, enabled=trainer.precision != torch.float32):
-                loss = trainer.objective.loss(trainer.model, batch.to(trainer.device))
+                loss = trainer.objective.loss(batch.to(trainer.device))
             (loss.total / max(weight, 1)).backward()
             losses.append(loss.detach())
         norm = float(nn.utils.clip_grad_norm_(trainer.model.parameters(), run.optim.clip_norm))
@@ -101,6 +101,6 @@ def validate(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, float]:
     losses = []
     for batch in batches:
         with torch.autocast(trainer.device.type, trainer.precision, enabled=trainer.precision != torch.float32):
-            losses.append(trainer.objective.loss(trainer.model, batch.to(trainer.device)))
+            losses.append(trainer.objective.loss(batch.to(trainer.device)))
     trainer.model.train()
     return Loss.sum(losses).metrics([])

@@ -5,10 +5,11 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mm1.document import IGNORED, Batch
+from mm1.model.contrastive import Contrastive as ContrastiveModel
+from mm1.model.mllm import MLLM
 
 CHUNK = 8192
 """Trained places whose logits stand in memory at once; more are recomputed chunk by chunk."""
@@ -60,23 +61,23 @@ class Objective(Protocol):
 
     def weight(self, batch: Batch) -> int: ...
 
-    def loss(self, model: nn.Module, batch: Batch) -> Loss: ...
+    def loss(self, batch: Batch) -> Loss: ...
 
 
 class NextToken:
     """Cross-entropy of the next token, over trained text only (MM1: image places are no targets)."""
 
-    def __init__(self, sources: list[str], *, image: int):
-        self.sources, self._image = sources, image
+    def __init__(self, model: MLLM, sources: list[str], *, image: int):
+        self._model, self.sources, self._image = model, sources, image
 
     def weight(self, batch: Batch) -> int:
         return int((batch.targets_BT != IGNORED).sum())
 
-    def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        hidden_BTD = model(batch, self._image)
+    def loss(self, batch: Batch) -> Loss:
+        hidden_BTD = self._model(batch, self._image)
         targets = batch.targets_BT.flatten()
         learned = (targets != IGNORED).nonzero().squeeze(1)
-        losses = cross_entropy(model, hidden_BTD.flatten(0, 1), targets, learned)
+        losses = cross_entropy(self._model, hidden_BTD.flatten(0, 1), targets, learned)
         origin = batch.source_B.repeat_interleave(batch.tokens_BT.shape[1])[learned]
         zeros = torch.zeros(len(self.sources), device=losses.device)
         return Loss(
@@ -87,7 +88,7 @@ class NextToken:
         )
 
 
-def cross_entropy(model: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def cross_entropy(model: MLLM, hidden: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """The loss at each of `places` (float32), with at most `CHUNK` rows of logits alive at a time."""
 
     def part(chunk: torch.Tensor) -> torch.Tensor:
@@ -103,14 +104,14 @@ def cross_entropy(model: nn.Module, hidden: torch.Tensor, targets: torch.Tensor,
 class Contrastive:
     """CLIP's symmetric loss over the picture-text pairs of a batch (arXiv 2103.00020, section 2.3)."""
 
-    def __init__(self, sources: list[str], *, image: int):
-        self.sources, self._image = sources, image
+    def __init__(self, model: ContrastiveModel, sources: list[str], *, image: int):
+        self._model, self.sources, self._image = model, sources, image
 
     def weight(self, batch: Batch) -> int:
         return batch.images
 
-    def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        found = model(batch, self._image)
+    def loss(self, batch: Batch) -> Loss:
+        found = self._model(batch, self._image)
         by_source = torch.zeros(max(1, len(self.sources)), device=found.loss.device)
         by_source[0] = found.loss.detach()  # one batch, one set of negatives: the sources can't be told apart
         weights = torch.zeros_like(by_source)

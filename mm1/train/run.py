@@ -89,13 +89,14 @@ def _agree(run: RunConfig, rows: Rows) -> None:
 
 
 def _trainer(run: RunConfig, rows: Rows, device: torch.device) -> Trainer:
+    model: ContrastiveModel | MLLM
     objective: Objective
     if run.objective == "contrastive":
-        model: nn.Module = ContrastiveModel(run.model)
-        objective = Contrastive(rows.names, image=rows.tokenizer.image)
+        model = ContrastiveModel(run.model)
+        objective = Contrastive(model, rows.names, image=rows.tokenizer.image)
     else:
         model = MLLM(run.model)
-        objective = NextToken(rows.names, image=rows.tokenizer.image)
+        objective = NextToken(model, rows.names, image=rows.tokenizer.image)
     model.initialise(run.seed)
     for part in run.frozen:
         getattr(model, part).requires_grad_(False)

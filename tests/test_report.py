@@ -1,0 +1,274 @@
+"""The pages: a run's report, and the page of a packed row with its proofs."""
+
+import dataclasses
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import picture
+
+from mm1 import config
+from mm1.ablate.report import findings, read_metrics, realised_mix, report
+from mm1.config import DataConfig, RunConfig, SourceConfig
+from mm1.data.loader import Rows
+from mm1.data.show import proofs, show_document, show_row
+from mm1.document import Batch, Document, Image, Mark, Text
+from mm1.eval.harness import Cell, Results, load_task
+from mm1.eval.metrics import Interval
+from mm1.eval.writer import CaptionLoss
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Text, tags and addresses of a page; complains of a tag that is closed out of order."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.feed(source)
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        named = dict(attrs)
+        self.tags.append((tag, named))
+        self.addresses += [named[name] for name in ("src", "href") if named.get(name)]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def cell(shots: int, *, difference: float, gain: float | None = None, score: float = 40.0, **changes) -> Cell:
+    """Intervals reach 2 points to both sides."""
+
+    def around(mean: float) -> Interval:
+        return Interval(mean, mean - 2, mean + 2)
+
+    made = Cell(
+        task="captions",
+        shots=shots,
+        queries=8,
+        score=around(score),
+        blind=around(score - difference),
+        difference=around(difference),
+        gain=None if gain is None else around(gain),
+        majority=10.0,
+        majority_answer="a <b>dog</b>",
+        chance=12.0,
+        longest_prompt=100,
+        model_name="step 4",
+        seed=0,
+        limit=8,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def a_run(folder: Path, *, start_from: dict[str, str] | None = None) -> Path:
+    """A run's folder with records of four steps; one lacks keys and the last line is torn."""
+    folder.mkdir(parents=True)
+    run = RunConfig(
+        recipe="made",
+        steps=4,
+        start_from=start_from or {},
+        data=DataConfig(
+            sources={"captions": SourceConfig(store="a", share=3), "text": SourceConfig(store="b")},
+            validation={"captions": "c"},
+        ),
+    )
+    config.save(run, folder / "config.json")
+    records = [
+        {"step": step, "loss": 5.0 - step, "loss/captions": 4.5 - step, "seconds": 1.0, "learning_rate": 1e-3}
+        | {"rows/captions": 6, "rows/text": 2, "tokens/captions": 100, "tokens/text": 300, "images/captions": 12}
+        for step in (1, 2)
+    ]
+    records += [{"step": 3, "loss": 1.5}, {"step": 3, "validation/captions": 1.25}]
+    lines = [json.dumps(record) for record in records]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 4, "lo']))
+    return folder
+
+
+def add_scores(folder: Path) -> None:
+    """Answers to eight of the sample's held-out pictures, half of them right."""
+    cells = [cell(0, difference=0.5), cell(4, difference=5.0, gain=3.0)]
+    task = load_task("captions", limit=8, seed=0)
+    (folder / "eval").mkdir()
+    for one in cells:
+        lines = [
+            {
+                "query": query.id,
+                "prompt": "x",
+                "shots": ["s"] * one.shots,
+                "answer": query.answers[0] if number % 2 else "<script>no</script>",
+                "references": list(query.answers),
+                "score": float(number % 2),
+                "blind_answer": "a blind guess",
+                "blind_score": 0.0,
+                "places": 9,
+                "settings": "m",
+            }
+            for number, query in enumerate(task.queries)
+        ]
+        path = folder / "eval" / f"captions-{one.shots}shot.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    losses = [CaptionLoss("captions", 8, *(Interval(2.0, 1.9, 2.1),) * 2, Interval(0.0, -0.1, 0.1), "step 4")]
+    (folder / "eval" / "summary.json").write_text(json.dumps(dataclasses.asdict(Results(cells, losses))))
+
+
+def test_a_report_stands_alone(tmp_path: Path):
+    run = a_run(tmp_path / "main")
+    add_scores(run)
+    page = Page(report(run).read_text())
+    assert page.addresses
+    assert all(address.startswith(("data:", "#")) for address in page.addresses), page.addresses
+    assert not any(tag in ("script", "link") for tag, _ in page.tags)
+    assert sum(tag == "img" for tag, _ in page.tags) == 8  # four right, four wrong, each with its picture
+    assert sum(tag == "svg" for tag, _ in page.tags) == 2
+    names = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(names) == len(set(names))
+    assert "<script>no</script>" in page.text  # what a model wrote is shown, never run
+    assert "40.0 [38.0, 42.0]" in page.text
+
+
+def test_a_report_shows_stages_in_the_order_they_were_trained(tmp_path: Path):
+    encoder = a_run(tmp_path / "encoder")
+    main = a_run(tmp_path / "main", start_from={"vision": str(encoder)})
+    tuned = a_run(tmp_path / "tuned", start_from={"model": str(main)})
+    add_scores(tuned)
+    page = Page(report(main, others=[tuned, encoder]).read_text())
+    assert [attributes["id"] for tag, attributes in page.tags if tag == "section"] == ["encoder", "main", "tuned"]
+    assert "a blind guess" in page.text
+
+
+def test_a_report_of_a_run_that_has_only_begun(tmp_path: Path):
+    run = a_run(tmp_path / "main")
+    (run / "metrics.jsonl").unlink()
+    assert "No metrics.jsonl yet." in Page(report(run).read_text()).text
+
+
+def test_records_survive_torn_lines_and_the_mix_adds_up(tmp_path: Path):
+    run = a_run(tmp_path / "main")
+    records = read_metrics(run)
+    assert [record["step"] for record in records] == [1, 2, 3, 3]
+    captions, text = realised_mix(config.load(run / "config.json"), records)
+    assert (captions.rows, captions.tokens, captions.images) == (12, 200, 24)
+    assert (captions.asked, captions.rows_share, captions.tokens_share) == (0.75, 0.75, 0.25)
+    assert (text.rows, text.tokens, text.images) == (4, 600, 0)
+
+
+@pytest.mark.parametrize(
+    ("gain", "difference", "helped", "looks"),
+    [
+        (5.0, 5.0, "The examples helped.", "The model looks at the picture."),
+        (-5.0, 1.0, "The examples did harm.", "That the model looks at the picture is not shown."),
+        (1.0, -5.0, "whether examples help is not shown", "That the model looks at the picture is not shown."),
+    ],
+)
+def test_claims_follow_the_intervals(gain: float, difference: float, helped: str, looks: str):
+    cells = [cell(0, difference=difference), cell(8, difference=difference, gain=gain)]
+    said = " ".join(findings(Results(cells)))
+    assert helped in said
+    assert looks in said
+    mixed = [cell(0, difference=1.0), cell(8, difference=9.0, gain=0.0)]
+    assert "The model looks at 8 shots; elsewhere that is not shown." in " ".join(findings(Results(mixed)))
+
+
+def test_a_score_is_above_guessing_only_when_its_interval_is():
+    sure, unsure = cell(0, difference=0.0, score=15.0), cell(0, difference=0.0, score=13.0)
+    assert "The model is above both." in " ".join(findings(Results([sure])))
+    assert "The model is not surely above both." in " ".join(findings(Results([unsure])))
+
+
+@pytest.fixture
+def row(stores: dict[str, Path]) -> tuple[Batch, Rows]:
+    data = DataConfig(
+        sources={"interleaved": SourceConfig(store=str(stores["interleaved"]))}, row_length=384, image_tokens=4
+    )
+    rows = Rows(data, image_size=24, seed=0)
+    batch = rows.batch([0])
+    assert int(batch.document_BT.max()) >= 3
+    return batch, rows
+
+
+def test_the_proofs_of_a_packed_row_hold(row: tuple[Batch, Rows]):
+    batch, rows = row
+    assert [proof.claim for proof in proofs(batch, rows.tokenizer.image) if not proof.passed] == []
+    source = show_row(batch, rows.tokenizer, sources=rows.names)
+    page = Page(source)
+    assert "FAIL" not in page.text
+    pictures = [named for tag, named in page.tags if tag == "img" and named["alt"] == "image"]
+    assert len(pictures) == batch.images
+    trained = [named for _, named in page.tags if "trained" in (named.get("class") or "").split()]
+    assert len(trained) == int((batch.targets_BT >= 0).sum())
+    assert all(address.startswith("data:") for address in page.addresses)
+
+
+def spoil(batch: Batch, what: str) -> None:
+    """Break one property of a sound row."""
+    second = int((batch.document_BT[0] == 1).sum())
+    padding = int((batch.document_BT[0] > 0).sum())
+    trained = int((batch.targets_BT[0] >= 0).nonzero()[0])
+    if what == "merged":
+        batch.document_BT[0, batch.document_BT[0] == 2] = 1
+    elif what == "split":
+        batch.document_BT[0, second // 2 : second] = 99
+    elif what == "shifted":
+        batch.targets_BT[0, trained] += 1
+    elif what == "crossing":
+        batch.targets_BT[0, second - 1] = batch.tokens_BT[0, second]
+    elif what == "padding":
+        batch.targets_BT[0, padding] = 7
+    elif what == "image":
+        batch.images += 1
+
+
+@pytest.mark.parametrize(
+    ("what", "claim"),
+    [
+        ("merged", "no document sees another"),
+        ("split", "every place sees its own document so far"),
+        ("shifted", "every target is the next token of the same document"),
+        ("crossing", "every target is the next token of the same document"),
+        ("padding", "padding is neither seen nor trained"),
+        ("image", "every image has its places, inside one document"),
+    ],
+)
+def test_a_broken_row_fails_its_proof(row: tuple[Batch, Rows], what: str, claim: str):
+    batch, rows = row
+    spoil(batch, what)
+    failed = [proof.claim for proof in proofs(batch, rows.tokenizer.image) if not proof.passed]
+    assert claim in failed
+
+
+def test_a_page_shows_one_row(row: tuple[Batch, Rows]):
+    batch, rows = row
+    two = dataclasses.replace(batch, tokens_BT=torch.cat([batch.tokens_BT] * 2))
+    with pytest.raises(ValueError, match="the batch has 2"):
+        show_row(two, rows.tokenizer, sources=rows.names)
+
+
+def test_a_document_page_shows_its_pieces():
+    data, _ = picture(0, 0)
+    pieces = (Image(data), Mark("user"), Text("What <is> it?", train=False), Text("a circle"), Image(b"broken"))
+    page = Page(show_document(Document(pieces, id="d1", metadata={"licence": "CC0"})))
+    assert "What <is> it?" in page.text
+    assert "CC0" in page.text
+    assert "unreadable image" in page.text
+    trained = [named for tag, named in page.tags if tag == "span" and "trained" in named["class"]]
+    assert len(trained) == 1
