@@ -42,7 +42,7 @@ def a_task(queries: int = 6, pool: int = 12, **changes) -> Task:
     task = Task(
         name="made",
         queries=[example(number) for number in range(queries)],
-        pool=Pool(pool, example),
+        pool=Pool(pool, lambda numbers: [example(number) for number in numbers]),
         prior=[example(number).answers[0] for number in range(pool)],
         ask=fewshot.ask_vqa,
         metric=exact_match,
@@ -95,7 +95,7 @@ def model(tokenizer: Tokenizer) -> MLLM:
 
 def test_shots_depend_on_seed_and_query_alone():
     task = a_task()
-    task = dataclasses.replace(task, pool=Pool(12, lambda number: example(number + 100)))
+    task = dataclasses.replace(task, pool=Pool(12, lambda numbers: [example(number + 100) for number in numbers]))
     first = [fewshot.draw_shots(task, query, shots=3, seed=1) for query in range(6)]
     again = [fewshot.draw_shots(task, query, shots=3, seed=1) for query in reversed(range(6))]
     assert first == again[::-1]
@@ -121,7 +121,7 @@ def test_no_shot_shows_the_query():
 
 def test_a_prompt_is_shots_then_the_query():
     task = a_task(ask=fewshot.ask_caption)
-    query, shot = task.queries[0], task.pool.read(9)
+    query, shot = task.queries[0], task.pool.read([9])[0]
     assert fewshot.prompt(task, query, shots=[shot]).pieces == (
         shot.image,
         Text(" A photo of", train=False),

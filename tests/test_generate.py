@@ -213,6 +213,19 @@ def test_images_that_do_not_fit_their_places_are_refused():
             generate(MODEL, [prompt(doc(3)), wrong], image_token=IMAGE, decoding=ENOUGH)
 
 
+def test_nothing_to_do_is_done():
+    assert generate(MODEL, [], image_token=IMAGE, decoding=ENOUGH) == []
+    assert score(MODEL, [], image_token=IMAGE) == []
+    nothing = generate(MODEL, [prompt(doc(3))], image_token=IMAGE, decoding=Decoding(tokens=0))
+    assert [c.tokens for c in nothing] == [[]]
+
+
+def test_a_score_needs_a_place_to_start_from():
+    for given_prompt, continuation in ((Prompt([]), [5]), (prompt(doc(3)), [])):
+        with pytest.raises(ValueError, match="empty"):
+            score(MODEL, [(given_prompt, continuation)], image_token=IMAGE)
+
+
 def test_a_full_session_says_so():
     session = Session(MODEL, rows=1, places=8, image_token=IMAGE)
     session.admit([prompt(doc(3))])

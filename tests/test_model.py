@@ -4,9 +4,10 @@ import pytest
 import small
 import torch
 from small import IMAGE, PLACES, ROWS, doc, pack
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from mm1.config import DecoderConfig, VisionConfig, choices
-from mm1.model import sizes
+from mm1.model import layers, sizes
 from mm1.model.layers import (
     ACTIVATIONS,
     Causal,
@@ -70,6 +71,23 @@ def test_grouped_attention_equals_dense(seed):
         results.append((out, *torch.autograd.grad(weighted(out), (q, k, v))))
     for grouped, dense in zip(*results, strict=True):
         torch.testing.assert_close(grouped, dense, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_block_mask_equals_dense(monkeypatch):
+    """What a GPU gets, here uncompiled."""
+    monkeypatch.setattr(layers, "_flex", lambda: flex_attention)
+    monkeypatch.setattr(layers, "_create_block_mask", lambda: create_block_mask)
+    document_BT = torch.repeat_interleave(torch.tensor([[1, 2, 0], [1, 2, 3]]), 64, dim=1)
+    document_BT[1, 64:70] = 1
+    mask = layers._block_mask(document_BT)
+    q, k, v = (torch.randn(2, 192, heads, 16) for heads in (4, 2, 2))
+    torch.testing.assert_close(
+        attention(q, k, v_BLKW=v, mask=mask),
+        attention(q, k, v_BLKW=v, mask=dense_mask(document_BT)),
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 def test_rows_of_one_document_need_no_groups():
@@ -291,6 +309,24 @@ def test_counted_parameters_are_those_built(function):
         p.numel() for name, p in model.named_parameters() if name.startswith("decoder.") and name not in matrices
     )
     assert built == sizes.non_embedding_parameters(config.decoder)
+
+
+@pytest.mark.parametrize("kind", ["average", "attention", "c_abstractor"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bf16_is_near_fp32(kind, autocast):
+    """Both ways to it: weights in bf16 (FSDP's mixed precision, serving), and autocast."""
+    model = small.model(kind=kind)
+    exact = model(pack(ROWS), IMAGE)
+    if autocast:
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(pack(ROWS), IMAGE)
+    else:
+        rounded = model.bfloat16()(pack(ROWS), IMAGE)
+        assert rounded.dtype == torch.bfloat16
+    real_BT = pack(ROWS).document_BT > 0
+    assert (rounded.float() - exact)[real_BT].square().mean() < 1e-3
+    rounded.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_an_image_takes_its_places():

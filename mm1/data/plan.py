@@ -20,9 +20,6 @@ WINDOW = 4096
 SHORT = 3
 """Items up to 1 / SHORT of a row are short: several fit into one row."""
 
-CANDIDATES = 256
-"""Shapes looked at when a row is filled to the end."""
-
 
 @dataclass(frozen=True, slots=True)
 class Spans:
@@ -196,18 +193,14 @@ class _Pool:
         return self._members[shape].pop()
 
     def _best(self, room: int, pictures: int) -> list[int]:
-        """The one or two shapes that leave the least room; of very many shapes, an even choice is looked at."""
+        """The one or two shapes that leave the least room: each with the longest that still fits beside it."""
         fits = np.flatnonzero((self._left > 0) & (self._length <= room) & (self._images <= pictures))
         if not len(fits):
             return []
-        fits = fits[:: -(-len(fits) // CANDIDATES)]
-        length, images = self._length[fits], self._images[fits]
-        total = length[:, None] + length
-        possible = (total <= room) & (images[:, None] + images <= pictures)
-        possible[np.arange(len(fits)), np.arange(len(fits))] &= self._left[fits] > 1
-        total[~possible] = 0
-        first, second = divmod(int(total.argmax()), len(fits))
-        alone = int(length.argmax())
-        if total[first, second] > length[alone]:
-            return [int(fits[first]), int(fits[second])]
-        return [int(fits[alone])]
+        length, images = self._length[fits], self._images[fits]  # ascending in length
+        beside = np.searchsorted(length, room - length, side="right") - 1
+        beside -= (beside == np.arange(len(fits))) & (self._left[fits] < 2)
+        possible = (beside >= 0) & (images + images[beside] <= pictures)
+        total = np.where(possible, length + length[beside], length)
+        first = int(total.argmax())
+        return [int(fits[first]), int(fits[beside[first]])] if possible[first] else [int(fits[first])]

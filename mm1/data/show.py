@@ -11,9 +11,9 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image as Pillow
 
 from mm1 import config
+from mm1.data.chat import is_chat, marked
 from mm1.data.loader import Rows
 from mm1.data.store import open_store
-from mm1.data.chat import is_chat, marked
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import IGNORED, Batch, Document, Image, Mark
 

@@ -31,10 +31,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """`count` examples, each read when it is asked for: a training split is never in memory whole."""
+    """`count` examples, read by position when asked for: a training split is never in memory whole."""
 
     count: int
-    read: Callable[[int], Example]
+    read: Callable[[list[int]], list[Example]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +101,13 @@ def draw_shots(task: Task, query: int, *, shots: int, seed: int) -> list[Example
     if shots == 0:
         return []
     own = picture_hash(task.queries[query].image)
+    order = stream(seed, "shots", query).permutation(task.pool.count).tolist()
     drawn: list[Example] = []
-    for position in stream(seed, "shots", query).permutation(task.pool.count):
-        example = task.pool.read(int(position))
-        if picture_hash(example.image) != own:
-            drawn.append(example)
-        if len(drawn) == shots:
-            return drawn
+    for start in range(0, len(order), shots):
+        found = task.pool.read(order[start : start + shots])
+        drawn += [example for example in found if picture_hash(example.image) != own]
+        if len(drawn) >= shots:
+            return drawn[:shots]
     raise ValueError(f"task {task.name} has {len(drawn)} examples to draw {shots} shots from; ask for fewer shots")
 
 

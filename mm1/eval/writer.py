@@ -19,8 +19,8 @@ from mm1.model.mllm import MLLM
 
 log = logging.getLogger("mm1")
 
-PICTURES_KEPT = 2048
-"""Encoded pictures held, on the CPU."""
+MEMORY = 2 << 30
+"""Bytes of encoded pictures held, on the CPU."""
 
 PICTURES_AT_ONCE = 64
 """Pictures in one pass of the encoder."""
@@ -123,7 +123,8 @@ class Writer:
             )
             for encoded, own in zip(batch, names, strict=True)
         ]
-        while len(self._features) > PICTURES_KEPT:
+        first = next(iter(self._features.values()), None)
+        while first is not None and len(self._features) > MEMORY // first.nbytes:
             del self._features[next(iter(self._features))]  # the oldest
         return prompts
 

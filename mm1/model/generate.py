@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 
 from mm1.model.decoder import Cache
-from mm1.model.layers import document_mask
 from mm1.model.mllm import MLLM
 
 
@@ -122,8 +121,8 @@ class Session:
 
 def generate(model: MLLM, prompts: Sequence[Prompt], *, image_token: int, decoding: Decoding) -> list[Completion]:
     """A completion of every prompt, all written side by side."""
-    if not prompts:
-        return []
+    if not prompts or not decoding.tokens:
+        return [Completion() for _ in prompts]
     longest = max(len(prompt.tokens) for prompt in prompts)
     session = Session(model, rows=len(prompts), places=longest + decoding.tokens, image_token=image_token)
     completions = [Completion() for _ in prompts]
@@ -197,19 +196,18 @@ def _stream(seed: int, index: int) -> torch.Generator:
 
 @torch.inference_mode()
 def score(model: MLLM, pairs: Sequence[tuple[Prompt, Sequence[int]]], *, image_token: int) -> list[Score]:
-    """How likely each continuation (of at least one token) is after its prompt; all in one forward pass."""
+    """How likely each continuation is after its prompt; all in one forward pass, so give a batch at a time."""
     if not pairs:
         return []
+    if any(not len(prompt.tokens) or not len(continuation) for prompt, continuation in pairs):
+        raise ValueError("a prompt or a continuation is empty; give each one token (such as the one that starts text)")
     whole = [
         Prompt([*prompt.tokens, *continuation], prompt.images_NCYX, prompt.features_NSD)
         for prompt, continuation in pairs
     ]
     x_BTD = _embed(model, whole, image_token=image_token)
-    device = x_BTD.device
-    lengths_B = torch.tensor([len(prompt.tokens) for prompt in whole])
-    place_BT = torch.arange(x_BTD.shape[1]).expand(len(whole), -1)
-    document_BT = (place_BT < lengths_B[:, None]).long().to(device)
-    hidden_BTD = model.decoder(x_BTD, place_BT.to(device), mask=document_mask(document_BT))
+    position_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device).expand(len(whole), -1)
+    hidden_BTD = model.decoder(x_BTD, position_BT)
     # only the places before a token of a continuation need logits
     rows = [row for row, (_, continuation) in enumerate(pairs) for _ in continuation]
     places = [
@@ -217,7 +215,7 @@ def score(model: MLLM, pairs: Sequence[tuple[Prompt, Sequence[int]]], *, image_t
         for prompt, continuation in pairs
         for place in range(len(prompt.tokens) - 1, len(prompt.tokens) + len(continuation) - 1)
     ]
-    answers = torch.tensor([token for _, continuation in pairs for token in continuation], device=device)
+    answers = torch.tensor([token for _, continuation in pairs for token in continuation], device=x_BTD.device)
     logits = model.decoder.logits(hidden_BTD[rows, places]).float()
     log_probabilities = logits.log_softmax(-1).gather(-1, answers[:, None])[:, 0].tolist()
     likeliest = (_writable(logits, image_token).argmax(-1) == answers).tolist()

@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.epsilon)
 
 
 class SwiGLU(nn.Module):
@@ -226,7 +226,8 @@ def attention(q_BTHW: torch.Tensor, k_BLKW: torch.Tensor, *, v_BLKW: torch.Tenso
         return mask.attend(q_BTHW, k_BLKW, v_BTKW=v_BLKW, groups=mask)
     q, k, v = (x.transpose(1, 2) for x in (q_BTHW, k_BLKW, v_BLKW))
     if isinstance(mask, BlockMask):
-        out = _flex()(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+        flex = flex_attention if torch.compiler.is_compiling() else _flex()
+        out = flex(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     elif isinstance(mask, Causal):
         out = _dense_attention(q, k, v_BKLW=v)
     else:

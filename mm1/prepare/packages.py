@@ -100,7 +100,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _download(package: Package, archive: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=archive.parent) as place:
+    with tempfile.TemporaryDirectory(dir=archive.parent.resolve()) as place:
         command = _command(package, place)
         try:
             done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
@@ -111,8 +111,8 @@ def _download(package: Package, archive: Path) -> None:
         files = [path for path in Path(place).iterdir() if path.is_file()]
         if done.returncode or len(files) != 1:
             raise PackageError(
-                f"{package.title} could not be fetched: `{' '.join(command[-3:])}` ended with {done.returncode} and "
-                f"left {len(files)} files: {done.stderr.strip()[-400:]}\n{_hint(package)}"
+                f"{package.title} could not be fetched: {Path(command[0]).name} ended with {done.returncode} and left "
+                f"{len(files)} files: {done.stderr.strip()[-400:]}\n{_hint(package)}"
             )
         files[0].rename(archive)
 
@@ -122,7 +122,7 @@ def _command(package: Package, place: str) -> list[str]:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
         return [*pip, "--dest", place, f"{package.name}=={package.version}"]
     if package.kind == "npm":
-        return ["npm", "pack", "--silent", "--ignore-scripts", f"{package.name}@{package.version}"]
+        return ["npm", "pack", "--loglevel", "error", "--ignore-scripts", f"{package.name}@{package.version}"]
     return ["apt-get", "download", f"{package.name}={package.version}"]
 
 

@@ -37,13 +37,19 @@ _TEST_GALLERIES = 40
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much is built: gallery pages of the training store, entries of the tokenizer."""
+    """How much is built: gallery pages of the training store, other pages with images, entries of the tokenizer.
+
+    Of the manuals' pages those with the most images a word are kept: the shipped sample is small, and a quarter of
+    the places of its interleaved rows should be galleries, which teach a model to go on as a page began.
+    """
 
     galleries: int
+    pages: int
     vocabulary: int
 
 
-SHIPPED, LARGE = Extent(galleries=560, vocabulary=4096), Extent(galleries=2000, vocabulary=8192)
+SHIPPED = Extent(galleries=940, pages=530, vocabulary=4096)
+LARGE = Extent(galleries=2000, pages=1_000_000, vocabulary=8192)
 
 
 @dataclass(slots=True)
@@ -115,7 +121,7 @@ def collect(cache: Path, step: Callable[[str], None], *, large: bool = False) ->
     texts += [page for page in pages if not page.images]
     step("hold-out and galleries")
     extent = LARGE if large else SHIPPED
-    split(sample, pictures, [page for page in pages if page.images], extent=extent)
+    split(sample, pictures, _showing_most(pages, extent.pages), extent=extent)
     texts = _distinct_texts(texts, drops)
     sample.stores["text-train"] = [text for text in texts if not _chosen(text.id, _TEST_TEXTS)]
     sample.stores["text-test"] = [text for text in texts if _chosen(text.id, _TEST_TEXTS)]
@@ -147,6 +153,14 @@ def split(sample: Sample, pictures: Sequence[Picture], pages: Sequence[Document]
         *(page for page in pages if page.id in test),
         *galleries(away, _TEST_GALLERIES, seed=SEED + 1, avoid=frozenset()),
     ]
+
+
+def _showing_most(pages: Sequence[Document], count: int) -> list[Document]:
+    """At most `count` pages with images, those with the most images a word, in their order."""
+    shown = [page for page in pages if page.images]
+    shown.sort(key=lambda page: (len(page.text.split()) / len(page.images), page.id))
+    kept = {page.id for page in shown[:count]}
+    return [page for page in pages if page.id in kept]
 
 
 def caption_document(picture: Picture) -> Document:

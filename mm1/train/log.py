@@ -66,7 +66,11 @@ class RunLog:
         if not console.is_terminal and (time.monotonic() - self._said > PLAIN_EVERY or step == self.steps):
             self._said = time.monotonic()
             left = (self.steps - step) * metrics["seconds"]
-            console.print(f"{self.name}  step {step}/{self.steps}  {figures}  about {left:.0f} s left", highlight=False)
+            console.print(
+                f"{self.name}  step {step}/{self.steps}  {figures}  about {left:.0f} s left",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def validation(self, step: int, metrics: dict[str, float]) -> None:
         """Record validation results after a step."""

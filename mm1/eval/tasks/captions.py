@@ -18,7 +18,7 @@ def task(limit: int, *, seed: int, queries: str = "sample:captions-test", pool: 
     return Task(
         name="captions",
         queries=[_example(document) for document in held_out.take(chosen)],
-        pool=Pool(len(training), lambda position: _example(training.take([position])[0])),
+        pool=Pool(len(training), lambda positions: [_example(document) for document in training.take(positions)]),
         prior=[document.text for document in training.scan(with_images=False)],
         ask=ask_caption,
         metric=cider,

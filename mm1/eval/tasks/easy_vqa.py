@@ -20,8 +20,8 @@ def task(limit: int, *, seed: int, queries: str = "sample:vqa-test", pool: str =
     asked, shown = turns(held_out), turns(training)
     return Task(
         name="easy_vqa",
-        queries=[_example(held_out, asked[place]) for place in spread(asked, limit=limit, seed=seed)],
-        pool=Pool(len(shown), lambda place: _example(training, shown[place])),
+        queries=_examples(held_out, [asked[place] for place in spread(asked, limit=limit, seed=seed)]),
+        pool=Pool(len(shown), lambda places: _examples(training, [shown[place] for place in places])),
         prior=[turn.answer for turn in shown],
         ask=lambda example: example.question,
         metric=exact_match,
@@ -71,6 +71,9 @@ def _turns(document: Document, position: int) -> list[Turn]:
     return [Turn(position, order, question.text, answer.text) for order, (question, answer) in pairs]
 
 
-def _example(store: Store, turn: Turn) -> Example:
-    document = store.take([turn.position])[0]
-    return Example(f"{document.id}#{turn.order}", document.images[0], turn.question, (turn.answer,))
+def _examples(store: Store, asked: Sequence[Turn]) -> list[Example]:
+    documents = store.take([turn.position for turn in asked])
+    return [
+        Example(f"{document.id}#{turn.order}", document.images[0], turn.question, (turn.answer,))
+        for turn, document in zip(asked, documents, strict=True)
+    ]
