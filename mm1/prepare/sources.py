@@ -310,4 +310,4 @@ LARGER = (
     OPENCV,
     BIBLE,
 )
-"""What the larger set is made of: built, never shipped (copyleft licences; 650 MB of packages more)."""
+"""What the larger set is made of: built, never shipped (copyleft licences; 570 MB of packages more)."""

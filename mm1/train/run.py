@@ -12,12 +12,13 @@ from mm1.data.loader import Rows, batches
 from mm1.document import Batch
 from mm1.model.contrastive import Contrastive as ContrastiveModel
 from mm1.model.mllm import MLLM
+from mm1.model.sizes import non_embedding_parameters
 from mm1.scaling import law
 from mm1.train import optim
 from mm1.train.log import RunLog, console
 from mm1.train.loop import Trainer, train, validate
 from mm1.train.loss import Contrastive, NextToken, Objective
-from mm1.train.meter import Meter, layer_parameters, peak_flops
+from mm1.train.meter import Meter, peak_flops
 
 
 def train_run(run: RunConfig, folder: Path) -> Path:
@@ -103,7 +104,7 @@ def _trainer(run: RunConfig, rows: Rows, device: torch.device) -> Trainer:
     model.to(device)
     peak = run.optim.learning_rate
     if peak == "law":
-        peak = law(run.model.decoder.layers * layer_parameters(run.model.decoder))
+        peak = law(non_embedding_parameters(run.model.decoder))
     return Trainer(
         config=run,
         model=model,

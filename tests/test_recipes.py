@@ -1,0 +1,64 @@
+"""Every recipe, built without memory: its parameters, its learning rate, its shares. Numbers that must not move."""
+
+import pytest
+import torch
+
+from mm1.config import RunConfig
+from mm1.model.contrastive import Contrastive
+from mm1.model.mllm import MLLM
+from mm1.recipes.index import RECIPES, recipe
+from mm1.scaling import law
+from mm1.train import optim
+
+GOLDEN = {"tiny_encoder": 6_341_761, "tiny_language": 6_539_616, "tiny": 6_539_616, "tiny_sft": 6_539_616}
+
+
+def build(run: RunConfig) -> torch.nn.Module:
+    with torch.device("meta"):
+        return Contrastive(run.model) if run.objective == "contrastive" else MLLM(run.model)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_the_parameters_it_had(name):
+    assert sum(parameter.numel() for parameter in build(recipe(name)).parameters()) == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_carries_its_own_name_and_survives_its_json(name):
+    run = recipe(name)
+    assert run.recipe == name
+    assert RunConfig.model_validate_json(run.model_dump_json()) == run
+
+
+def test_pretraining_deals_nine_nine_two():
+    assert [(name, source.share) for name, source in recipe("tiny").data.sources.items()] == [
+        ("captions", 9),
+        ("interleaved", 9),
+        ("text", 2),
+    ]
+
+
+def test_the_law_gives_the_papers_rates():
+    for parameters, rate in ((2.9e9, 5.92e-5), (7e9, 4.08e-5), (30e9, 2.21e-5)):
+        assert law(parameters) == pytest.approx(rate, rel=0.01)
+
+
+def test_the_schedule_warms_up_peaks_and_ends_at_a_tenth():
+    settings = RunConfig().optim.model_copy(update={"warmup_steps": 10})
+    rates = [optim.rate(settings, step, steps=100, peak=1.0) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates.index(max(rates)) == 9
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_only_matrices_decay():
+    model = build(recipe("tiny"))
+    decayed, free = optim.build(model, recipe("tiny").optim, peak=1e-3).param_groups
+    assert all(parameter.ndim >= 2 for parameter in decayed["params"])
+    assert all(parameter.ndim < 2 for parameter in free["params"])
+    assert decayed["weight_decay"] == 0.1
+    assert free["weight_decay"] == 0.0
+
+
