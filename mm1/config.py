@@ -199,8 +199,11 @@ def load(path: Path) -> RunConfig:
     try:
         return parse(json.loads(path.read_text()))
     except FileNotFoundError:
-        where = f"no run at {path.parent}: it has no config.json" if path.name == "config.json" else f"no file {path}"
-        raise ConfigError(where) from None
+        if path.name != "config.json":
+            raise ConfigError(missing(path, "file")) from None
+        if path.parent.is_dir():
+            raise ConfigError(f"no run at {path.parent}: it has no config.json") from None
+        raise ConfigError(missing(path.parent, "run")) from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
 
@@ -230,6 +233,16 @@ def nearest(word: str, known: list[str]) -> str:
     """`did you mean 'X'?`, or the list of what is known when nothing is near."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+
+
+def missing(path: Path, what: str) -> str:
+    """`no WHAT at PATH`, with the nearest name that is there: what to tell a user who mistyped a file."""
+    first = path  # the part of the path that is not there
+    while not first.parent.is_dir() and first != first.parent:
+        first = first.parent
+    names = [entry.name for entry in first.parent.iterdir()]
+    near = difflib.get_close_matches(first.name, names, n=1, cutoff=0.5)
+    return f"no {what} at {path}" + (f"; did you mean {str(first.parent / near[0])!r}?" if near else "")
 
 
 def _assign(data: dict[str, Any], path: str, value: Any) -> None:

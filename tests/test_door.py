@@ -31,12 +31,15 @@ def mm1(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
         (("eval", "nothing"), "no run at nothing"),
         (("report", "nothing"), "nothing"),
         (("chat", "nothing", "hello"), "no run at nothing"),
+        (("report", "run/tinny"), "did you mean 'run/tiny'?"),
+        (("show", "sample:caption-train"), "did you mean 'captions-train'?"),
         (("show", "sample:captions-trian"), "captions-train"),
         (("prepare", "samples"), "known: sample"),
         (("tran",), "Did you mean"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_nearest_right_name(words, said, tmp_path):
+    (tmp_path / "run" / "tiny").mkdir(parents=True)
     result = mm1(*words, cwd=tmp_path)
     assert result.returncode == 2
     assert said in " ".join(result.stderr.split())

@@ -60,5 +60,3 @@ def test_only_matrices_decay():
     assert all(parameter.ndim < 2 for parameter in free["params"])
     assert decayed["weight_decay"] == 0.1
     assert free["weight_decay"] == 0.0
-
-

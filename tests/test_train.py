@@ -28,6 +28,7 @@ from mm1.model.mllm import MLLM
 from mm1.train import loop
 from mm1.train.log import read_metrics
 from mm1.train.loss import Loss, NextToken
+from mm1.train.parallel import compile_blocks
 from mm1.train.run import train_run
 
 SMALL = ModelConfig(
@@ -248,3 +249,21 @@ def _broken(data: bytes, size: int):
     from mm1.data.image import load
 
     return load(b"not an image", size)
+
+
+def test_compiled_blocks_learn_what_plain_ones_learn(run, tmp_path):
+    run.steps = 2
+    train_run(run, tmp_path / "plain")
+    train_run(run.model_copy(update={"compile": "always"}), tmp_path / "compiled")
+    plain, compiled = (list(read_metrics(tmp_path / name)) for name in ("plain", "compiled"))
+    for left, right in zip(plain, compiled, strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], abs=1e-5)
+
+
+def test_without_a_compiler_auto_goes_on_and_always_says_what_is_missing(run, monkeypatch, caplog):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    compile_blocks(MLLM(run.model), "auto", torch.device("cuda"))
+    assert "triton is missing" in caplog.text
+    with pytest.raises(ConfigError, match=r"compile=always needs a C\+\+ compiler"):
+        compile_blocks(MLLM(run.model), "always", torch.device("cpu"))

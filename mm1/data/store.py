@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pyarrow as pa
 
+from mm1.config import missing, nearest
 from mm1.document import Document, Image, Mark, Piece, Text
 
 _ZSTD = {
@@ -50,15 +51,15 @@ class Store:
         lance = _lance()
         self.path = str(path)
         if "://" not in self.path and not Path(self.path).is_dir():
-            raise StoreError(f"no document store at {self.path}: the folder does not exist")
+            raise StoreError(missing(Path(self.path), "document store"))
         try:
             self._table = lance.dataset(self.path)
             self._rows = self._table.count_rows()
         except (OSError, ValueError) as error:
             raise StoreError(f"{self.path} is not a readable document store: {error}") from error
-        missing = set(SCHEMA.names) - set(self._table.schema.names)
-        if missing:
-            raise StoreError(f"{self.path} lacks the columns {sorted(missing)}; a document store has {SCHEMA.names}")
+        lacking = set(SCHEMA.names) - set(self._table.schema.names)
+        if lacking:
+            raise StoreError(f"{self.path} lacks the columns {sorted(lacking)}; a document store has {SCHEMA.names}")
 
     def __len__(self) -> int:
         return self._rows
@@ -95,8 +96,8 @@ def open_store(name: str) -> Store:
         return Store(name)
     path = SAMPLE / f"{name.removeprefix('sample:')}.lance"
     if not path.is_dir():
-        known = sorted(folder.stem for folder in SAMPLE.glob("*.lance"))
-        raise StoreError(f"the sample has no store {path.stem!r}; it has {', '.join(known)}")
+        known = [folder.stem for folder in SAMPLE.glob("*.lance")]
+        raise StoreError(f"the sample has no store {path.stem!r}; {nearest(path.stem, known)}")
     return Store(path)
 
 

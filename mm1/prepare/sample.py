@@ -48,7 +48,7 @@ class Extent:
     vocabulary: int
 
 
-SHIPPED = Extent(galleries=940, pages=530, vocabulary=4096)
+SHIPPED = Extent(galleries=940, pages=570, vocabulary=4096)
 LARGE = Extent(galleries=2000, pages=1_000_000, vocabulary=8192)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from mm1.checkpoint import Loaded
+from mm1.config import missing
 from mm1.data.chat import is_chat, prompt
 from mm1.data.encode import encode
 from mm1.data.image import ImageError, load
@@ -45,7 +46,7 @@ def learned_chat(loaded: Loaded) -> bool:
 
 def _read(path: Path) -> bytes:
     if not path.is_file():
-        raise ValueError(f"no image at {path}")
+        raise ValueError(missing(path, "image"))
     data = path.read_bytes()
     try:
         load(data, 8)

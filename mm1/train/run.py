@@ -19,6 +19,7 @@ from mm1.train.log import RunLog, console
 from mm1.train.loop import Trainer, train, validate
 from mm1.train.loss import Contrastive, NextToken, Objective
 from mm1.train.meter import Meter, peak_flops
+from mm1.train.parallel import compile_blocks
 
 
 def train_run(run: RunConfig, folder: Path) -> Path:
@@ -102,6 +103,7 @@ def _trainer(run: RunConfig, rows: Rows, device: torch.device) -> Trainer:
     for part in run.frozen:
         getattr(model, part).requires_grad_(False)
     model.to(device)
+    compile_blocks(model, run.compile, device)
     peak = run.optim.learning_rate
     if peak == "law":
         peak = law(non_embedding_parameters(run.model.decoder))
