@@ -103,6 +103,7 @@ class SourceConfig(Config):
 
     store: str  # a folder NAME.lance, an object-store URI, or sample:NAME for the shipped sample
     share: int = Field(1, ge=1)  # rows of this source in a deck of sum(shares) rows
+    only: str = "*"  # documents whose own `source` matches this pattern; several sources may share a store
 
 
 class DataConfig(Config):

@@ -230,6 +230,14 @@ def test_empty_captions_are_left_out_and_counted(tmp_path):
     assert sum(source.dropped.values()) == 2
 
 
+def test_a_source_may_take_only_some_of_a_stores_documents(tmp_path):
+    documents = [Document((Text(f"text {n}"),), source=("page", "gallery")[n % 2]) for n in range(6)]
+    write_store(documents, tmp_path / "both.lance")
+    sources = {"galleries": SourceConfig(store=str(tmp_path / "both.lance"), only="gall*")}
+    (source,) = Rows(DataConfig(sources=sources, row_length=64), image_size=8, seed=0).sources
+    assert sorted(source.spans.document.tolist()) == [1, 3, 5]
+
+
 def test_a_source_without_anything_to_learn_is_refused(tmp_path):
     write_store([Document((Image(png()), Text("")))], tmp_path / "empty.lance")
     config = DataConfig(sources={"pictures": SourceConfig(store=str(tmp_path / "empty.lance"))})

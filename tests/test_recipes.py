@@ -10,7 +10,7 @@ from mm1.recipes.index import RECIPES, recipe
 from mm1.scaling import law
 from mm1.train import optim
 
-GOLDEN = {"tiny_encoder": 6_341_761, "tiny_language": 6_539_616, "tiny": 6_539_616, "tiny_sft": 6_539_616}
+GOLDEN = {"tiny_encoder": 2_307_073, "tiny_language": 2_398_016, "tiny": 2_398_016, "tiny_sft": 2_398_016}
 
 
 def build(run: RunConfig) -> torch.nn.Module:
@@ -31,11 +31,10 @@ def test_a_recipe_carries_its_own_name_and_survives_its_json(name):
 
 
 def test_pretraining_deals_nine_nine_two():
-    assert [(name, source.share) for name, source in recipe("tiny").data.sources.items()] == [
-        ("captions", 9),
-        ("interleaved", 9),
-        ("text", 2),
-    ]
+    shares = {"captions": 0, "interleaved": 0, "text": 0}
+    for name, source in recipe("tiny").data.sources.items():
+        shares[name.partition("/")[0]] += source.share
+    assert shares == {"captions": 9, "interleaved": 9, "text": 2}
 
 
 def test_the_law_gives_the_papers_rates():

@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import islice
 
 import numpy as np
@@ -21,7 +22,7 @@ from mm1.data.mixture import Mixture
 from mm1.data.plan import Plan, Spans
 from mm1.data.store import Store, open_store
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
-from mm1.document import IGNORED, Batch, Encoded
+from mm1.document import IGNORED, Batch, Document, Encoded
 
 log = logging.getLogger("mm1")
 
@@ -49,7 +50,14 @@ class Rows:
         if not named:
             raise ValueError("the run has no data; add a source with data.sources.NAME.store=FOLDER")
         self.sources = [
-            open_source(name, open_store(store), self.tokenizer, data=data, seed=(seed, 2, number))
+            open_source(
+                name,
+                open_store(store),
+                self.tokenizer,
+                data=data,
+                seed=(seed, 2, number),
+                only="*" if stores else data.sources[name].only,
+            )
             for number, (name, store) in enumerate(named.items())
         ]
         self.mixture = Mixture(shares, seed)
@@ -131,8 +139,12 @@ class Rows:
         return images_NCYX
 
 
-def open_source(name: str, store: Store, tokenizer: Tokenizer, *, data: DataConfig, seed: tuple[int, ...]) -> Source:
+def open_source(
+    name: str, store: Store, tokenizer: Tokenizer, *, data: DataConfig, seed: tuple[int, ...], only: str = "*"
+) -> Source:
     """The source, its documents measured and planned. Reads all texts once and no image.
+
+    `only` is a pattern (`*-galleries`): documents with another `source` of their own are passed over.
 
     Raises:
         ValueError: no document can be trained on, or images where a row may hold none.
@@ -140,10 +152,8 @@ def open_source(name: str, store: Store, tokenizer: Tokenizer, *, data: DataConf
     breaks = tokenizer.breaks()
     found: list[tuple[int, Span]] = []
     dropped: Counter[str] = Counter()
-    documents = store.scan(with_images=False)
-    parts = iter(lambda: list(islice(documents, 1024)), [])
-    measured = (e for part in parts for e in encode_many(part, tokenizer, image_tokens=data.image_tokens))
-    for position, encoded in enumerate(measured):
+    documents = ((p, d) for p, d in enumerate(store.scan(with_images=False)) if fnmatchcase(d.source, only))
+    for position, encoded in _measured(documents, tokenizer, image_tokens=data.image_tokens):
         if encoded.images and not data.row_images:
             raise ValueError(f"source {name!r} has images but data.row_images is 0; set it to 1 or more")
         if not encoded.train.any():
@@ -161,7 +171,10 @@ def open_source(name: str, store: Store, tokenizer: Tokenizer, *, data: DataConf
         dropped["parts of a long document without text to learn"] += len(parts_of) - len(taught)
         found += [(position, span) for span in taught]
     if not found:
-        raise ValueError(f"source {name!r} ({store.path}) has no document with text to learn; dropped: {dict(dropped)}")
+        raise ValueError(
+            f"source {name!r} ({store.path}) has no document with text to learn among those whose source is {only!r}; "
+            f"dropped: {dict(dropped)}"
+        )
     for reason, count in (+dropped).items():
         log.warning("source %s: left out %d: %s", name, count, reason)
     spans = Spans(
@@ -172,6 +185,15 @@ def open_source(name: str, store: Store, tokenizer: Tokenizer, *, data: DataConf
     )
     plan = Plan(spans, row_length=data.row_length, row_images=data.row_images, seed=seed)
     return Source(name, store, spans, plan, dict(dropped))
+
+
+def _measured(
+    documents: Iterator[tuple[int, Document]], tokenizer: Tokenizer, *, image_tokens: int
+) -> Iterator[tuple[int, Encoded]]:
+    """Each document's position and encoded form, a thousand at a time."""
+    while part := list(islice(documents, 1024)):
+        encoded = encode_many([document for _, document in part], tokenizer, image_tokens=image_tokens)
+        yield from zip([position for position, _ in part], encoded, strict=True)
 
 
 class MicroBatches(Dataset[Batch]):
