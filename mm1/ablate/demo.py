@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.rule import Rule
 
 from mm1.ablate.report import report
-from mm1.checkpoint import load_for_use
+from mm1.checkpoint import Loaded, load_for_use
 from mm1.data.chat import prompt
 from mm1.data.store import open_store
 from mm1.document import Document, Text
@@ -44,14 +44,23 @@ def run_demo(folder: Path) -> Path:
     _say("Results")
     console.print(table(captions))
     console.print(table(answers))
-    picture, caption = open_store("sample:captions-test").take([0])[0].pieces
-    said = continue_document(pretrained, Document((picture, Text(" A photo of"))), tokens=24)
-    console.print(f"a held-out picture: {said.splitlines()[0]!r} (its caption: {caption.text!r})")  # type: ignore[union-attr]
-    picture, question, answer = open_store("sample:vqa-test").take([0])[0].pieces[:3]
-    said = continue_document(tuned, prompt([picture, question]), tokens=8)
-    console.print(f"{question.text} {said!r} (right: {answer.text!r})")  # type: ignore[union-attr]
+    _say_two_answers(pretrained, tuned)
     console.print(f"{(time.monotonic() - started) / 60:.1f} minutes; report: {page}", highlight=False)
     return page
+
+
+def _say_two_answers(pretrained: Loaded, tuned: Loaded) -> None:
+    """About the first picture of each held-out store, whatever they are."""
+    shown = open_store("sample:captions-test").take([0])[0]
+    said = continue_document(pretrained, Document((shown.images[0], Text(" A photo of"))), tokens=24)
+    first_line = said.partition("\n")[0]
+    console.print(
+        f"Picture {shown.id}: a photo of {first_line!r} (its caption: {shown.text.strip()!r})", highlight=False
+    )
+    asked = open_store("sample:vqa-test").take([0])[0]
+    question, answer = [piece for piece in asked.pieces if isinstance(piece, Text)][:2]
+    said = continue_document(tuned, prompt([asked.images[0], question]), tokens=8)
+    console.print(f"Picture {asked.id}: {question.text} {said!r} (right: {answer.text!r})", highlight=False)
 
 
 def _say(line: str) -> None:

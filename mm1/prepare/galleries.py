@@ -24,7 +24,7 @@ class Style:
 
 
 PLAIN = Style(" A photo of {label}\n")
-"""The line of the paper's few-shot captioning prompt: a third of all pages, label as in the caption stores."""
+"""The line of the paper's few-shot captioning prompt: half of all pages, label as in the caption stores."""
 
 STYLES = (
     Style("{label}\n"),
@@ -59,17 +59,26 @@ STYLES = (
 def galleries(pictures: Sequence[Picture], pages: int, *, seed: int, avoid: frozenset[str]) -> Iterator[Document]:
     """`pages` gallery pages, page n a pure function of (pictures, seed, n).
 
-    Pools of pictures (one folder or subgroup, or several of one theme) take turns, so that small ones count as much
-    as large ones. A tag is left out when it is in `avoid`: what is said of held-out pictures (see `same_words`).
+    Two pages of three are assorted: pictures of any kind from one source, so that a label can be known from its
+    picture alone. On the others pools (one folder or subgroup, or several of one theme) take turns, so that small ones
+    count as much as large ones; there earlier labels say much of the next, and a model that learned from such pages
+    only reads them instead of the picture. A tag is left out when it is in `avoid`: what is said of held-out pictures
+    (see `same_words`).
     """
     pools = _pools(pictures)
     names = sorted(pools)
+    every: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        every.setdefault(picture.source.name, []).append(picture)
+    sources = sorted(every)
     random.Random(f"{seed}/order").shuffle(names)
     for number in range(pages if names else 0):
         draw = random.Random(f"{seed}/{number}")
-        name = names[number % len(names)]
-        pool = draw.sample(pools[name], len(pools[name]))
-        style = PLAIN if number % 3 == 0 else _fitting_style(pool, draw)
+        assorted = number % 3 > 0
+        name = draw.choice(sources) if assorted else names[number // 3 % len(names)]
+        whole = every[name] if assorted else pools[name]
+        pool = draw.sample(whole, min(len(whole), 64) if assorted else len(whole))
+        style = PLAIN if number % 2 == 0 else _fitting_style(pool, draw)
         wanted = draw.randint(_FEWEST, _MOST)
         chosen = _distinct(pool, style, wanted=wanted, avoid=avoid)
         if len(chosen) < _FEWEST:  # too few of them have tags of their own

@@ -96,7 +96,7 @@ def tiny_sft(root: str = "runs") -> RunConfig:
         ),
         start_from={"model": f"{root}/tiny"},
         optim=OptimConfig(warmup_steps=20),
-        steps=1000,
+        steps=1700,
         batch_rows=2,
         micro_rows=2,
         checkpoint_every=250,

@@ -1,6 +1,7 @@
 """What a run says while it runs: `metrics.jsonl` always, a progress bar, TensorBoard when asked."""
 
 import json
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 PLAIN_EVERY = 15.0
 """Seconds between lines where the output is no terminal (a log file, a CI job)."""
