@@ -257,7 +257,7 @@ def test_a_truncated_store_is_refused_by_name(stores, tmp_path):
 def test_a_store_that_is_not_there_is_named():
     with pytest.raises(StoreError, match="no document store at nowhere"):
         open_store("nowhere")
-    with pytest.raises(StoreError, match="captions-train"):
+    with pytest.raises(StoreError, match="did you mean 'captions-"):
         open_store("sample:caption")
 
 
