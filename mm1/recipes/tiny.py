@@ -78,10 +78,10 @@ def tiny(root: str = "runs") -> RunConfig:
         ),
         start_from={"vision": f"{root}/tiny_encoder", "decoder": f"{root}/tiny_language"},
         optim=OptimConfig(warmup_steps=50),
-        steps=1350,
+        steps=1000,
         batch_rows=2,
         micro_rows=2,
-        checkpoint_every=250,
+        checkpoint_every=200,
     )
 
 
@@ -96,8 +96,8 @@ def tiny_sft(root: str = "runs") -> RunConfig:
         ),
         start_from={"model": f"{root}/tiny"},
         optim=OptimConfig(warmup_steps=20),
-        steps=1700,
+        steps=2600,
         batch_rows=2,
         micro_rows=2,
-        checkpoint_every=250,
+        checkpoint_every=200,
     )
