@@ -1,4 +1,4 @@
-"""Gallery pages: pictures of one kind in a row, each with its label, all lines of a page in one style.
+"""Gallery pages: pictures in a row, each with its label, all lines of a page in one style.
 
 The style of a page (wording, language, tags or not) can only be known from the lines above: pages like these teach a
 model to go on as the page began, which is what few-shot prompting asks of it.
@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from mm1.document import Document, Image, Piece, Text
 from mm1.prepare.pictures import Picture
+from mm1.prepare.sources import Source
 from mm1.prepare.split import same_words
 
 _FEWEST, _MOST = 6, 12  # pictures of a page
+_ASSORTED = "assorted"  # what stands for the source of a page that shows several
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Style:
 
 
 PLAIN = Style(" A photo of {label}\n")
-"""The line of the paper's few-shot captioning prompt: half of all pages, label as in the caption stores."""
+"""The line of the paper's few-shot captioning prompt: most pages have it, label as in the caption stores."""
 
 STYLES = (
     Style("{label}\n"),
@@ -59,26 +61,29 @@ STYLES = (
 def galleries(pictures: Sequence[Picture], pages: int, *, seed: int, avoid: frozenset[str]) -> Iterator[Document]:
     """`pages` gallery pages, page n a pure function of (pictures, seed, n).
 
-    Two pages of three are assorted: pictures of any kind from one source, so that a label can be known from its
-    picture alone. On the others pools (one folder or subgroup, or several of one theme) take turns, so that small ones
-    count as much as large ones; there earlier labels say much of the next, and a model that learned from such pages
-    only reads them instead of the picture. A tag is left out when it is in `avoid`: what is said of held-out pictures
-    (see `same_words`).
+    Six of eight are in the paper's line and show pictures of any kind and source, as the shots of a prompt do. Before
+    they did, a model saw each source by itself only, and every shot cost it score. One is assorted within one source,
+    in any style. On the last one pools (one folder or subgroup, or several of one theme) take turns, so that small
+    ones count as much as large ones; there earlier labels say much of the next, and a model that learned from such
+    pages only reads them instead of the picture. A tag is left out when it is in `avoid`: what is said of held-out
+    pictures (see `same_words`).
     """
     pools = _pools(pictures)
     names = sorted(pools)
     every: dict[str, list[Picture]] = {}
     for picture in pictures:
         every.setdefault(picture.source.name, []).append(picture)
-    sources = sorted(every)
     random.Random(f"{seed}/order").shuffle(names)
     for number in range(pages if names else 0):
         draw = random.Random(f"{seed}/{number}")
-        assorted = number % 3 > 0
-        name = draw.choice(sources) if assorted else names[number // 3 % len(names)]
-        whole = every[name] if assorted else pools[name]
-        pool = draw.sample(whole, min(len(whole), 64) if assorted else len(whole))
-        style = PLAIN if number % 2 == 0 else _fitting_style(pool, draw)
+        if number % 8 == 0:
+            name = names[number // 8 % len(names)]
+            pool = draw.sample(pools[name], len(pools[name]))
+        else:
+            name = draw.choice(sorted(every)) if number % 8 == 1 else _ASSORTED
+            whole = pictures if name == _ASSORTED else every[name]
+            pool = draw.sample(whole, min(len(whole), 64))
+        style = PLAIN if number % 8 > 1 else _fitting_style(pool, draw)
         wanted = draw.randint(_FEWEST, _MOST)
         chosen = _distinct(pool, style, wanted=wanted, avoid=avoid)
         if len(chosen) < _FEWEST:  # too few of them have tags of their own
@@ -90,18 +95,23 @@ def galleries(pictures: Sequence[Picture], pages: int, *, seed: int, avoid: froz
         yield Document(
             tuple(pieces),
             id=f"gallery/{number}/{name}",
-            source=f"{chosen[0][0].source.name}-galleries",
+            source=f"{name.partition('/')[0]}-galleries",
             metadata=said_of([picture for picture, _ in chosen])
             | {"group": name, "style": style.line.strip("\n"), "language": style.language},
         )
 
 
 def said_of(pictures: Sequence[Picture]) -> dict[str, str]:
-    """Licence, attribution and so on of a row that holds these pictures of one source; authors are named."""
-    source = pictures[0].source
-    creators = ", ".join(sorted({picture.creator for picture in pictures} - {""}))
-    attribution = f"{source.attribution}: {creators}" if creators else source.attribution
-    return source.metadata(attribution=attribution)
+    """Licence, attribution and so on of a row that holds these pictures: of each source once; authors are named."""
+    creators: dict[Source, set[str]] = {}
+    for picture in pictures:
+        creators.setdefault(picture.source, set()).add(picture.creator)
+    said = []
+    for source in sorted(creators, key=lambda source: source.name):
+        named = ", ".join(sorted(creators[source] - {""}))
+        said.append(source.metadata(attribution=f"{source.attribution}: {named}" if named else source.attribution))
+    joint = {"licence": " AND ", "attribution": "; ", "package": "; "}
+    return said[0] | {key: between.join(dict.fromkeys(row[key] for row in said)) for key, between in joint.items()}
 
 
 def theme(picture: Picture) -> str:
