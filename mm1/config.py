@@ -102,12 +102,21 @@ class SourceConfig(Config):
     """One source of the mix: a store and its part of the rows."""
 
     store: str  # a folder NAME.lance, an object-store URI, or sample:NAME for the shipped sample
-    share: int = Field(1, ge=1)  # rows of this source in a deck of sum(shares) rows
     only: str = "*"  # documents whose own `source` matches this pattern; several sources may share a store
+    share: int = Field(1, ge=0)  # rows of this source in a deck of sum(shares) rows; 0: only a later stage has it
+
+
+class Stage(Config):
+    """Shares that hold from a step on, as MM1.5's 45:45:10 became 50:10:40; a source left out gives no rows."""
+
+    step: int = Field(ge=0)  # the stage's first step, counted from 0
+    shares: dict[str, int]
 
 
 class DataConfig(Config):
     sources: dict[str, SourceConfig] = Field(default_factory=dict)
+    curriculum: list[Stage] = Field(default_factory=list)  # after the shares of `sources`, in order of steps
+    unit: Literal["rows", "tokens"] = "rows"  # what shares count: rows, or tokens that are trained
     validation: dict[str, str] = Field(default_factory=dict)  # name -> store
     tokenizer: str = "sample"  # a tokenizer.json, a folder with one, or `sample`
     row_length: int = Field(512, gt=1)  # T, places of a row
@@ -123,6 +132,27 @@ class DataConfig(Config):
                 f"{self.row_length}; raise data.row_length or lower data.image_tokens"
             )
         return self
+
+    @model_validator(mode="after")
+    def _deals(self) -> "DataConfig":
+        begun = -1
+        for stage in self.stages() if self.sources else []:
+            shares = stage.shares
+            if unknown := sorted(shares.keys() - self.sources.keys()):
+                raise ValueError(
+                    f"the stage of step {stage.step} names {unknown[0]!r}; {nearest(unknown[0], [*self.sources])}"
+                )
+            if min(shares.values(), default=0) < 0 or sum(shares.values()) < 1:
+                raise ValueError(f"shares from step {stage.step} on must be 0 or more, one of them above 0: {shares}")
+            if stage.step <= begun:
+                raise ValueError(f"data.curriculum must be in order of steps: {stage.step} comes after {begun}")
+            begun = stage.step
+        return self
+
+    def stages(self) -> list[Stage]:
+        """The shares of `sources`, from step 0, and the curriculum's after them."""
+        start = Stage(step=0, shares={name: source.share for name, source in self.sources.items()})
+        return [start, *self.curriculum]
 
 
 class OptimConfig(Config):

@@ -127,7 +127,7 @@ def test_a_long_document_is_cut_after_a_line_where_one_ends_nearby():
 
 
 def test_targets_are_the_next_token_of_the_same_document_or_ignored(stores):
-    batch = Rows(data(stores), image_size=8, seed=0).batch(list(range(40)))
+    batch = Rows(data(stores), image_size=8, seed=0, batch_rows=12).batch(list(range(40)))
     learned = batch.targets_BT != IGNORED
     next_token = batch.tokens_BT.roll(-1, 1)
     same_document = batch.document_BT == batch.document_BT.roll(-1, 1)
@@ -140,7 +140,7 @@ def test_targets_are_the_next_token_of_the_same_document_or_ignored(stores):
 
 
 def test_positions_start_at_zero_in_every_document(stores):
-    batch = Rows(data(stores), image_size=8, seed=0).batch(list(range(20)))
+    batch = Rows(data(stores), image_size=8, seed=0, batch_rows=12).batch(list(range(20)))
     for row in range(20):
         for number in range(1, int(batch.document_BT[row].max()) + 1):
             positions = batch.position_BT[row][batch.document_BT[row] == number]
@@ -148,7 +148,7 @@ def test_positions_start_at_zero_in_every_document(stores):
 
 
 def test_rows_hold_at_most_the_images_allowed_and_as_many_as_their_places_say(stores):
-    rows = Rows(data(stores), image_size=8, seed=0)
+    rows = Rows(data(stores), image_size=8, seed=0, batch_rows=12)
     for number in range(40):
         batch = rows.batch([number])
         assert batch.images <= rows.data.row_images
@@ -156,7 +156,7 @@ def test_rows_hold_at_most_the_images_allowed_and_as_many_as_their_places_say(st
 
 
 def test_each_source_gives_every_document_once_an_epoch(stores):
-    rows = Rows(data(stores), image_size=8, seed=3)
+    rows = Rows(data(stores), image_size=8, seed=3, batch_rows=12)
     for source in rows.sources:
         spans = np.concatenate([source.plan.row(k) for k in range(source.plan.epoch_rows)])
         assert set(source.spans.document[spans].tolist()) == set(range(len(source.store)))
@@ -164,39 +164,24 @@ def test_each_source_gives_every_document_once_an_epoch(stores):
 
 
 def test_every_aligned_window_of_the_run_holds_nine_nine_two(stores):
-    rows = Rows(data(stores), image_size=8, seed=0)
+    rows = Rows(data(stores), image_size=8, seed=0, batch_rows=12)
     for first in (0, 20, 10_000):
         assert torch.bincount(rows.batch(list(range(first, first + 20))).source_B).tolist() == [9, 9, 2]
 
 
-def stream(stores, *, start: int, world: int, workers: int, steps: int = 2) -> list[Batch]:
-    """The micro-batches of `steps` steps in global order, as the ranks of a run of `world` get them."""
-    rows = Rows(data(stores).model_copy(update={"workers": workers}), image_size=8, seed=1)
-    ranks = [
-        list(
-            itertools.islice(
-                batches(rows, start_row=start * 12, batch_rows=12, micro_rows=1, rank=rank, world=world),
-                steps,
-            )
-        )
-        for rank in range(world)
-    ]
-    return [batch for step in range(steps) for rank in ranks for batch in rank[step]]
-
-
-def test_any_number_of_ranks_and_workers_reads_the_same_rows(stores):
-    alone = stream(stores, start=5, world=1, workers=0)
-    for world, workers in ((1, 2), (2, 0), (3, 1), (4, 0)):
-        others = stream(stores, start=5, world=world, workers=workers)
-        assert all(same(left, right) for left, right in zip(alone, others, strict=True)), (world, workers)
+def stream(stores, *, start: int, steps: int) -> list[Batch]:
+    """The micro-batches of `steps` steps, one after the other."""
+    rows = Rows(data(stores), image_size=8, seed=1, batch_rows=12)
+    found = itertools.islice(batches(rows, start_row=start * 12, batch_rows=12, micro_rows=1), steps)
+    return [batch for step in found for batch in step]
 
 
 def test_a_run_taken_up_later_reads_what_it_would_have_read(stores):
     assert all(
         same(left, right)
         for left, right in zip(
-            stream(stores, start=3, world=1, workers=0, steps=3)[12:],
-            stream(stores, start=4, world=1, workers=0, steps=2),
+            stream(stores, start=3, steps=3)[12:],
+            stream(stores, start=4, steps=2),
             strict=True,
         )
     )
@@ -213,7 +198,7 @@ def test_a_corrupt_image_is_grey_named_and_shifts_nothing(stores, tmp_path):
         row_length=64,
         image_tokens=PLACES,
     )
-    batch = Rows(config, image_size=8, seed=0).batch([0])
+    batch = Rows(config, image_size=8, seed=0, batch_rows=12).batch([0])
     assert batch.images == 2
     assert len(batch.broken) == 1
     assert batch.broken[0].startswith("mixed: torn, image 0: not a readable image")
@@ -225,7 +210,7 @@ def test_empty_captions_are_left_out_and_counted(tmp_path):
     documents = [Document((Image(png()), Text(text))) for text in ("a flag", "", "a house", " \n")]
     write_store(documents, tmp_path / "captions.lance")
     config = DataConfig(sources={"captions": SourceConfig(store=str(tmp_path / "captions.lance"))}, row_length=64)
-    (source,) = Rows(config, image_size=8, seed=0).sources
+    (source,) = Rows(config, image_size=8, seed=0, batch_rows=12).sources
     assert sorted(source.spans.document.tolist()) == [0, 2]
     assert sum(source.dropped.values()) == 2
 
@@ -234,7 +219,7 @@ def test_a_source_may_take_only_some_of_a_stores_documents(tmp_path):
     documents = [Document((Text(f"text {n}"),), source=("page", "gallery")[n % 2]) for n in range(6)]
     write_store(documents, tmp_path / "both.lance")
     sources = {"galleries": SourceConfig(store=str(tmp_path / "both.lance"), only="gall*")}
-    (source,) = Rows(DataConfig(sources=sources, row_length=64), image_size=8, seed=0).sources
+    (source,) = Rows(DataConfig(sources=sources, row_length=64), image_size=8, seed=0, batch_rows=1).sources
     assert sorted(source.spans.document.tolist()) == [1, 3, 5]
 
 
@@ -242,7 +227,7 @@ def test_a_source_without_anything_to_learn_is_refused(tmp_path):
     write_store([Document((Image(png()), Text("")))], tmp_path / "empty.lance")
     config = DataConfig(sources={"pictures": SourceConfig(store=str(tmp_path / "empty.lance"))})
     with pytest.raises(ValueError, match=r"'pictures'.*no document with text to learn"):
-        Rows(config, image_size=8, seed=0)
+        Rows(config, image_size=8, seed=0, batch_rows=12)
 
 
 def test_a_truncated_store_is_refused_by_name(stores, tmp_path):

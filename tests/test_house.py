@@ -31,7 +31,10 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # The files of a room in import order: each uses only those before it. Files not listed may stand anywhere,
 # as long as no circle appears.
 ORDER = {
-    "data": ("store", "chat", "tokenizer", "image", "encode", "plan", "mixture", "loader", "show"),
+    "data": (
+        *("store", "chat", "tokenizer", "image", "encode", "pack", "plan", "measure", "mixture", "deal", "loader"),
+        "show",
+    ),
     "model": (
         *("layers", "vision", "connector", "moe", "decoder", "mllm", "generate", "contrastive"),
         "sizes",
@@ -40,7 +43,7 @@ ORDER = {
     "train": ("optim", "parallel", "log", "loop", "run", "budget"),
     "eval": ("metrics", "fewshot", "tasks", "harness"),
     "serve": ("engine", "api"),
-    "ablate": ("sweep", "report"),
+    "ablate": ("sweep", "figures", "report", "mix"),
 }
 
 # A dict named KINDS holds one class for each value of this field.

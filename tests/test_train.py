@@ -21,6 +21,7 @@ from mm1.config import (
     ModelConfig,
     RunConfig,
     SourceConfig,
+    Stage,
     VisionConfig,
 )
 from mm1.data.loader import Rows
@@ -71,7 +72,7 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 
 
 def gradients(run: RunConfig, micro_rows: int) -> tuple[Loss, list[torch.Tensor]]:
-    rows = Rows(run.data, image_size=16, seed=0)
+    rows = Rows(run.data, image_size=16, seed=0, batch_rows=12)
     model = MLLM(run.model)
     model.initialise(0)
     objective = NextToken(model, rows.names, image=rows.tokenizer.image)
@@ -122,6 +123,8 @@ def test_a_stopped_run_continues_bit_for_bit(run, tmp_path, monkeypatch):
 def test_a_run_killed_by_force_continues_to_the_same_weights(run, tmp_path):
     folder, recorded = tmp_path / "killed", tmp_path / "run.json"
     run.steps = 40
+    run.data.workers = 1
+    run.data.curriculum = [Stage(step=9, shares={"captions": 1, "text": 3}), Stage(step=21, shares={"captions": 1})]
     config.save(run, recorded)
     train_run(run, tmp_path / "whole")
     command = [sys.executable, "-m", "mm1", "train", str(recorded), "--to", str(folder)]

@@ -1,52 +1,49 @@
 """Rows -> Batch, in workers. The loader's whole state is one integer: the next row of the run.
 
 Row n of a run is the same on any number of ranks and workers: `mixture` says which source fills it,
-`plan` which spans, and both answer from n alone.
+`plan` which spans, `deal` which micro-batch of its step it stands in, and all answer from n alone.
 """
 
-import logging
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from itertools import islice
+from itertools import count
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mm1.config import DataConfig
-from mm1.data.encode import Span, cut, encode_many
+from mm1.config import DataConfig, RunConfig
+from mm1.data.deal import micro_batches, of_rank, padded
+from mm1.data.encode import encode_many
 from mm1.data.image import ImageError, load
-from mm1.data.mixture import Mixture
-from mm1.data.plan import Plan, Spans
-from mm1.data.store import Store, open_store
-from mm1.data.tokenizer import Tokenizer, load_tokenizer
-from mm1.document import IGNORED, Batch, Document, Encoded
-
-log = logging.getLogger("mm1")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """An opened source: its documents, the spans they are cut into, and which spans make row k."""
-
-    name: str
-    store: Store
-    spans: Spans
-    plan: Plan
-    dropped: dict[str, int]  # documents that cannot be trained on, by reason
+from mm1.data.measure import Source, open_source
+from mm1.data.mixture import Mixture, row_shares
+from mm1.data.store import open_store
+from mm1.data.tokenizer import load_tokenizer
+from mm1.document import IGNORED, Batch, Encoded
 
 
 class Rows:
     """The rows of a run, by number. Reads documents when asked; holds only lengths."""
 
-    def __init__(self, data: DataConfig, *, image_size: int, seed: int, stores: dict[str, str] | None = None):
-        """`stores` (name -> store) replaces the config's sources, one row each in turn: validation."""
+    def __init__(
+        self,
+        data: DataConfig,
+        *,
+        image_size: int,
+        seed: int,
+        batch_rows: int,
+        stores: dict[str, str] | None = None,
+        folder: Path | None = None,
+    ):
+        """Steps of the curriculum have `batch_rows` rows. `folder` keeps what was measured (`data/measure.py`).
+
+        `stores` (name -> store) replaces the config's sources, one row each in turn: validation.
+        """
         self.data, self.image_size = data, image_size
         self.tokenizer = load_tokenizer(data.tokenizer)
         named = stores or {name: source.store for name, source in data.sources.items()}
-        shares = [1] * len(named) if stores else [source.share for source in data.sources.values()]
         if not named:
             raise ValueError("the run has no data; add a source with data.sources.NAME.store=FOLDER")
         self.sources = [
@@ -57,14 +54,32 @@ class Rows:
                 data=data,
                 seed=(seed, 2, number),
                 only="*" if stores else data.sources[name].only,
+                folder=folder / name if folder else None,
             )
             for number, (name, store) in enumerate(named.items())
         ]
-        self.mixture = Mixture(shares, seed)
+        if stores:
+            self.mixture = Mixture([1] * len(stores), seed)
+            return
+        first, *later = data.stages()
+        changes = [(stage.step * batch_rows, self._shares(stage.shares)) for stage in later]
+        self.mixture = Mixture(self._shares(first.shares), seed, changes=changes)
 
     @property
     def names(self) -> list[str]:
         return [source.name for source in self.sources]
+
+    def _shares(self, shares: dict[str, int]) -> list[int]:
+        """Rows of each source in a deck."""
+        asked = [shares.get(source.name, 0) for source in self.sources]
+        if self.data.unit == "rows":
+            return asked
+        return row_shares(asked, [source.trained_per_row for source in self.sources])
+
+    def images(self, number: int) -> int:
+        """How many images row `number` holds: known from the plan, nothing is read."""
+        origin, k = self.mixture.source(number)
+        return self.sources[origin].plan.images(k)
 
     def batch(self, numbers: list[int]) -> Batch:
         """Rows `numbers` of the run, packed, with their pictures decoded."""
@@ -128,83 +143,37 @@ class Rows:
             return np.full((3, self.image_size, self.image_size), 128, np.uint8)
 
     def _stack(self, pictures: list[np.ndarray]) -> torch.Tensor:
-        """All pictures, and black ones up to a multiple of eight: few shapes for compiled code.
-
-        At least eight, so that every rank runs the encoder; none in a run that allows no images.
-        """
-        padded = max(8, -(-len(pictures) // 8) * 8) if self.data.row_images else 0
-        images_NCYX = torch.zeros(padded, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        """All pictures, and black ones up to the next of few sizes; none in a run that allows no images."""
+        size = padded(len(pictures)) if self.data.row_images else 0
+        images_NCYX = torch.zeros(size, 3, self.image_size, self.image_size, dtype=torch.uint8)
         for number, picture in enumerate(pictures):
             images_NCYX[number] = torch.from_numpy(picture)
         return images_NCYX
 
 
-def open_source(
-    name: str, store: Store, tokenizer: Tokenizer, *, data: DataConfig, seed: tuple[int, ...], only: str = "*"
-) -> Source:
-    """The source, its documents measured and planned. Reads all texts once and no image.
+def rows_of(run: RunConfig, folder: Path, *, held_out: dict[str, str] | None = None) -> Rows:
+    """The rows of the run in `folder`; with `held_out` (name -> store) those of a validation store instead.
 
-    `only` is a pattern (`*-galleries`): documents with another `source` of their own are passed over.
-
-    Raises:
-        ValueError: no document can be trained on, or images where a row may hold none.
+    What is measured is kept in `folder/index`.
     """
-    breaks = tokenizer.breaks()
-    found: list[tuple[int, Span]] = []
-    dropped: Counter[str] = Counter()
-    documents = ((p, d) for p, d in enumerate(store.scan(with_images=False)) if fnmatchcase(d.source, only))
-    for position, encoded in _measured(documents, tokenizer, image_tokens=data.image_tokens):
-        if encoded.images and not data.row_images:
-            raise ValueError(f"source {name!r} has images but data.row_images is 0; set it to 1 or more")
-        if not encoded.train.any():
-            dropped["nothing to learn (empty text)"] += 1
-            continue
-        parts_of = cut(
-            encoded,
-            breaks,
-            image=tokenizer.image,
-            image_tokens=data.image_tokens,
-            row_length=data.row_length,
-            row_images=data.row_images,
-        )
-        taught = [span for span in parts_of if encoded.train[span.start + 1 : span.stop].any()]
-        dropped["parts of a long document without text to learn"] += len(parts_of) - len(taught)
-        found += [(position, span) for span in taught]
-    if not found:
-        raise ValueError(
-            f"source {name!r} ({store.path}) has no document with text to learn among those whose source is {only!r}; "
-            f"dropped: {dict(dropped)}"
-        )
-    for reason, count in (+dropped).items():
-        log.warning("source %s: left out %d: %s", name, count, reason)
-    spans = Spans(
-        document=np.array([position for position, _ in found]),
-        start=np.array([span.start for _, span in found]),
-        length=np.array([span.stop - span.start for _, span in found]),
-        images=np.array([span.images for _, span in found]),
+    return Rows(
+        run.data,
+        image_size=run.model.vision.image_size,
+        seed=0 if held_out else run.seed,
+        batch_rows=run.batch_rows,
+        stores=held_out,
+        folder=folder / "index" / ("validation" if held_out else "train"),
     )
-    plan = Plan(spans, row_length=data.row_length, row_images=data.row_images, seed=seed)
-    return Source(name, store, spans, plan, dict(dropped))
-
-
-def _measured(
-    documents: Iterator[tuple[int, Document]], tokenizer: Tokenizer, *, image_tokens: int
-) -> Iterator[tuple[int, Encoded]]:
-    """Each document's position and encoded form, a thousand at a time."""
-    while part := list(islice(documents, 1024)):
-        encoded = encode_many([document for _, document in part], tokenizer, image_tokens=image_tokens)
-        yield from zip([position for position, _ in part], encoded, strict=True)
 
 
 class MicroBatches(Dataset[Batch]):
-    """Micro-batches by number: the rows of a step are dealt to micro-batches and ranks in turn."""
+    """Micro-batches by the numbers of their rows."""
 
-    def __init__(self, rows: Rows, *, micro_rows: int):
-        self.rows, self.micro_rows = rows, micro_rows
+    def __init__(self, rows: Rows):
+        self.rows = rows
 
-    def __getitem__(self, number: int) -> Batch:
-        first = number * self.micro_rows
-        return self.rows.batch(list(range(first, first + self.micro_rows)))
+    def __getitem__(self, numbers: list[int]) -> Batch:
+        return self.rows.batch(numbers)
 
 
 def batches(
@@ -219,22 +188,23 @@ def batches(
     if left or start_row % batch_rows:
         raise ValueError(f"batch_rows {batch_rows} must be a multiple of micro_rows x ranks = {micro_rows} x {world}")
 
-    def numbers() -> Iterator[int]:
-        step = start_row // batch_rows
-        while True:
-            first = (step * world + rank) * each
-            yield from range(first, first + each)
-            step += 1
+    def numbers() -> Iterator[list[int]]:
+        for first in count(start_row, batch_rows):
+            images = [rows.images(first + row) for row in range(batch_rows)]
+            for chosen in of_rank(micro_batches(images, micro_rows=micro_rows), rank=rank, world=world):
+                yield [first + row for row in chosen]
 
     workers = rows.data.workers
+    start = get_context("forkserver")  # Lance's threads do not survive a fork; the server has none, and torch loaded
+    start.set_forkserver_preload(["mm1.data.loader"])
     stream = iter(
         DataLoader(
-            MicroBatches(rows, micro_rows=micro_rows),
+            MicroBatches(rows),
             sampler=numbers(),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=2 if workers else None,
-            multiprocessing_context="spawn" if workers else None,  # Lance's threads do not survive a fork
+            multiprocessing_context=start if workers else None,
             pin_memory=torch.cuda.is_available(),
         )
     )

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 
 from mm1 import config
 from mm1.data.chat import is_chat, marked
-from mm1.data.loader import Rows
+from mm1.data.loader import rows_of
 from mm1.data.store import open_store
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import IGNORED, Batch, Document, Image, Mark
@@ -60,7 +60,7 @@ def show_row_of(folder: Path, number: int) -> str:
         ConfigError, StoreError: no run there, or its data are gone.
     """
     run = config.load(folder / "config.json")
-    rows = Rows(run.data, image_size=run.model.vision.image_size, seed=run.seed)
+    rows = rows_of(run, folder)
     title = f"row {number} of {folder.name}"
     return show_row(rows.batch([number]), rows.tokenizer, sources=rows.names, title=title)
 

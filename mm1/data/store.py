@@ -6,6 +6,7 @@ length with exactly one non-null entry at each index. A store is a folder `NAME.
 a set are separate stores, so that no reader can mix them by mistake.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -66,6 +67,14 @@ class Store:
 
     def __reduce__(self):  # a worker process opens its own table
         return Store, (self.path,)
+
+    def fingerprint(self) -> str:
+        """A name of the table's content: of its data files, whose own names never come again."""
+        parts = self._table.get_fragments()
+        files = [(file.path for file in part.data_files()) for part in parts]
+        deleted = [str(part.deletion_file()) for part in parts]
+        told = json.dumps([[list(names) for names in files], deleted, self._rows])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def take(self, positions: Sequence[int]) -> list[Document]:
         """Documents at `positions`, in that order. One read for all of them.

@@ -8,7 +8,7 @@ from torch import nn
 
 from mm1 import checkpoint, config, dist
 from mm1.config import ConfigError, RunConfig
-from mm1.data.loader import Rows, batches
+from mm1.data.loader import Rows, batches, rows_of
 from mm1.document import Batch
 from mm1.model.contrastive import Contrastive as ContrastiveModel
 from mm1.model.mllm import MLLM
@@ -39,7 +39,7 @@ def train_run(run: RunConfig, folder: Path) -> Path:
         console.print(f"{folder.name}  already trained ({run.steps} steps)", highlight=False)
         return folder
     with console.status(f"{folder.name}: reading and measuring the documents"):
-        rows = Rows(run.data, image_size=run.model.vision.image_size, seed=run.seed)
+        rows = rows_of(run, folder)
     _agree(run, rows)
     trainer = _trainer(run, rows, device)
     start = 0
@@ -140,7 +140,7 @@ def _after_step(trainer: Trainer, folder: Path, rows: Rows, run_log: RunLog, met
         found: dict[str, float] = {}
         for name, store in run.data.validation.items():
             if name not in fixed:
-                fixed[name] = Rows(run.data, image_size=rows.image_size, seed=0, stores={name: store})
+                fixed[name] = rows_of(run, folder, held_out={name: store})
             for figure, value in validate(trainer, _fixed_batches(fixed[name], run)).items():
                 found[f"validation/{name}" if figure == "loss" else f"validation/{name}/{figure}"] = value
         return found

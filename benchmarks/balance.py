@@ -1,0 +1,90 @@
+"""How unlike the ranks of a step are in images, and how many images the encoder does in vain; the sample's mix.
+
+    python benchmarks/balance.py [--steps 200]
+
+First table: the images of the busiest rank over those of the mean rank, over the steps of a run, with the rows of a
+step dealt in order and dealt by images; then the same for the micro-batches that run at one time (what FSDP's ranks
+wait for). Second table: images the encoder is given beyond the real ones, padded to eights and to mm1's sizes, and how
+many different sizes (shapes to compile) occur. Nothing is decoded: the plan knows.
+"""
+
+import argparse
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mm1.config import DataConfig, SourceConfig
+from mm1.data.deal import micro_batches, of_rank, padded
+from mm1.data.loader import Rows
+
+MIX = {
+    "captions": SourceConfig(store="sample:captions-train", share=9),
+    "interleaved": SourceConfig(store="sample:interleaved-train", share=9),
+    "text": SourceConfig(store="sample:text-train", share=2),
+}
+
+
+def waiting(images: np.ndarray, ranks: list[list[list[int]]]) -> tuple[float, float]:
+    """Busiest over mean, of the whole step and of the micro-batches at one time (its sum over the step)."""
+    counts = np.array([[images[batch].sum() for batch in rank] for rank in ranks])
+    mean = max(counts.sum() / len(ranks), 1)
+    return counts.sum(1).max() / mean, counts.max(0).sum() / mean
+
+
+def in_order(rows: int, micro_rows: int) -> list[list[int]]:
+    return [list(range(first, first + micro_rows)) for first in range(0, rows, micro_rows)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=200)
+    options = parser.parse_args()
+    rows = Rows(DataConfig(sources=MIX, workers=0), image_size=96, seed=0, batch_rows=64)
+    table = Table(title="images of the busiest rank over the mean rank's")
+    for column in (
+        "batch",
+        "micro",
+        "ranks",
+        "step, in order",
+        "step, dealt",
+        "at a time, in order",
+        "at a time, dealt",
+    ):
+        table.add_column(column, justify="right")
+    sizes = Table(title="images the encoder is given beyond the real ones")
+    for column in ("batch", "micro", "to eights", "sizes", "mm1", "sizes"):
+        sizes.add_column(column, justify="right")
+    for batch_rows, micro_rows in ((8, 8), (64, 8), (64, 4), (64, 1)):
+        steps = [
+            np.array([rows.images(n) for n in range(step * batch_rows, (step + 1) * batch_rows)])
+            for step in range(options.steps)
+        ]
+        deals = [micro_batches(images.tolist(), micro_rows=micro_rows) for images in steps]
+        for world in (2, 4, 8):
+            if batch_rows % (micro_rows * world):
+                continue
+            found = []
+            for images, dealt in zip(steps, deals, strict=True):
+                each = batch_rows // micro_rows // world
+                plain = in_order(batch_rows, micro_rows)
+                plain_ranks = [plain[rank * each : (rank + 1) * each] for rank in range(world)]
+                ours = [of_rank(dealt, rank=rank, world=world) for rank in range(world)]
+                found.append((*waiting(images, plain_ranks), *waiting(images, ours)))
+            step, at_once, our_step, our_at_once = np.mean(found, axis=0)
+            figures = (f"{figure:.3f}" for figure in (step, our_step, at_once, our_at_once))
+            table.add_row(str(batch_rows), str(micro_rows), str(world), *figures)
+        counts = [int(images[batch].sum()) for images, dealt in zip(steps, deals, strict=True) for batch in dealt]
+        plain = [int(images[b].sum()) for images in steps for b in in_order(batch_rows, micro_rows)]
+        eights, ours = [max(8, -(-count // 8) * 8) for count in plain], [padded(count) for count in counts]
+        figures = (f"{sum(eights) / sum(plain) - 1:.1%}", str(len(set(eights))))
+        sizes.add_row(
+            str(batch_rows), str(micro_rows), *figures, f"{sum(ours) / sum(counts) - 1:.1%}", str(len(set(ours)))
+        )
+    console = Console(width=120)
+    console.print(table)
+    console.print(sizes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What a plan of many documents costs: to pack once, to open again, to ask for a row far away; time and bytes.
+
+    python benchmarks/plan.py [--documents 1000000 10000000] [--packed 1000000]
+
+Documents are made: half captions of one image, half pages of up to ten, 144 places an image, rows of 4096. They are
+written as a measured source is (columns on disk), packed window by window, opened by a fresh process, and rows are
+read from it in the order of a run. Of more than `--packed` documents the first so many are packed and repeated, and
+the time to pack is that of those. The last columns relate planning to reading: the time the loader needs for the
+documents of the shipped sample (336 pixels, one core), which a plan must not add to.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+from padding import made_lengths
+from rich.console import Console
+from rich.table import Table
+
+from mm1.config import DataConfig, SourceConfig
+from mm1.data.loader import Rows
+from mm1.data.measure import append, mapped
+from mm1.data.plan import WINDOW, Packing, Plan, Spans, pack_windows, typed
+
+T, K = 4096, 64
+FAR = 10**6  # steps
+BLOCK = WINDOW * 128
+
+
+def write(folder: Path, *, documents: int, packed: int) -> float:
+    """Write the columns of a source; return the seconds that packing took for each document."""
+    captions, pages = (made_lengths(BLOCK, T)[name] for name in ("made captions", "made pages"))
+    half = BLOCK // 2
+    mixed = np.random.default_rng(0).permutation(BLOCK)
+    length = np.concatenate([captions[0][:half], pages[0][:half]])[mixed]
+    images = np.concatenate([captions[1][:half], pages[1][:half]])[mixed]
+    sizes = [min(BLOCK, documents - first) for first in range(0, documents, BLOCK)]
+    parts = (
+        typed(
+            Spans,
+            document=np.arange(number * BLOCK, number * BLOCK + size),
+            start=np.zeros(size),
+            length=length[:size],
+            images=images[:size],
+            trained=length[:size] // 3,
+        )
+        for number, size in enumerate(sizes)
+    )
+    append(Spans, parts, folder)
+    spans = mapped(Spans, folder)
+    if documents <= packed:
+        start = time.perf_counter()
+        append(Packing, pack_windows(spans, row_length=T, row_images=K), folder)
+        return (time.perf_counter() - start) / documents
+    first = Spans(**{field.name: getattr(spans, field.name)[:packed] for field in fields(Spans)})
+    start = time.perf_counter()
+    found = list(pack_windows(first, row_length=T, row_images=K))
+    seconds = time.perf_counter() - start
+    windows = len(np.linspace(0, documents, -(-documents // WINDOW) + 1)) - 1
+    edges = np.linspace(0, documents, windows + 1).astype(np.int64)
+    append(Packing, (_fitted(found[n % len(found)], int(edges[n + 1] - edges[n])) for n in range(windows)), folder)
+    return seconds / packed
+
+
+def _fitted(packing: Packing, spans: int) -> Packing:
+    """The packing for a window of one span more or fewer, which goes to the last row."""
+    sizes = packing.sizes.copy()
+    sizes[-1] += spans - len(packing.order)
+    return Packing(np.resize(packing.order, spans), sizes, packing.row_images, packing.rows)
+
+
+def ask(folder: Path) -> dict[str, float]:
+    """Open the source in this process and read rows as a run does that begins at step a million."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    plan = Plan(mapped(Spans, folder), mapped(Packing, folder), seed=(0, 2, 0))
+    first = FAR * 64
+    spans = len(plan.row(first))
+    opened = time.perf_counter() - start
+    start = time.process_time()
+    rows = 4000
+    for k in range(first + 1, first + rows):
+        plan.images(k)
+        spans += len(plan.row(k))
+    each = (time.process_time() - start) / spans
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {"opened": opened, "each": each, "grown": grown / 1024, "rows": plan.epoch_rows}
+
+
+def reading() -> float:
+    """Seconds the loader takes for a document of the sample's captions: read, encode, decode to 336 pixels."""
+    data = DataConfig(sources={"captions": SourceConfig(store="sample:captions-test")}, row_length=T, workers=0)
+    rows = Rows(data, image_size=336, seed=0, batch_rows=1)
+    rows.batch([0])
+    start = time.process_time()
+    documents = sum(int(rows.batch([n]).document_BT.max()) for n in range(1, 7))
+    return (time.process_time() - start) / documents
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, nargs="+", default=[10**6, 10**7])
+    parser.add_argument("--packed", type=int, default=10**6, help="documents that are packed; more are repeated")
+    parser.add_argument("--ask", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.ask:
+        print(json.dumps(ask(options.ask)))
+        return
+    read = reading()
+    table = Table(title=f"a plan of rows of {T} places; reading a document takes {read * 1e3:.2f} ms")
+    heads = ("documents", "rows", "bytes each", "pack once, us each", "open at step 10^6, s", "memory, MB")
+    for column in (*heads, "row, us a document", "of reading"):
+        table.add_column(column, justify="right")
+    for documents in options.documents:
+        with tempfile.TemporaryDirectory() as name:
+            pack = write(Path(name), documents=documents, packed=options.packed)
+            kept = sum(file.stat().st_size for file in Path(name).iterdir())
+            command = [sys.executable, __file__, "--ask", name]
+            found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        table.add_row(
+            f"{documents:,}",
+            f"{found['rows']:,}",
+            f"{kept / documents:.1f}",
+            f"{pack * 1e6:.2f}",
+            f"{found['opened']:.2f}",
+            f"{found['grown']:.0f}",
+            f"{found['each'] * 1e6:.2f}",
+            f"{found['each'] / read:.3%}",
+        )
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()

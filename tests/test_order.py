@@ -1,0 +1,158 @@
+"""The order of the shipped sample, byte for byte: any ranks, workers and start, with a curriculum; measures kept."""
+
+import hashlib
+import itertools
+import logging
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mm1.config import ConfigError, DataConfig, SourceConfig, Stage, parse
+from mm1.data.loader import Rows, batches
+from mm1.document import IGNORED, Batch
+
+BATCH, MICRO = 24, 3
+STEPS = 2
+
+SAMPLE = DataConfig(
+    sources={
+        "captions": SourceConfig(store="sample:captions-test", share=9),
+        "interleaved": SourceConfig(store="sample:interleaved-test", share=9),
+        "text": SourceConfig(store="sample:text-test", share=2),
+    },
+    curriculum=[
+        Stage(step=2, shares={"captions": 10, "interleaved": 2, "text": 8}),
+        Stage(step=3, shares={"interleaved": 1}),
+    ],
+    workers=0,
+)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory) -> Path:
+    """Where the sample's measures are kept for all tests of this page."""
+    return tmp_path_factory.mktemp("index")
+
+
+def rows(index: Path, data: DataConfig = SAMPLE) -> Rows:
+    return Rows(data, image_size=24, seed=1, batch_rows=BATCH, folder=index / data.unit)
+
+
+def digest(batch: Batch) -> str:
+    tensors = (batch.tokens_BT, batch.targets_BT, batch.document_BT, batch.position_BT, batch.images_NCYX)
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in (*tensors, batch.source_B))).hexdigest()
+
+
+def global_batches(made: Rows, *, start: int, world: int, workers: int) -> list[list[str]]:
+    """Of each step what all its micro-batches are, whichever rank had them."""
+    made.data = made.data.model_copy(update={"workers": workers})
+    found: list[list[str]] = [[] for _ in range(STEPS)]
+    for rank in range(world):
+        micro = 1 if world == 3 else MICRO  # 24 rows in threes are no multiple of three ranks' eight
+        stream = batches(made, start_row=start * BATCH, batch_rows=BATCH, micro_rows=micro, rank=rank, world=world)
+        for step, parts in enumerate(itertools.islice(stream, STEPS)):
+            found[step] += [digest(batch) for batch in parts]
+    return [sorted(step) for step in found]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_every_rank_and_worker_count_reads_the_same_global_batches(index, world, workers):
+    made, start = rows(index), world % 4 + workers
+    assert global_batches(made, start=start, world=world, workers=workers) == _alone(made, start, MICRO)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_three_ranks_read_the_same_global_batches(index, workers):
+    made = rows(index)
+    assert global_batches(made, start=1, world=3, workers=workers) == _alone(made, 1, 1)
+
+
+def _alone(made: Rows, start: int, micro: int) -> list[list[str]]:
+    """The same by one process, one step after the other from the run's start."""
+    made.data = made.data.model_copy(update={"workers": 0})
+    stream = batches(made, start_row=0, batch_rows=BATCH, micro_rows=micro)
+    steps = itertools.islice(stream, start, start + STEPS)
+    return [sorted(digest(batch) for batch in step) for step in steps]
+
+
+def test_a_far_step_is_reached_at_once(index):
+    made = rows(index)
+    stream = batches(made, start_row=10**6 * BATCH, batch_rows=BATCH, micro_rows=MICRO)
+    assert {int(source) for batch in next(stream) for source in batch.source_B} == {1}  # the last stage's only source
+
+
+def test_rows_hold_the_images_the_plan_counts(index):
+    made = rows(index)
+    for number in (*range(8), 10**9):
+        assert made.batch([number]).images == made.images(number)
+
+
+def test_the_sample_fills_its_rows(index):
+    made = Rows(SAMPLE.model_copy(update={"row_length": 4096, "row_images": 64}), image_size=24, seed=1, batch_rows=1)
+    for source in made.sources:
+        places = int(source.spans.length.sum())
+        least = max(-(-places // 4096), -(-int(source.spans.images.sum()) // 64))
+        assert source.plan.epoch_rows <= least + 1
+
+
+def test_shares_in_tokens_are_realised_over_an_epoch(index):
+    data = SAMPLE.model_copy(update={"unit": "tokens", "curriculum": []})
+    made = rows(index, data)
+    tokens = np.array(made.mixture.stages[0]) * [source.trained_per_row for source in made.sources]
+    assert tokens / tokens.sum() == pytest.approx([0.45, 0.45, 0.1], rel=0.006)
+    source = made.sources[0]
+    counted = sum(int((made.batch([n]).targets_BT != IGNORED).sum()) for n in _rows_of(made, 0, source.plan.epoch_rows))
+    assert counted == int(source.spans.trained.sum())
+
+
+def _rows_of(made: Rows, origin: int, count: int) -> list[int]:
+    """The first `count` rows of the run that come from a source."""
+    numbers = (n for n in itertools.count() if made.mixture.source(n)[0] == origin)
+    return list(itertools.islice(numbers, count))
+
+
+def test_what_was_measured_is_kept_and_gives_the_same_rows(index, tmp_path, monkeypatch):
+    first = Rows(SAMPLE, image_size=24, seed=1, batch_rows=BATCH, folder=tmp_path)
+    monkeypatch.setattr("mm1.data.measure.encode_many", None)  # a second start reads no text
+    second = Rows(SAMPLE, image_size=24, seed=1, batch_rows=BATCH, folder=tmp_path)
+    sent = pickle.loads(pickle.dumps(second))
+    unkept = rows(index)
+    for number in (0, 3, 30, 77, 10**6):
+        assert len({digest(made.batch([number])) for made in (first, second, sent, unkept)}) == 1
+    assert len(pickle.dumps(second)) < 20_000  # workers map the columns, they are not sent
+
+
+def test_another_store_under_the_same_name_is_noticed_and_measured_again(stores, tmp_path, caplog):
+    held = tmp_path / "held.lance"
+    data = DataConfig(sources={"held": SourceConfig(store=str(held))}, image_tokens=4, row_length=64)
+
+    def open_rows() -> Rows:
+        return Rows(data, image_size=8, seed=0, batch_rows=1, folder=tmp_path / "index")
+
+    shutil.copytree(stores["text"], held)
+    before = open_rows()
+    shutil.rmtree(held)
+    shutil.copytree(stores["captions"], held)
+    with caplog.at_level(logging.WARNING, logger="mm1"):
+        after = open_rows()
+    assert "the store is not the one this run began with" in caplog.text
+    assert before.sources[0].spans.images.sum() == 0
+    assert after.sources[0].spans.images.sum() == 40
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "said"),
+    [
+        ([{"step": 5, "shares": {"caption": 1}}], "names 'caption'; did you mean 'captions'"),
+        ([{"step": 5, "shares": {"captions": 0}}], "one of them above 0"),
+        ([{"step": 5, "shares": {"captions": 1}}, {"step": 5, "shares": {"text": 1}}], "order of steps"),
+    ],
+)
+def test_a_curriculum_that_cannot_be_dealt_is_refused(curriculum, said):
+    data = SAMPLE.model_dump(mode="json") | {"curriculum": curriculum}
+    with pytest.raises(ConfigError, match=said):
+        parse({"data": data})
