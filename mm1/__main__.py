@@ -91,18 +91,26 @@ def chat(
     typer.echo(answer(load_for_use(folder), question, images=image or [], tokens=tokens))
 
 
-@app.command(epilog="Example: `mm1 show runs/demo/tiny --row 41`, `mm1 show sample:captions-test --row 3`")
+@app.command(
+    epilog="Examples: `mm1 show runs/demo/tiny --row 41`, `... --mix`, `mm1 show sample:captions-test --row 3`"
+)
 def show(
     what: Annotated[str, typer.Argument(metavar="RUN|STORE", help="A run's folder or a document store.")],
     row: Annotated[int, typer.Option(help="Row of the run, or document of the store.", min=0)] = 0,
+    mix: Annotated[bool, typer.Option("--mix", help="The shares of the run's sources over its steps instead.")] = False,
     to: To = None,
 ) -> None:
-    """Write an HTML page of one packed row of a run (or one document of a store)."""
-    from mm1.data.show import show_document_of, show_row_of
-
+    """Write an HTML page of one packed row of a run (or one document of a store), or of a run's mix."""
     is_run = (Path(what) / "config.json").is_file()
-    page = show_row_of(Path(what), row) if is_run else show_document_of(what, row)
-    target = to or Path(f"{Path(what.replace(':', '-')).name}-{row}.html")
+    if mix:
+        from mm1.ablate.mix import show_mix_of
+
+        page = show_mix_of(Path(what))
+    else:
+        from mm1.data.show import show_document_of, show_row_of
+
+        page = show_row_of(Path(what), row) if is_run else show_document_of(what, row)
+    target = to or Path(f"{Path(what.replace(':', '-')).name}-{'mix' if mix else row}.html")
     target.write_text(page)
     typer.echo(f"page: {target}")
 

@@ -82,6 +82,35 @@ def scores(name: str, cells: Sequence[Cell]) -> str:
         return _svg(figure, name)
 
 
+def shares(
+    name: str,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    asked: Mapping[str, Sequence[tuple[int, float]]],
+    steps: int,
+    what: str,
+) -> str:
+    """SVG of every source's share of `what` over steps: solid what came, dashed what was asked for.
+
+    `curves` and `asked` map a source to (step, share) pairs.
+    """
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.4, 2.3), layout="constrained")
+        axes = figure.add_subplot()
+        for number, source in enumerate(dict.fromkeys([*curves, *asked])):
+            colour = COLOURS[number % len(COLOURS)]
+            if line := asked.get(source):
+                axes.plot(*zip(*line, strict=True), color=colour, linewidth=1.0, linestyle=(0, (4, 3)))
+            if points := curves.get(source):
+                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.6, label=source)
+        axes.set_xlabel("step")
+        axes.set_ylabel(f"share of {what}")
+        axes.set_xlim(0, steps)
+        axes.set_ylim(0, 1)
+        _legend(axes)
+        return _svg(figure, name)
+
+
 def _points(axes: Axes, cells: Sequence[Cell], intervals: Sequence, *, colour: str, label: str, filled: bool) -> None:
     means = np.array([interval.mean for interval in intervals])
     reach = [

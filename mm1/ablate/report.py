@@ -134,7 +134,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def realised_mix(run: RunConfig, records: Sequence[dict[str, Any]]) -> list[Share]:
     """Rows, trained tokens and pictures that each source gave, summed over the steps, with their shares."""
     names = [*run.data.sources]
-    shares = {name: source.share for name, source in run.data.sources.items()}
+    ends = [*(stage.step for stage in run.data.curriculum), run.steps]
+    asked = dict.fromkeys(names, 0.0)
+    for stage, end in zip(run.data.stages(), ends, strict=True):
+        for name, share in stage.shares.items():
+            part = max(0, min(end, run.steps) - stage.step) / run.steps
+            asked[name] += part * share / sum(stage.shares.values())
     rows, tokens, images = (
         {name: int(sum(record.get(f"{what}/{name}", 0) for record in records)) for name in names}
         for what in ("rows", "tokens", "images")
@@ -142,7 +147,7 @@ def realised_mix(run: RunConfig, records: Sequence[dict[str, Any]]) -> list[Shar
     return [
         Share(
             source=name,
-            asked=shares[name] / sum(shares.values()),
+            asked=asked[name],
             rows=rows[name],
             rows_share=rows[name] / max(1, sum(rows.values())),
             tokens=tokens[name],
