@@ -1,0 +1,240 @@
+"""Samples a second of one core: mm1's loader beside the peers', on the same JPEG files and the same resize.
+
+    python benchmarks/loader.py [--samples 384] [--rounds 5]
+
+Every loader reads the same pictures with captions from the form it likes best (Lance, tar, parquet, MDS) in one
+process without workers, and hands on 336 x 336 RGB pixels (Pillow's bicubic) and the caption. mm1 also encodes the
+captions, mixes, and packs them into rows. A peer stands twice in the table: decoding as it does by itself (Pillow),
+and handed the bytes to mm1's own decoder. Loaders take turns; figures are medians over rounds of samples by processor
+time, the ratio is mm1's median over the peer's. A peer that cannot be imported is named with the reason.
+"""
+
+import argparse
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+import numpy as np
+import torch
+from decode import made_jpegs
+from PIL import Image as Pillow
+from rich.console import Console
+from rich.table import Table
+
+from mm1.config import DataConfig, SourceConfig
+from mm1.data.image import load
+from mm1.data.loader import Rows, batches
+from mm1.data.store import write_store
+from mm1.document import Document, Image, Text
+
+SIZE = 336
+Sample = tuple[bytes, str]
+Stream = Callable[[], Iterator[Any]]  # one item a sample; an item may stand for several, as a batch does
+
+
+def squeeze(picture: Any) -> np.ndarray:
+    """What a peer is given after its own decoder: the same resize as ours."""
+    return np.asarray(picture.convert("RGB").resize((SIZE, SIZE), Pillow.Resampling.BICUBIC))
+
+
+def bytes_to_pixels(data: bytes) -> np.ndarray:
+    return load(data, SIZE)
+
+
+def ours(samples: list[Sample], folder: Path) -> dict[str, Stream]:
+    documents = (Document((Image(data), Text(text))) for data, text in samples)
+    write_store(documents, folder / "captions.lance")
+    data = DataConfig(
+        sources={"captions": SourceConfig(store=str(folder / "captions.lance"))},
+        row_length=2048,
+        row_images=16,
+        image_tokens=144,
+        workers=0,
+    )
+    rows = Rows(data, image_size=SIZE, seed=0, batch_rows=2, folder=folder / "index")
+
+    def stream() -> Iterator[int]:
+        for step in batches(rows, start_row=0, batch_rows=2, micro_rows=2):
+            yield sum(batch.images for batch in step)
+
+    return {"mm1": stream}
+
+
+def webdataset(samples: list[Sample], folder: Path) -> dict[str, Stream]:
+    import webdataset as wds
+
+    path = write_tar(samples, folder / "samples.tar")
+
+    def plain() -> Iterator[int]:
+        data = wds.WebDataset(path, shardshuffle=False, empty_check=False)
+        for picture, _ in data.decode("pil").to_tuple("jpg", "txt"):
+            squeeze(picture)
+            yield 1
+
+    def handed() -> Iterator[int]:
+        for data, text in wds.WebDataset(path, shardshuffle=False, empty_check=False).to_tuple("jpg", "txt"):
+            bytes_to_pixels(data), text.decode()
+            yield 1
+
+    return {"webdataset": plain, "webdataset, mm1's decoder": handed}
+
+
+def hf_datasets(samples: list[Sample], folder: Path) -> dict[str, Stream]:
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    images = pa.array([{"bytes": data, "path": None} for data, _ in samples])
+    path = folder / "samples.parquet"
+    parquet.write_table(pa.table({"image": images, "text": [text for _, text in samples]}), path, row_group_size=64)
+
+    def opened(decode: bool) -> Any:
+        data = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        return data.cast_column("image", datasets.Image(decode=decode))
+
+    def plain() -> Iterator[int]:
+        for sample in opened(True):
+            squeeze(sample["image"])
+            yield 1
+
+    def handed() -> Iterator[int]:
+        for sample in opened(False):
+            bytes_to_pixels(sample["image"]["bytes"])
+            yield 1
+
+    return {"datasets, streaming": plain, "datasets, streaming, mm1's decoder": handed}
+
+
+def mosaic(samples: list[Sample], folder: Path) -> dict[str, Stream]:
+    stand_in_for_torchvision()
+    from streaming import MDSWriter, StreamingDataset
+
+    for kind in ("jpeg", "bytes"):
+        with MDSWriter(out=str(folder / f"mds-{kind}"), columns={"image": kind, "text": "str"}) as out:
+            for data, text in samples:
+                out.write({"image": Pillow.open(io.BytesIO(data)) if kind == "jpeg" else data, "text": text})
+
+    def stream(kind: str, pixels: Callable[[Any], np.ndarray]) -> Iterator[int]:
+        data = StreamingDataset(local=str(folder / f"mds-{kind}"), batch_size=1)
+        for sample in data:
+            pixels(sample["image"])
+            yield 1
+
+    return {
+        "mosaicml-streaming": lambda: stream("jpeg", squeeze),
+        "mosaicml-streaming, mm1's decoder": lambda: stream("bytes", bytes_to_pixels),
+    }
+
+
+def stand_in_for_torchvision() -> None:
+    """mosaicml-streaming imports torchvision for classes that are not used here."""
+    for name in ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"):
+        if name not in sys.modules:
+            module = ModuleType(name)
+            module.__getattr__ = lambda _: SimpleNamespace  # type: ignore[method-assign]
+            module.__path__ = []
+            sys.modules[name] = module
+
+
+def energon(samples: list[Sample], folder: Path) -> dict[str, Stream]:
+    from megatron.energon import DefaultTaskEncoder, SampleDecoder, WorkerConfig, get_loader, get_train_dataset
+
+    root = folder / "energon"
+    root.mkdir()
+    write_tar(samples, root / "samples.tar")
+    prepare = "import sys; from megatron.energon.tools.prepare import command; command()"
+    options = ["--non-interactive", "--split-ratio", "1,0,0", "--num-workers", "1"]
+    options += ["--sample-type", "CaptioningSample", "--field-map", '{"image": "jpg", "caption": "txt"}']
+    subprocess.run([sys.executable, "-c", prepare, *options, str(root)], check=True, capture_output=True)
+
+    def stream(decoder: Any, pixels: Callable[[Any], np.ndarray]) -> Iterator[int]:
+        class Encoder(DefaultTaskEncoder):
+            def __init__(self):
+                super().__init__()
+                self.decoder = decoder
+
+        worker = WorkerConfig(rank=0, world_size=1, num_workers=0)
+        data = get_train_dataset(
+            str(root),
+            batch_size=None,
+            shuffle_buffer_size=None,
+            max_samples_per_sequence=None,
+            worker_config=worker,
+            task_encoder=Encoder(),
+        )
+        for sample in get_loader(data):
+            pixels(sample.image)
+            yield 1
+
+    return {
+        "Megatron-Energon": lambda: stream(SampleDecoder(image_decode="pil"), squeeze),
+        "Megatron-Energon, mm1's decoder": lambda: stream(None, bytes_to_pixels),
+    }
+
+
+def write_tar(samples: list[Sample], path: Path) -> str:
+    with tarfile.open(path, "w") as tar:
+        for number, (data, text) in enumerate(samples):
+            for ending, content in (("jpg", data), ("txt", text.encode())):
+                member = tarfile.TarInfo(f"{number:06d}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+def speed(stream: Stream, samples: int) -> float:
+    """Samples by second of processor time, all threads of the process counted; opening is left out."""
+    items = stream()
+    next(items)
+    done, start = 0, time.process_time()
+    for count in items:
+        done += count
+        if done >= samples:
+            break
+    return done / (time.process_time() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=384)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(width=110)
+    for width, height in ((512, 512), (1024, 768)):
+        made = made_jpegs(width, height)
+        samples = [(made[n % len(made)], f"a picture of noise, number {n}") for n in range(options.samples)]
+        with tempfile.TemporaryDirectory() as folder:
+            streams: dict[str, Stream] = {}
+            for loader in (ours, webdataset, hf_datasets, mosaic, energon):
+                try:
+                    streams |= loader(samples, Path(folder))
+                except Exception as error:  # a peer may fail at import in any way; the table says how
+                    console.print(f"{loader.__name__} is left out: {type(error).__name__}: {str(error)[:300]}")
+            speeds: dict[str, list[float]] = {name: [] for name in streams}
+            for _ in range(options.rounds):
+                for name, stream in streams.items():
+                    speeds[name].append(speed(stream, options.samples - 40))
+        table = Table(title=f"JPEG {width} x {height} to {SIZE} x {SIZE}")
+        for column in ("loader", "samples/s a core", "mm1 over it"):
+            table.add_column(column, justify="left" if column == "loader" else "right")
+        for name, found in speeds.items():
+            table.add_row(name, f"{median(found):,.0f}", f"{median(speeds['mm1']) / median(found):.2f}")
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
