@@ -18,6 +18,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from statistics import median
 from types import ModuleType, SimpleNamespace
@@ -146,6 +147,7 @@ def stand_in_for_torchvision() -> None:
             module = ModuleType(name)
             module.__getattr__ = lambda _: SimpleNamespace  # type: ignore[method-assign]
             module.__path__ = []
+            module.__spec__ = ModuleSpec(name, None)
             sys.modules[name] = module
 
 
