@@ -138,6 +138,25 @@ def prepare(
     build_sample(to or Path("sample"), cache=cache, large=large)
 
 
+@app.command(epilog="Example: `mm1 tokenize pages.lance --tokenizer tokenizer.json`")
+def tokenize(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="A document store.")],
+    tokenizer: Annotated[str, typer.Option(help="A tokenizer.json, a folder with one, or `sample`.")] = "sample",
+) -> None:
+    """Add a store's tokens to it: training then reads them and tokenizes nothing. Texts and images stay as they are."""
+    from rich.progress import Progress
+
+    from mm1.data.store import open_store
+    from mm1.data.tokenized import tokenize_store
+    from mm1.data.tokenizer import load_tokenizer
+
+    opened, loaded = open_store(store), load_tokenizer(tokenizer)
+    with Progress(transient=True) as progress:
+        task = progress.add_task("tokenizing", total=2 * len(opened))
+        added = tokenize_store(opened, loaded, name=tokenizer, said=lambda done: progress.advance(task, done))
+    typer.echo(f"added: {', '.join(added)}" if added else f"{store} has the tokens of {loaded.fingerprint} already")
+
+
 def _number(text: str, option: str) -> int:
     if not text.strip().isdecimal():
         raise ValueError(f"{option} takes whole numbers such as 0,4,8; found {text!r}")

@@ -27,10 +27,14 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A run of text. `train` says whether the model learns to write it (or only reads it)."""
+    """A run of text. `train` says whether the model learns to write it (or only reads it).
+
+    `ids` are its tokens where a store holds those of the tokenizer in use; else it is tokenized when encoded.
+    """
 
     text: str
     train: bool = True
+    ids: list[int] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pytest
 from mm1 import config
 from mm1.config import ConfigError, RunConfig
 
-VERBS = ("demo", "train", "eval", "chat", "show", "report", "prepare")
+VERBS = ("demo", "train", "eval", "chat", "show", "report", "prepare", "tokenize")
 
 
 def mm1(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
@@ -35,6 +35,8 @@ def mm1(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
         (("show", "sample:caption-train"), "did you mean 'captions-train'?"),
         (("show", "sample:captions-trian"), "captions-train"),
         (("prepare", "samples"), "known: sample"),
+        (("tokenize", "sample:caption-test"), "did you mean 'captions-test'?"),
+        (("tokenize", "sample:captions-test", "--tokenizer", "nothing"), "no tokenizer at nothing"),
         (("tran",), "Did you mean"),
     ],
 )

@@ -32,7 +32,20 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # as long as no circle appears.
 ORDER = {
     "data": (
-        *("store", "chat", "tokenizer", "image", "encode", "pack", "plan", "measure", "mixture", "deal", "loader"),
+        *(
+            "store",
+            "chat",
+            "tokenizer",
+            "tokenized",
+            "image",
+            "encode",
+            "pack",
+            "plan",
+            "measure",
+            "mixture",
+            "deal",
+            "loader",
+        ),
         "show",
     ),
     "model": (

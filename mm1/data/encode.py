@@ -22,17 +22,17 @@ def encode(document: Document, tokenizer: Tokenizer, *, image_tokens: int, end: 
 def encode_many(
     documents: Sequence[Document], tokenizer: Tokenizer, *, image_tokens: int, end: bool = True
 ) -> list[Encoded]:
-    """Each document as `encode` gives it; the tokenizer sees all texts at once and uses all cores."""
+    """Each document as `encode` gives it; the tokenizer sees all texts that have no ids at once and uses all cores."""
     documents = [marked(document) if is_chat(document) else document for document in documents]
-    texts = [piece.text for document in documents for piece in document.pieces if isinstance(piece, Text)]
-    ids = iter(tokenizer.encode_many(texts))
+    texts = [piece for document in documents for piece in document.pieces if isinstance(piece, Text)]
+    ids = iter(tokenizer.encode_many([text.text for text in texts if text.ids is None]))
     return [_assemble(document, ids, tokenizer, image_tokens=image_tokens, end=end) for document in documents]
 
 
 def _assemble(
     document: Document, ids: Iterator[list[int]], tokenizer: Tokenizer, *, image_tokens: int, end: bool
 ) -> Encoded:
-    """`ids` gives the tokens of the next text each time one is met."""
+    """`ids` gives the tokens of the next text without ids each time one is met."""
     marks, taught = tokenizer.marks, _teaches(document)
     tokens, train, images = [marks["begin"]], [False], []
     for piece in document.pieces:
@@ -44,7 +44,7 @@ def _assemble(
             tokens.append(marks[piece.name])
             train.append(piece.train)
         else:
-            part = next(ids)
+            part = next(ids) if piece.ids is None else piece.ids
             tokens += part
             train += [piece.train and taught] * len(part)
     if end and tokens[-1] != marks["end"]:

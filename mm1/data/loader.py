@@ -49,7 +49,7 @@ class Rows:
         self.sources = [
             open_source(
                 name,
-                open_store(store),
+                open_store(store, tokens=self.tokenizer.fingerprint),
                 self.tokenizer,
                 data=data,
                 seed=(seed, 2, number),

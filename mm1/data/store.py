@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -37,6 +39,9 @@ SCHEMA = pa.schema(
 )
 
 
+TOKENS, LENGTH, SIZES = "tokens_", "length_", "image_sizes"
+"""Further columns a store may have (`data/tokenized.py`); the first two end in the tokenizer's fingerprint."""
+
 SAMPLE = Path(__file__).parent.parent / "sample"
 """The real sample that ships with the package."""
 
@@ -46,32 +51,57 @@ class StoreError(ValueError):
 
 
 class Store:
-    """The documents of one Lance table, by position. Opening reads only the manifest."""
+    """The documents of one Lance table, by position. Opening reads only the manifest.
 
-    def __init__(self, path: str | Path):
-        lance = _lance()
+    `tokens` is a tokenizer's fingerprint: where the store holds that tokenizer's tokens, texts come with them.
+
+    Raises:
+        StoreError: no store, a broken one, or one that holds the tokens of other tokenizers only.
+    """
+
+    def __init__(self, path: str | Path, *, tokens: str | None = None):
         self.path = str(path)
         if "://" not in self.path and not Path(self.path).is_dir():
             raise StoreError(missing(Path(self.path), "document store"))
         try:
-            self._table = lance.dataset(self.path)
+            self._table = lance().dataset(self.path)
             self._rows = self._table.count_rows()
         except (OSError, ValueError) as error:
             raise StoreError(f"{self.path} is not a readable document store: {error}") from error
         lacking = set(SCHEMA.names) - set(self._table.schema.names)
         if lacking:
             raise StoreError(f"{self.path} lacks the columns {sorted(lacking)}; a document store has {SCHEMA.names}")
+        self._asked, self._tokens = tokens, self._column_of(tokens)
+
+    def _column_of(self, tokens: str | None) -> str | None:
+        """The column with the tokens asked for; None when none are, or the store was never tokenized."""
+        held = [field for field in self._table.schema if field.name.startswith(TOKENS)]
+        if tokens is None or not held or TOKENS + tokens in self._table.schema.names:
+            return TOKENS + tokens if tokens and held else None
+        names = [
+            f"{field.name.removeprefix(TOKENS)} ({(field.metadata or {}).get(b'tokenizer', b'?').decode()})"
+            for field in held
+        ]
+        raise StoreError(
+            f"{self.path} holds the tokens of {', '.join(names)}, and the run's tokenizer is {tokens}; "
+            f"name that tokenizer in data.tokenizer or run: mm1 tokenize {self.path} --tokenizer FILE"
+        )
 
     def __len__(self) -> int:
         return self._rows
 
     def __reduce__(self):  # a worker process opens its own table
-        return Store, (self.path,)
+        return partial(Store, tokens=self._asked), (self.path,)
+
+    @property
+    def _columns(self) -> list[str]:
+        return SCHEMA.names + ([self._tokens] if self._tokens else [])
 
     def fingerprint(self) -> str:
-        """A name of the table's content: of its data files, whose own names never come again."""
+        """A name of the documents: of the files that hold them, whose own names never come again."""
         parts = self._table.get_fragments()
-        files = [(file.path for file in part.data_files()) for part in parts]
+        ours = {field.id() for field in self._table.lance_schema.fields() if field.name() in SCHEMA.names}
+        files = [(file.path for file in part.data_files() if ours & set(file.fields)) for part in parts]
         deleted = [str(part.deletion_file()) for part in parts]
         told = json.dumps([[list(names) for names in files], deleted, self._rows])
         return hashlib.sha256(told.encode()).hexdigest()[:16]
@@ -83,31 +113,31 @@ class Store:
             StoreError: when the table's data files are truncated or missing.
         """
         try:
-            rows = self._table.take(list(positions), columns=SCHEMA.names).to_pylist()
+            rows = self._table.take(list(positions), columns=self._columns).to_pylist()
         except (OSError, ValueError) as error:
             raise StoreError(f"cannot read documents of {self.path}: {error}") from error
-        return [_document(row) for row in rows]
+        return [_document(row, self._tokens) for row in rows]
 
     def scan(self, *, with_images: bool = True) -> Iterator[Document]:
         """All documents in order, streaming; without images their bytes are empty and unread."""
-        columns = [name for name in SCHEMA.names if with_images or name != "images"]
+        columns = [name for name in self._columns if with_images or name != "images"]
         try:
             for batch in self._table.to_batches(columns=columns, batch_size=256):
                 for row in batch.to_pylist():
-                    yield _document(row)
+                    yield _document(row, self._tokens)
         except (OSError, ValueError) as error:
             raise StoreError(f"cannot read documents of {self.path}: {error}") from error
 
 
-def open_store(name: str) -> Store:
-    """The store `name`: a folder or URI, or `sample:NAME` for one of the shipped sample."""
+def open_store(name: str, *, tokens: str | None = None) -> Store:
+    """The store `name`: a folder or URI, or `sample:NAME` for one of the shipped sample; `tokens` as for `Store`."""
     if not name.startswith("sample:"):
-        return Store(name)
+        return Store(name, tokens=tokens)
     path = SAMPLE / f"{name.removeprefix('sample:')}.lance"
     if not path.is_dir():
         known = [folder.stem for folder in SAMPLE.glob("*.lance")]
         raise StoreError(f"the sample has no store {path.stem!r}; {nearest(path.stem, known)}")
-    return Store(path)
+    return Store(path, tokens=tokens)
 
 
 def write_store(documents: Iterable[Document], path: str | Path) -> int:
@@ -116,7 +146,6 @@ def write_store(documents: Iterable[Document], path: str | Path) -> int:
     Raises:
         FileExistsError: when `path` exists (a store is never overwritten in place).
     """
-    lance = _lance()
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists; remove it first or write elsewhere")
@@ -135,17 +164,15 @@ def write_store(documents: Iterable[Document], path: str | Path) -> int:
         if rows:
             yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
 
-    lance.write_dataset(batches(), part, schema=SCHEMA, mode="overwrite", data_storage_version="2.1")
+    lance().write_dataset(batches(), part, schema=SCHEMA, mode="overwrite", data_storage_version="2.1")
     part.rename(path)
     return written
 
 
-def _lance() -> ModuleType:
+def lance() -> ModuleType:
     """The Lance library, quiet: half a second of import that only users of a store pay."""
     os.environ.setdefault("LANCE_LOG", "error")
-    import lance
-
-    return lance
+    return import_module("lance")
 
 
 def _row(document: Document) -> dict:
@@ -168,9 +195,11 @@ def _row(document: Document) -> dict:
     }
 
 
-def _document(row: dict) -> Document:
-    images = row.get("images") or [b""] * len(row["texts"])
+def _document(row: dict, tokens: str | None) -> Document:
+    nothing = [None] * len(row["texts"])
+    images = row.get("images") or [b""] * len(nothing)
+    ids = row[tokens] if tokens else nothing
     pieces: list[Piece] = []
-    for text, image, train in zip(row["texts"], images, row["train"], strict=True):
-        pieces.append(Image(image) if text is None else Text(text, train=train))
+    for text, image, train, found in zip(row["texts"], images, row["train"], ids, strict=True):
+        pieces.append(Image(image) if text is None else Text(text, train=train, ids=found))
     return Document(tuple(pieces), row["id"], row["source"], json.loads(row["metadata"]))

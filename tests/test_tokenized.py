@@ -1,0 +1,105 @@
+"""A store tokenized once: the same rows as one that is not, other tokenizers refused by name, images untouched."""
+
+import io
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import lance
+import pytest
+from PIL import Image
+
+from mm1.__main__ import app
+from mm1.config import DataConfig, SourceConfig
+from mm1.data import encode
+from mm1.data.loader import Rows
+from mm1.data.store import Store, StoreError, open_store, write_store
+from mm1.data.tokenized import tokenize_store
+from mm1.data.tokenizer import Tokenizer, load_tokenizer
+
+
+@pytest.fixture(params=["interleaved", "chat"])
+def store(request, stores, tmp_path) -> Path:
+    path = tmp_path / "pages.lance"
+    if request.param == "chat":
+        write_store(open_store("sample:vqa-test").take(range(12)), path)
+        return path
+    return Path(shutil.copytree(stores["interleaved"], path))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Path:
+    """A tokenizer that gives other ids."""
+    told = json.loads(load_tokenizer("sample").path.read_text())
+    told["model"]["merges"] = told["model"]["merges"][:100]
+    path = tmp_path_factory.mktemp("other") / "tokenizer.json"
+    path.write_text(json.dumps(told))
+    return path
+
+
+def rows(store: Path, tokenizer: str = "sample", folder: Path | None = None) -> Rows:
+    data = DataConfig(
+        sources={"pages": SourceConfig(store=str(store))}, tokenizer=tokenizer, row_length=384, image_tokens=4
+    )
+    return Rows(data, image_size=16, seed=0, batch_rows=1, folder=folder)
+
+
+def tokenize(store: Path, tokenizer: Tokenizer, name: str = "sample") -> list[str]:
+    return tokenize_store(Store(store), tokenizer, name=name, said=lambda done: None)
+
+
+def test_a_tokenized_store_gives_the_same_rows_without_tokenizing(store, monkeypatch):
+    before = [rows(store).batch([n]) for n in range(4)]
+    tokenizer = load_tokenizer("sample")
+    assert tokenize(store, tokenizer) == [
+        *(f"tokens_{tokenizer.fingerprint}", f"length_{tokenizer.fingerprint}"),
+        "image_sizes",
+    ]
+    monkeypatch.setattr(Tokenizer, "encode_many", lambda self, texts: [[] for _ in itertools.repeat(0, len(texts))])
+    after = [rows(store).batch([n]) for n in range(4)]
+    for left, right in zip(before, after, strict=True):
+        assert left.tokens_BT.tolist() == right.tokens_BT.tolist()
+        assert left.targets_BT.tolist() == right.targets_BT.tolist()
+        assert (left.images_NCYX == right.images_NCYX).all()
+
+
+def test_its_columns_say_how_long_the_texts_and_how_large_the_images_are(store):
+    tokenizer = load_tokenizer("sample")
+    tokenize(store, tokenizer)
+    found = lance.dataset(str(store)).to_table().to_pylist()
+    for document, row in zip(Store(store).scan(), found, strict=True):
+        plain = encode.encode(document, tokenizer, image_tokens=4)
+        marks = int((plain.tokens < len(tokenizer.marks)).sum() - 4 * len(document.images))
+        assert row[f"length_{tokenizer.fingerprint}"] == len(plain.tokens) - marks - 4 * len(document.images)
+        sizes = [size for size in row["image_sizes"] if size is not None]
+        assert len(row["image_sizes"]) == len(document.pieces)
+        assert [(s["height"], s["width"]) for s in sizes] == [sized(image.data) for image in document.images]
+
+
+def sized(data: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(data)) as picture:
+        return picture.height, picture.width
+
+
+def test_the_files_of_texts_and_images_are_not_written_again(store):
+    before = {path: path.read_bytes() for path in (store / "data").iterdir()}
+    name = Store(store).fingerprint()
+    tokenize(store, load_tokenizer("sample"))
+    assert all(path.read_bytes() == data for path, data in before.items())
+    assert Store(store).fingerprint() == name  # the documents are the same: no run measures them again
+
+
+def test_another_tokenizers_tokens_are_refused_by_name_until_this_ones_are_added(store, other):
+    tokenize(store, Tokenizer(other), name="web-32k")
+    with pytest.raises(StoreError, match=r"\(web-32k\).*run's tokenizer is .*mm1 tokenize .*pages\.lance"):
+        rows(store)
+    assert rows(store, str(other)).batch([0]).images_NCYX.shape[1] == 3
+    tokenize(store, load_tokenizer("sample"))
+    assert rows(store).batch([0]).tokens_BT.tolist() != rows(store, str(other)).batch([0]).tokens_BT.tolist()
+
+
+def test_the_command_says_what_it_added_and_then_that_nothing_is_to_do(store, capsys):
+    for said in ("added: tokens_", "already"):
+        app(["tokenize", str(store)], standalone_mode=False)
+        assert said in capsys.readouterr().out
