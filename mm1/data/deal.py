@@ -35,9 +35,9 @@ def of_rank(batches: Sequence[list[int]], *, rank: int, world: int) -> list[list
 def padded(images: int) -> int:
     """How many images the encoder is given for `images` real ones: under 5 % more, of few sizes for compiled code.
 
-    At least 8, so that every rank runs the encoder.
+    At least 1, so that every rank runs the encoder.
     """
-    size = 8
+    size = 1
     while size < images:
         size = max(size + 1, size * 21 // 20)
     return size
