@@ -145,9 +145,10 @@ class Rows:
     def _stack(self, pictures: list[np.ndarray]) -> torch.Tensor:
         """All pictures, and black ones up to the next of few sizes; none in a run that allows no images."""
         size = padded(len(pictures)) if self.data.row_images else 0
-        images_NCYX = torch.zeros(size, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        images_NCYX = torch.empty(size, 3, self.image_size, self.image_size, dtype=torch.uint8)
         for number, picture in enumerate(pictures):
             images_NCYX[number] = torch.from_numpy(picture)
+        images_NCYX[len(pictures) :] = 0
         return images_NCYX
 
 
