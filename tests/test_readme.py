@@ -16,7 +16,7 @@ from mm1.__main__ import app
 from mm1.recipes.index import recipe
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/design.md")
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 FENCE = re.compile(r"(?P<run><!-- run -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -34,11 +34,15 @@ class Block:
         return f"{self.page}:{self.line}"
 
 
+def text(page: str) -> str:
+    return (ROOT / page).read_text()
+
+
 def blocks(page: str) -> list[Block]:
-    text = (ROOT / page).read_text()
+    whole = text(page)
     return [
-        Block(page, text.count("\n", 0, found.start()) + 1, found["language"], found["body"], bool(found["run"]))
-        for found in FENCE.finditer(text)
+        Block(page, whole.count("\n", 0, found.start()) + 1, found["language"], found["body"], bool(found["run"]))
+        for found in FENCE.finditer(whole)
     ]
 
 
@@ -122,6 +126,15 @@ def test_links_lead_somewhere(page: str):
     local = [target for target in targets if "://" not in target]
     dead = [target for target in local if not (ROOT / page).parent.joinpath(target).exists()]
     assert not dead, f"{page} links to {dead}, which do not exist"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_a_page_names_are_there(page: str):
+    named = re.findall(
+        r"`(?:python )?((?:mm1|tests|benchmarks|docs|data|model|train|eval|prepare)/[\w/]+\.\w+)[ `]", text(page)
+    )
+    missing = [name for name in named if not (ROOT / name).exists() and not (ROOT / "mm1" / name).exists()]
+    assert not missing, f"{page} names {missing}, which do not exist"
 
 
 def test_the_map_shows_what_is_there():
