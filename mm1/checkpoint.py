@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from mm1 import config, dist
 from mm1.config import ConfigError, RunConfig
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
+from mm1.model.layers import stretched
 from mm1.model.mllm import MLLM
 
 log = logging.getLogger("mm1")
@@ -96,6 +97,8 @@ def resume(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opti
 def load_part(run: Path, model: nn.Module, part: str = "") -> Checkpoint:
     """Put the weights of a run's newest checkpoint into `model`: all, or only those of one `part`.
 
+    Position embeddings of another image size are stretched, as MM1 fine-tunes at a higher resolution (section 4.1).
+
     Raises:
         CheckpointError: the run has no whole checkpoint, or its part has other names or shapes.
     """
@@ -104,23 +107,23 @@ def load_part(run: Path, model: nn.Module, part: str = "") -> Checkpoint:
         raise CheckpointError(f"{run} has no whole checkpoint; train it first (mm1 train), or name another run")
     prefix = f"model.{part}." if part else "model."
     stored = dcp.FileSystemReader(checkpoint.path).read_metadata().state_dict_metadata
-    wanted = {
-        f"model.{name}": value for name, value in model.state_dict().items() if f"model.{name}".startswith(prefix)
-    }
+    wanted = {name: value for name, value in model.state_dict().items() if f"model.{name}".startswith(prefix)}
+    read = dict(wanted)
     for name, value in wanted.items():
-        found = getattr(stored.get(name), "size", None)
-        if found != value.shape:
+        found = getattr(stored.get(f"model.{name}"), "size", None)
+        if name.endswith("position_PE") and found is not None and found[1:] == value.shape[1:]:
+            read[name] = torch.empty(found, dtype=value.dtype)
+        elif found != value.shape:
             shape = "nothing" if found is None else tuple(found)
             raise CheckpointError(
-                f"{checkpoint.path} cannot start {part or 'the model'}: {name.removeprefix('model.')} is "
+                f"{checkpoint.path} cannot start {part or 'the model'}: {name} is "
                 f"{shape} there and {tuple(value.shape)} here; give both runs the same model.* fields"
             )
     with _alone():
-        dcp.load(
-            {"model": {name.removeprefix("model."): value for name, value in wanted.items()}},
-            checkpoint_id=checkpoint.path,
-            no_dist=True,
-        )
+        dcp.load({"model": read}, checkpoint_id=checkpoint.path, no_dist=True)
+    for name, value in wanted.items():
+        if read[name] is not value:
+            value.copy_(stretched(read[name], len(value)))
     return checkpoint
 
 

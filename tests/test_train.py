@@ -234,6 +234,19 @@ def test_a_part_started_from_a_run_has_its_weights(run, tmp_path):
     assert not torch.equal(first["vision.patch.weight"], second["vision.patch.weight"])
 
 
+@pytest.mark.parametrize("class_token", [False, True])
+def test_a_start_at_a_higher_resolution_sees_what_the_first_model_sees_there(run, tmp_path, class_token):
+    run.model.vision.class_token = class_token
+    run.steps = 1
+    train_run(run, tmp_path / "first")
+    first = checkpoint.load_for_use(tmp_path / "first").model.vision
+    run.model.vision.image_size *= 2
+    second = MLLM(run.model)
+    checkpoint.load_part(tmp_path / "first", second)
+    images_NCYX = torch.randint(0, 256, (2, 3, run.model.vision.image_size, run.model.vision.image_size)).byte()
+    torch.testing.assert_close(second.vision(images_NCYX), first(images_NCYX))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_row(run, tmp_path, monkeypatch):
     run.optim.learning_rate = 1e30
     run.optim.clip_norm = 1e30

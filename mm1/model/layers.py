@@ -5,6 +5,7 @@ cache, or of the longest document of a group.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -169,6 +170,13 @@ def resize_grid(position_PE: torch.Tensor, grid: int) -> torch.Tensor:
     position_1EYX = position_PE.float().T.unflatten(1, (side, side))[None]
     resized_1EYX = F.interpolate(position_1EYX, size=(grid, grid), mode="bicubic", align_corners=False)
     return resized_1EYX[0].flatten(1).T.to(position_PE.dtype)
+
+
+def stretched(position_PE: torch.Tensor, places: int) -> torch.Tensor:
+    """Position embeddings [places, E] for another grid of patches; a class token's, which comes first, stays."""
+    grid = math.isqrt(places)
+    extra = places - grid**2
+    return torch.cat((position_PE[:extra], resize_grid(position_PE[extra:], grid)))
 
 
 @dataclass(frozen=True, slots=True)
