@@ -134,7 +134,7 @@ def read_page(content: bytes, place: str, *, roots: Sequence[Path], main: str) -
     found = tree.xpath(main)
     if not found:
         return []
-    page = _Page()
+    page = Page()
     walker = etree.iterwalk(found[0], events=("start", "end"))
     for event, element in walker:
         if event == "start":
@@ -156,7 +156,7 @@ def read_page(content: bytes, place: str, *, roots: Sequence[Path], main: str) -
     return page.pieces()
 
 
-class _Page:
+class Page:
     """Text and images in reading order, being written: knows when a line or a paragraph has ended."""
 
     def __init__(self) -> None:

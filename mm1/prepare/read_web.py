@@ -1,0 +1,133 @@
+"""Web pages -> documents: a folder of HTML files with their images, and WARC files."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from mm1.document import Document, Image, Piece, Text
+from mm1.prepare.markup import Address, read_markup
+from mm1.prepare.part import LARGEST_FILE, InputError, Part, inside, read_bounded
+from mm1.prepare.web import WebError
+
+_ICON_WORDS = ("logo", "button", "icon", "plugin", "widget")  # OBELICS, arXiv 2306.16527, appendix A.1.3
+_SITE = "site:/"  # where a folder of pages stands in for the web
+
+
+def is_icon(url: str) -> bool:
+    """Whether an image's address says that it is no content (the words of OBELICS)."""
+    place = urlsplit(url).path.lower()
+    return any(word in place for word in _ICON_WORDS)
+
+
+def read_html(part: Part, drops: Counter[str]) -> Iterator[Document]:
+    """The main content of each page of a folder, its images read from the folder. Pages without text are counted."""
+    for path in part.files:
+        place = path.relative_to(part.root).as_posix()
+        content = read_bounded(path, drops)
+        pieces = [] if content is None else read_markup(content, f"{_SITE}{place}")
+        found = [_local(piece, place, part, drops) if isinstance(piece, Address) else piece for piece in pieces]
+        kept = tuple(piece for piece in found if piece is not None)
+        if kept:
+            yield Document(kept, id=place)
+        else:
+            drops["page without content"] += 1
+
+
+def _local(address: Address, place: str, part: Part, drops: Counter[str]) -> Piece | None:
+    """The image of a page in the folder; None, counted, where it is elsewhere or an icon by its name."""
+    parts = urlsplit(address.url)
+    if parts.scheme in ("http", "https"):
+        return _fetched(address.url, part, drops)
+    if is_icon(address.url):
+        drops["image with a word of icons in its address"] += 1
+        return None
+    name = unquote(parts.path).lstrip("/")
+    path = inside(part.root, name)
+    if path is None:
+        drops["image that is not in the folder"] += 1
+        return None
+    data = read_bounded(path, drops)
+    return None if data is None else Image(data)
+
+
+def _fetched(url: str, part: Part, drops: Counter[str]) -> Piece | None:
+    if is_icon(url):
+        drops["image with a word of icons in its address"] += 1
+        return None
+    if part.web is None:
+        drops["image by address only, not fetched (--fetch fetches)"] += 1
+        return None
+    answer = part.web.fetch_all([url])[0]
+    if isinstance(answer, WebError):
+        drops[str(answer)] += 1
+        return None
+    return Image(answer)
+
+
+def read_warc(part: Part, drops: Counter[str]) -> Iterator[Document]:
+    """The main content of each HTML response of a WARC file (https://iipc.github.io/warc-specifications/).
+
+    Images that the same file holds are taken from it; others are fetched where that is allowed.
+
+    Raises:
+        InputError: the file is no WARC, or breaks off.
+    """
+    places = {answer.url: answer.place for answer in _answers(part, Counter(), of="image/")}
+    for answer in _answers(part, drops, of="html"):
+        pieces: list[Piece | None] = []
+        for piece in read_markup(answer.body, answer.url):
+            if isinstance(piece, Text):
+                pieces.append(piece)
+            elif piece.url in places and not is_icon(piece.url):
+                held = next(_answers(part, drops, of="image/", start=places[piece.url]), None)
+                pieces.append(Image(held.body) if held else None)
+            else:
+                pieces.append(_fetched(piece.url, part, drops))
+        kept = tuple(piece for piece in pieces if piece is not None)
+        if kept:
+            yield Document(kept, id=answer.url, metadata={"url": answer.url})
+        else:
+            drops["page without content"] += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A response of a WARC file: `place` is where in the file it starts."""
+
+    url: str
+    kind: str
+    place: int
+    body: bytes
+
+
+def _answers(part: Part, drops: Counter[str], *, of: str, start: int = 0) -> Iterator[_Answer]:
+    """The successful responses from `start` on whose content type has `of` in it; too large ones are counted."""
+    from fastwarc.warc import ArchiveIterator, WarcRecordType
+
+    path, records = part.files[0], 0
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            for record in ArchiveIterator(file, record_types=WarcRecordType.any_type, parse_http=False):
+                records += 1
+                if record.record_type != WarcRecordType.response:
+                    continue
+                record.parse_http(auto_decode="all")
+                headers = record.http_headers
+                kind = (record.http_content_type or "").lower()
+                if headers is None or headers.status_code != 200 or of not in kind:
+                    continue
+                body = record.reader.read(LARGEST_FILE + 1)
+                if len(body) > LARGEST_FILE:
+                    drops[f"web page of more than {LARGEST_FILE >> 20} MB"] += 1
+                    continue
+                coded = headers.get("Content-Encoding") or headers.get("Transfer-Encoding")
+                if len(body) < record.content_length and not coded:
+                    raise InputError(f"{path.name} breaks off inside {record.headers.get('WARC-Target-URI')}")
+                url = record.headers.get("WARC-Target-URI") or ""
+                yield _Answer(url, kind, start + record.stream_pos, body)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path.name} is no WARC file, or breaks off: {error}") from error
+    if not records and not start:
+        raise InputError(f"{path.name} holds no WARC record")
