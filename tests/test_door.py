@@ -34,9 +34,11 @@ def mm1(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
         (("report", "run/tinny"), "did you mean 'run/tiny'?"),
         (("show", "sample:caption-train"), "did you mean 'captions-train'?"),
         (("show", "sample:captions-trian"), "captions-train"),
-        (("prepare", "samples"), "known: sample"),
         (("tokenize", "sample:caption-test"), "did you mean 'captions-test'?"),
         (("tokenize", "sample:captions-test", "--tokenizer", "nothing"), "no tokenizer at nothing"),
+        (("prepare", "samples"), "there is no samples; expected a file or a folder, or the word sample"),
+        (("prepare", "sample.txt", "--kind", "tar"), "kind: Input should be 'tars'"),
+        (("prepare", "x", "sidee=3", "--kind", "tars"), "no field 'sidee' in a preparation; did you mean 'side'?"),
         (("tran",), "Did you mean"),
     ],
 )

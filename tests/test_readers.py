@@ -233,7 +233,10 @@ def test_a_folder_of_pages_in_reading_order(tmp_path):
     (tmp_path / "site/img").mkdir(parents=True)
     (tmp_path / "site/img/a.png").write_bytes(RED)
     (tmp_path / "site/index.html").write_bytes(PAGE)
-    (document,) = read(tmp_path / "site")
+    (tmp_path / "site/sub").mkdir()
+    (tmp_path / "site/sub/other.html").write_bytes(PAGE.replace(b"img/a.png", b"../img/a.png"))
+    document, other = read(tmp_path / "site")
+    assert shapes(other) == shapes(document)
     assert shapes(document)[1] == RED
     said = "Title Some words of a page that has a few. And more words after the picture, too."
     assert " ".join(document.text.split()) == said

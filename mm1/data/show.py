@@ -159,15 +159,8 @@ def proofs(batch: Batch, image_token: int) -> list[Proof]:
 
 def show_document(document: Document, *, title: str = "") -> str:
     """An HTML page of a document: its pieces in reading order, trained text marked; a chat with its roles."""
-    pieces = []
-    for piece in (marked(document) if is_chat(document) else document).pieces:
-        if isinstance(piece, Image):
-            pieces.append(Place("image", _encoded(piece.data), f"{len(piece.data):,} bytes", trained=False))
-        elif isinstance(piece, Mark):
-            pieces.append(Place("mark", f"<|{piece.name}|>", "special token", trained=piece.train))
-        else:
-            pieces.append(Place("token", piece.text, "trained" if piece.train else "read only", piece.train))
-    band = Band(1, 0, pieces, start=0, length=0, images=len(document.images), trained=0)
+    places = places_of(document)
+    band = Band(1, 0, places, start=0, length=0, images=len(document.images), trained=0)
     facts = [("id", document.id), ("source", document.source), *document.metadata.items()]
     return _page().render(
         title=title or document.id or "document",
@@ -176,6 +169,19 @@ def show_document(document: Document, *, title: str = "") -> str:
         proofs=[],
         mask="",
     )
+
+
+def places_of(document: Document) -> list[Place]:
+    """A document's pieces for a page: texts, special tokens, pictures small enough to be looked at."""
+    places = []
+    for piece in (marked(document) if is_chat(document) else document).pieces:
+        if isinstance(piece, Image):
+            places.append(Place("image", _encoded(piece.data), f"{len(piece.data):,} bytes", trained=False))
+        elif isinstance(piece, Mark):
+            places.append(Place("mark", f"<|{piece.name}|>", "special token", trained=piece.train))
+        else:
+            places.append(Place("token", piece.text, "trained" if piece.train else "read only", piece.train))
+    return places
 
 
 class _Row:

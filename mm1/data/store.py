@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
 
 TOKENS, LENGTH, SIZES = "tokens_", "length_", "image_sizes"
 """Further columns a store may have (`data/tokenized.py`); the first two end in the tokenizer's fingerprint."""
+_HELD = 32 * 2**20  # bytes of images that wait to be written
 
 SAMPLE = Path(__file__).parent.parent / "sample"
 """The real sample that ships with the package."""
@@ -155,12 +156,14 @@ def write_store(documents: Iterable[Document], path: str | Path) -> int:
     def batches() -> Iterator[pa.RecordBatch]:
         nonlocal written
         rows: list[dict] = []
+        held = 0
         for document in documents:
             rows.append(_row(document))
             written += 1
-            if len(rows) == 256:
+            held += sum(len(image.data) for image in document.images)
+            if len(rows) == 256 or held > _HELD:
                 yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
-                rows = []
+                rows, held = [], 0
         if rows:
             yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from mm1.document import Document, Image, Piece, Text
 from mm1.prepare.markup import Address, read_markup
@@ -11,7 +11,7 @@ from mm1.prepare.part import LARGEST_FILE, InputError, Part, inside, read_bounde
 from mm1.prepare.web import WebError
 
 _ICON_WORDS = ("logo", "button", "icon", "plugin", "widget")  # OBELICS, arXiv 2306.16527, appendix A.1.3
-_SITE = "site:/"  # where a folder of pages stands in for the web
+_SITE = "file:///"  # the folder of the pages, whatever it is called
 
 
 def is_icon(url: str) -> bool:
@@ -25,7 +25,7 @@ def read_html(part: Part, drops: Counter[str]) -> Iterator[Document]:
     for path in part.files:
         place = path.relative_to(part.root).as_posix()
         content = read_bounded(path, drops)
-        pieces = [] if content is None else read_markup(content, f"{_SITE}{place}")
+        pieces = [] if content is None else read_markup(content, f"{_SITE}{quote(place)}")
         found = [_local(piece, place, part, drops) if isinstance(piece, Address) else piece for piece in pieces]
         kept = tuple(piece for piece in found if piece is not None)
         if kept:

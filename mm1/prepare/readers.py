@@ -118,4 +118,4 @@ def _told(path: Path) -> str | None:
 
 def _exists(path: Path) -> None:
     if not path.exists():
-        raise InputError(f"there is no {path}; expected a file or a folder to prepare")
+        raise InputError(f"there is no {path}; expected a file or a folder, or the word sample")

@@ -1,0 +1,118 @@
+"""The card of prepared stores: what is in them, what was left out and why, and twenty documents to look at."""
+
+import io
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import PIL.Image
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from mm1.data.show import places_of
+from mm1.data.store import Store
+
+_SHOWN = 20
+_MEASURED = 400  # documents whose pictures are opened for their sizes
+_LONGEST_SHOWN = 3000  # characters of a text piece on the page
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What came out: documents by store, what was left out by reason, the parts that failed and why, the input."""
+
+    stores: dict[str, int]
+    drops: dict[str, int]
+    failed: dict[str, str]
+    before: dict[str, int]
+
+
+def write_card(folder: Path, prepared: Prepared, *, title: str) -> dict:
+    """The card, which lies in the folder beside its stores afterwards: card.json and card.html.
+
+    Counts are read back from the stores, so that they say what is there. A text is counted whole; pictures are opened
+    in 400 documents of a store, drawn by a fixed seed.
+    """
+    stores = {name: _store_card(Store(folder / f"{name}.lance")) for name in prepared.stores}
+    said = {
+        "stores": stores,
+        "read": prepared.before,
+        "kept": {
+            "documents": sum(store["documents"] for store in stores.values()),
+            "pictures": sum(store["images"] for store in stores.values()),
+        },
+        "dropped": prepared.drops,
+        "failed": prepared.failed,
+    }
+    (folder / "card.json").write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    environment = Environment(
+        loader=PackageLoader("mm1.prepare", "."), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("card.html").render(
+        title=title, card=said, documents=_drawn([Store(folder / f"{name}.lance") for name in stores])
+    )
+    (folder / "card.html").write_text(page, encoding="utf-8")
+    return said
+
+
+def _store_card(store: Store) -> dict:
+    words, images = [], []
+    languages, licences, sources = Counter[str](), Counter[str](), Counter[str]()
+    for document in store.scan(with_images=False):
+        words.append(len(document.text.split()))
+        images.append(len(document.images))
+        languages[document.metadata.get("language", "not said")] += 1
+        licences[document.metadata.get("licence", document.metadata.get("license", "not said"))] += 1
+        sources[document.source] += 1
+    return {
+        "documents": len(store),
+        "words": sum(words),
+        "images": sum(images),
+        "bytes": sum(file.stat().st_size for file in Path(store.path).rglob("*") if file.is_file()),
+        "words_a_document": _spread(words),
+        "images_a_document": {str(count): found for count, found in sorted(Counter(images).items())},
+        "pixels_of_the_longer_side": _spread(_longer_sides(store)),
+        "languages": dict(languages.most_common()),
+        "licences": dict(licences.most_common(50)),
+        "sources": dict(sources.most_common(50)),
+    }
+
+
+def _spread(values: Iterable[int]) -> dict[str, int]:
+    """The smallest, the tenths that tell, and the largest; empty without values."""
+    ordered = sorted(values)
+    if not ordered:
+        return {}
+    places = {"least": 0.0, "tenth": 0.1, "median": 0.5, "nine tenths": 0.9, "most": 1.0}
+    return {name: ordered[round(place * (len(ordered) - 1))] for name, place in places.items()}
+
+
+def _positions(store: Store, count: int) -> list[int]:
+    return sorted(random.Random(f"card {len(store)}").sample(range(len(store)), min(count, len(store))))
+
+
+def _longer_sides(store: Store) -> list[int]:
+    sides = []
+    for position in _positions(store, _MEASURED):
+        for image in store.take([position])[0].images:
+            with PIL.Image.open(io.BytesIO(image.data)) as picture:
+                sides.append(max(picture.size))
+    return sides
+
+
+def _drawn(stores: list[Store]) -> list[dict]:
+    """Twenty documents of all stores, drawn by a fixed seed, for the page."""
+    everywhere = [(store, position) for store in stores for position in _positions(store, _SHOWN)]
+    drawn = random.Random(0).sample(everywhere, min(_SHOWN, len(everywhere)))
+    shown = []
+    for store, position in drawn:
+        document = store.take([position])[0]
+        places = [asdict(place) for place in places_of(document)]
+        for place in places:
+            if place["kind"] == "token" and len(place["text"]) > _LONGEST_SHOWN:
+                place["text"] = place["text"][:_LONGEST_SHOWN] + " …"
+        facts = {"store": Path(store.path).name, "row": str(position), **document.metadata}
+        shown.append({"id": document.id, "facts": facts, "places": places})
+    return shown

@@ -1,0 +1,190 @@
+"""Copies and contamination: which documents say and show what an earlier one, or an evaluation set, does.
+
+Words are compared by MinHash with FineWeb's numbers (arXiv 2406.17557, section 3.4): runs of 5 words, 112 hashes in 14
+bands of 8, which finds pairs that are 75 % alike; a found pair is then checked on all its hashes. Pictures are compared
+by their fingerprints. Documents are copies when their words are, and their pictures look alike: another caption of the
+same picture is no copy, nor is the same caption of another picture.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mm1.document import Document
+from mm1.prepare.pictures import sha256
+from mm1.prepare.split import LOOK_ALIKE, same_words
+
+_BANDS, _ROWS, _RUN = 14, 8, 5
+_ALIKE = 0.75
+_OVERLAP = range(8, 14)
+"""Words of a run that an evaluation set shares: 13, fewer where its text is shorter (arXiv 2005.14165, appendix C)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prints:
+    """What is remembered of some documents, in their order: 0.5 kB each, and 16 bytes a picture.
+
+    exact      the hash of words and pictures' bytes
+    words      the MinHash signature, one line a document
+    pictures   how many pictures each has
+    bytes      the hash of each picture's bytes, document after document
+    looks      the fingerprint of each picture
+    """
+
+    exact: np.ndarray
+    words: np.ndarray
+    pictures: np.ndarray
+    bytes: np.ndarray
+    looks: np.ndarray
+
+    @property
+    def first(self) -> np.ndarray:
+        """Where each document's pictures begin, and where the last one's end."""
+        return np.concatenate([[0], np.cumsum(self.pictures)])
+
+
+def prints_of(documents: Iterable[tuple[Document, np.ndarray]]) -> Prints:
+    """The prints of documents that come with their pictures' fingerprints."""
+    exact, words, pictures, data, looks = [], [], [], [], [np.zeros(0, np.uint64)]
+    for document, seen in documents:
+        hashes = [number(sha256(image.data)) for image in document.images]
+        exact.append(number(sha256(f"{same_words(document.text)} {hashes}".encode())))
+        words.append(signature(document.text))
+        pictures.append(len(hashes))
+        data += hashes
+        looks.append(seen)
+    return Prints(
+        np.array(exact, np.uint64),
+        np.array(words, np.uint32).reshape(-1, _BANDS * _ROWS),
+        np.array(pictures, np.int64),
+        np.array(data, np.uint64),
+        np.concatenate(looks),
+    )
+
+
+def joined(prints: Sequence[Prints]) -> Prints:
+    """The prints of all documents, part after part."""
+    names = ("exact", "words", "pictures", "bytes", "looks")
+    return Prints(*(np.concatenate([getattr(one, name) for one in prints]) for name in names))
+
+
+def number(digest: str) -> int:
+    """The first 64 bits of a hash in hexadecimal."""
+    return int(digest[:16], 16)
+
+
+def runs(text: str, size: int) -> np.ndarray:
+    """The hash of every run of `size` words of the text; of the whole text where it is shorter."""
+    words = [word for word in (same_words(part) for part in text.split()) if word]
+    grams = [" ".join(words[at : at + size]) for at in range(max(1, len(words) - size + 1))]
+    digests = b"".join(hashlib.blake2b(gram.encode(), digest_size=8).digest() for gram in grams)
+    return np.unique(np.frombuffer(digests, np.uint64))
+
+
+def signature(text: str) -> np.ndarray:
+    """The text's MinHash: equal places of two signatures estimate the share of runs that both texts have.
+
+    Each hash is the high half of factor x run + term, all modulo 2**64 with odd factors (multiply-shift; Dietzfelbinger
+    et al. 1997, https://doi.org/10.1006/jagm.1997.0873).
+    """
+    chance = np.random.default_rng(2406)
+    count = _BANDS * _ROWS
+    factors = chance.integers(0, 2**63, count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    terms = chance.integers(0, 2**63, count, dtype=np.uint64)
+    found = runs(text, _RUN)
+    least = np.full(count, 2**32 - 1, np.uint64)
+    for at in range(0, len(found), 4096):
+        block = found[at : at + 4096, None]
+        least = np.minimum(least, ((block * factors + terms) >> np.uint64(32)).min(axis=0))
+    return least.astype(np.uint32)
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Which documents (by position) repeat an earlier one: in every word and byte, or nearly."""
+
+    exact: np.ndarray
+    near: np.ndarray
+
+
+def copies(prints: Prints) -> Copies:
+    """The documents that an earlier one makes superfluous."""
+    _, first, group = np.unique(prints.exact, return_index=True, return_inverse=True)
+    exact = first[group] != np.arange(len(prints.exact))
+    near = np.zeros(len(exact), bool)
+    starts = prints.first
+    for one, other in _candidates(prints.words, np.flatnonzero(~exact)):
+        if not near[other] and _alike(prints, starts, one, other):
+            near[other] = True
+    return Copies(np.flatnonzero(exact), np.flatnonzero(near))
+
+
+def _candidates(words: np.ndarray, among: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Pairs (earlier, later) that share a band: with the first of its group, and with the one before."""
+    for band in range(_BANDS):
+        rows = np.ascontiguousarray(words[among, band * _ROWS : (band + 1) * _ROWS])
+        keys = rows.view(f"V{rows.shape[1] * 4}").ravel()
+        _, group = np.unique(keys, return_inverse=True)
+        order = np.argsort(group, kind="stable")
+        first = 0
+        for place in range(1, len(order)):
+            if group[order[place]] != group[order[place - 1]]:
+                first = place
+                continue
+            yield int(among[order[first]]), int(among[order[place]])
+            if place - 1 > first:
+                yield int(among[order[place - 1]]), int(among[order[place]])
+
+
+def _alike(prints: Prints, starts: np.ndarray, one: int, other: int) -> bool:
+    if (prints.words[one] == prints.words[other]).mean() < _ALIKE:
+        return False
+    these = prints.looks[starts[one] : starts[one + 1]]
+    those = prints.looks[starts[other] : starts[other + 1]]
+    if not len(those):
+        return True  # the later one shows nothing of its own
+    return bool(len(these)) and all(_near(look, these) for look in those)
+
+
+def _near(look: np.uint64, looks: np.ndarray) -> bool:
+    return bool((np.bitwise_count(looks ^ look) <= LOOK_ALIKE).any())
+
+
+def repeated_pictures(prints: Prints, most: int) -> frozenset[int]:
+    """The hashes of pictures that stand in more than `most` documents: logos, icons, headers."""
+    owner = np.repeat(np.arange(len(prints.pictures)), prints.pictures)
+    pairs = np.unique(np.stack([prints.bytes, owner.astype(np.uint64)], axis=1), axis=0)
+    found, count = np.unique(pairs[:, 0], return_counts=True)
+    return frozenset(found[count > most].tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What evaluation sets hold: runs of words by their length, and pictures' fingerprints."""
+
+    runs: dict[int, frozenset[int]]
+    looks: np.ndarray
+
+    def fault(self, document: Document, looks: np.ndarray) -> str | None:
+        """Why the document must not be trained on; nothing where it may."""
+        if len(self.looks) and any(_near(look, self.looks) for look in looks):
+            return "contaminated: shows a picture of an evaluation set"
+        for size, known in self.runs.items():
+            if known and not known.isdisjoint(runs(document.text, size).tolist()):
+                return f"contaminated: shares {size} words with an evaluation set"
+        return None
+
+
+def guard_of(documents: Iterable[tuple[Document, np.ndarray]]) -> Guard:
+    """The guard against some evaluation documents, which come with their pictures' fingerprints."""
+    known: dict[int, set[int]] = {}
+    looks = [np.zeros(0, np.uint64)]
+    for document, seen in documents:
+        looks.append(seen)
+        words = sum(bool(same_words(word)) for word in document.text.split())
+        size = min(words, _OVERLAP[-1])
+        if size >= _OVERLAP[0]:
+            known.setdefault(size, set()).update(runs(document.text, size).tolist())
+    return Guard({size: frozenset(found) for size, found in sorted(known.items())}, np.unique(np.concatenate(looks)))

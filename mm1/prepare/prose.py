@@ -1,0 +1,117 @@
+"""Which web texts are worth reading: the published filters of Gopher, C4 and FineWeb, one function each.
+
+Each returns why the text is left out, in a few words, or nothing. They were made for prose of the web: manuals and
+captions fail some of them, so they are used where the user names them.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+Filter = Literal["gopher", "repetition", "c4", "fineweb"]
+
+_STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
+_TOP_GRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
+_REPEATED_GRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+_ENDS = (".", "!", "?", '"', "'", "\u201d", "\u2019")
+
+
+def gopher(text: str) -> str | None:
+    """Gopher's quality filters (arXiv 2112.11446, appendix A.1.1)."""
+    words, lines = text.split(), [line for line in text.splitlines() if line.strip()]
+    if not 50 <= len(words) <= 100_000:
+        return "gopher: fewer than 50 words or more than 100,000"
+    if not 3 <= sum(map(len, words)) / len(words) <= 10:
+        return "gopher: mean length of words outside 3 to 10"
+    ellipses = text.count("...") + text.count("\u2026")
+    if text.count("#") > 0.1 * len(words) or ellipses > 0.1 * len(words):
+        return "gopher: more than a symbol to 10 words"
+    if sum(line.lstrip().startswith(("-", "*", "\u2022")) for line in lines) > 0.9 * len(lines):
+        return "gopher: more than 90 % of lines are bullets"
+    if sum(line.rstrip().endswith(("...", "\u2026")) for line in lines) > 0.3 * len(lines):
+        return "gopher: more than 30 % of lines end in an ellipsis"
+    if sum(any(map(str.isalpha, word)) for word in words) < 0.8 * len(words):
+        return "gopher: fewer than 80 % of words have a letter"
+    if len(_STOP_WORDS & {word.lower() for word in words}) < 2:
+        return "gopher: fewer than 2 stop words"
+    return None
+
+
+def repetition(text: str) -> str | None:
+    """Gopher's repetition filters (arXiv 2112.11446, table A1)."""
+    for unit, pattern in (("lines", r"\n+"), ("paragraphs", r"\n{2,}")):
+        found = [one for one in re.split(pattern, text.strip()) if one.strip()]
+        extra = [one for one, count in Counter(found).items() for _ in range(count - 1)]
+        if len(extra) > 0.30 * len(found):
+            return f"repetition: more than 30 % of {unit} are copies"
+        if sum(map(len, extra)) > 0.20 * len(text):
+            return f"repetition: more than 20 % of characters are in copied {unit}"
+    words = text.split()
+    for size, most in _TOP_GRAMS.items():
+        grams = Counter(zip(*(words[at:] for at in range(size)), strict=False))
+        gram, count = max(grams.items(), key=lambda item: (item[1], len("".join(item[0]))), default=((), 0))
+        if count > 1 and count * len("".join(gram)) > most * sum(map(len, words)):
+            return f"repetition: one run of {size} words makes up more than {most:.0%}"
+    for size, most in _REPEATED_GRAMS.items():
+        if _repeated(words, size) > most * sum(map(len, words)):
+            return f"repetition: runs of {size} words that repeat make up more than {most:.0%}"
+    return None
+
+
+def _repeated(words: Sequence[str], size: int) -> int:
+    """Characters in runs of `size` words that stood earlier in the text, none counted twice."""
+    seen: set[tuple[str, ...]] = set()
+    characters, at = 0, 0
+    while at + size <= len(words):
+        gram = tuple(words[at : at + size])
+        if gram in seen:
+            characters += sum(map(len, gram))
+            at += size
+        else:
+            seen.add(gram)
+            at += 1
+    return characters
+
+
+def c4(text: str) -> str | None:
+    """C4's page rules (arXiv 1910.10683, section 2.2), without its list of words and its rule on whole lines."""
+    lowered = text.lower()
+    if "lorem ipsum" in lowered:
+        return "c4: lorem ipsum"
+    if "{" in text:
+        return "c4: a curly bracket, which is code"
+    if len(re.findall(r"[.!?]['\")\u201d]?(?:\s|$)", text)) < 3:
+        return "c4: fewer than 3 sentences"
+    return None
+
+
+def fineweb(text: str) -> str | None:
+    """FineWeb's own filters (arXiv 2406.17557, section 3.5)."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return "fineweb: no line"
+    if sum(line.endswith(_ENDS) for line in lines) <= 0.12 * len(lines):
+        return "fineweb: at most 12 % of lines end in punctuation"
+    if sum(len(line) < 30 for line in lines) >= 0.67 * len(lines):
+        return "fineweb: at least 67 % of lines are shorter than 30 characters"
+    copies = sum(len(line) * (count - 1) for line, count in Counter(lines).items())
+    if copies >= 0.1 * sum(map(len, lines)):
+        return "fineweb: at least 10 % of characters are in copied lines"
+    return None
+
+
+FILTERS: dict[str, Callable[[str], str | None]] = {
+    "gopher": gopher,
+    "repetition": repetition,
+    "c4": c4,
+    "fineweb": fineweb,
+}
+
+
+def language_of(text: str) -> str:
+    """The language of a text, as its two-letter code; `unknown` where it is too short or unlike any."""
+    from resiliparse.parse.lang import detect_fast
+
+    code, distance = detect_fast(text[:20_000])
+    return code if distance <= 1200 else "unknown"  # the bound of its documentation

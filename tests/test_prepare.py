@@ -1,0 +1,263 @@
+"""A preparation: filters as published, copies found, evaluation sets kept out, work in parts that survives."""
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import PIL.Image
+import pytest
+import webdataset
+
+from mm1.data.store import Store, write_store
+from mm1.document import Document, Image, Text
+from mm1.prepare import work
+from mm1.prepare.card import Prepared, write_card
+from mm1.prepare.copies import copies, guard_of, joined, prints_of, repeated_pictures, signature
+from mm1.prepare.order import Order
+from mm1.prepare.prose import FILTERS, Filter, c4, fineweb, gopher, repetition
+from mm1.prepare.screen import Bounds, looks, screened
+from mm1.prepare.work import BusyError, prepare
+
+PROSE = """The house of the painter stood on a hill that looked over the town. It was built of grey stone, and the
+windows were small. In the evening the light of the sun fell on the wall of the garden. A path led to the gate.
+People who came by have often asked to see the rooms. They were told to wait with the dog until somebody came.
+The pictures of the painter hung in every room of the house, and some of them were never finished by him."""
+
+
+def test_every_filter_has_its_function():
+    assert set(FILTERS) == set(get_args(Filter))
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_prose_passes(name):
+    assert FILTERS[name](PROSE) is None
+
+
+@pytest.mark.parametrize(
+    ("check", "text", "why"),
+    [
+        (gopher, "Too short.", "fewer than 50 words"),
+        (gopher, PROSE.replace("e ", "e# "), "symbol"),
+        (gopher, "xy " * 60, "mean length"),
+        (gopher, "- something the person\n" * 20, "bullets"),
+        (gopher, "the of words go on...\n" * 20, "symbol|ellipsis"),
+        (gopher, "the and 1234 5678 " * 20, "letter"),
+        (gopher, "lovely words without glue " * 20, "stop words"),
+        (repetition, f"{PROSE}\n\n" * 4, "copies"),
+        (repetition, "buy now cheap " * 40, "run of"),
+        (c4, PROSE + " Lorem ipsum dolor.", "lorem"),
+        (c4, PROSE + " if (x) { y(); }", "curly"),
+        (c4, "No sentence here", "3 sentences"),
+        (fineweb, "Home\nAbout\nContact us\nNews", "punctuation"),
+        (fineweb, "One.\nTwo.\nThree.\nFour.", "shorter than 30"),
+        (fineweb, f"{PROSE}\n{PROSE}", "copied lines"),
+    ],
+)
+def test_what_is_no_prose_fails_for_its_reason(check, text, why):
+    found = check(text)
+    assert found is not None
+    assert any(part in found for part in why.split("|")) or pytest.fail(found)
+
+
+def other_encoding(data: bytes) -> bytes:
+    """The same picture, scaled to three quarters and encoded anew."""
+    image = PIL.Image.open(io.BytesIO(data)).convert("RGB")
+    file = io.BytesIO()
+    image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def photo(seed: int) -> bytes:
+    """A picture with structure of its own: smooth noise."""
+    noise = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(noise).resize((96, 96), PIL.Image.Resampling.BICUBIC).save(file, "PNG")
+    return file.getvalue()
+
+
+def pair(data: bytes, text: str) -> Document:
+    return Document((Image(data), Text(text)))
+
+
+def seen(documents: list[Document]):
+    return [(document, looks(document)) for document in documents]
+
+
+def test_copies_are_found_across_encodings_and_only_copies():
+    words = PROSE.split()
+    changed = " ".join([*words[:-3], "more", "than", "once"])
+    documents = [
+        pair(photo(1), "a thing"),  # 0
+        pair(photo(1), "a thing"),  # 1 exact copy of 0
+        pair(other_encoding(photo(1)), "A thing!"),  # 2 near copy of 0
+        pair(photo(2), "a thing"),  # 3 another picture
+        pair(photo(1), "something else altogether"),  # 4 other words
+        Document((Text(PROSE),)),  # 5
+        Document((Text(changed),)),  # 6 near copy of 5
+        Document((Text("The sea is wide. " + " ".join(words[:30])),)),  # 7 shares a part only
+    ]
+    found = copies(joined([prints_of(seen(documents[:3])), prints_of(seen(documents[3:]))]))
+    assert found.exact.tolist() == [1]
+    assert found.near.tolist() == [2, 6]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.75, 0.5, 0.1])
+def test_signatures_estimate_how_much_two_texts_share(share):
+    words = [f"w{number}" for number in range(4000)]
+    shift = round(2000 * (1 - share) / (1 + share))  # of two windows so far apart, this share of runs is of both
+    one, other = " ".join(words[:2000]), " ".join(words[shift : shift + 2000])
+    assert abs((signature(one) == signature(other)).mean() - share) < 0.15
+
+
+def test_pictures_in_many_documents_are_logos():
+    logo = photo(7)
+    prints = prints_of(seen([pair(logo, f"page {n}") for n in range(5)] + [pair(photo(8), "x"), pair(photo(8), "y")]))
+    gone = repeated_pictures(prints, 3)
+    assert gone == {int(prints.bytes[0])}
+
+
+def test_evaluation_sets_are_kept_out():
+    tested = [pair(photo(1), PROSE), Document((Text("How many red cats are on the sofa?"),))]
+    guard = guard_of(seen(tested))
+
+    def fault(document: Document) -> str | None:
+        return guard.fault(document, looks(document))
+
+    assert "picture" in (fault(pair(other_encoding(photo(1)), "other words")) or "")
+    assert "13 words" in (fault(Document((Text("And so: " + " ".join(PROSE.split()[4:20])),))) or "")
+    assert "8 words" in (fault(Document((Text("They asked how many RED cats are on the sofa today"),))) or "")
+    assert fault(pair(photo(2), "The house of the painter stood on a mountain.")) is None
+
+
+def test_pictures_that_do_not_count_are_left_out_by_reason():
+    tiny, long = io.BytesIO(), io.BytesIO()
+    PIL.Image.new("RGB", (8, 8)).save(tiny, "PNG")
+    PIL.Image.new("RGB", (900, 40)).save(long, "PNG")
+    data = [photo(1), tiny.getvalue(), long.getvalue(), photo(2), photo(3)]
+    document = Document(tuple(Image(one) for one in data) + (Text("x"),))
+    drops: Counter[str] = Counter()
+    assert len(screened(document, Bounds(a_page=2, side=48), drops).images) == 2
+    assert sum(drops.values()) == 3
+    small = screened(document, Bounds(side=48), Counter()).images[0]
+    assert max(PIL.Image.open(io.BytesIO(small.data)).size) == 48
+
+
+def tars(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        with webdataset.TarWriter(str(folder / f"{number:05}.tar")) as tar:
+            for sample in range(4):
+                name = 10 * number + sample
+                tar.write({"__key__": f"{name:06}", "png": photo(name), "txt": f"caption of picture {name}"})
+    return folder
+
+
+def order_of(path: Path, **more) -> Order:
+    return Order(input=str(path), kind="tars", source="mine", **more)
+
+
+def test_a_killed_preparation_goes_on_with_what_is_done(tmp_path, monkeypatch):
+    order = order_of(tars(tmp_path / "in", 3))
+    once = work.do_part
+
+    def killed(order, part, place, *, guard):
+        if part.name == "00002.tar":
+            raise KeyboardInterrupt
+        return once(order, part, place, guard=guard)
+
+    monkeypatch.setattr(work, "do_part", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(order, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    again = []
+
+    def watched(order, part, place, *, guard):
+        again.append(part.name)
+        return once(order, part, place, guard=guard)
+
+    monkeypatch.setattr(work, "do_part", watched)
+    assert prepare(order, tmp_path / "out").stores == {"images": 12}
+    assert again == ["00002.tar"]
+    assert not (tmp_path / "out.part").exists()
+
+
+def test_another_order_does_not_go_on_with_it(tmp_path):
+    order = order_of(tars(tmp_path / "in", 1))
+    work._begun(order, tmp_path / "out")
+    with pytest.raises(BusyError, match="another preparation"):
+        prepare(order_of(tmp_path / "in", smallest=99), tmp_path / "out")
+
+
+def test_a_part_that_fails_is_named_and_stops_nobody(tmp_path):
+    order = order_of(tars(tmp_path / "in", 3))
+    (tmp_path / "in/00001.tar").write_bytes(b"junk" * 500)
+    result = prepare(order, tmp_path / "out")
+    assert result.stores == {"images": 8}
+    assert list(result.failed) == ["00001.tar"]
+    assert "breaks off" in result.failed["00001.tar"]
+
+
+def test_the_result_does_not_depend_on_the_workers(tmp_path):
+    order = order_of(tars(tmp_path / "in", 3))
+    for workers in (1, 2):
+        prepare(order, tmp_path / f"out{workers}", workers=workers)
+    one, two = (list(Store(tmp_path / f"out{w}" / "images.lance").scan()) for w in (1, 2))
+    assert one == two
+
+
+def test_documents_without_pictures_go_to_the_text_store_and_nothing_is_lost_uncounted(tmp_path):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.png").write_bytes(photo(number))
+        (folder / "head.png").write_bytes(photo(99))
+        own = f"<img src={number}.png>" if number < 3 else ""
+        said = f"Page {number} is about the number {number} and about {'nothing ' * number} else at all, as we said."
+        (folder / f"{number}.html").write_text(f"<p>{said}<img src=head.png>{own}<p>The end.")
+    order = Order(input=str(folder), kind="html", repeats=4, licence="CC0-1.0")
+    result = prepare(order, tmp_path / "out")
+    assert result.stores == {"images": 3, "text": 3}
+    assert result.before == {"documents": 6, "pictures": 9}
+    assert result.drops == {"picture in more than 4 documents": 6}
+    documents = [d for name in result.stores for d in Store(tmp_path / "out" / f"{name}.lance").scan()]
+    assert {document.metadata["licence"] for document in documents} == {"CC0-1.0"}
+
+
+def test_contaminated_documents_are_counted(tmp_path):
+    write_store([pair(other_encoding(photo(0)), "x")], tmp_path / "test.lance")
+    result = prepare(order_of(tars(tmp_path / "in", 1), against=(str(tmp_path / "test.lance"),)), tmp_path / "out")
+    assert result.stores == {"images": 3}
+    assert result.drops == {"contaminated: shows a picture of an evaluation set": 1}
+
+
+def test_the_card_says_what_is_there(tmp_path):
+    prepare(order_of(tars(tmp_path / "in", 2), licence="CC0-1.0"), tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    store = card["stores"]["images"]
+    assert (store["documents"], store["images"]) == (8, 8)
+    assert store["words"] == 8 * 4
+    assert store["licences"] == {"CC0-1.0": 8}
+    page = (tmp_path / "out" / "card.html").read_text()
+    assert page.count("<img") == 8
+    assert "caption of picture 13" in page
+
+
+def test_what_a_page_says_cannot_act_in_the_card(tmp_path):
+    documents = [Document((Text("<script>alert(1)</script>"),), id="<b>x", source="s")]
+    (tmp_path / "out").mkdir()
+    write_store(documents, tmp_path / "out" / "text.lance")
+    write_card(tmp_path / "out", Prepared({"text": 1}, {"<i>why": 1}, {"<u>part": "<s>"}, {}), title="x")
+    page = (tmp_path / "out" / "card.html").read_text()
+    assert not any(tag in page for tag in ("<script>alert", "<b>x", "<i>why", "<u>part"))
+
+
+def test_a_failure_leaves_no_half_table(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/0.tar").write_bytes(b"junk" * 500)
+    with pytest.raises(ValueError, match="no document"):
+        prepare(order_of(tmp_path / "in"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
