@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mm1 import config
+from mm1.prepare.order import Order
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mm1"
@@ -59,8 +60,8 @@ ORDER = {
     "ablate": ("sweep", "figures", "report", "mix"),
 }
 
-# A dict named KINDS holds one class for each value of this field.
-KINDS = {"mm1.model.connector": (config.ConnectorConfig, "kind")}
+# A dict named KINDS holds one class, or function, for each value of this field.
+KINDS = {"mm1.model.connector": (config.ConnectorConfig, "kind"), "mm1.prepare.readers": (Order, "kind")}
 
 BANNED_WORDS = {"utils", "util", "helpers", "helper", "common", "manager"}
 SAMPLE_LIMIT = 30 * 2**20  # bytes

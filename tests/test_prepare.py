@@ -137,7 +137,7 @@ def test_pictures_that_do_not_count_are_left_out_by_reason():
     PIL.Image.new("RGB", (8, 8)).save(tiny, "PNG")
     PIL.Image.new("RGB", (900, 40)).save(long, "PNG")
     data = [photo(1), tiny.getvalue(), long.getvalue(), photo(2), photo(3)]
-    document = Document(tuple(Image(one) for one in data) + (Text("x"),))
+    document = Document((*map(Image, data), Text("x")))
     drops: Counter[str] = Counter()
     assert len(screened(document, Bounds(a_page=2, side=48), drops).images) == 2
     assert sum(drops.values()) == 3
@@ -260,4 +260,3 @@ def test_a_failure_leaves_no_half_table(tmp_path):
     with pytest.raises(ValueError, match="no document"):
         prepare(order_of(tmp_path / "in"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-

@@ -6,7 +6,6 @@ import json
 import zipfile
 from collections import Counter
 from pathlib import Path
-from typing import get_args
 
 import datasets
 import pyarrow as pa
@@ -20,7 +19,7 @@ from warcio.warcwriter import WARCWriter
 from mm1.document import Document, Image, Text
 from mm1.prepare import web
 from mm1.prepare.part import InputError
-from mm1.prepare.readers import KINDS, Kind, kind_of, parts_of
+from mm1.prepare.readers import KINDS, kind_of, parts_of
 from mm1.prepare.web import Web, WebError
 from tests.conftest import picture
 
@@ -36,10 +35,6 @@ def read(path: Path, *, kind: str = "", drops: Counter[str] | None = None, **mor
 
 def shapes(document: Document) -> list[bytes | str]:
     return [piece.data if isinstance(piece, Image) else piece.text.strip() for piece in document.pieces]
-
-
-def test_every_kind_has_its_reader():
-    assert set(KINDS) == set(get_args(Kind))
 
 
 def test_tars_of_img2dataset(tmp_path):

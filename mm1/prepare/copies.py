@@ -1,9 +1,9 @@
 """Copies and contamination: which documents say and show what an earlier one, or an evaluation set, does.
 
-Words are compared by MinHash with FineWeb's numbers (arXiv 2406.17557, section 3.4): runs of 5 words, 112 hashes in 14
-bands of 8, which finds pairs that are 75 % alike; a found pair is then checked on all its hashes. Pictures are compared
-by their fingerprints. Documents are copies when their words are, and their pictures look alike: another caption of the
-same picture is no copy, nor is the same caption of another picture.
+Words are compared by MinHash with FineWeb's numbers (https://arxiv.org/abs/2406.17557, section 3.4): runs of 5 words,
+112 hashes in 14 bands of 8, aimed at pairs that are 75 % alike, 77 % of which share a band; such a pair is then checked
+on all its hashes. Pictures are compared by their fingerprints. Documents are copies when their words are, and their
+pictures look alike: another caption of the same picture is no copy, nor is the same caption of another picture.
 """
 
 import hashlib
@@ -19,7 +19,11 @@ from mm1.prepare.split import LOOK_ALIKE, same_words
 _BANDS, _ROWS, _RUN = 14, 8, 5
 _ALIKE = 0.75
 _OVERLAP = range(8, 14)
-"""Words of a run that an evaluation set shares: 13, fewer where its text is shorter (arXiv 2005.14165, appendix C)."""
+"""Words of a run that an evaluation set shares: 13, or all of a shorter text, never fewer than 8.
+
+GPT-3 bounds its runs the same way, but sets one length for a whole set: that of its short examples, the 5th percentile
+(https://arxiv.org/abs/2005.14165, appendix C).
+"""
 
 
 @dataclass(frozen=True, slots=True)

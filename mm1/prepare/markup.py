@@ -74,11 +74,13 @@ def read_markup(content: bytes, base: str) -> list[Text | Address]:
 
 def _encoding(content: bytes) -> str:
     """What the page says its encoding is, else UTF-8."""
+    from lxml import etree
+
     said = re.search(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([A-Za-z0-9_-]{2,30})", content[:4096])
     name = said[1].decode("ascii") if said else "utf-8"
     try:
-        b"".decode(name)
-    except (LookupError, ValueError):
+        etree.HTMLParser(encoding=name)
+    except LookupError:  # libxml2 has its own list of encodings
         return "utf-8"
     return name
 

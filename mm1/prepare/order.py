@@ -14,7 +14,8 @@ from mm1.prepare.readers import Kind, kind_of
 class Order(Config):
     """The record of a preparation, kept beside its result.
 
-    repeats   a picture in more documents than that is a logo or an icon and goes (MM1, appendix A.1: 10); 0: all stay
+    repeats   a picture in more documents than that is a logo or an icon and goes; 0: all stay. OBELICS takes those out
+              that appear more than 10 times (https://arxiv.org/abs/2306.16527, appendix A.1)
     against   stores of evaluation sets: a document that shares words or pictures with one of them goes
     language  documents of any other language go; empty: all stay
     """
@@ -52,5 +53,7 @@ def order_of(what: str, kind: str, *, assignments: Sequence[str]) -> Order:
     try:
         return Order(**fields)
     except ValidationError as error:
-        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (found {fault['input']!r})" for fault in error.errors())
+        faults = (
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (found {fault['input']!r})" for fault in error.errors()
+        )
         raise ConfigError("; ".join(faults)) from None

@@ -125,7 +125,7 @@ def _unpacked(path: Path) -> BinaryIO | io.BufferedReader:
         names = bundle.namelist()
         if len(names) != 1:
             raise InputError(f"{path.name} holds {len(names)} files; a packed text file holds one")
-        return io.BufferedReader(bundle.open(names[0]))  # type: ignore[arg-type]
+        return io.BufferedReader(bundle.open(names[0]))  # type: ignore[type-var]
     return path.open("rb")
 
 

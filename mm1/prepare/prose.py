@@ -18,7 +18,7 @@ _ENDS = (".", "!", "?", '"', "'", "\u201d", "\u2019")
 
 
 def gopher(text: str) -> str | None:
-    """Gopher's quality filters (arXiv 2112.11446, appendix A.1.1)."""
+    """Gopher's quality filters (https://arxiv.org/abs/2112.11446, appendix A.1.1)."""
     words, lines = text.split(), [line for line in text.splitlines() if line.strip()]
     if not 50 <= len(words) <= 100_000:
         return "gopher: fewer than 50 words or more than 100,000"
@@ -39,7 +39,7 @@ def gopher(text: str) -> str | None:
 
 
 def repetition(text: str) -> str | None:
-    """Gopher's repetition filters (arXiv 2112.11446, table A1)."""
+    """Gopher's repetition filters (https://arxiv.org/abs/2112.11446, table A1)."""
     for unit, pattern in (("lines", r"\n+"), ("paragraphs", r"\n{2,}")):
         found = [one for one in re.split(pattern, text.strip()) if one.strip()]
         extra = [one for one, count in Counter(found).items() for _ in range(count - 1)]
@@ -75,7 +75,7 @@ def _repeated(words: Sequence[str], size: int) -> int:
 
 
 def c4(text: str) -> str | None:
-    """C4's page rules (arXiv 1910.10683, section 2.2), without its list of words and its rule on whole lines."""
+    """C4's page rules (https://arxiv.org/abs/1910.10683, section 2.2), without its list of words and its line rules."""
     lowered = text.lower()
     if "lorem ipsum" in lowered:
         return "c4: lorem ipsum"
@@ -87,7 +87,7 @@ def c4(text: str) -> str | None:
 
 
 def fineweb(text: str) -> str | None:
-    """FineWeb's own filters (arXiv 2406.17557, section 3.5)."""
+    """FineWeb's own filters (https://arxiv.org/abs/2406.17557, section 3.6)."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return "fineweb: no line"

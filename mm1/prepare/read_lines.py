@@ -21,9 +21,9 @@ def read_text(part: Part, drops: Counter[str]) -> Iterator[Document]:
     """
     path = part.files[0]
     if ".json" not in path.name.lower():
-        text = b"".join(lines_of(path, drops)).decode("utf-8", "replace")
-        if text.strip():
-            yield Document((Text(text),), id=part.name)
+        whole = b"".join(lines_of(path, drops)).decode("utf-8", "replace")
+        if whole.strip():
+            yield Document((Text(whole),), id=part.name)
         return
     found = seen = 0
     for number, entry in enumerate(objects_of(path, drops)):
@@ -48,7 +48,7 @@ def read_mmc4(part: Part, drops: Counter[str]) -> Iterator[Document]:
     pictures = Pictures(part, drops)
     for number, entry in enumerate(objects_of(part.files[0], drops)):
         sentences, images = entry.get("text_list"), entry.get("image_info")
-        if not _strings(sentences) or not isinstance(images, list):
+        if not isinstance(sentences, list) or not _strings(sentences) or not isinstance(images, list):
             drops["line that is no page of MMC4 (text_list, image_info)"] += 1
             continue
         before: dict[Any, list[bytes]] = {}
@@ -72,8 +72,8 @@ def _picture(image: dict[str, Any], pictures: Pictures) -> bytes | None:
     return pictures.get(image.get("raw_url"))
 
 
-def _strings(found: Any) -> bool:
-    return isinstance(found, list) and bool(found) and all(isinstance(one, str) for one in found)
+def _strings(found: list[Any]) -> bool:
+    return bool(found) and all(isinstance(one, str) for one in found)
 
 
 def _flat(found: Any) -> dict[str, str]:

@@ -46,7 +46,7 @@ def _samples(part: Part, drops: Counter[str]) -> Iterator[dict[str, bytes]]:
     try:
         with tarfile.open(path, mode="r|*") as tar:
             for member in tar:
-                tar.members = []  # the library keeps them all, which grows with the tar
+                tar.members = []  # type: ignore[attr-defined]  # the library keeps them all, which grows with the tar
                 if not member.isfile():
                     continue
                 folder, _, name = member.name.rpartition("/")

@@ -85,7 +85,7 @@ def kind_of(path: Path) -> str:
         if files_of(path, *_ENDINGS[kind]):
             return kind
     lines = files_of(path, *_TEXTS, *_LINES)
-    told = next((kind for file in lines if (kind := _told(file))), None)
+    told = next((known for file in lines if (known := _told(file))), None)
     if told:
         return told
     pictures = files_of(path, *PICTURES)

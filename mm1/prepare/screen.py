@@ -16,7 +16,10 @@ QUALITY = 85
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Which pictures count. OBELICS keeps 150 pixels or more and at most 2 to 1 (arXiv 2306.16527, appendix A.1.3).
+    """Which pictures count. OBELICS keeps sides of 150 pixels or more, at most 2 to 1.
+
+    https://arxiv.org/abs/2306.16527, section 3.4 and appendix A.1; icons and formulas of manuals are smaller.
+
 
     smallest   pixels of the shorter side, at least
     aspect     longer side over shorter side, at most
