@@ -5,6 +5,7 @@ Rooms are imported by the verbs that need them, so that `mm1 --help` answers at 
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="An open MM1: train, evaluate and use multimodal language models.",
 )
+
+
+class Engine(StrEnum):
+    """Where a preparation is done."""
+
+    native = "native"
+    ray = "ray"
+
 
 To = Annotated[Path | None, typer.Option("--to", help="Folder to write to.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, for example runs/demo/tiny.")]
@@ -123,15 +132,25 @@ def report(folder: RunFolder) -> None:
     typer.echo(f"report: {write_report(folder)}")
 
 
-@app.command(epilog="Example: `mm1 prepare laion/ --to captions`, `mm1 prepare sample --to my-sample --cache packages`")
+@app.command(
+    epilog="Examples: `mm1 prepare laion/ --to captions --workers 8`, "
+    "`mm1 prepare site/ crawl.warc.gz filters=gopher,c4 language=en repeats=10 --to pages`, "
+    "`mm1 prepare talk.json pictures=coco/train2017 against=sample:vqa-test --to chats`, "
+    "`mm1 prepare laion/ --runner ray --address ray://head:10001 --workers 64 --to captions`, "
+    "`mm1 prepare sample --large --to my-sample --cache packages`"
+)
 def prepare(
-    what: Annotated[str, typer.Argument(metavar="INPUT|sample", help="A file, a folder, or the word sample.")],
-    assignments: Annotated[
-        list[str] | None, typer.Argument(metavar="[FIELD=VALUE ...]", help="Fields of the order to change.")
-    ] = None,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT... [FIELD=VALUE ...]", help="Files and folders, or the word sample; and what may stay."
+        ),
+    ],
     to: To = None,
     kind: Annotated[str, typer.Option(help="What the input is; told from its files unless given.")] = "",
-    workers: Annotated[int, typer.Option(help="Parts that are read at once.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Parts that are done at once.", min=1)] = 1,
+    runner: Annotated[Engine, typer.Option(help="native: on this machine. ray: on a cluster.")] = Engine.native,
+    address: Annotated[str, typer.Option(help="Of the Ray cluster; without it Ray is started here.")] = "",
     cache: Annotated[Path, typer.Option(help="sample: where fetched packages are kept.")] = Path(".cache/packages"),
     large: Annotated[bool, typer.Option("--large", help="sample: all sources, not only those that ship.")] = False,
 ) -> None:
@@ -140,16 +159,23 @@ def prepare(
     Reads tars, parquet, JSON lines, LLaVA and COCO files, folders of pictures or pages, WARC. Fields such as
     filters=gopher,c4 side=512 against=sample:captions-test say what may stay. Stopped, the same command continues.
     """
-    if what == "sample":
+    if words == ["sample"]:
         from mm1.prepare.sample import build_sample
 
         build_sample(to or Path("sample"), cache=cache, large=large)
+        typer.echo(f"card: {(to or Path('sample')) / 'card.html'}")
         return
+    from mm1.prepare.engine import Runner
     from mm1.prepare.order import order_of
-    from mm1.prepare.work import prepare as prepare_input
+    from mm1.prepare.work import prepare as prepare_inputs
 
-    folder = to or Path(f"{Path(what).name}-prepared")
-    done = prepare_input(order_of(what, kind, assignments=assignments or []), folder, workers=workers)
+    order = order_of(words, kind=kind)
+    folder = to or Path(f"{Path(order.inputs[0].path).resolve().name}-prepared")
+    try:
+        done = prepare_inputs(order, folder, runner=Runner(runner.value, address, workers), show=True)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command continues with the parts that are missing", err=True)
+        os._exit(130)  # not sys.exit: a thread of Daft may still be at work, and Python aborts when it ends under one
     for name, documents in done.stores.items():
         typer.echo(f"{folder / name}.lance: {documents:,} documents")
     for name, why in done.failed.items():

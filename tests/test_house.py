@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mm1 import config
-from mm1.prepare.order import Order
+from mm1.prepare.order import Input
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mm1"
@@ -61,7 +61,7 @@ ORDER = {
 }
 
 # A dict named KINDS holds one class, or function, for each value of this field.
-KINDS = {"mm1.model.connector": (config.ConnectorConfig, "kind"), "mm1.prepare.readers": (Order, "kind")}
+KINDS = {"mm1.model.connector": (config.ConnectorConfig, "kind"), "mm1.prepare.readers": (Input, "kind")}
 
 BANNED_WORDS = {"utils", "util", "helpers", "helper", "common", "manager"}
 SAMPLE_LIMIT = 30 * 2**20  # bytes

@@ -2,6 +2,9 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import get_args
@@ -15,8 +18,9 @@ from mm1.data.store import Store, write_store
 from mm1.document import Document, Image, Text
 from mm1.prepare import work
 from mm1.prepare.card import Prepared, write_card
-from mm1.prepare.copies import copies, guard_of, joined, prints_of, repeated_pictures, signature
-from mm1.prepare.order import Order
+from mm1.prepare.copies import Prints, PrintsFile, copies, guard_of, joined, prints_of, repeated_pictures, signature
+from mm1.prepare.engine import Runner
+from mm1.prepare.order import Input, Order
 from mm1.prepare.prose import FILTERS, Filter, c4, fineweb, gopher, repetition
 from mm1.prepare.screen import Bounds, looks, screened
 from mm1.prepare.work import BusyError, prepare
@@ -82,11 +86,20 @@ def pair(data: bytes, text: str) -> Document:
     return Document((Image(data), Text(text)))
 
 
+def remembered(folder: Path, *parts: list[Document]) -> Prints:
+    """The prints of all parts, written to files and read back as a preparation does."""
+    for number, part in enumerate(parts):
+        (folder / str(number)).mkdir()
+        with PrintsFile(folder / str(number)) as file:
+            file.add(prints_of(seen(part)))
+    return joined([folder / str(number) for number in range(len(parts))], folder / "words")
+
+
 def seen(documents: list[Document]):
     return [(document, looks(document)) for document in documents]
 
 
-def test_copies_are_found_across_encodings_and_only_copies():
+def test_copies_are_found_across_encodings_parts_and_only_copies(tmp_path):
     words = PROSE.split()
     changed = " ".join([*words[:-3], "more", "than", "once"])
     documents = [
@@ -99,7 +112,7 @@ def test_copies_are_found_across_encodings_and_only_copies():
         Document((Text(changed),)),  # 6 near copy of 5
         Document((Text("The sea is wide. " + " ".join(words[:30])),)),  # 7 shares a part only
     ]
-    found = copies(joined([prints_of(seen(documents[:3])), prints_of(seen(documents[3:]))]))
+    found = copies(remembered(tmp_path, documents[:3], documents[3:]))
     assert found.exact.tolist() == [1]
     assert found.near.tolist() == [2, 6]
 
@@ -116,7 +129,7 @@ def test_pictures_in_many_documents_are_logos():
     logo = photo(7)
     prints = prints_of(seen([pair(logo, f"page {n}") for n in range(5)] + [pair(photo(8), "x"), pair(photo(8), "y")]))
     gone = repeated_pictures(prints, 3)
-    assert gone == {int(prints.bytes[0])}
+    assert gone.tolist() == [int(prints.bytes[0])]
 
 
 def test_evaluation_sets_are_kept_out():
@@ -155,38 +168,46 @@ def tars(folder: Path, count: int) -> Path:
     return folder
 
 
-def order_of(path: Path, **more) -> Order:
-    return Order(input=str(path), kind="tars", source="mine", **more)
+def order_of(*paths: Path, kind: str = "tars", **more) -> Order:
+    return Order(inputs=[Input(path=str(path), kind=kind) for path in paths], **more)
 
 
-def test_a_killed_preparation_goes_on_with_what_is_done(tmp_path, monkeypatch):
-    order = order_of(tars(tmp_path / "in", 3))
-    once = work.do_part
+STOPPED = """
+import os, sys, time
+from mm1.prepare import work
+once = work.do_part
+def do_part(order, part, place, *, guard):
+    if part.name == "00002.tar":
+        os.kill(os.getpid(), int(sys.argv[3]))
+        time.sleep(1)
+    return once(order, part, place, guard=guard)
+work.do_part = do_part
+try:
+    work.prepare(work.Order.model_validate_json(sys.argv[1]), work.Path(sys.argv[2]))
+except KeyboardInterrupt:
+    os._exit(130)
+"""
 
-    def killed(order, part, place, *, guard):
-        if part.name == "00002.tar":
-            raise KeyboardInterrupt
-        return once(order, part, place, guard=guard)
 
-    monkeypatch.setattr(work, "do_part", killed)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(order, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    again = []
-
-    def watched(order, part, place, *, guard):
-        again.append(part.name)
-        return once(order, part, place, guard=guard)
-
-    monkeypatch.setattr(work, "do_part", watched)
-    assert prepare(order, tmp_path / "out").stores == {"images": 12}
-    assert again == ["00002.tar"]
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)], ids=["killed", "Ctrl-C"])
+def test_a_stopped_preparation_goes_on_with_what_is_done(tmp_path, how, code):
+    order, out = order_of(tars(tmp_path / "in", 4)), tmp_path / "out"
+    words = [sys.executable, "-c", STOPPED, order.model_dump_json(), str(out), str(int(how))]
+    stopped = subprocess.run(words, check=False, capture_output=True)
+    assert stopped.returncode == code, stopped.stderr
+    assert not out.exists()
+    for name in ("00000.tar", "00001.tar"):
+        (tmp_path / "in" / name).write_bytes(b"junk" * 500)  # what is done is not read again
+    result = prepare(order, out)
+    assert result.stores == {"images": 16}
+    assert not result.failed
     assert not (tmp_path / "out.part").exists()
 
 
-def test_another_order_does_not_go_on_with_it(tmp_path):
+def test_a_folder_of_another_preparation_is_left_alone(tmp_path):
     order = order_of(tars(tmp_path / "in", 1))
-    work._begun(order, tmp_path / "out")
+    with work._begun(order, tmp_path / "out"), pytest.raises(BusyError, match="another process"):
+        prepare(order, tmp_path / "out")
     with pytest.raises(BusyError, match="another preparation"):
         prepare(order_of(tmp_path / "in", smallest=99), tmp_path / "out")
 
@@ -203,9 +224,18 @@ def test_a_part_that_fails_is_named_and_stops_nobody(tmp_path):
 def test_the_result_does_not_depend_on_the_workers(tmp_path):
     order = order_of(tars(tmp_path / "in", 3))
     for workers in (1, 2):
-        prepare(order, tmp_path / f"out{workers}", workers=workers)
+        prepare(order, tmp_path / f"out{workers}", runner=Runner(workers=workers))
     one, two = (list(Store(tmp_path / f"out{w}" / "images.lance").scan()) for w in (1, 2))
     assert one == two
+
+
+def test_copies_go_across_inputs_and_each_document_says_its_source(tmp_path):
+    one, other = tars(tmp_path / "one", 1), tars(tmp_path / "other", 2)
+    result = prepare(order_of(one, other), tmp_path / "out")
+    assert result.stores == {"images": 8}
+    assert result.drops == {"copy of an earlier document": 4}
+    found = Counter(document.source for document in Store(tmp_path / "out" / "images.lance").scan())
+    assert found == {"one": 4, "other": 4}
 
 
 def test_documents_without_pictures_go_to_the_text_store_and_nothing_is_lost_uncounted(tmp_path):
@@ -217,8 +247,7 @@ def test_documents_without_pictures_go_to_the_text_store_and_nothing_is_lost_unc
         own = f"<img src={number}.png>" if number < 3 else ""
         said = f"Page {number} is about the number {number} and about {'nothing ' * number} else at all, as we said."
         (folder / f"{number}.html").write_text(f"<p>{said}<img src=head.png>{own}<p>The end.")
-    order = Order(input=str(folder), kind="html", repeats=4, licence="CC0-1.0")
-    result = prepare(order, tmp_path / "out")
+    result = prepare(order_of(folder, kind="html", repeats=4, licence="CC0-1.0"), tmp_path / "out")
     assert result.stores == {"images": 3, "text": 3}
     assert result.before == {"documents": 6, "pictures": 9}
     assert result.drops == {"picture in more than 4 documents": 6}

@@ -7,8 +7,11 @@ pictures look alike: another caption of the same picture is no copy, nor is the 
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +20,8 @@ from mm1.prepare.pictures import sha256
 from mm1.prepare.split import LOOK_ALIKE, same_words
 
 _BANDS, _ROWS, _RUN = 14, 8, 5
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it loses nothing (Knuth, TAOCP 3, section 6.4)
+_AT_ONCE = 2**16  # documents whose signatures are looked at together
 _ALIKE = 0.75
 _OVERLAP = range(8, 14)
 """Words of a run that an evaluation set shares: 13, or all of a shorter text, never fewer than 8.
@@ -24,6 +29,9 @@ _OVERLAP = range(8, 14)
 GPT-3 bounds its runs the same way, but sets one length for a whole set: that of its short examples, the 5th percentile
 (https://arxiv.org/abs/2005.14165, appendix C).
 """
+
+
+_TYPES = {"exact": np.uint64, "words": np.uint32, "pictures": np.int64, "bytes": np.uint64, "looks": np.uint64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +76,41 @@ def prints_of(documents: Iterable[tuple[Document, np.ndarray]]) -> Prints:
     )
 
 
-def joined(prints: Sequence[Prints]) -> Prints:
-    """The prints of all documents, part after part."""
-    names = ("exact", "words", "pictures", "bytes", "looks")
-    return Prints(*(np.concatenate([getattr(one, name) for one in prints]) for name in names))
+class PrintsFile:
+    """Prints that are added to files of a folder, so that nothing of them stays in memory."""
+
+    def __init__(self, folder: Path):
+        self._files = {name: (folder / f"{name}.prints").open("wb") for name in _TYPES}
+
+    def add(self, prints: Prints) -> None:
+        for name, file in self._files.items():
+            file.write(np.ascontiguousarray(getattr(prints, name), _TYPES[name]).tobytes())
+
+    def __enter__(self) -> "PrintsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+def joined(folders: Sequence[Path], words: Path) -> Prints:
+    """The prints of all documents, folder after folder: 16 bytes of each in memory, and 16 of each picture.
+
+    Signatures, the bulk of them, go to the file `words` and are read from there when they are looked at.
+    """
+    with words.open("wb") as file:
+        for folder in folders:
+            with (folder / "words.prints").open("rb") as part:
+                shutil.copyfileobj(part, file)
+    whole = {
+        name: np.concatenate([np.zeros(0, kind), *(np.fromfile(f / f"{name}.prints", kind) for f in folders)])
+        for name, kind in _TYPES.items()
+        if name != "words"
+    }
+    size = words.stat().st_size // (4 * _BANDS * _ROWS)
+    signatures = np.memmap(words, np.uint32, "r", shape=(size, _BANDS * _ROWS)) if size else np.zeros((0, 112))
+    return Prints(words=signatures, **whole)
 
 
 def number(digest: str) -> int:
@@ -93,16 +132,21 @@ def signature(text: str) -> np.ndarray:
     Each hash is the high half of factor x run + term, all modulo 2**64 with odd factors (multiply-shift; Dietzfelbinger
     et al. 1997, https://doi.org/10.1006/jagm.1997.0873).
     """
-    chance = np.random.default_rng(2406)
-    count = _BANDS * _ROWS
-    factors = chance.integers(0, 2**63, count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    terms = chance.integers(0, 2**63, count, dtype=np.uint64)
+    factors, terms = _hashes()
     found = runs(text, _RUN)
-    least = np.full(count, 2**32 - 1, np.uint64)
+    least = np.full(len(terms), 2**32 - 1, np.uint64)
     for at in range(0, len(found), 4096):
         block = found[at : at + 4096, None]
         least = np.minimum(least, ((block * factors + terms) >> np.uint64(32)).min(axis=0))
     return least.astype(np.uint32)
+
+
+@lru_cache(maxsize=1)
+def _hashes() -> tuple[np.ndarray, np.ndarray]:
+    """The odd factors and the terms of all hashes."""
+    chance = np.random.default_rng(2406)
+    factors, terms = chance.integers(0, 2**63, (2, _BANDS * _ROWS), dtype=np.uint64)
+    return factors * np.uint64(2) + np.uint64(1), terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +170,25 @@ def copies(prints: Prints) -> Copies:
 
 
 def _candidates(words: np.ndarray, among: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Pairs (earlier, later) that share a band: with the first of its group, and with the one before."""
+    """Pairs (earlier, later) that share a band: with the first of its group, and with the one before.
+
+    A band is known by a 64-bit hash of it; two bands of one hash are no harm, as pairs are checked.
+    """
     for band in range(_BANDS):
-        rows = np.ascontiguousarray(words[among, band * _ROWS : (band + 1) * _ROWS])
-        keys = rows.view(f"V{rows.shape[1] * 4}").ravel()
-        _, group = np.unique(keys, return_inverse=True)
-        order = np.argsort(group, kind="stable")
-        first = 0
-        for place in range(1, len(order)):
-            if group[order[place]] != group[order[place - 1]]:
-                first = place
-                continue
-            yield int(among[order[first]]), int(among[order[place]])
-            if place - 1 > first:
-                yield int(among[order[place - 1]]), int(among[order[place]])
+        keys = np.zeros(len(among), np.uint64)
+        for at in range(0, len(among), _AT_ONCE):
+            here = slice(at, at + _AT_ONCE)
+            for column in words[among[here], band * _ROWS : (band + 1) * _ROWS].T:
+                keys[here] = (keys[here] ^ column) * _MIX
+        order = np.argsort(keys, kind="stable")
+        ranked = keys[order]
+        begins = np.concatenate([[True], ranked[1:] != ranked[:-1]])
+        first = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
+        for place in np.flatnonzero(~begins):
+            later = int(among[order[place]])
+            yield int(among[order[first[place]]]), later
+            if place - 1 > first[place]:
+                yield int(among[order[place - 1]]), later
 
 
 def _alike(prints: Prints, starts: np.ndarray, one: int, other: int) -> bool:
@@ -156,12 +205,15 @@ def _near(look: np.uint64, looks: np.ndarray) -> bool:
     return bool((np.bitwise_count(looks ^ look) <= LOOK_ALIKE).any())
 
 
-def repeated_pictures(prints: Prints, most: int) -> frozenset[int]:
+def repeated_pictures(prints: Prints, most: int) -> np.ndarray:
     """The hashes of pictures that stand in more than `most` documents: logos, icons, headers."""
     owner = np.repeat(np.arange(len(prints.pictures)), prints.pictures)
-    pairs = np.unique(np.stack([prints.bytes, owner.astype(np.uint64)], axis=1), axis=0)
-    found, count = np.unique(pairs[:, 0], return_counts=True)
-    return frozenset(found[count > most].tolist())
+    order = np.lexsort((owner, prints.bytes))
+    data, owner = prints.bytes[order], owner[order]
+    once = np.ones(len(data), bool)  # a picture counts once a document
+    once[1:] = (data[1:] != data[:-1]) | (owner[1:] != owner[:-1])
+    found, count = np.unique(data[once], return_counts=True)
+    return found[count > most]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a user asks of `mm1 prepare`: the input, what it is, and what may stay."""
+"""What a user asks of `mm1 prepare`: the inputs, what they are, and what may stay."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,13 @@ from mm1.prepare.prose import Filter
 from mm1.prepare.readers import Kind, kind_of
 
 
+class Input(Config):
+    """A file or a folder, and what it holds."""
+
+    path: str
+    kind: Kind
+
+
 class Order(Config):
     """The record of a preparation, kept beside its result.
 
@@ -20,8 +27,7 @@ class Order(Config):
     language  documents of any other language go; empty: all stay
     """
 
-    input: str
-    kind: Kind
+    inputs: tuple[Input, ...] = Field(min_length=1)
     pictures: str = ""
     source: str = ""
     licence: str = ""
@@ -36,24 +42,31 @@ class Order(Config):
     against: tuple[str, ...] = ()
 
 
-def order_of(what: str, kind: str, *, assignments: Sequence[str]) -> Order:
-    """The order for an input, its kind told from its files unless given, with `field=value` from the command line.
+def order_of(words: Sequence[str], *, kind: str = "") -> Order:
+    """The order that words of the command line make: inputs, and `field=value` for what may stay.
+
+    The kind of an input is told from its files unless one is given, which is then that of all inputs.
 
     Raises:
         ConfigError: no such field, or a value that it cannot have. InputError: the kind cannot be told.
     """
-    fields: dict[str, Any] = {"input": what, "kind": kind or kind_of(Path(what))}
-    for assignment in assignments:
-        name, sign, value = assignment.partition("=")
-        if not sign or name not in Order.model_fields:
-            known = [field for field in Order.model_fields if field not in ("input", "kind")]
+    fields: dict[str, Any] = {}
+    paths = []
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not sign or Path(word).exists():  # folders are called `dump=CC-MAIN-2024-10`, too
+            paths.append(word)
+            continue
+        if name not in Order.model_fields or name == "inputs":
+            known = [field for field in Order.model_fields if field != "inputs"]
             raise ConfigError(f"no field {name!r} in a preparation; {nearest(name, known)}")
         listed = name in ("filters", "against")
         fields[name] = tuple(part for part in value.split(",") if part) if listed else value
     try:
-        return Order(**fields)
+        return Order(inputs=[{"path": path, "kind": kind or kind_of(Path(path))} for path in paths], **fields)  # type: ignore[arg-type]
     except ValidationError as error:
-        faults = (
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (found {fault['input']!r})" for fault in error.errors()
-        )
-        raise ConfigError("; ".join(faults)) from None
+        raise ConfigError("; ".join(map(_told, error.errors()))) from None
+
+
+def _told(fault: Any) -> str:
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (found {fault['input']!r})"

@@ -42,6 +42,8 @@ class Part:
     files: tuple[Path, ...]
     pictures: Path | None = None  # the folder that picture names are relative to, where it is another one
     web: Web | None = None  # how pictures named by address are fetched, where the user allows it
+    kind: str = ""  # which reader reads it
+    source: str = ""  # what its documents say they come from
 
     @property
     def folders(self) -> tuple[Path, ...]:

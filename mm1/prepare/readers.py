@@ -71,7 +71,7 @@ def parts_of(path: Path, kind: str, *, pictures: Path | None = None, web: Web | 
         parts = one_each(path, *endings, pictures=pictures)
     if not parts:
         raise InputError(f"{path} has no file for kind {kind!r}: expected names that end in {', '.join(endings)}")
-    return [replace(part, web=web) for part in parts]
+    return [replace(part, web=web, kind=kind) for part in parts]
 
 
 def kind_of(path: Path) -> str:

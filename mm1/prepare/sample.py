@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mm1.data.store import Store, write_store
 from mm1.document import Document, Image, Text
 from mm1.prepare.captions import clip_art_pictures, emoji_pictures, english_words
+from mm1.prepare.card import Prepared, card_of, page_of
 from mm1.prepare.galleries import galleries, said_of
 from mm1.prepare.larger import bible_books, larger_pictures
 from mm1.prepare.pages import LARGER_MANUALS, MANUALS, manual_pages
@@ -90,6 +91,8 @@ def build_sample(to: Path, cache: Path, *, large: bool = False, show: bool = Tru
         train_tokenizer(_tokenizer_texts(sample.stores), part / "tokenizer.json", size=extent.vocabulary)
         said = card(part, sample.drops)
         (part / "card.json").write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        whole = card_of(part, Prepared(dict.fromkeys(said["stores"], 0), said["dropped"], {}, {}))
+        (part / "card.html").write_text(page_of(part, whole, title=to.name), encoding="utf-8")
         part.rename(to)
     return said
 
