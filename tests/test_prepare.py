@@ -1,5 +1,6 @@
 """A preparation: filters as published, copies found, evaluation sets kept out, work in parts that survives."""
 
+import importlib.util
 import io
 import json
 import signal
@@ -227,6 +228,37 @@ def test_the_result_does_not_depend_on_the_workers(tmp_path):
         prepare(order, tmp_path / f"out{workers}", runner=Runner(workers=workers))
     one, two = (list(Store(tmp_path / f"out{w}" / "images.lance").scan()) for w in (1, 2))
     assert one == two
+
+
+ON_RAY = """
+import sys
+from mm1.prepare import work
+order, to = work.Order.model_validate_json(sys.argv[1]), work.Path(sys.argv[2])
+work.prepare(order, to, runner=work.Runner("ray", workers=2))
+"""
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed: pip install 'mm1[ray]'")
+def test_ray_makes_what_this_machine_makes(tmp_path):
+    order = order_of(tars(tmp_path / "in", 5))
+    (tmp_path / "in" / "00003.tar").write_bytes(b"junk" * 500)
+    # in a process of its own: a process has one runner
+    words = [sys.executable, "-c", ON_RAY, order.model_dump_json(), str(tmp_path / "ray")]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    prepare(order, tmp_path / "native")
+    one, two = (list(Store(tmp_path / name / "images.lance").scan()) for name in ("native", "ray"))
+    assert one == two
+    cards = [json.loads((tmp_path / name / "card.json").read_text()) for name in ("native", "ray")]
+    assert cards[0]["failed"] == cards[1]["failed"]
+    assert list(cards[0]["failed"]) == ["00003.tar"]
+
+
+def test_an_address_without_a_cluster_is_said_at_once(tmp_path):
+    order = order_of(tars(tmp_path / "in", 1))
+    for address, why in (("127.0.0.1:1", "nobody answers"), ("cluster", "expected HOST:PORT")):
+        with pytest.raises(ValueError, match=why):
+            prepare(order, tmp_path / "out", runner=Runner("ray", address))
 
 
 def test_copies_go_across_inputs_and_each_document_says_its_source(tmp_path):

@@ -4,7 +4,9 @@ A row of the plan is a part, not a document. One broken file of many ends a Daft
 picture travels from process to process; a part is read, screened and written where it is.
 """
 
+import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -42,8 +44,8 @@ def each(do: Callable[[int], str], numbers: Sequence[int], *, runner: Runner) ->
     On a cluster, `mm1` must be installed on every machine, and input and output be folders that all of them see.
 
     Raises:
-        KeyboardInterrupt: stopped by the user. ConnectionError: no Ray cluster at the address.
-        ValueError: the extra is not installed.
+        KeyboardInterrupt: stopped by the user.
+        ValueError: nobody answers at the address, or the extra is not installed.
     """
     if not numbers:
         return
@@ -71,7 +73,22 @@ def _daft(runner: Runner) -> ModuleType:
         import ray
     except ModuleNotFoundError as error:
         raise ValueError(f"this needs {error.name}, which is not installed: pip install 'mm1[prepare,ray]'") from None
-    if not runner.address and not ray.is_initialized():
-        ray.init(num_cpus=runner.workers, include_dashboard=False, log_to_driver=False)
+    if runner.address:
+        _check(runner.address)
+    elif not ray.is_initialized():
+        ray.init(num_cpus=runner.workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     daft.set_runner_ray(runner.address or None, noop_if_initialized=True)
     return daft
+
+
+def _check(address: str) -> None:
+    """Nothing; Ray itself would ask an address for minutes at which nobody answers."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("auto", "local"):
+        return
+    if not host or not port.isdecimal():
+        raise ValueError(f"{address!r} is no address of a Ray cluster; expected HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ValueError(f"nobody answers at {address}: {error}; `ray status` on the head says its address") from None
