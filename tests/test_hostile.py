@@ -1,5 +1,6 @@
 """Input by people who mean harm, or whose disk was full: counted or refused, bounded, and nothing written elsewhere."""
 
+import gzip
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import zstandard
 
 from mm1.document import Document, Image, Text
 from mm1.prepare import part as part_module
+from mm1.prepare import read_lines
 from mm1.prepare.markup import Address, read_markup
 from mm1.prepare.part import InputError, lines_of
 from mm1.prepare.readers import KINDS, parts_of
@@ -46,6 +48,9 @@ def png_that_claims(width: int, height: int) -> bytes:
     )
 
 
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n(x) run\n%%EOF\n"  # Ghostscript would run it
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [
@@ -53,13 +58,14 @@ def png_that_claims(width: int, height: int) -> bytes:
         (png_that_claims(10_000, 10_000), "picture with too many pixels"),
         (RED[: len(RED) // 2], "picture that cannot be decoded"),
         (b"<svg onload=alert(1)>", "picture that cannot be decoded"),
+        (EPS, "picture that cannot be decoded"),
         (b"", "picture that cannot be decoded"),
     ],
-    ids=["900 megapixels", "100 megapixels", "cut off", "no picture", "empty"],
+    ids=["900 megapixels", "100 megapixels", "cut off", "no picture", "a program", "empty"],
 )
 def test_a_picture_that_would_eat_the_memory_is_counted(data, why):
     drops: Counter[str] = Counter()
-    document = screened(Document((Text("a"), Image(data), Text("b"))), Bounds(smallest=1), drops)
+    document = screened(Document((Text("a"), Image(data), Text("b"))), Bounds(smallest=1), drops).document
     assert document.pieces == (Text("ab"),)
     assert drops == {why: 1}
 
@@ -144,6 +150,14 @@ def test_a_large_member_of_a_tar_is_left_unread(tmp_path, monkeypatch):
     assert sum(drops.values()) == 1
 
 
+def test_a_tar_whose_header_would_eat_the_memory_is_refused(tmp_path):
+    member = tarfile.TarInfo("x")
+    member.type, member.size = tarfile.XHDTYPE, 2**40
+    (tmp_path / "x.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(20 * 512))
+    with pytest.raises(InputError, match=r"x\.tar .* a header of 1,099,511,627,776 bytes"):
+        read(tmp_path, "tars")
+
+
 @pytest.mark.parametrize(
     "name", ["../secret.png", "/etc/passwd", "link.png", "sub/../../secret.png", "a\0b", "x" * 5000]
 )
@@ -202,6 +216,14 @@ def test_a_line_without_end_is_skipped_in_bounded_memory(tmp_path, monkeypatch):
     (tmp_path / "x.jsonl.zst").write_bytes(bomb)
     drops: Counter[str] = Counter()
     assert list(lines_of(tmp_path / "x.jsonl.zst", drops)) == [b'{"text": "b"}\n']
+    assert sum(drops.values()) == 1
+
+
+def test_a_text_without_end_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(read_lines, "LARGEST_FILE", 10_000)
+    (tmp_path / "x.txt.gz").write_bytes(gzip.compress(b"and so on\n" * 100_000))
+    documents, drops = read(tmp_path, "text")
+    assert documents == []
     assert sum(drops.values()) == 1
 
 

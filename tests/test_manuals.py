@@ -22,7 +22,7 @@ def test_the_gimp_manual_keeps_its_pages_and_pictures():
     bounds = Bounds(smallest=40, aspect=1000, a_page=1000)
     pages = [page for part in parts_of(MANUAL, "html") for page in KINDS["html"](part, drops)]
     pages = [screened(page, bounds, drops) for page in pages]
-    prints = prints_of((page, [0] * len(page.images)) for page in pages)
+    prints = prints_of(pages)
     logos = repeated_pictures(prints, len(pages) // 5)
     starts = prints.first
     shown = [
@@ -30,5 +30,5 @@ def test_the_gimp_manual_keeps_its_pages_and_pictures():
     ]
     assert 472 * 0.97 <= sum(count > 0 for count in shown) <= 472 * 1.03
     assert 1998 * 0.97 <= sum(shown) <= 1998 * 1.03
-    first = {page.id: page for page in pages}["gimp-concepts-layers.html"]
+    first = {page.document.id: page.document for page in pages}["gimp-concepts-layers.html"]
     assert isinstance(first.pieces[0], Text)

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from mm1.prepare.copies import Prints, PrintsFile, copies, guard_of, joined, pri
 from mm1.prepare.engine import Runner
 from mm1.prepare.order import Input, Order
 from mm1.prepare.prose import FILTERS, Filter, c4, fineweb, gopher, repetition
-from mm1.prepare.screen import Bounds, looks, screened
+from mm1.prepare.screen import Bounds, Seen, screened
 from mm1.prepare.work import BusyError, prepare
 
 PROSE = """The house of the painter stood on a hill that looked over the town. It was built of grey stone, and the
@@ -96,8 +97,8 @@ def remembered(folder: Path, *parts: list[Document]) -> Prints:
     return joined([folder / str(number) for number in range(len(parts))], folder / "words")
 
 
-def seen(documents: list[Document]):
-    return [(document, looks(document)) for document in documents]
+def seen(documents: list[Document]) -> list[Seen]:
+    return [screened(document, Bounds(), Counter()) for document in documents]
 
 
 def test_copies_are_found_across_encodings_parts_and_only_copies(tmp_path):
@@ -138,7 +139,7 @@ def test_evaluation_sets_are_kept_out():
     guard = guard_of(seen(tested))
 
     def fault(document: Document) -> str | None:
-        return guard.fault(document, looks(document))
+        return guard.fault(seen([document])[0])
 
     assert "picture" in (fault(pair(other_encoding(photo(1)), "other words")) or "")
     assert "13 words" in (fault(Document((Text("And so: " + " ".join(PROSE.split()[4:20])),))) or "")
@@ -153,9 +154,9 @@ def test_pictures_that_do_not_count_are_left_out_by_reason():
     data = [photo(1), tiny.getvalue(), long.getvalue(), photo(2), photo(3)]
     document = Document((*map(Image, data), Text("x")))
     drops: Counter[str] = Counter()
-    assert len(screened(document, Bounds(a_page=2, side=48), drops).images) == 2
+    assert len(screened(document, Bounds(a_page=2, side=48), drops).document.images) == 2
     assert sum(drops.values()) == 3
-    small = screened(document, Bounds(side=48), Counter()).images[0]
+    small = screened(document, Bounds(side=48), Counter()).document.images[0]
     assert max(PIL.Image.open(io.BytesIO(small.data)).size) == 48
 
 
@@ -197,8 +198,10 @@ def test_a_stopped_preparation_goes_on_with_what_is_done(tmp_path, how, code):
     stopped = subprocess.run(words, check=False, capture_output=True)
     assert stopped.returncode == code, stopped.stderr
     assert not out.exists()
-    for name in ("00000.tar", "00001.tar"):
-        (tmp_path / "in" / name).write_bytes(b"junk" * 500)  # what is done is not read again
+    done = [place.name for place in tmp_path.glob("out.part/00000?")]
+    assert done
+    for name in done:
+        (tmp_path / f"in/{name[1:]}.tar").write_bytes(b"junk" * 500)  # what is done is not read again
     result = prepare(order, out)
     assert result.stores == {"images": 16}
     assert not result.failed
@@ -313,6 +316,15 @@ def test_what_a_page_says_cannot_act_in_the_card(tmp_path):
     write_card(tmp_path / "out", Prepared({"text": 1}, {"<i>why": 1}, {"<u>part": "<s>"}, {}), title="x")
     page = (tmp_path / "out" / "card.html").read_text()
     assert not any(tag in page for tag in ("<script>alert", "<b>x", "<i>why", "<u>part"))
+
+
+def test_memory_does_not_grow_with_the_input():
+    script = Path(__file__).parents[1] / "benchmarks" / "prepare_memory.py"
+    said = subprocess.run(
+        [sys.executable, str(script), "--megabytes", "40,200"], capture_output=True, text=True, check=True
+    ).stdout
+    small, large = (int(peak.replace(",", "")) for peak in re.findall(r"peak ([\d,]+) MB", said))
+    assert large < small + 80, said  # of 160 MB more
 
 
 def test_a_failure_leaves_no_half_table(tmp_path):

@@ -1,4 +1,4 @@
-"""What the pages say is what the commands do: every command and every Python block of README.md."""
+"""What the pages say is what the commands do: every command and every Python block."""
 
 import os
 import re
@@ -13,6 +13,7 @@ import typer
 
 from mm1 import config
 from mm1.__main__ import app
+from mm1.prepare.order import Order
 from mm1.recipes.index import recipe
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +107,9 @@ def check_verb(arguments: list[str]) -> None:
     given = group.commands[verb].make_context(verb, list(rest)).params
     if verb == "train":
         config.override(recipe(given["recipe"]), list(given["assignments"] or []))
+    if verb == "prepare":
+        unknown = {word.partition("=")[0] for word in given["words"] if "=" in word} - Order.model_fields.keys()
+        assert not unknown, f"a preparation has no fields {unknown}"
 
 
 @pytest.mark.parametrize("block", [block for block in SHELL if block.run], ids=str)

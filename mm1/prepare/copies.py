@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mm1.document import Document
 from mm1.prepare.pictures import sha256
+from mm1.prepare.screen import Seen
 from mm1.prepare.split import LOOK_ALIKE, same_words
 
 _BANDS, _ROWS, _RUN = 14, 8, 5
@@ -57,16 +57,16 @@ class Prints:
         return np.concatenate([[0], np.cumsum(self.pictures)])
 
 
-def prints_of(documents: Iterable[tuple[Document, np.ndarray]]) -> Prints:
-    """The prints of documents that come with their pictures' fingerprints."""
+def prints_of(documents: Iterable[Seen]) -> Prints:
+    """The prints of documents."""
     exact, words, pictures, data, looks = [], [], [], [], [np.zeros(0, np.uint64)]
-    for document, seen in documents:
-        hashes = [number(sha256(image.data)) for image in document.images]
-        exact.append(number(sha256(f"{same_words(document.text)} {hashes}".encode())))
-        words.append(signature(document.text))
+    for seen in documents:
+        hashes = [number(sha256(image.data)) for image in seen.document.images]
+        exact.append(number(sha256(f"{same_words(seen.document.text)} {hashes}".encode())))
+        words.append(signature(seen.document.text))
         pictures.append(len(hashes))
         data += hashes
-        looks.append(seen)
+        looks.append(seen.looks)
     return Prints(
         np.array(exact, np.uint64),
         np.array(words, np.uint32).reshape(-1, _BANDS * _ROWS),
@@ -223,24 +223,25 @@ class Guard:
     runs: dict[int, frozenset[int]]
     looks: np.ndarray
 
-    def fault(self, document: Document, looks: np.ndarray) -> str | None:
+    def fault(self, seen: Seen) -> str | None:
         """Why the document must not be trained on; nothing where it may."""
-        if len(self.looks) and any(_near(look, self.looks) for look in looks):
+        if len(self.looks) and any(_near(look, self.looks) for look in seen.looks):
             return "contaminated: shows a picture of an evaluation set"
         for size, known in self.runs.items():
-            if known and not known.isdisjoint(runs(document.text, size).tolist()):
+            if known and not known.isdisjoint(runs(seen.document.text, size).tolist()):
                 return f"contaminated: shares {size} words with an evaluation set"
         return None
 
 
-def guard_of(documents: Iterable[tuple[Document, np.ndarray]]) -> Guard:
-    """The guard against some evaluation documents, which come with their pictures' fingerprints."""
+def guard_of(documents: Iterable[Seen]) -> Guard:
+    """The guard against some evaluation documents."""
     known: dict[int, set[int]] = {}
     looks = [np.zeros(0, np.uint64)]
-    for document, seen in documents:
-        looks.append(seen)
-        words = sum(bool(same_words(word)) for word in document.text.split())
+    for seen in documents:
+        looks.append(seen.looks)
+        text = seen.document.text
+        words = sum(bool(same_words(word)) for word in text.split())
         size = min(words, _OVERLAP[-1])
         if size >= _OVERLAP[0]:
-            known.setdefault(size, set()).update(runs(document.text, size).tolist())
+            known.setdefault(size, set()).update(runs(text, size).tolist())
     return Guard({size: frozenset(found) for size, found in sorted(known.items())}, np.unique(np.concatenate(looks)))

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from mm1.data.store import write_store
 from mm1.document import Document
 from mm1.prepare.copies import Guard, PrintsFile, prints_of
@@ -17,7 +15,7 @@ from mm1.prepare.order import Order
 from mm1.prepare.part import Part
 from mm1.prepare.prose import FILTERS, language_of
 from mm1.prepare.readers import KINDS
-from mm1.prepare.screen import Bounds, looks, screened
+from mm1.prepare.screen import Bounds, Seen, screened
 
 
 def do_part(order: Order, part: Part, place: Path, *, guard: Guard | None = None) -> str:
@@ -46,25 +44,24 @@ def do_part(order: Order, part: Part, place: Path, *, guard: Guard | None = None
     return ""
 
 
-def _wanted(
-    order: Order, part: Part, drops: Counter[str], *, guard: Guard | None
-) -> Iterator[tuple[Document, np.ndarray]]:
-    """The part's documents that may stay, each with its pictures' fingerprints."""
+def _wanted(order: Order, part: Part, drops: Counter[str], *, guard: Guard | None) -> Iterator[Seen]:
+    """The part's documents that may stay."""
     bounds = Bounds(order.smallest, order.aspect, order.a_page, order.side)
     said = {"licence": order.licence, "language": order.language}
     for document in KINDS[part.kind](part, drops):
         drops["read"] += 1
         drops["pictures read"] += len(document.images)
-        document = screened(document, bounds, drops)
         why = _fault(order, document)
-        seen = looks(document) if why is None else np.zeros(0, np.uint64)
-        if why is None and guard is not None:
-            why = guard.fault(document, seen)
+        if why is not None:
+            drops[why] += 1
+            continue
+        seen = screened(document, bounds, drops)
+        why = guard.fault(seen) if guard is not None else None
         if why is not None:
             drops[why] += 1
             continue
         metadata = {**{key: value for key, value in said.items() if value}, **document.metadata}
-        yield replace(document, source=order.source or part.source, metadata=metadata), seen
+        yield Seen(replace(seen.document, source=order.source or part.source, metadata=metadata), seen.looks)
 
 
 def _fault(order: Order, document: Document) -> str | None:
@@ -76,13 +73,11 @@ def _fault(order: Order, document: Document) -> str | None:
     return next((why for name in order.filters if (why := FILTERS[name](document.text))), None)
 
 
-def _remembered(
-    documents: Iterator[tuple[Document, np.ndarray]], prints: PrintsFile, faults: list[Exception]
-) -> Iterator[Document]:
+def _remembered(wanted: Iterator[Seen], prints: PrintsFile, faults: list[Exception]) -> Iterator[Document]:
     """The documents, their prints written. Whatever strangers' bytes raise ends the part, in `faults`."""
     try:
-        for document, seen in documents:
-            prints.add(prints_of([(document, seen)]))
-            yield document
+        for seen in wanted:
+            prints.add(prints_of([seen]))
+            yield seen.document
     except Exception as error:
         faults.append(error)

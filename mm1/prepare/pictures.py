@@ -46,9 +46,11 @@ def open_picture(data: bytes) -> PIL.Image.Image:
         PictureError: not a picture Pillow knows, broken, or larger than `LARGEST_PIXELS`.
     """
     try:
-        file = PIL.Image.open(io.BytesIO(data))
+        file = PIL.Image.open(io.BytesIO(data), formats=_formats())
         if file.width * file.height > LARGEST_PIXELS:
             raise PictureError("picture with too many pixels")
+        if file.mode in ("L", "RGB") and "transparency" not in file.info:
+            return file.convert("RGB")  # as the way below would give it, in a third of the time
         image = file.convert("RGBA")
     except PictureError:
         raise
@@ -57,6 +59,15 @@ def open_picture(data: bytes) -> PIL.Image.Image:
     page = PIL.Image.new("RGBA", image.size, "white")
     page.alpha_composite(image)
     return page.convert("RGB")
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """The formats of pictures on the web: Pillow knows more, and starts another program to read EPS."""
+    PIL.Image.init()
+    return tuple(
+        name for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in PIL.Image.OPEN
+    )
 
 
 def render_svg(data: bytes, *, side: int, lettering: bool = True) -> PIL.Image.Image:
@@ -132,7 +143,12 @@ def fingerprint(data: bytes) -> int:
     grey picture (pHash; Zauner 2010, https://www.phash.org/docs/pubs/thesis_zauner.pdf).
     """
     with PIL.Image.open(io.BytesIO(data)) as image:
-        grey = image.convert("L").resize((32, 32), PIL.Image.Resampling.LANCZOS)
+        return fingerprint_of(image)
+
+
+def fingerprint_of(image: PIL.Image.Image) -> int:
+    """The `fingerprint` of a decoded picture."""
+    grey = image.convert("L").resize((32, 32), PIL.Image.Resampling.LANCZOS)
     basis = _cosines()
     low = (basis @ np.asarray(grey, dtype=np.float64) @ basis.T).round(6)
     bits = (low > np.median(low)).ravel()

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from mm1.document import Document, Image, Piece, Text
-from mm1.prepare.part import InputError, Part, lines_of, objects_of
+from mm1.prepare.part import LARGEST_FILE, InputError, Part, lines_of, objects_of
 from mm1.prepare.read_tables import Pictures
 
 _SAID = ("license", "licence", "url", "language", "added", "created", "dump")
 
 
 def read_text(part: Part, drops: Counter[str]) -> Iterator[Document]:
-    """One document for each line `{"text": ..., "id": ...}`; for each paragraph-separated file of plain text, one.
+    """One document for each line `{"text": ..., "id": ...}`; for each file of plain text, one.
 
     Dolma's format: https://github.com/allenai/dolma/blob/main/docs/data-format.md
 
@@ -21,9 +21,14 @@ def read_text(part: Part, drops: Counter[str]) -> Iterator[Document]:
     """
     path = part.files[0]
     if ".json" not in path.name.lower():
-        whole = b"".join(lines_of(path, drops)).decode("utf-8", "replace")
+        whole = bytearray()
+        for line in lines_of(path, drops):
+            whole += line
+            if len(whole) > LARGEST_FILE:
+                drops[f"file of more than {LARGEST_FILE >> 20} MB"] += 1
+                return
         if whole.strip():
-            yield Document((Text(whole),), id=part.name)
+            yield Document((Text(whole.decode("utf-8", "replace")),), id=part.name)
         return
     found = seen = 0
     for number, entry in enumerate(objects_of(path, drops)):

@@ -15,6 +15,11 @@ from mm1.prepare.part import LARGEST_FILE, InputError, Part, parse_json
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif")
 _SAID = ("license", "licence", "url", "author", "language")
 _MOST_OF_A_SAMPLE = 16  # files; a sample has three
+_LARGEST_HEADER = 2**20  # bytes
+_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 
 
 def read_tars(part: Part, drops: Counter[str]) -> Iterator[Document]:
@@ -39,12 +44,23 @@ def read_tars(part: Part, drops: Counter[str]) -> Iterator[Document]:
             yield Document((Image(data), Text(caption)), id=key, metadata=metadata)
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose header is bounded: the library reads a long name, or PAX's fields, whole."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        member = super().frombuf(buf, encoding, errors)
+        if member.size > _LARGEST_HEADER and member.type in _HEADERS:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member
+
+
 def _samples(part: Part, drops: Counter[str]) -> Iterator[dict[str, bytes]]:
     """Ending -> bytes of each sample."""
     path = part.files[0]
     sample: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, mode="r|*") as tar:
+        with tarfile.open(path, mode="r|*", tarinfo=_Member) as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # the library keeps them all, which grows with the tar
                 if not member.isfile():

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 
 from mm1.document import Document, Image, Piece, Text
-from mm1.prepare.pictures import PictureError, encode_webp, fingerprint, open_picture, shrink
+from mm1.prepare.pictures import PictureError, encode_webp, fingerprint_of, open_picture, shrink
 
 QUALITY = 85
 """WebP quality of a picture that had to be shrunk."""
@@ -33,30 +33,41 @@ class Bounds:
     side: int = 0
 
 
-def screened(document: Document, bounds: Bounds, drops: Counter[str]) -> Document:
-    """The document with the pictures that count; what was left out is counted by its reason."""
-    if not document.images:
-        return document
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A document, and the 64-bit fingerprints of its pictures in order."""
+
+    document: Document
+    looks: np.ndarray
+
+
+def screened(document: Document, bounds: Bounds, drops: Counter[str]) -> Seen:
+    """The document with the pictures that count; what was left out is counted by its reason.
+
+    A picture is decoded once: to see whether it is whole, to be shrunk, and for its fingerprint.
+    """
     pieces: list[Piece] = []
-    kept = 0
+    looks: list[int] = []
     for piece in document.pieces:
         if isinstance(piece, Text) and pieces and isinstance(last := pieces[-1], Text) and last.train == piece.train:
             pieces[-1] = Text(last.text + piece.text, train=piece.train)  # a picture that stood between them is gone
         elif not isinstance(piece, Image):
             pieces.append(piece)
-        elif kept == bounds.a_page:
+        elif len(looks) == bounds.a_page:
             drops[f"picture after the {bounds.a_page}th of a document"] += 1
         else:
             try:
-                pieces.append(Image(_checked(piece.data, bounds)))
-                kept += 1
+                image = _checked(piece.data, bounds)
+                looks.append(fingerprint_of(image))
+                shrunk = bounds.side and max(image.size) > bounds.side
+                pieces.append(Image(encode_webp(shrink(image, side=bounds.side), quality=QUALITY)) if shrunk else piece)
             except PictureError as error:
                 drops[str(error)] += 1
-    return replace(document, pieces=tuple(pieces))
+    return Seen(replace(document, pieces=tuple(pieces)), np.array(looks, np.uint64))
 
 
-def _checked(data: bytes, bounds: Bounds) -> bytes:
-    """The bytes to be stored.
+def _checked(data: bytes, bounds: Bounds) -> PIL.Image.Image:
+    """The decoded picture.
 
     Raises:
         PictureError: too small, too long, too large, or not a picture.
@@ -69,11 +80,4 @@ def _checked(data: bytes, bounds: Bounds) -> bytes:
         raise PictureError(f"picture of fewer than {bounds.smallest} pixels")
     if long > bounds.aspect * short:
         raise PictureError(f"picture longer than {bounds.aspect:g} to 1")
-    if bounds.side and long > bounds.side:
-        return encode_webp(shrink(image, side=bounds.side), quality=QUALITY)
-    return data
-
-
-def looks(document: Document) -> np.ndarray:
-    """The 64-bit fingerprints of the document's pictures, in order."""
-    return np.array([fingerprint(image.data) for image in document.images], np.uint64)
+    return image

@@ -5,7 +5,10 @@ missing. A part that fails is named, on the card too, and does not stop the othe
 """
 
 import fcntl
+import math
 import shutil
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +26,7 @@ from mm1.prepare.join import join
 from mm1.prepare.order import Order
 from mm1.prepare.part import Part
 from mm1.prepare.readers import parts_of
-from mm1.prepare.screen import looks
+from mm1.prepare.screen import Bounds, screened
 from mm1.prepare.web import Web
 
 
@@ -86,7 +89,8 @@ def _guard(order: Order) -> Guard | None:
     """The guard against the evaluation sets that the order names."""
     if not order.against:
         return None
-    return guard_of((document, looks(document)) for name in order.against for document in open_store(name).scan())
+    every = Bounds(smallest=1, aspect=math.inf, a_page=sys.maxsize)
+    return guard_of(screened(d, every, Counter()) for name in order.against for d in open_store(name).scan())
 
 
 @contextmanager

@@ -1,0 +1,90 @@
+"""How much memory `mm1 prepare` takes for inputs of several sizes: it must not grow with them.
+
+    python benchmarks/prepare_memory.py                      # 100 and 400 MB
+    python benchmarks/prepare_memory.py --megabytes 20000    # takes three times as much disk, in --folder
+
+Input is generated: captioned pictures in tars of 200 MB, and a fiftieth of it text in JSON lines. Pictures are noise of
+640 x 480 pixels; what makes each another one is bytes after the end of its data, as cameras leave them, too.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+_TAR, _PICTURE, _TEXT = 200 * 2**20, 500 * 2**10, 2**12
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", default="100,400", help="sizes of input, comma-separated")
+    parser.add_argument("--folder", type=Path, help="where input and output are written, and removed afterwards")
+    asked = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; one worker")
+    for megabytes in map(int, asked.megabytes.split(",")):
+        with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+            print(measured(Path(folder), megabytes), flush=True)
+
+
+def measured(folder: Path, megabytes: int) -> str:
+    """A line that says what preparing so much input took."""
+    size = megabytes * 2**20
+    write_tars(folder / "tars", size * 49 // 50)
+    write_text(folder / "text", size // 50)
+    words = [sys.executable, "-m", "mm1", "prepare", str(folder / "tars"), str(folder / "text")]
+    began = time.perf_counter()
+    # glibc keeps what each of Lance's threads has given back, up to 200 MB more; it says nothing of what is held
+    environment = os.environ | {"MALLOC_ARENA_MAX": "2"}
+    process = subprocess.Popen([*words, "--to", str(folder / "out")], stdout=subprocess.DEVNULL, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    if status:
+        raise SystemExit(f"mm1 prepare ended with {os.waitstatus_to_exitcode(status)}")
+    card = json.loads((folder / "out" / "card.json").read_text())
+    peak = usage.ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
+    shutil.rmtree(folder / "out")
+    return f"{megabytes:,} MB: {card['kept']['documents']:,} documents, {seconds:.0f} s, peak {peak:,} MB"
+
+
+def write_tars(folder: Path, size: int) -> None:
+    """Nothing; tars of captioned pictures lie in the folder, `size` bytes in all."""
+    folder.mkdir()
+    chance = np.random.default_rng(0)
+    noise = PIL.Image.fromarray(chance.integers(0, 255, (48, 64, 3), dtype=np.uint8)).resize((640, 480))
+    file = io.BytesIO()
+    noise.save(file, "JPEG", quality=90)
+    count, a_tar = size // _PICTURE, _TAR // _PICTURE
+    for first in range(0, count, a_tar):
+        with tarfile.open(folder / f"{first:09}.tar", "w") as tar:
+            for number in range(first, min(first + a_tar, count)):
+                picture = file.getvalue() + chance.bytes(_PICTURE - len(file.getvalue()))
+                said = " ".join(f"w{word}" for word in chance.integers(0, 50_000, 12))
+                for ending, data in (("jpg", picture), ("txt", said.encode())):
+                    member = tarfile.TarInfo(f"{number:09}.{ending}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
+
+def write_text(folder: Path, size: int) -> None:
+    """Nothing; JSON lines of words that nobody wrote lie in the folder, `size` bytes in all."""
+    folder.mkdir()
+    chance = np.random.default_rng(1)
+    with (folder / "0.jsonl").open("w") as file:
+        while file.tell() < size:
+            said = " ".join(f"w{word}" for word in chance.integers(0, 50_000, _TEXT // 7))
+            file.write(json.dumps({"text": said}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
