@@ -64,7 +64,7 @@ def test_parquet_of_addresses_is_not_fetched_unless_asked(tmp_path, monkeypatch)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "0.parquet")
     drops: Counter[str] = Counter()
     assert read(tmp_path, drops=drops) == []
-    assert drops["picture by address only, not fetched (--fetch fetches)"] == 2
+    assert drops["picture by address only, not fetched (fetch=true fetches)"] == 2
     asked = []
 
     def fetch(address: str) -> bytes:

@@ -37,7 +37,7 @@ class Pictures:
         if "://" not in found:
             return find_picture(self.part, found, self.drops)
         if self.part.web is None:
-            self.drops["picture by address only, not fetched (--fetch fetches)"] += 1
+            self.drops["picture by address only, not fetched (fetch=true fetches)"] += 1
             return None
         answer = self._fetched.pop(found, None) or self.part.web.fetch_all([found])[0]
         if isinstance(answer, bytes):

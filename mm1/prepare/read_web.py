@@ -56,7 +56,7 @@ def _fetched(url: str, part: Part, drops: Counter[str]) -> Piece | None:
         drops["image with a word of icons in its address"] += 1
         return None
     if part.web is None:
-        drops["image by address only, not fetched (--fetch fetches)"] += 1
+        drops["image by address only, not fetched (fetch=true fetches)"] += 1
         return None
     answer = part.web.fetch_all([url])[0]
     if isinstance(answer, WebError):
