@@ -43,7 +43,10 @@ def read_markup(content: bytes, base: str) -> list[Text | Address]:
     """
     from lxml import etree, html
 
-    parser = html.HTMLParser(remove_comments=True, remove_pis=True, encoding=_encoding(content), huge_tree=False)
+    try:
+        parser = html.HTMLParser(remove_comments=True, remove_pis=True, encoding=_encoding(content), huge_tree=False)
+    except LookupError:  # an encoding that libxml2 does not know
+        parser = html.HTMLParser(remove_comments=True, remove_pis=True, encoding="utf-8", huge_tree=False)
     try:
         tree = html.document_fromstring(content, parser=parser)
     except (etree.LxmlError, ValueError, AssertionError):
@@ -77,12 +80,7 @@ def _encoding(content: bytes) -> str:
     from lxml import etree
 
     said = re.search(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([A-Za-z0-9_-]{2,30})", content[:4096])
-    name = said[1].decode("ascii") if said else "utf-8"
-    try:
-        etree.HTMLParser(encoding=name)
-    except LookupError:  # libxml2 has its own list of encodings
-        return "utf-8"
-    return name
+    return said[1].decode("ascii") if said else "utf-8"
 
 
 def _has_text(element) -> bool:

@@ -1,9 +1,13 @@
 """Web pages -> documents: a folder of HTML files with their images, and WARC files."""
 
+import io
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit
+
+import PIL.Image
 
 from mm1.document import Document, Image, Piece, Text
 from mm1.prepare.markup import Address, read_markup
@@ -11,6 +15,7 @@ from mm1.prepare.part import LARGEST_FILE, InputError, Part, inside, read_bounde
 from mm1.prepare.web import WebError
 
 _ICON_WORDS = ("logo", "button", "icon", "plugin", "widget")  # OBELICS, arXiv 2306.16527, appendix A.1.3
+_ICON_SIDE = 64  # no side that long: signs in the running text, buttons, 48 x 48 notes (as in mm1/prepare/pages.py)
 _SITE = "file:///"  # the folder of the pages, whatever it is called
 
 
@@ -35,20 +40,34 @@ def read_html(part: Part, drops: Counter[str]) -> Iterator[Document]:
 
 
 def _local(address: Address, place: str, part: Part, drops: Counter[str]) -> Piece | None:
-    """The image of a page in the folder; None, counted, where it is elsewhere or an icon by its name."""
+    """The image of a page in the folder; None, counted, where it is elsewhere or an icon."""
     parts = urlsplit(address.url)
     if parts.scheme in ("http", "https"):
         return _fetched(address.url, part, drops)
     if is_icon(address.url):
         drops["image with a word of icons in its address"] += 1
         return None
-    name = unquote(parts.path).lstrip("/")
-    path = inside(part.root, name)
+    path = inside(part.root, unquote(parts.path).lstrip("/"))
     if path is None:
         drops["image that is not in the folder"] += 1
         return None
-    data = read_bounded(path, drops)
-    return None if data is None else Image(data)
+    return _image(read_bounded(path, drops), drops)
+
+
+def _image(data: bytes | None, drops: Counter[str]) -> Image | None:
+    """The image, unless it is missing or, by the size that its header says, an icon."""
+    if data is None:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whether it is too large is decided where it is decoded
+            size = PIL.Image.open(io.BytesIO(data)).size
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
+        return Image(data)
+    if max(size) < _ICON_SIDE:
+        drops[f"image without a side of {_ICON_SIDE} pixels, an icon"] += 1
+        return None
+    return Image(data)
 
 
 def _fetched(url: str, part: Part, drops: Counter[str]) -> Piece | None:
@@ -62,7 +81,7 @@ def _fetched(url: str, part: Part, drops: Counter[str]) -> Piece | None:
     if isinstance(answer, WebError):
         drops[str(answer)] += 1
         return None
-    return Image(answer)
+    return _image(answer, drops)
 
 
 def read_warc(part: Part, drops: Counter[str]) -> Iterator[Document]:
@@ -81,7 +100,7 @@ def read_warc(part: Part, drops: Counter[str]) -> Iterator[Document]:
                 pieces.append(piece)
             elif piece.url in places and not is_icon(piece.url):
                 held = next(_answers(part, drops, of="image/", start=places[piece.url]), None)
-                pieces.append(Image(held.body) if held else None)
+                pieces.append(_image(held.body, drops) if held else None)
             else:
                 pieces.append(_fetched(piece.url, part, drops))
         kept = tuple(piece for piece in pieces if piece is not None)
