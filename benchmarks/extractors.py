@@ -55,12 +55,24 @@ def labels() -> list[Label]:
     return [Label(**json.loads(line)) for line in LABELS.read_text(encoding="utf-8").splitlines()]
 
 
+def folder_of(name: str, cache: Path, *, fetch: bool = True) -> Path:
+    """Where the pages of a manual lie.
+
+    Raises:
+        PackageError: its package cannot be fetched, or must not be and is not there.
+    """
+    manual = next(manual for manual in (*MANUALS, *LARGER_MANUALS) if manual.source.name == name)
+    if not fetch and not (cache / "unpacked" / manual.source.package.folder).is_dir():
+        raise PackageError(f"{manual.source.package.title} is not in {cache}")
+    return manual.source.folder(cache) / manual.root
+
+
 def folders(cache: Path) -> dict[str, Path]:
     """Where the pages of each manual lie; manuals that cannot be fetched are missing."""
     found = {}
-    for manual in (*MANUALS, *LARGER_MANUALS):
+    for name in dict.fromkeys(label.manual for label in labels()):
         try:
-            found[manual.source.name] = manual.source.folder(cache) / manual.root
+            found[name] = folder_of(name, cache)
         except PackageError as error:
             print(f"left out: {error}", file=sys.stderr)
     return found

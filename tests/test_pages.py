@@ -1,0 +1,117 @@
+"""The content of a web page is found, whatever site it is of; 50 labelled pages of real manuals say how well."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks.extractors import folder_of, labels, ours, page_of, score
+from mm1.document import Text
+from mm1.prepare.markup import Address, read_markup
+from mm1.prepare.packages import PackageError
+
+CACHE = Path(os.environ.get("MM1_PACKAGES", ".cache/packages"))
+PROSE = "The house of the painter stood on a hill that looked over the town and its many gardens."
+MORE = "It was built of grey stone, and the windows were small, so that the rooms stayed cool all summer."
+LINKS = "".join(f"<li><a href='{n}.html'>Chapter {n}</a></li>" for n in range(5))
+
+
+def told(body: str, *, title: str = "") -> str:
+    """What is read of a page, with the names of its images in brackets."""
+    page = f"<html><head><title>{title}</title></head><body>{body}</body></html>"
+    pieces = read_markup(page.encode(), "https://e.org/a/b.html")
+    return "".join((piece.text.strip() if isinstance(piece, Text) else f"[{piece.url}]") + "\n" for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        "<nav><p>Elsewhere</p></nav>{}",
+        "<div class='navheader'><p>Elsewhere</p></div>{}",
+        "<div class='site-footer'>Elsewhere</div>{}",
+        "<ul class='docnav'><li>Elsewhere</li></ul>{}",
+        "<div id='sidebar'>Elsewhere</div>{}",
+        "<div role='search'>Elsewhere</div>{}",
+        "<aside>Elsewhere</aside>{}",
+        "<form>Elsewhere</form>{}",
+        "<div hidden>Elsewhere</div>{}",
+        "<div class='header'>Elsewhere</div>{}",
+        "{}<p><b>Previous:</b> <a href='1'>Elsewhere</a> <b>Next:</b> <a href='2'>Elsewhere</a></p>",
+        "{}<p>© 2003-2023 <a href='/'>Elsewhere</a> All rights reserved</p>",
+        "{}<p>Last modified on Friday, Elsewhere</p>",
+        "{}<p>Elsewhere and its logo are trademarks of Elsewhere</p>",
+        "<p>Elsewhere</p><main>{}</main><p>Elsewhere</p>",
+        "<p>Elsewhere</p><div role='main'>{}</div>",
+        "<p>Elsewhere</p><article>{}</article>",
+    ],
+)
+def test_what_stands_around_the_content_goes(around):
+    assert told(around.format(f"<p>{PROSE}</p><p>{MORE}</p>")) == f"{PROSE}\n\n{MORE}\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<aside class='footnote'>Here</aside>",
+        "<aside role='note'>Here</aside>",
+        "<div class='header'><h1>Here</h1></div>",
+        "<pre><span class='comment'>Here</span></pre>",
+        "<section id='related'><h2>Here</h2></section>",
+        "<p>Copyright (c) of the house: Here</p>" + f"<p>{MORE}</p>",
+        "<p>Go back to the next chapter <a href='1'>Here</a></p>",
+        f"<ul>{LINKS}<li><a href='7'>Here</a>: {MORE}</li></ul>",
+        "<ul>" + "".join(f"<li><a href='{n}'>http://e.org/{n}</a></li>" for n in range(5)) + "<li>Here</li></ul>",
+    ],
+)
+def test_what_looks_like_navigation_but_is_content_stays(content):
+    assert "Here" in told(f"<div><p>{PROSE}</p>{content}</div>")
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["<div class='has-sidebar'>{}</div>", "<form>{}</form>", "<div id='menu' role='banner'>{}</div>"]
+)
+def test_a_wrapper_of_the_content_stays_whatever_it_is_called(wrapper):
+    assert told(wrapper.format(f"<p>{PROSE}</p><p>{MORE}</p>")) == f"{PROSE}\n\n{MORE}\n"
+
+
+def test_a_main_part_with_little_in_it_is_not_taken_for_the_content():
+    assert PROSE in told(f"<main>{MORE[:20]}</main><div><p>{PROSE}</p><p>{MORE}</p></div>")
+
+
+def test_lists_of_links_go_and_paragraphs_with_links_stay():
+    assert told(f"<p>{PROSE}</p><ul>{LINKS}</ul>") == f"{PROSE}\n"
+    linked = " ".join(f"<a href='{n}'>{word}</a>" if n % 3 else word for n, word in enumerate(PROSE.split()))
+    assert told(f"<p>{linked}</p>") == f"{PROSE}\n"
+
+
+def test_the_title_stays_where_the_head_of_the_page_holds_it():
+    head = "<div class='header'><div class='title'>The house</div></div>"
+    assert told(f"{head}<p>{PROSE}</p>", title="Site: The house") == f"The house\n\n{PROSE}\n"
+
+
+def test_images_stand_in_reading_order_with_their_whole_addresses():
+    body = f"<img src='1.png'><p>{PROSE}<img src='/i/2.png'>{MORE}</p><img data-src='../3.png' src='data:,x'>"
+    images = ["https://e.org/a/1.png", "https://e.org/i/2.png", "https://e.org/3.png"]
+    assert told(body) == f"[{images[0]}]\n{PROSE}\n[{images[1]}]\n{MORE}\n[{images[2]}]\n"
+
+
+def test_the_encoding_that_a_page_names_is_used():
+    page = f"<html><head><meta charset='iso-8859-1'></head><body><p>{PROSE} Ein Hügel.</p></body></html>"
+    (piece,) = read_markup(page.encode("iso-8859-1"), "https://e.org/")
+    assert not isinstance(piece, Address)
+    assert piece.text.endswith("Hügel.\n")
+
+
+@pytest.mark.parametrize("manual", sorted({label.manual for label in labels()}))
+def test_labelled_pages_lose_their_navigation_and_nothing_else(manual):
+    """Fetches the smallest of the manuals; the others are read where they are already."""
+    try:
+        root = folder_of(manual, CACHE, fetch=manual == "gimp-help")
+    except PackageError as error:
+        pytest.skip(f"the package is not to be had here: {error}")
+    chosen = [label for label in labels() if label.manual == manual]
+    scores = {label.page: score(label, ours(page_of(label, root))) for label in chosen}
+    assert not {page: one.lost for page, one in scores.items() if one.lost}
+    assert not {page: one.lost_images for page, one in scores.items() if one.lost_images}
+    assert not {page: one.misplaced for page, one in scores.items() if one.misplaced}
+    assert sum(not one.left for one in scores.values()) >= 0.95 * len(scores)
