@@ -59,7 +59,7 @@ def test_what_stands_around_the_content_goes(around):
         "<section id='related'><h2>Here</h2></section>",
         "<p>Copyright (c) of the house: Here</p>" + f"<p>{MORE}</p>",
         "<p>Go back to the next chapter <a href='1'>Here</a></p>",
-        f"<ul>{LINKS}<li><a href='7'>Here</a>: {MORE}</li></ul>",
+        "<ul>" + f"<li><a href='1'>{PROSE}</a></li>" * 5 + f"<li>Here: {MORE}</li></ul>",
         "<ul>" + "".join(f"<li><a href='{n}'>http://e.org/{n}</a></li>" for n in range(5)) + "<li>Here</li></ul>",
     ],
 )
@@ -78,6 +78,10 @@ def test_a_main_part_with_little_in_it_is_not_taken_for_the_content():
     assert PROSE in told(f"<main>{MORE[:20]}</main><div><p>{PROSE}</p><p>{MORE}</p></div>")
 
 
+def test_of_several_articles_none_is_the_content_alone():
+    assert told(f"<article><p>{PROSE}</p></article><article><p>{MORE}</p></article>") == f"{PROSE}\n\n{MORE}\n"
+
+
 def test_lists_of_links_go_and_paragraphs_with_links_stay():
     assert told(f"<p>{PROSE}</p><ul>{LINKS}</ul>") == f"{PROSE}\n"
     linked = " ".join(f"<a href='{n}'>{word}</a>" if n % 3 else word for n, word in enumerate(PROSE.split()))
@@ -90,7 +94,7 @@ def test_the_title_stays_where_the_head_of_the_page_holds_it():
 
 
 def test_images_stand_in_reading_order_with_their_whole_addresses():
-    body = f"<img src='1.png'><p>{PROSE}<img src='/i/2.png'>{MORE}</p><img data-src='../3.png' src='data:,x'>"
+    body = f"<img src='1.png'><p>{PROSE}<img src='/i/2.png'>{MORE}</p><img data-src='../3.png' src='wait.gif'>"
     images = ["https://e.org/a/1.png", "https://e.org/i/2.png", "https://e.org/3.png"]
     assert told(body) == f"[{images[0]}]\n{PROSE}\n[{images[1]}]\n{MORE}\n[{images[2]}]\n"
 
