@@ -1,14 +1,18 @@
 """The content of a web page is found, whatever site it is of; 50 labelled pages of real manuals say how well."""
 
+import io
 import os
+from collections import Counter
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from benchmarks.extractors import folder_of, labels, ours, page_of, score
 from mm1.document import Text
 from mm1.prepare.markup import Address, read_markup
 from mm1.prepare.packages import PackageError
+from mm1.prepare.readers import KINDS, parts_of
 
 CACHE = Path(os.environ.get("MM1_PACKAGES", ".cache/packages"))
 PROSE = "The house of the painter stood on a hill that looked over the town and its many gardens."
@@ -97,6 +101,40 @@ def test_images_stand_in_reading_order_with_their_whole_addresses():
     body = f"<img src='1.png'><p>{PROSE}<img src='/i/2.png'>{MORE}</p><img data-src='../3.png' src='wait.gif'>"
     images = ["https://e.org/a/1.png", "https://e.org/i/2.png", "https://e.org/3.png"]
     assert told(body) == f"[{images[0]}]\n{PROSE}\n[{images[1]}]\n{MORE}\n[{images[2]}]\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "inline"),
+    [
+        (f"<p>Click <span><img src='1.png'></span> here. {PROSE}</p>", [True]),
+        (f"<p>Click <img src='1.png'> <img src='2.png'> here. {PROSE}</p>", [True, True]),
+        (f"<p>{PROSE}</p><img src='1.png'><p>{MORE}</p>", [False]),
+        (f"<p>{PROSE} <img src='1.png'></p><p>{MORE}</p>", [False]),
+        (f"<p>{PROSE}</p><p><img src='1.png'> {MORE}</p>", [False]),
+    ],
+)
+def test_images_inside_of_a_line_are_known(body, inline):
+    pieces = read_markup(f"<body>{body}</body>".encode(), "https://e.org/")
+    assert [piece.inline for piece in pieces if isinstance(piece, Address)] == inline
+
+
+def test_a_line_goes_on_where_a_sign_was_in_it(tmp_path):
+    (tmp_path / "sign.png").write_bytes(drawn(22))
+    (tmp_path / "plot.png").write_bytes(drawn(100))
+    body = f"<p>Click <img src='sign.png'> here.</p><p>{PROSE}</p><img src='plot.png'><p>{MORE}</p>"
+    (tmp_path / "a.html").write_text(f"<html><body>{body}<img src='sign.png'><p>The end.</p></body></html>")
+    drops: Counter[str] = Counter()
+    (part,) = parts_of(tmp_path, "html")
+    (document,) = KINDS["html"](part, drops)
+    told = [piece.text.strip() if isinstance(piece, Text) else len(piece.data) for piece in document.pieces]
+    assert told == [f"Click here.\n\n{PROSE}", len(drawn(100)), f"{MORE}\n\nThe end."]
+    assert drops["image without a side of 64 pixels, an icon"] == 2
+
+
+def drawn(side: int) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (side, side), "red").save(file, "PNG")
+    return file.getvalue()
 
 
 def test_the_encoding_that_a_page_names_is_used():

@@ -9,7 +9,7 @@ be called anything. docs/pages.md compares this with three libraries.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import urljoin
 
 from mm1.document import Text
@@ -67,10 +67,11 @@ _MAIN_IDS = ("content", "main", "main-content", "maincontent")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An image of a page, by its whole address, with what the page says it shows."""
+    """An image of a page, by its whole address, with what the page says it shows, and whether it stands in a line."""
 
     url: str
     said: str
+    inline: bool = False
 
 
 @dataclass(slots=True)
@@ -92,6 +93,26 @@ class _Node:
     headed: bool = False
 
 
+class _Lines(Page):
+    """A page that remembers which of its images stand inside of a line: signs, where they are small."""
+
+    _after_text = False
+
+    def image(self, address) -> None:
+        before = bool(self._text.strip()) or (self._after_text and not self._text)
+        self._after_text = before and not self._newlines
+        super().image(address)
+
+    def _write(self, text: str) -> None:
+        if self._after_text and not self._text and not self._newlines:
+            for place in range(len(self._done) - 1, -1, -1):
+                if not isinstance(image := self._done[place], Address):
+                    break
+                self._done[place] = replace(image, inline=True)
+        self._after_text = False
+        super()._write(text)
+
+
 def read_markup(content: bytes, base: str) -> list[Text | Address]:
     """The page's main content in reading order; empty where there is none, or nothing that can be parsed.
 
@@ -108,7 +129,7 @@ def read_markup(content: bytes, base: str) -> list[Text | Address]:
     found = next((node for nodes in mains for node in nodes[:1] if 3 * node.prose >= whole.prose), whole)
     if found.prose + found.linked < 40 and not found.images:
         return []
-    page = Page()
+    page = _Lines()
     _write(found, page, base, around=_Around(found.prose, " ".join((tree.findtext(".//title") or "").split())))
     return list(_without_end(page.pieces()))
 

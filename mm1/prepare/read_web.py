@@ -3,7 +3,7 @@
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit
 
@@ -30,16 +30,32 @@ def read_html(part: Part, drops: Counter[str]) -> Iterator[Document]:
     for path in part.files:
         place = path.relative_to(part.root).as_posix()
         content = read_bounded(path, drops)
-        pieces = [] if content is None else read_markup(content, f"{_SITE}{quote(place)}")
-        found = [_local(piece, place, part, drops) if isinstance(piece, Address) else piece for piece in pieces]
-        kept = tuple(piece for piece in found if piece is not None)
+        found = [] if content is None else read_markup(content, f"{_SITE}{quote(place)}")
+        kept = _pieces(found, lambda address: _local(address, part, drops))
         if kept:
             yield Document(kept, id=place)
         else:
             drops["page without content"] += 1
 
 
-def _local(address: Address, place: str, part: Part, drops: Counter[str]) -> Piece | None:
+def _pieces(found: list[Text | Address], image_of: Callable[[Address], Image | None]) -> tuple[Piece, ...]:
+    """The page's pieces, images in place of their addresses. Where one is left out, the line goes on that it was in."""
+    pieces: list[Piece] = []
+    gone: Address | None = None
+    for piece in found:
+        if isinstance(piece, Address):
+            image = image_of(piece)
+            gone = piece if image is None else None
+            pieces += [] if image is None else [image]
+        elif gone is not None and pieces and isinstance(last := pieces[-1], Text):
+            joint = f"{last.text.rstrip()} {piece.text.lstrip()}" if gone.inline else last.text + piece.text
+            pieces[-1] = Text(joint)
+        else:
+            pieces.append(piece)
+    return tuple(pieces)
+
+
+def _local(address: Address, part: Part, drops: Counter[str]) -> Image | None:
     """The image of a page in the folder; None, counted, where it is elsewhere or an icon."""
     parts = urlsplit(address.url)
     if parts.scheme in ("http", "https"):
@@ -70,7 +86,7 @@ def _image(data: bytes | None, drops: Counter[str]) -> Image | None:
     return Image(data)
 
 
-def _fetched(url: str, part: Part, drops: Counter[str]) -> Piece | None:
+def _fetched(url: str, part: Part, drops: Counter[str]) -> Image | None:
     if is_icon(url):
         drops["image with a word of icons in its address"] += 1
         return None
@@ -93,17 +109,15 @@ def read_warc(part: Part, drops: Counter[str]) -> Iterator[Document]:
         InputError: the file is no WARC, or breaks off.
     """
     places = {answer.url: answer.place for answer in _answers(part, Counter(), of="image/")}
+
+    def image_of(address: Address) -> Image | None:
+        if address.url not in places or is_icon(address.url):
+            return _fetched(address.url, part, drops)
+        held = next(_answers(part, drops, of="image/", start=places[address.url]), None)
+        return None if held is None else _image(held.body, drops)
+
     for answer in _answers(part, drops, of="html"):
-        pieces: list[Piece | None] = []
-        for piece in read_markup(answer.body, answer.url):
-            if isinstance(piece, Text):
-                pieces.append(piece)
-            elif piece.url in places and not is_icon(piece.url):
-                held = next(_answers(part, drops, of="image/", start=places[piece.url]), None)
-                pieces.append(_image(held.body, drops) if held else None)
-            else:
-                pieces.append(_fetched(piece.url, part, drops))
-        kept = tuple(piece for piece in pieces if piece is not None)
+        kept = _pieces(read_markup(answer.body, answer.url), image_of)
         if kept:
             yield Document(kept, id=answer.url, metadata={"url": answer.url})
         else:
