@@ -1,0 +1,161 @@
+"""Speed of `mm1 prepare` on web pages and on tars, beside the tool that does the middle of it alone.
+
+    python benchmarks/prepare.py [--processes 2] [--rounds 5] [--packages .cache/packages]
+
+pages     the GIMP manual, which the package client fetches. Ours: a page is read, its content found, its images read
+          too, decoded and checked (`mm1 prepare` at its defaults); without the images in the second line. Theirs:
+          `trafilatura.extract` of the same bytes, which finds the text alone.
+samples   tars of 512 x 512 JPEGs with captions, made for the run by webdataset's writer. Both decode to 336 x 336
+          with the same function (mm1/data/image.py). Ours makes documents of them.
+
+All are measured in turn, round by round; a ratio is the median over the rounds. Needs trafilatura and webdataset.
+"""
+
+import argparse
+import io
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from mm1.data.image import load
+from mm1.prepare.markup import read_markup
+from mm1.prepare.part import Part
+from mm1.prepare.read_tars import read_tars
+from mm1.prepare.read_web import read_html
+from mm1.prepare.screen import Bounds, screened
+from mm1.prepare.sources import GIMP
+
+SIDE = 336
+_PAGES_OF_A_PART, _EVERY = 20, 4  # every fourth page of the manual: a round takes seconds
+_TARS, _SAMPLES = 8, 40
+
+
+def our_pages(part: Part) -> int:
+    """How many pages were read, as `mm1 prepare` reads them."""
+    drops: Counter[str] = Counter()
+    for document in read_html(part, drops):
+        screened(document, Bounds(), drops)
+    return len(part.files)
+
+
+def our_text(part: Part) -> int:
+    """How many pages were read, their images left as addresses."""
+    return sum(bool(read_markup(path.read_bytes(), path.as_uri())) for path in part.files)
+
+
+def their_pages(part: Part) -> int:
+    import trafilatura
+
+    for path in part.files:
+        trafilatura.extract(path.read_bytes())
+    return len(part.files)
+
+
+def our_samples(part: Part) -> int:
+    return sum(load(document.images[0].data, SIDE).shape[1] == SIDE for document in read_tars(part, Counter()))
+
+
+def their_samples(part: Part) -> int:
+    import webdataset
+
+    samples = webdataset.WebDataset(str(part.files[0]), shardshuffle=False)
+    return sum(load(sample["jpg"], SIDE).shape[1] == SIDE for sample in samples)
+
+
+def page_parts(packages: Path) -> list[Part]:
+    root = GIMP.folder(packages) / "usr/share/gimp/2.0/help/en"
+    files = sorted(root.glob("*.html"))[::_EVERY]
+    starts = range(0, len(files), _PAGES_OF_A_PART)
+    return [Part(str(at), root, tuple(files[at : at + _PAGES_OF_A_PART])) for at in starts]
+
+
+def tar_parts(folder: Path) -> list[Part]:
+    import webdataset
+
+    for tar in range(_TARS):
+        with webdataset.TarWriter(str(folder / f"{tar:05}.tar")) as file:
+            for sample in range(_SAMPLES):
+                said = {"caption": f"picture {sample}", "url": f"https://e.org/{sample}", "status": "success"}
+                data = photo(tar * _SAMPLES + sample)
+                file.write({"__key__": f"{tar:04}{sample:05}", "jpg": data, "txt": said["caption"], "json": said})
+    return [Part(path.name, folder, (path,)) for path in sorted(folder.glob("*.tar"))]
+
+
+def photo(seed: int) -> bytes:
+    """A JPEG with shapes and grain, about as large as a photograph of its size."""
+    random = np.random.default_rng(seed)
+    coarse = PIL.Image.fromarray(random.integers(0, 255, (24, 24, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((512, 512), PIL.Image.Resampling.BICUBIC), np.int16)
+    grainy = np.clip(smooth + random.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(grainy).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def rate(task: Callable[[Part], int], parts: Iterable[Part], *, pool: ProcessPoolExecutor | None) -> float:
+    """Pages or samples a second."""
+    start = time.perf_counter()
+    done = sum(map(task, parts) if pool is None else pool.map(task, parts))
+    return done / (time.perf_counter() - start)
+
+
+Rates = dict[tuple[str, int], list[float]]
+
+
+def measured(rows: dict[str, tuple[Callable, list[Part]]], *, processes: int, rounds: int) -> Rates:
+    """The rates of each row, with one process and with `processes`, by round; the first round only warms up."""
+    rates: Rates = {(name, count): [] for name in rows for count in {1, processes}}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
+        for round_ in range(rounds + 1):
+            for name, (task, parts) in rows.items():
+                for count in sorted({1, processes}):
+                    found = rate(task, parts, pool=None if count == 1 else pool)
+                    rates[name, count] += [found] if round_ else []
+    return rates
+
+
+def ratio(over: list[float], under: list[float]) -> str:
+    each = [a / b for a, b in zip(over, under, strict=True)]
+    return f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--packages", type=Path, default=Path(".cache/packages"))
+    said = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        pages, tars = page_parts(said.packages), tar_parts(Path(folder))
+        rows = {
+            "our pages": (our_pages, pages),
+            "our pages, text and addresses": (our_text, pages),
+            "trafilatura": (their_pages, pages),
+            "our samples": (our_samples, tars),
+            "webdataset": (their_samples, tars),
+        }
+        rates = measured(rows, processes=said.processes, rounds=said.rounds)
+    print(f"{os.cpu_count()} cores, {said.rounds} rounds, medians (smallest to largest)\n")
+    for (name, count), found in rates.items():
+        print(f"{name:30} {count} process{'es' if count > 1 else '  '}{statistics.median(found):8.0f} a second")
+    print()
+    beside = {"our pages": "trafilatura", "our pages, text and addresses": "trafilatura", "our samples": "webdataset"}
+    for ours, theirs in beside.items():
+        for count in sorted({1, said.processes}):
+            print(f"{ours} / {theirs}, {count} each: {ratio(rates[ours, count], rates[theirs, count])}")
+    for name in ("our pages", "our samples") if said.processes > 1 else ():
+        print(f"{name}, {said.processes} processes / 1: {ratio(rates[name, said.processes], rates[name, 1])}")
+
+
+if __name__ == "__main__":
+    main()
