@@ -82,6 +82,11 @@ def test_a_main_part_with_little_in_it_is_not_taken_for_the_content():
     assert PROSE in told(f"<main>{MORE[:20]}</main><div><p>{PROSE}</p><p>{MORE}</p></div>")
 
 
+def test_the_title_stays_where_it_stands_above_what_is_called_the_content():
+    page = f"<div id='header'><h1>The house</h1></div><div id='content'><p>{PROSE}</p><p>{MORE}</p></div>"
+    assert told(page).startswith("The house")
+
+
 def test_of_several_articles_none_is_the_content_alone():
     assert told(f"<article><p>{PROSE}</p></article><article><p>{MORE}</p></article>") == f"{PROSE}\n\n{MORE}\n"
 

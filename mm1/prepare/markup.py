@@ -76,7 +76,7 @@ class Address:
 
 @dataclass(slots=True)
 class _Node:
-    """An element with what it holds: characters outside and inside of links, links, images, whether a heading.
+    """An element with what it holds: characters outside and inside of links, links, images, headings, the title (h1).
 
     `run` is the longest text outside of links that no element interrupts.
     """
@@ -91,6 +91,7 @@ class _Node:
     images: int = 0
     run: int = 0
     headed: bool = False
+    titled: bool = False
 
 
 class _Lines(Page):
@@ -126,6 +127,7 @@ def read_markup(content: bytes, base: str) -> list[Text | Address]:
     whole = _weighed(body, 0, linked=False, mains=mains)
     if len(mains[2]) > 1:  # a list of articles is no content of one
         mains[2].clear()
+    mains[3] = [node for node in mains[3] if node.titled or not whole.titled]  # an id is no promise to hold the title
     found = next((node for nodes in mains for node in nodes[:1] if 3 * node.prose >= whole.prose), whole)
     if found.prose + found.linked < 40 and not found.images:
         return []
@@ -157,7 +159,7 @@ def _weighed(element, depth: int, *, linked: bool, mains: list[list[_Node]]) -> 
     if tag == "a" and element.get("href") and not node.text.startswith("http"):  # an address is told, not a way
         linked, node.links = True, 1
     node.images = int(tag == "img")
-    node.headed = tag in ("h1", "h2", "h3")
+    node.titled, node.headed = tag == "h1", tag in ("h1", "h2", "h3")
     for child in element:
         tail = child.tail or ""
         if not isinstance(child.tag, str) or child.tag in _NEVER or depth >= _DEEPEST:
@@ -171,6 +173,7 @@ def _weighed(element, depth: int, *, linked: bool, mains: list[list[_Node]]) -> 
             node.images += inner.images
             node.run = max(node.run, inner.run)
             node.headed = node.headed or inner.headed
+            node.titled = node.titled or inner.titled
         size += len(tail.strip())
         run = max(run, len(tail.strip()))
     if linked:
