@@ -83,8 +83,9 @@ def test_a_main_part_with_little_in_it_is_not_taken_for_the_content():
 
 
 def test_the_title_stays_where_it_stands_above_what_is_called_the_content():
-    page = f"<div id='header'><h1>The house</h1></div><div id='content'><p>{PROSE}</p><p>{MORE}</p></div>"
-    assert told(page).startswith("The house")
+    page = f"<div id='header'><h1>The house</h1>%s</div><div id='content'><p>{PROSE}</p><p>{MORE}</p></div>"
+    for contents in ("", f"<div id='toc'><div id='toctitle'>Contents</div><ul>{LINKS}</ul></div>"):
+        assert told(page % contents) == f"The house\n\n{PROSE}\n\n{MORE}\n"
 
 
 def test_of_several_articles_none_is_the_content_alone():

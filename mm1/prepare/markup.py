@@ -35,7 +35,7 @@ _MARKS = re.compile(  # inside of content, at any element
     r"|visually-hidden|screen-reader-text|ttc|dyn(header|content)"
 )
 _TOKEN = re.compile(  # between the hyphens of a class
-    r"[a-z]*nav|navbar|navigation|nav(header|footer|path)|menu(bar)?|breadcrumbs?|sidebar|footer|toc(tree|frame)?"
+    r"[a-z]*nav|navbar|navigation|nav(header|footer|path)|menu(bar)?|breadcrumbs?|sidebar|footer|toc(tree|frame|title|\d)?"
     r"|pagination|pager|cookies?|newsletter|advert(isement)?s?"
 )
 _NAMES = re.compile(  # a whole class or id; the last ones are what Doxygen and Sphinx-Gallery put around their pages
@@ -255,7 +255,7 @@ def _is_named(node: _Node, classes: list[str], name: str, *, around: _Around) ->
 
 def _is_links(node: _Node) -> bool:
     """Whether a block is little but links: a menu, a table of contents."""
-    if node.links < _FEWEST_LINKS or node.images or node.run >= _A_SENTENCE:
+    if node.links < _FEWEST_LINKS or node.images or node.titled or node.run >= _A_SENTENCE:
         return False
     return node.linked > _LINK_SHARE * (node.linked + node.prose)
 
