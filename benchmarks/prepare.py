@@ -8,7 +8,8 @@ pages     the GIMP manual, which the package client fetches. Ours: a page is rea
 samples   tars of 512 x 512 JPEGs with captions, made for the run by webdataset's writer. Both decode to 336 x 336
           with the same function (mm1/data/image.py). Ours makes documents of them.
 
-All are measured in turn, round by round; a ratio is the median over the rounds. Needs trafilatura and webdataset.
+All are measured in turn, round by round; a ratio is the median over the rounds. One process is measured in its own
+seconds of CPU, several in seconds of the clock, for which nothing else may run. Needs trafilatura and webdataset.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from mm1.prepare.sources import GIMP
 SIDE = 336
 _PAGES_OF_A_PART, _EVERY = 20, 4  # every fourth page of the manual: a round takes seconds
 _TARS, _SAMPLES = 8, 40
+_WHERE = {0: "CPU time", 1: "1 process"}
 
 
 def our_pages(part: Part) -> int:
@@ -102,24 +104,29 @@ def photo(seed: int) -> bytes:
 
 
 def rate(task: Callable[[Part], int], parts: Iterable[Part], *, pool: ProcessPoolExecutor | None) -> float:
-    """Pages or samples a second."""
-    start = time.perf_counter()
+    """Pages or samples a second: of the clock in a pool, of this process without one."""
+    clock = time.process_time if pool is None else time.perf_counter
+    start = clock()
     done = sum(map(task, parts) if pool is None else pool.map(task, parts))
-    return done / (time.perf_counter() - start)
+    return done / (clock() - start)
 
 
 Rates = dict[tuple[str, int], list[float]]
 
 
 def measured(rows: dict[str, tuple[Callable, list[Part]]], *, processes: int, rounds: int) -> Rates:
-    """The rates of each row, with one process and with `processes`, by round; the first round only warms up."""
-    rates: Rates = {(name, count): [] for name in rows for count in {1, processes}}
+    """The rates of each row by round, in this process (0), and in pools of one and of `processes`.
+
+    The first round only warms up.
+    """
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(1, mp_context=spawn) as one, ProcessPoolExecutor(processes, mp_context=spawn) as many:
+        pools = {0: None} | ({1: one, processes: many} if processes > 1 else {})
+        rates: Rates = {(name, count): [] for name in rows for count in pools}
         for round_ in range(rounds + 1):
             for name, (task, parts) in rows.items():
-                for count in sorted({1, processes}):
-                    found = rate(task, parts, pool=None if count == 1 else pool)
+                for count, pool in pools.items():
+                    found = rate(task, parts, pool=pool)
                     rates[name, count] += [found] if round_ else []
     return rates
 
@@ -147,13 +154,14 @@ def main() -> None:
         rates = measured(rows, processes=said.processes, rounds=said.rounds)
     print(f"{os.cpu_count()} cores, {said.rounds} rounds, medians (smallest to largest)\n")
     for (name, count), found in rates.items():
-        print(f"{name:30} {count} process{'es' if count > 1 else '  '}{statistics.median(found):8.0f} a second")
+        print(f"{name:30} {_WHERE.get(count, f'{count} processes'):12}{statistics.median(found):8.0f} a second")
     print()
     beside = {"our pages": "trafilatura", "our pages, text and addresses": "trafilatura", "our samples": "webdataset"}
     for ours, theirs in beside.items():
-        for count in sorted({1, said.processes}):
-            print(f"{ours} / {theirs}, {count} each: {ratio(rates[ours, count], rates[theirs, count])}")
-    for name in ("our pages", "our samples") if said.processes > 1 else ():
+        for count in (0, said.processes) if said.processes > 1 else (0,):
+            where = _WHERE.get(count, f"{count} processes each")
+            print(f"{ours} / {theirs}, {where}: {ratio(rates[ours, count], rates[theirs, count])}")
+    for name in rows if said.processes > 1 else ():
         print(f"{name}, {said.processes} processes / 1: {ratio(rates[name, said.processes], rates[name, 1])}")
 
 
