@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.extractors import folder_of, labels, ours, page_of, score
 from mm1.document import Text
-from mm1.prepare.markup import Address, read_markup
+from mm1.prepare.markup import Address, PageError, read_markup
 from mm1.prepare.packages import PackageError
 from mm1.prepare.readers import KINDS, parts_of
 
@@ -141,6 +141,32 @@ def drawn(side: int) -> bytes:
     file = io.BytesIO()
     PIL.Image.new("RGB", (side, side), "red").save(file, "PNG")
     return file.getvalue()
+
+
+def test_lists_tables_and_listings_keep_their_layout():
+    body = f"<p>{PROSE}</p><ul><li><p>One</p></li><li>Two<br>lines</li></ul><table><tr><th>a</th><td>b  c</td></tr>"
+    body += "<tr><td>d</td></tr></table><pre>if x:\n &nbsp;  y  \n\n\n\nz</pre><p>End&nbsp;of\nall.</p>"
+    assert told(body).split("\n", 2)[2] == "- One\n\n- Two\nlines\n\na | b c\nd\n\nif x:\n    y\n\nz\n\nEnd of all.\n"
+
+
+def test_a_page_of_too_many_bytes_is_refused():
+    with pytest.raises(PageError, match="more than 16 MB"):
+        read_markup(b" " * (16 * 2**20 + 1), "https://e.org/")
+
+
+def test_a_page_of_too_many_elements_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("mm1.prepare.markup._MOST", 100)
+    (tmp_path / "a.html").write_text(f"<p>{PROSE}</p>" + "<br>" * 100)
+    (tmp_path / "b.html").write_text(f"<p>{PROSE}</p>" + "<br>" * 90)
+    drops: Counter[str] = Counter()
+    (part,) = parts_of(tmp_path, "html")
+    assert [document.id for document in KINDS["html"](part, drops)] == ["b.html"]
+    assert drops == {"page of more than 100 elements": 1}
+
+
+def test_long_runs_of_spaces_and_elements_take_no_time_of_their_squares():
+    assert told(f"<p>{PROSE}</p><pre>a{' ' * 300_000}b</pre>").endswith("b\n")
+    assert told(f"<p>{PROSE}" + "<i>x </i>" * 100_000 + "</p>").startswith(PROSE)
 
 
 def test_the_encoding_that_a_page_names_is_used():

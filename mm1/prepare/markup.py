@@ -10,10 +10,10 @@ be called anything. docs/pages.md compares this with three libraries.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from urllib.parse import urljoin
 
 from mm1.document import Text
-from mm1.prepare.pages import Page
 
 _NEVER = frozenset(
     (
@@ -30,6 +30,14 @@ _BLOCKS = frozenset(
 _ROLES = frozenset(
     ("navigation", "banner", "contentinfo", "search", "complementary", "menu", "menubar", "dialog", "doc-toc")
 )
+_SPACES = re.compile(r"\s+")
+_PARAGRAPHS = frozenset(
+    (
+        *("p", "div", "section", "article", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "pre"),
+        *("blockquote", "figure"),
+    )
+)
+_ROWS = frozenset(("li", "dt", "dd", "tr", "br", "figcaption", "caption", "hr"))
 _MARKS = re.compile(  # inside of content, at any element
     r"headerlink|viewcode-(link|back)|linenos?|copy-?(button|btn)|permalink|anchor-link|mw-editsection|sr-only"
     r"|visually-hidden|screen-reader-text|ttc|dyn(header|content)"
@@ -62,7 +70,12 @@ _ABOUT = re.compile(
 )
 _LARGE = 0.4  # of the text outside of links
 _DEEPEST = 200  # levels: nobody writes more, machines that break parsers do
+_LARGEST, _MOST = 16 * 2**20, 500_000  # bytes and elements: twice those of the largest page of the manuals
 _MAIN_IDS = ("content", "main", "main-content", "maincontent")
+
+
+class PageError(ValueError):
+    """A page that is not read; the message is the reason, in a few words, under which it is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,35 +107,103 @@ class _Node:
     titled: bool = False
 
 
-class _Lines(Page):
-    """A page that remembers which of its images stand inside of a line: signs, where they are small."""
+class Lines:
+    """Text and images of a page in reading order, being written: knows when a line or a paragraph has ended."""
 
-    _after_text = False
+    def __init__(self) -> None:
+        self._done: list[Text | Address] = []
+        self._parts: list[str] = []  # of the text since the last image, none of them empty
+        self._newlines = 0  # owed before the next text
+        self._verbatim = 0
+        self._after_text = False  # whether the last image stands behind text of its own line
 
-    def image(self, address) -> None:
-        before = bool(self._text.strip()) or (self._after_text and not self._text)
+    def open(self, tag: str) -> None:
+        self._newlines = max(self._newlines, _newlines(tag))
+        if tag == "pre":
+            self._verbatim += 1
+        elif tag == "li":
+            self._write("- ")
+        elif tag in ("td", "th") and self._parts and not self._newlines and not self._parts[-1].endswith("\n"):
+            self._write(" | ")
+
+    def close(self, tag: str) -> None:
+        if tag == "pre":
+            self._verbatim = max(0, self._verbatim - 1)
+        self._newlines = max(self._newlines, _newlines(tag))
+
+    def text(self, text: str) -> None:
+        if not text:
+            return
+        text = text.replace("\xa0", " ").replace("\u200b", "").replace("\xad", "")
+        if not self._verbatim:
+            text = _SPACES.sub(" ", text)
+            if self._newlines or not self._parts or self._parts[-1][-1] in " \n":
+                text = text.lstrip(" ")
+        if text:
+            self._write(text)
+
+    def image(self, address: Address) -> None:
+        before = any(map(str.strip, self._parts[-2:])) or (self._after_text and not self._parts)
         self._after_text = before and not self._newlines
-        super().image(address)
+        self._flush()
+        self._done.append(address)
+        self._newlines = 0
+
+    def pieces(self) -> list[Text | Address]:
+        self._flush()
+        return self._done
 
     def _write(self, text: str) -> None:
-        if self._after_text and not self._text and not self._newlines:
-            for place in range(len(self._done) - 1, -1, -1):
-                if not isinstance(image := self._done[place], Address):
-                    break
-                self._done[place] = replace(image, inline=True)
+        if self._after_text and not self._parts and not self._newlines:
+            self._mark_inline()
         self._after_text = False
-        super()._write(text)
+        if self._newlines and self._parts and not self._is_bullet():
+            while self._parts and not (last := self._parts.pop().rstrip(" \n")):
+                pass
+            self._parts += [last] * bool(last) + ["\n" * self._newlines]
+        self._newlines = 0
+        if not self._parts and self._done:
+            self._parts.append("\n")  # what follows an image starts on its own line
+        self._parts.append(text)
+
+    def _is_bullet(self) -> bool:
+        """Whether a bullet stands alone in its line: the paragraph after it belongs there."""
+        return self._parts[-1] == "- " and (len(self._parts) == 1 or self._parts[-2].endswith("\n"))
+
+    def _mark_inline(self) -> None:
+        for place in range(len(self._done) - 1, -1, -1):
+            if not isinstance(image := self._done[place], Address):
+                break
+            self._done[place] = replace(image, inline=True)
+
+    def _flush(self) -> None:
+        text = "\n".join([line.rstrip(" \t") for line in "".join(self._parts).split("\n")])
+        text = re.sub(r"\n{3,}", "\n\n", text).rstrip("\n")
+        if text.strip():
+            self._done.append(Text(text + "\n"))
+        self._parts = []
+
+
+def _newlines(tag: str) -> int:
+    return 2 if tag in _PARAGRAPHS else 1 if tag in _ROWS else 0
 
 
 def read_markup(content: bytes, base: str) -> list[Text | Address]:
     """The page's main content in reading order; empty where there is none, or nothing that can be parsed.
 
     `base` is the page's own address, to which those of its images are relative.
+
+    Raises:
+        PageError: more bytes or elements than any page has that a person reads.
     """
+    if len(content) > _LARGEST:
+        raise PageError(f"page of more than {_LARGEST >> 20} MB")
     tree = _parsed(content)
     body = None if tree is None else tree.find("body")
     if tree is None or body is None:
         return []
+    if sum(1 for _ in islice(body.iter(), _MOST + 1)) > _MOST:
+        raise PageError(f"page of more than {_MOST:,} elements")
     mains: list[list[_Node]] = [[], [], [], []]
     whole = _weighed(body, 0, linked=False, mains=mains)
     if len(mains[2]) > 1:  # a list of articles is no content of one
@@ -131,7 +212,7 @@ def read_markup(content: bytes, base: str) -> list[Text | Address]:
     found = next((node for nodes in mains for node in nodes[:1] if 3 * node.prose >= whole.prose), whole)
     if found.prose + found.linked < 40 and not found.images:
         return []
-    page = _Lines()
+    page = Lines()
     _write(found, page, base, around=_Around(found.prose, " ".join((tree.findtext(".//title") or "").split())))
     return list(_without_end(page.pieces()))
 
@@ -206,14 +287,14 @@ class _Around:
     title: str
 
 
-def _write(node: _Node, page: Page, base: str, *, around: _Around) -> None:
+def _write(node: _Node, page: Lines, base: str, *, around: _Around) -> None:
     page.text(node.text)
     for child, tail in node.parts:
         if child is not None and not _is_navigation(child, around):
             if child.tag == "img":
                 address = _address(child.element, base)
                 if address is not None:
-                    page.image(address)  # type: ignore[arg-type]
+                    page.image(address)
             else:
                 layout = _layout(child)
                 page.open(layout)

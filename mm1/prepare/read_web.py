@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 import PIL.Image
 
 from mm1.document import Document, Image, Piece, Text
-from mm1.prepare.markup import Address, read_markup
+from mm1.prepare.markup import Address, PageError, read_markup
 from mm1.prepare.part import LARGEST_FILE, InputError, Part, inside, read_bounded
 from mm1.prepare.web import WebError
 
@@ -30,16 +30,25 @@ def read_html(part: Part, drops: Counter[str]) -> Iterator[Document]:
     for path in part.files:
         place = path.relative_to(part.root).as_posix()
         content = read_bounded(path, drops)
-        found = [] if content is None else read_markup(content, f"{_SITE}{quote(place)}")
-        kept = _pieces(found, lambda address: _local(address, part, drops))
+        if content is None:
+            continue
+        kept = _pieces(content, f"{_SITE}{quote(place)}", drops, image_of=lambda address: _local(address, part, drops))
         if kept:
             yield Document(kept, id=place)
-        else:
-            drops["page without content"] += 1
 
 
-def _pieces(found: list[Text | Address], image_of: Callable[[Address], Image | None]) -> tuple[Piece, ...]:
-    """The page's pieces, images in place of their addresses. Where one is left out, the line goes on that it was in."""
+def _pieces(
+    content: bytes, base: str, drops: Counter[str], *, image_of: Callable[[Address], Image | None]
+) -> tuple[Piece, ...]:
+    """The page's pieces, images in place of their addresses; none, counted, where it has no content.
+
+    Where an image is left out, the line goes on that it was in.
+    """
+    try:
+        found = read_markup(content, base)
+    except PageError as error:
+        drops[str(error)] += 1
+        return ()
     pieces: list[Piece] = []
     gone: Address | None = None
     for piece in found:
@@ -52,6 +61,8 @@ def _pieces(found: list[Text | Address], image_of: Callable[[Address], Image | N
             pieces[-1] = Text(joint)
         else:
             pieces.append(piece)
+    if not pieces:
+        drops["page without content"] += 1
     return tuple(pieces)
 
 
@@ -117,11 +128,9 @@ def read_warc(part: Part, drops: Counter[str]) -> Iterator[Document]:
         return None if held is None else _image(held.body, drops)
 
     for answer in _answers(part, drops, of="html"):
-        kept = _pieces(read_markup(answer.body, answer.url), image_of)
+        kept = _pieces(answer.body, answer.url, drops, image_of=image_of)
         if kept:
             yield Document(kept, id=answer.url, metadata={"url": answer.url})
-        else:
-            drops["page without content"] += 1
 
 
 @dataclass(frozen=True, slots=True)
