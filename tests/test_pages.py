@@ -62,6 +62,7 @@ def test_what_stands_around_the_content_goes(around):
         "<pre><span class='comment'>Here</span></pre>",
         "<section id='related'><h2>Here</h2></section>",
         "<p>Copyright (c) of the house: Here</p>" + f"<p>{MORE}</p>",
+        "<p>Copyright in a house is a matter of dispute: Here</p>",
         "<p>Go back to the next chapter <a href='1'>Here</a></p>",
         "<ul>" + f"<li><a href='1'>{PROSE}</a></li>" * 5 + f"<li>Here: {MORE}</li></ul>",
         "<ul>" + "".join(f"<li><a href='{n}'>http://e.org/{n}</a></li>" for n in range(5)) + "<li>Here</li></ul>",

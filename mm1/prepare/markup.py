@@ -64,8 +64,9 @@ _WAYS = frozenset(
 )
 _LONGEST_WAY = 300  # characters of a block of ways to other pages
 _ABOUT = re.compile(
-    r"(©|\(c\) |copyright\b|all rights reserved|powered by|generated (on|by|at)|created (using|with)|built with"
-    r"|last (updated|modified|edited|changed)|page last|valid x?html).{0,300}|.{0,300} trademarks? of .{0,300}",
+    r"(©|\(c\) |copyright (©|\(c\)|by\b|\d{4})|all rights reserved|powered by|generated (on|by|at)|page last"
+    r"|created (using|with)|built with|last (updated|modified|edited|changed)|valid x?html).{0,300}"
+    r"|.{0,300} trademarks? of .{0,300}",
     re.IGNORECASE,
 )
 _LARGE = 0.4  # of the text outside of links
