@@ -16,6 +16,7 @@ from mm1.prepare.web import WebError
 
 _ICON_WORDS = ("logo", "button", "icon", "plugin", "widget")  # OBELICS, arXiv 2306.16527, appendix A.1.3
 _ICON_SIDE = 64  # no side that long: signs in the running text, buttons, 48 x 48 notes (as in mm1/prepare/pages.py)
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow knows more, some of which run other programs
 _SITE = "file:///"  # the folder of the pages, whatever it is called
 
 
@@ -88,7 +89,7 @@ def _image(data: bytes | None, drops: Counter[str]) -> Image | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whether it is too large is decided where it is decoded
-            size = PIL.Image.open(io.BytesIO(data)).size
+            size = PIL.Image.open(io.BytesIO(data), formats=_FORMATS).size
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
         return Image(data)
     if max(size) < _ICON_SIDE:
