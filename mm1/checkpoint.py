@@ -97,7 +97,7 @@ def resume(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opti
 def load_part(run: Path, model: nn.Module, part: str = "") -> Checkpoint:
     """Put the weights of a run's newest checkpoint into `model`: all, or only those of one `part`.
 
-    Position embeddings of another image size are stretched, as MM1 fine-tunes at a higher resolution (section 4.1).
+    Position embeddings of another image size are stretched, as MM1 fine-tunes at a higher resolution (section 5).
 
     Raises:
         CheckpointError: the run has no whole checkpoint, or its part has other names or shapes.

@@ -10,7 +10,7 @@ from mm1.recipes.index import RECIPES, recipe
 from mm1.scaling import law
 from mm1.train import optim
 
-GOLDEN = {"tiny_encoder": 2_307_073, "tiny_language": 2_398_016, "tiny": 2_398_016, "tiny_sft": 2_398_016}
+GOLDEN = {"tiny_encoder": 2_307_073, "tiny_language": 2_398_016, "tiny": 2_398_016, "tiny_sft": 2_409_536}
 
 
 def build(run: RunConfig) -> torch.nn.Module:
