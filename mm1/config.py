@@ -32,10 +32,18 @@ class VisionConfig(Config):
     heads: int = 3
     mlp_width: int = 768
     activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    gated: bool = False  # a SwiGLU in place of the activation (AIMv2, DINOv2's giant)
+    bias: bool = True  # of attention and feed-forward
+    norm: Literal["layer", "rms"] = "layer"
     norm_epsilon: float = 1e-6
+    layer_scale: bool = False  # a learned factor for each channel on both residual branches (DINOv2)
     class_token: bool = False
+    registers: int = Field(0, ge=0)  # learned tokens without position (DINOv2)
     patch_bias: bool = True
-    input_norm: bool = False  # CLIP normalises after adding position embeddings
+    patch_norm: bool = False  # AIM normalises before adding positions
+    input_norm: bool = False  # CLIP normalises after adding positions
+    fixed_positions: bool = False  # sines and cosines in place of learned positions (AIM)
+    antialias: bool = False  # smooth learned positions where a smaller grid samples them (OpenCLIP, registers)
     feature_layer: int = Field(
         -1, lt=0
     )  # -1: output of the last layer, final norm applied; -2: the one before, no norm
@@ -48,6 +56,15 @@ class VisionConfig(Config):
             raise ValueError(
                 f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}; "
                 f"try {self.image_size - self.image_size % self.patch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_the_layer(self) -> "VisionConfig":
+        if self.feature_layer < -self.layers - 1:
+            raise ValueError(
+                f"feature_layer {self.feature_layer} is before the first of {self.layers} layers; "
+                f"{-self.layers - 1} is the embedded patches, -1 the last layer's output"
             )
         return self
 

@@ -4,42 +4,55 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mm1.config import VisionConfig
-from mm1.hf.vision import vision_config_from_hf, vision_config_to_hf, vision_from_hf, vision_to_hf
+from mm1.hf.layouts import vision_from_hf, vision_to_hf
+from mm1.hf.vision import vision_config_from_hf, vision_config_to_hf
 from mm1.model.vision import Vision
 
 transformers = pytest.importorskip("transformers")
 
-VISION = {
+SHAPE = {
     "hidden_size": 32,
-    "intermediate_size": 56,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "image_size": 24,
     "patch_size": 6,
 }
+VISION = SHAPE | {"intermediate_size": 56}
+FAMILIES = {
+    "clip": ("CLIPVision", VISION),
+    "siglip": ("SiglipVision", VISION),
+    "dinov2": ("Dinov2", SHAPE),
+    "dinov2, gated": ("Dinov2", SHAPE | {"use_swiglu_ffn": True}),
+    "dinov2, registers": ("Dinov2WithRegisters", SHAPE | {"num_register_tokens": 3}),
+    "aimv2": ("Aimv2Vision", VISION),
+    "aimv2, any size": ("Aimv2Vision", VISION | {"is_native": True}),
+}
+STRETCHED = [name for name in FAMILIES if name != "aimv2"]  # theirs has no rule for other sizes
 
 
-def build(family: str, settings: dict):
+def build(family: str):
     """A random model of theirs with every parameter away from its neutral start (norms of 1, biases of 0)."""
-    classes = {
-        "clip": (transformers.CLIPVisionConfig, transformers.CLIPVisionModel),
-        "siglip": (transformers.SiglipVisionConfig, transformers.SiglipVisionModel),
-    }
-    config_class, model_class = classes[family]
+    name, settings = FAMILIES[family]
     torch.manual_seed(0)
-    model = model_class(config_class(**settings)).eval()
+    model = getattr(transformers, name + "Model")(getattr(transformers, name + "Config")(**settings)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
 
 
-def our_vision(theirs) -> Vision:
+def published(theirs, folder) -> dict[str, torch.Tensor]:
+    """Their state dict as their files name it, which is not always how their modules do."""
+    theirs.save_pretrained(folder)
+    return load_file(folder / "model.safetensors")
+
+
+def our_vision(theirs, folder) -> Vision:
     vision = Vision(vision_config_from_hf(theirs.config.to_dict()))
-    vision.load_state_dict(vision_from_hf(theirs.state_dict()))
+    vision.load_state_dict(vision_from_hf(published(theirs, folder)))
     return vision
 
 
@@ -49,64 +62,88 @@ def pixels(images_NCYX: torch.Tensor, config: VisionConfig) -> torch.Tensor:
     return (images_NCYX / 255 - mean) / deviation
 
 
-IMAGES = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+def images(size: int) -> torch.Tensor:
+    return torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(size))
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_vision_features_equal_theirs(family):
-    theirs = build(family, VISION)
-    ours = our_vision(theirs)
+def their_features(theirs, pixels_NCYX: torch.Tensor, **settings) -> list[torch.Tensor]:
+    """Patch features behind the embedding and every layer, and behind the last norm."""
+    out = theirs(pixels_NCYX, output_hidden_states=True, **settings)
+    norm = next(getattr(theirs, name) for name in ("post_layernorm", "layernorm", "rms_norm") if hasattr(theirs, name))
+    features = [*out.hidden_states, norm(out.hidden_states[-1])]
+    patches = (pixels_NCYX.shape[-1] // 6) ** 2
+    return [x_NQE[:, -patches:] for x_NQE in features]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_of_every_layer_equal_theirs(family, tmp_path):
+    theirs = build(family)
+    ours = our_vision(theirs, tmp_path)
     with torch.no_grad():
-        out = theirs(pixels(IMAGES, ours.config), output_hidden_states=True)
-        patches = slice(1, None) if family == "clip" else slice(None)
-        normed = theirs.post_layernorm(out.hidden_states[-1])
-        torch.testing.assert_close(ours(IMAGES), normed[:, patches], atol=1e-5, rtol=1e-5)
-        ours.config.feature_layer = -2
-        torch.testing.assert_close(ours(IMAGES), out.hidden_states[-2][:, patches], atol=1e-5, rtol=1e-5)
+        *layers, last, normed = their_features(theirs, pixels(images(24), ours.config))
+        torch.testing.assert_close(ours(images(24)), normed, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(last, normed, atol=0.1)
+        for back, expected in enumerate(reversed(layers), start=2):
+            ours.config.feature_layer = -back
+            torch.testing.assert_close(ours(images(24)), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_clip_summary_equals_their_pooled_output():
-    theirs = build("clip", VISION)
-    ours = our_vision(theirs)
+@pytest.mark.parametrize("family", ["clip", "dinov2", "dinov2, registers"])
+def test_the_summary_is_their_pooled_output(family, tmp_path):
+    theirs = build(family)
+    ours = our_vision(theirs, tmp_path)
     with torch.no_grad():
-        pooled = theirs(pixels(IMAGES, ours.config)).pooler_output
-        torch.testing.assert_close(ours.summary(IMAGES), pooled, atol=1e-5, rtol=1e-5)
+        pooled = theirs(pixels(images(24), ours.config)).pooler_output
+        torch.testing.assert_close(ours.summary(images(24)), pooled, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_interpolated_positions_equal_theirs(family):
-    theirs = build(family, VISION)
-    ours = our_vision(theirs)
-    images_NCYX = torch.randint(0, 256, (2, 3, 42, 42), dtype=torch.uint8)
+@pytest.mark.parametrize("size", [12, 18, 42, 66])
+@pytest.mark.parametrize("family", STRETCHED)
+def test_positions_are_stretched_by_their_own_rule(family, size, tmp_path):
+    """To coarser and to finer grids; only DINOv2 with registers smooths."""
+    theirs = build(family)
+    ours = our_vision(theirs, tmp_path)
+    asked = {"interpolate_pos_encoding": True} if family in ("clip", "siglip") else {}
     with torch.no_grad():
-        out = theirs(pixels(images_NCYX, ours.config), interpolate_pos_encoding=True, output_hidden_states=True)
-        normed = theirs.post_layernorm(out.hidden_states[-1])[:, int(family == "clip") :]
-        torch.testing.assert_close(ours(images_NCYX), normed, atol=1e-5, rtol=1e-5)
+        expected = their_features(theirs, pixels(images(size), ours.config), **asked)[-1]
+        torch.testing.assert_close(ours(images(size)), expected, atol=1e-5, rtol=1e-5)
+        if not ours.config.fixed_positions:
+            ours.config.antialias = not ours.config.antialias
+            assert not torch.allclose(ours(images(size)), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_vision_goes_there_and_back_unchanged(family):
-    ours = our_vision(build(family, VISION))
-    theirs = vision_to_hf(ours.state_dict())
-    back = vision_from_hf(theirs)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_encoder_goes_there_and_back_unchanged(family, tmp_path):
+    ours = our_vision(build(family), tmp_path)
+    back = vision_from_hf(vision_to_hf(ours.state_dict()))
     assert vision_config_from_hf(vision_config_to_hf(ours.config)) == ours.config
     assert back.keys() == ours.state_dict().keys()
     assert all(torch.equal(back[name], x) for name, x in ours.state_dict().items())
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_transformers_opens_our_vision_from_a_folder(family, tmp_path):
-    ours = our_vision(build(family, VISION))
-    write(tmp_path, vision_config_to_hf(ours.config), vision_to_hf(ours.state_dict()))
-    model_class = {"clip": transformers.CLIPVisionModel, "siglip": transformers.SiglipVisionModel}[family]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_opens_our_encoder_from_a_folder(family, tmp_path):
+    """What we write is a model of theirs: config and weights load without a word, and the features agree."""
+    ours = our_vision(build(family), tmp_path / "theirs")
+    (tmp_path / "config.json").write_text(json.dumps(vision_config_to_hf(ours.config)))
+    state = {name: x.contiguous() for name, x in vision_to_hf(ours.state_dict()).items()}
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    model_class = getattr(transformers, FAMILIES[family][0] + "Model")
     theirs, report = model_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     with torch.no_grad():
-        out = theirs(pixels(IMAGES, ours.config)).last_hidden_state
-        if family == "clip":
-            out = theirs.post_layernorm(out)[:, 1:]
-        torch.testing.assert_close(ours(IMAGES), out, atol=1e-5, rtol=1e-5)
+        expected = their_features(theirs.eval(), pixels(images(24), ours.config))[-1]
+        torch.testing.assert_close(ours(images(24)), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["clip", "aimv2"])
+def test_an_encoder_is_found_inside_a_larger_model(family, tmp_path):
+    """A whole CLIP names its image encoder deeper, and holds more than we take."""
+    alone = published(build(family), tmp_path)
+    whole = {"vision_model." + name.removeprefix("vision_model."): x for name, x in alone.items()}
+    whole |= {"text_model.embeddings.token_embedding.weight": torch.zeros(2, 2), "logit_scale": torch.zeros(())}
+    assert vision_from_hf(whole).keys() == vision_from_hf(alone).keys()
 
 
 def test_a_config_inside_a_config_may_leave_out_defaults():
@@ -116,29 +153,32 @@ def test_a_config_inside_a_config_may_leave_out_defaults():
             "vision_config": {"model_type": "siglip_vision_model", "patch_size": 14, "image_size": 384},
         }
     )
-    theirs = transformers.SiglipVisionConfig()
-    assert (config.width, config.layers, config.heads) == (
-        theirs.hidden_size,
-        theirs.num_hidden_layers,
-        theirs.num_attention_heads,
-    )
-    assert config.norm_epsilon == theirs.layer_norm_eps
     assert config.image_size == 378  # 27 patches, as their convolution makes
 
 
-def write(folder, config: dict, state: dict):
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file({name: x.contiguous() for name, x in state.items()}, folder / "model.safetensors", {"format": "pt"})
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unsaid_fields_have_the_defaults_of_their_config_class(family):
+    config_class = getattr(transformers, FAMILIES[family][0] + "Config")
+    assert vision_config_from_hf({"model_type": config_class.model_type}) == vision_config_from_hf(
+        config_class().to_dict()
+    )
 
 
-def test_an_encoder_is_found_inside_a_larger_model():
-    """A whole CLIP names its image encoder deeper, and holds more than we take."""
-    theirs = build("clip", VISION)
-    whole = {"vision_model." + name: x for name, x in theirs.state_dict().items()}
-    whole |= {"text_model.embeddings.token_embedding.weight": torch.zeros(2, 2), "logit_scale": torch.zeros(())}
-    assert vision_from_hf(whole).keys() == our_vision(theirs).state_dict().keys()
+@pytest.mark.parametrize(
+    ("family", "change", "word"),
+    [
+        ("siglip", {"model_type": "siglip2_vision_model"}, "siglip2_vision_model"),
+        ("clip", {"hidden_act": "relu"}, "relu"),
+        ("dinov2", {"qkv_bias": False}, "qkv_bias"),
+        ("aimv2", {"mlp_bias": True}, "mlp_bias"),
+        ("aimv2", {"hidden_act": "gelu"}, "gelu"),
+    ],
+)
+def test_what_our_encoder_cannot_compute_is_refused(family, change, word):
+    with pytest.raises(ValueError, match=word):
+        vision_config_from_hf(build(family).config.to_dict() | change)
 
 
 def test_what_no_family_has_is_not_written():
-    with pytest.raises(ValueError, match="class_token True"):
+    with pytest.raises(ValueError, match="siglip_vision_model comes nearest, but here is class_token True"):
         vision_config_to_hf(VisionConfig(class_token=True))

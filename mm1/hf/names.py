@@ -28,6 +28,87 @@ VISION = {
 VISION_DROPPED = re.compile(r"head\.|embeddings\.position_ids$")
 """What an image encoder of theirs may hold beside that: SigLIP's pooling head, a constant."""
 
+DINOV2 = {
+    "class_E": "embeddings.cls_token",
+    "register_RE": "embeddings.register_tokens",
+    "position_PE": "embeddings.position_embeddings",
+    **_both("patch", "embeddings.patch_embeddings.projection"),
+    **_both("norm", "layernorm"),
+    **_both("blocks.{}.attention_norm", "encoder.layer.{}.norm1"),
+    **_both("blocks.{}.attention.query", "encoder.layer.{}.attention.attention.query"),
+    **_both("blocks.{}.attention.key", "encoder.layer.{}.attention.attention.key"),
+    **_both("blocks.{}.attention.value", "encoder.layer.{}.attention.attention.value"),
+    **_both("blocks.{}.attention.out", "encoder.layer.{}.attention.output.dense"),
+    "blocks.{}.attention_scale.weight": "encoder.layer.{}.layer_scale1.lambda1",
+    **_both("blocks.{}.feed_forward_norm", "encoder.layer.{}.norm2"),
+    **_both("blocks.{}.feed_forward.up", "encoder.layer.{}.mlp.fc1"),
+    **_both("blocks.{}.feed_forward.down", "encoder.layer.{}.mlp.fc2"),
+    "blocks.{}.feed_forward_scale.weight": "encoder.layer.{}.layer_scale2.lambda1",
+}
+"""DINOv2, with and without registers, as its published files name it."""
+
+DINOV2_GATED = {name: their for name, their in DINOV2.items() if "feed_forward." not in name} | {
+    **_both("blocks.{}.feed_forward.gate|up", "encoder.layer.{}.mlp.weights_in"),
+    **_both("blocks.{}.feed_forward.down", "encoder.layer.{}.mlp.weights_out"),
+}
+"""DINOv2's giant; `gate|up` are matrices of ours that are one of theirs, stacked in this order."""
+
+AIMV2 = {
+    "position_PE": "embeddings.position_embedding.weight",
+    **_both("patch", "embeddings.patch_embed"),
+    "patch_norm.weight": "embeddings.rms_norm.weight",
+    "norm.weight": "rms_norm.weight",
+    "blocks.{}.attention_norm.weight": "encoder.layers.{}.rms_norm1.weight",
+    "blocks.{}.attention.query.weight": "encoder.layers.{}.attention.q_proj.weight",
+    "blocks.{}.attention.key.weight": "encoder.layers.{}.attention.k_proj.weight",
+    "blocks.{}.attention.value.weight": "encoder.layers.{}.attention.v_proj.weight",
+    "blocks.{}.attention.out.weight": "encoder.layers.{}.attention.out_proj.weight",
+    "blocks.{}.feed_forward_norm.weight": "encoder.layers.{}.rms_norm2.weight",
+    "blocks.{}.feed_forward.gate.weight": "encoder.layers.{}.ffn.gate_proj.weight",
+    "blocks.{}.feed_forward.up.weight": "encoder.layers.{}.ffn.up_proj.weight",
+    "blocks.{}.feed_forward.down.weight": "encoder.layers.{}.ffn.down_proj.weight",
+}
+"""AIMv2's image encoder in `transformers`."""
+
+_TRUNK = {
+    "position_PE": "preprocessor.pos_embed",
+    **_both("patch", "preprocessor.patchifier.proj"),
+    **_both("patch_norm", "preprocessor.patchifier.norm"),
+    **_both("norm", "trunk.post_trunk_norm"),
+    **_both("blocks.{}.attention_norm", "trunk.blocks.{}.norm_1"),
+    "blocks.{}.attention.query|key|value.weight": "trunk.blocks.{}.attn.qkv.weight",
+    "blocks.{}.attention.out.weight": "trunk.blocks.{}.attn.proj.weight",
+    **_both("blocks.{}.feed_forward_norm", "trunk.blocks.{}.norm_2"),
+    "blocks.{}.feed_forward.down.weight": "trunk.blocks.{}.mlp.fc2.weight",
+}
+
+AIM = _TRUNK | {"blocks.{}.feed_forward.up.weight": "trunk.blocks.{}.mlp.fc1.weight"}
+"""AIM in Apple's own code, https://github.com/apple/ml-aim."""
+
+AIM_GATED = _TRUNK | {
+    "blocks.{}.feed_forward.gate.weight": "trunk.blocks.{}.mlp.fc1.weight",
+    "blocks.{}.feed_forward.up.weight": "trunk.blocks.{}.mlp.fc3.weight",
+}
+"""AIMv2 there, where its files were published first."""
+
+OPENCLIP = {
+    "class_E": "visual.class_embedding",
+    "position_PE": "visual.positional_embedding",
+    "patch.weight": "visual.conv1.weight",
+    **_both("input_norm", "visual.ln_pre"),
+    **_both("norm", "visual.ln_post"),
+    **_both("blocks.{}.attention_norm", "visual.transformer.resblocks.{}.ln_1"),
+    "blocks.{}.attention.query|key|value.weight": "visual.transformer.resblocks.{}.attn.in_proj_weight",
+    "blocks.{}.attention.query|key|value.bias": "visual.transformer.resblocks.{}.attn.in_proj_bias",
+    **_both("blocks.{}.attention.out", "visual.transformer.resblocks.{}.attn.out_proj"),
+    "blocks.{}.attention_scale.weight": "visual.transformer.resblocks.{}.ls_1.gamma",
+    **_both("blocks.{}.feed_forward_norm", "visual.transformer.resblocks.{}.ln_2"),
+    **_both("blocks.{}.feed_forward.up", "visual.transformer.resblocks.{}.mlp.c_fc"),
+    **_both("blocks.{}.feed_forward.down", "visual.transformer.resblocks.{}.mlp.c_proj"),
+    "blocks.{}.feed_forward_scale.weight": "visual.transformer.resblocks.{}.ls_2.gamma",
+}
+"""The ViT of OpenCLIP (https://github.com/mlfoundations/open_clip), of OpenAI's CLIP and of DFN."""
+
 DECODER = {
     "embedding.weight": "embed_tokens.weight",
     "norm.weight": "norm.weight",

@@ -1,126 +1,179 @@
-"""Image encoders of `transformers` as ours and back: pure functions over configs (as in config.json) and state dicts.
+"""Configs of image encoders, as in their config.json, as ours and back: pure functions."""
 
-State dicts are of the part alone (`Vision`). Nothing is computed, so what goes there and back is the same
-to the bit.
-"""
-
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from mm1.config import VisionConfig
-from mm1.hf.names import VISION, VISION_DROPPED, reverse, translate
-
-State = dict[str, torch.Tensor]
+from mm1.hf.names import reverse
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 
-_VISION_DEFAULTS: dict[str, dict[str, Any]] = {
-    "clip_vision_model": {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
-    "siglip_vision_model": {"patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
-}
-"""By model type; `transformers` leaves defaults out of a config inside a config."""
+CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-_VISION_SHAPE = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-}
 
-_PIXELS = {
-    "clip_vision_model": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What `transformers` leaves unsaid of a family, and what makes it one.
+
+    `defaults` are those of its config class, which a config inside a config leaves out; `pixels` mean and
+    deviation of its preprocessor_config.json; `parts` our fields that every encoder of it shares.
+    """
+
+    architecture: str
+    defaults: dict[str, Any]
+    pixels: tuple[tuple[float, float, float], tuple[float, float, float]]
+    parts: dict[str, Any]
+
+
+_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
+_DINOV2 = _BASE | {"mlp_ratio": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "use_swiglu_ffn": False}
+_DINOV2_PARTS = {"class_token": True, "layer_scale": True}
+
+FAMILIES = {
+    "clip_vision_model": Family(
+        "CLIPVisionModel",
+        _BASE | {"intermediate_size": 3072, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+        CLIP_PIXELS,
+        {"class_token": True, "input_norm": True, "patch_bias": False},
+    ),
+    "siglip_vision_model": Family(
+        "SiglipVisionModel",
+        _BASE
+        | {"intermediate_size": 3072, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+        HALF_PIXELS,
+        {},
+    ),
+    "dinov2": Family("Dinov2Model", _DINOV2 | {"patch_size": 14}, IMAGENET_PIXELS, _DINOV2_PARTS),
+    "dinov2_with_registers": Family(
+        "Dinov2WithRegistersModel",
+        _DINOV2 | {"patch_size": 16, "num_register_tokens": 4},
+        IMAGENET_PIXELS,
+        _DINOV2_PARTS | {"antialias": True},
+    ),
+    "aimv2_vision_model": Family(
+        "Aimv2VisionModel",
+        {
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 8,
+            "intermediate_size": 2816,
+            "image_size": 224,
+            "patch_size": 14,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-5,
+            "is_native": False,
+        },
+        CLIP_PIXELS,
+        {"norm": "rms", "gated": True, "bias": False, "patch_norm": True},
+    ),
 }
-"""Mean and deviation as in the family's preprocessor_config.json."""
+"""By model type. SigLIP 2 of fixed resolution is SigLIP; the one of any resolution is another model, not here."""
 
 
 def vision_config_from_hf(theirs: dict[str, Any]) -> VisionConfig:
-    """Our config of a CLIP or SigLIP image encoder, alone or inside a larger model's config.
+    """Our config of an image encoder of `FAMILIES`, alone or inside a larger model's config.
 
     Where patches don't fill the image (SigLIP's 384 pixels in patches of 14) the size is cut to those
     that do, as their convolution does.
 
     Raises:
-        ValueError: another family, or an unknown activation.
+        ValueError: another family, or a part that our ViT lacks.
     """
     theirs = theirs.get("vision_config", theirs)
-    family = theirs.get("model_type", "")
-    if family not in _VISION_DEFAULTS:
-        raise ValueError(f"image encoders of type {family!r} can't be read; known: {', '.join(_VISION_DEFAULTS)}")
-    whole = _VISION_SHAPE | _VISION_DEFAULTS[family] | theirs
-    activations: dict[str, Any] = reverse(_ACTIVATIONS)
-    if whole["hidden_act"] not in activations:
-        raise ValueError(f"activation {whole['hidden_act']!r} is unknown; known: {', '.join(activations)}")
-    clip = family == "clip_vision_model"
-    mean, deviation = _PIXELS[family]
+    name = "aimv2_vision_model" if theirs.get("model_type") == "aimv2" else theirs.get("model_type", "")
+    if name not in FAMILIES:
+        raise ValueError(f"image encoders of type {name!r} can't be read; known: {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    whole = family.defaults | theirs
+    _refuse(whole)
+    gated = family.parts.get("gated") or whole.get("use_swiglu_ffn", False)
+    mean, deviation = family.pixels
     return VisionConfig(
         image_size=whole["image_size"] - whole["image_size"] % whole["patch_size"],
         patch_size=whole["patch_size"],
         width=whole["hidden_size"],
         layers=whole["num_hidden_layers"],
         heads=whole["num_attention_heads"],
-        mlp_width=whole["intermediate_size"],
-        activation=activations[whole["hidden_act"]],
-        norm_epsilon=whole["layer_norm_eps"],
-        class_token=clip,
-        patch_bias=not clip,
-        input_norm=clip,
+        mlp_width=_mlp_width(whole),
+        activation="gelu" if gated else _activation(whole["hidden_act"]),
+        gated=gated,
+        norm_epsilon=whole["rms_norm_eps" if "rms_norm_eps" in whole else "layer_norm_eps"],
+        registers=whole.get("num_register_tokens", 0),
+        fixed_positions=whole.get("is_native", False),
         mean=mean,
         deviation=deviation,
+        **{name: value for name, value in family.parts.items() if name != "gated"},
     )
 
 
+def _activation(theirs: str) -> Any:
+    known = reverse(_ACTIVATIONS)
+    if theirs not in known:
+        raise ValueError(f"activation {theirs!r} is unknown; known: {', '.join(known)}")
+    return known[theirs]
+
+
+def _mlp_width(theirs: dict[str, Any]) -> int:
+    if "mlp_ratio" not in theirs:
+        return theirs["intermediate_size"]
+    width = int(theirs["hidden_size"] * theirs["mlp_ratio"])
+    # DINOv2 keeps two thirds for a SwiGLU, up to the next multiple of 8
+    return (int(width * 2 / 3) + 7) // 8 * 8 if theirs["use_swiglu_ffn"] else width
+
+
+def _refuse(theirs: dict[str, Any]) -> None:
+    """Raise where their encoder would compute something else than ours."""
+    aimv2 = "rms_norm_eps" in theirs
+    expected: dict[str, Any] = {"qkv_bias": not aimv2, "mlp_bias": False, "use_bias": False, "num_channels": 3}
+    if aimv2:
+        expected["hidden_act"] = "silu"
+    for name, value in expected.items():
+        if theirs.get(name, value) != value:
+            raise ValueError(f"{name} is {theirs[name]!r}, but in this family only {value!r} is known")
+
+
 def vision_config_to_hf(config: VisionConfig) -> dict[str, Any]:
-    """A CLIP or SigLIP vision config for `config`, whichever has its parts.
+    """A vision config of the family that has the parts of `config`.
+
+    Mean, deviation and feature layer stand elsewhere in theirs; a position embedding is stretched by the rule
+    of the family, whatever `config.antialias` says.
 
     Raises:
-        ValueError: neither family has them.
+        ValueError: no family has them; the nearest is named, and what differs.
     """
-    parts = (config.class_token, config.input_norm, not config.patch_bias)
-    if len(set(parts)) > 1:
-        raise ValueError(
-            "CLIP has class token and input norm and no patch bias, SigLIP has only the bias; this encoder "
-            f"has class_token {parts[0]}, input_norm {parts[1]}, patch_bias {not parts[2]}"
-        )
-    family = "clip" if config.class_token else "siglip"
-    theirs = {
-        "model_type": f"{family}_vision_model",
-        "architectures": ["CLIPVisionModel" if config.class_token else "SiglipVisionModel"],
+    differing = {}
+    for name, family in FAMILIES.items():
+        theirs = {"model_type": name, "architectures": [family.architecture], **_fields(config, family.defaults)}
+        elsewhere = {key: getattr(config, key) for key in ("mean", "deviation", "feature_layer", "antialias")}
+        back = vision_config_from_hf(theirs).model_copy(update=elsewhere)
+        if back == config:
+            heads = {"siglip_vision_model": {"vision_use_head": False}, "aimv2_vision_model": {"use_head": False}}
+            return theirs | heads.get(name, {}) | ({"use_mask_token": False} if name == "dinov2" else {})
+        differing[name] = [f"{key} {value!r}" for key, value in config if getattr(back, key) != value]
+    nearest = min(differing, key=lambda name: len(differing[name]))
+    raise ValueError(
+        f"no family has this encoder; {nearest} comes nearest, but here is {', '.join(differing[nearest])}"
+    )
+
+
+def _fields(config: VisionConfig, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The fields that `defaults` names, with the values of `config`."""
+    ratio = config.mlp_width / config.width * (1.5 if config.gated else 1)
+    values = {
         "hidden_size": config.width,
         "intermediate_size": config.mlp_width,
+        "mlp_ratio": round(ratio),
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
         "image_size": config.image_size,
         "patch_size": config.patch_size,
-        "hidden_act": _ACTIVATIONS[config.activation],
+        "hidden_act": "silu" if defaults["hidden_act"] == "silu" else _ACTIVATIONS[config.activation],
         "layer_norm_eps": config.norm_epsilon,
+        "rms_norm_eps": config.norm_epsilon,
+        "use_swiglu_ffn": config.gated,
+        "num_register_tokens": config.registers,
+        "is_native": config.fixed_positions,
     }
-    return theirs if config.class_token else theirs | {"vision_use_head": False}
-
-
-def vision_from_hf(theirs: State) -> State:
-    """The state of our `Vision` in a state dict of theirs, wherever in it the image encoder stands."""
-    inside = {name: x for name, x in _inside(theirs).items() if not VISION_DROPPED.match(name)}
-    ours = {name: inside[their] for their, name in translate(inside, reverse(VISION)).items()}
-    ours["patch.weight"] = ours["patch.weight"].flatten(1)
-    return ours
-
-
-def vision_to_hf(ours: State) -> State:
-    """Their state dict, named as their published files are, of the state of our `Vision`."""
-    theirs = {"vision_model." + their: ours[name] for name, their in translate(ours, VISION).items()}
-    patch = "vision_model.embeddings.patch_embedding.weight"
-    size = round((theirs[patch].shape[1] / 3) ** 0.5)
-    theirs[patch] = theirs[patch].unflatten(1, (3, size, size))
-    return theirs
-
-
-def _inside(state: State) -> State:
-    """The part of `state` that is the image encoder, its prefix off."""
-    ending = "embeddings.patch_embedding.weight"
-    found = [name.removesuffix(ending) for name in state if name.endswith(ending)]
-    if len(found) != 1:
-        raise ValueError(f"found {len(found)} tensors named ...{ending} among {len(state)}, expected one")
-    return {name.removeprefix(found[0]): x for name, x in state.items() if name.startswith(found[0])}
+    return {name: values[name] for name in defaults}

@@ -36,54 +36,69 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.epsilon)
 
 
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {"layer": nn.LayerNorm, "rms": RMSNorm}
+
+
 class SwiGLU(nn.Module):
     """`down(silu(gate(x)) * up(x))`, the width of its input (Shazeer, arXiv 2002.05202)."""
 
-    def __init__(self, width: int, mlp_width: int, *, scale: float = 1.0):
+    def __init__(self, width: int, mlp_width: int, *, bias: bool = False, scale: float = 1.0):
         super().__init__()
-        self.gate = linear(width, mlp_width, bias=False)
-        self.up = linear(width, mlp_width, bias=False)
-        self.down = linear(mlp_width, width, bias=False, scale=scale)
+        self.gate = linear(width, mlp_width, bias=bias)
+        self.up = linear(width, mlp_width, bias=bias)
+        self.down = linear(mlp_width, width, bias=bias, scale=scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class FeedForward(nn.Module):
-    """`down(activation(up(x)))` with biases, the width of its input; `activation` a key of `ACTIVATIONS`."""
+    """`down(activation(up(x)))`, the width of its input; `activation` a key of `ACTIVATIONS`."""
 
-    def __init__(self, width: int, mlp_width: int, *, activation: str, scale: float = 1.0):
+    def __init__(self, width: int, mlp_width: int, *, activation: str, bias: bool = True, scale: float = 1.0):
         super().__init__()
         self.activation = ACTIVATIONS[activation]
-        self.up = linear(width, mlp_width, bias=True)
-        self.down = linear(mlp_width, width, bias=True, scale=scale)
+        self.up = linear(width, mlp_width, bias=bias)
+        self.down = linear(mlp_width, width, bias=bias, scale=scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(self.activation(self.up(x)))
 
 
 class Attention(nn.Module):
-    """What the places of `x` gather from all places of `context`, the width of `x`. Nothing is masked.
+    """What the places of `x` gather from the places of `context`, the width of `x`.
 
-    A ViT's self-attention when both are the same, attention pooling when `x` are learned queries.
+    A ViT's self-attention when both are the same, attention pooling when `x` are learned queries. A `mask`
+    is boolean and true where a place sees another; without one each sees all.
     """
 
-    def __init__(self, width: int, context_width: int, *, heads: int, scale: float = 1.0):
+    def __init__(self, width: int, context_width: int, *, heads: int, bias: bool = True, scale: float = 1.0):
         super().__init__()
         if width % heads:
             raise ValueError(f"an attention of width {width} can't be cut into {heads} heads; change one of them")
         self.heads = heads
-        self.query = linear(width, width, bias=True)
-        self.key = linear(context_width, width, bias=True)
-        self.value = linear(context_width, width, bias=True)
-        self.out = linear(width, width, bias=True, scale=scale)
+        self.query = linear(width, width, bias=bias)
+        self.key = linear(context_width, width, bias=bias)
+        self.value = linear(context_width, width, bias=bias)
+        self.out = linear(width, width, bias=bias, scale=scale)
 
-    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         q, k, v = (
             y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for y in (self.query(x), self.key(context), self.value(context))
         )
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
+
+
+class LayerScale(nn.Module):
+    """Its input times a learned factor for each channel (Touvron et al., arXiv 2103.17239)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
 
 
 def linear(inputs: int, outputs: int, *, bias: bool, scale: float = 1.0) -> nn.Linear:
@@ -124,7 +139,7 @@ def _initial(module: nn.Module, leaf: str) -> tuple[float, float]:
         if leaf == "bias":
             return 0.0, 0.0
         return 0.0, getattr(module, "initial_scale", 1.0) * module.weight[0].numel() ** -0.5
-    if isinstance(module, RMSNorm | nn.LayerNorm):
+    if isinstance(module, RMSNorm | nn.LayerNorm | LayerScale):
         return float(leaf == "weight"), 0.0
     return 0.0, 0.02
 
@@ -162,13 +177,16 @@ def rotate(x_BTHW: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> t
     return (x_BTHW * cos + x_BTHW.roll(x_BTHW.shape[-1] // 2, -1) * sin).to(x_BTHW.dtype)
 
 
-def resize_grid(position_PE: torch.Tensor, grid: int) -> torch.Tensor:
-    """Position embeddings of a square grid, bicubically interpolated to [grid * grid, E]."""
+def resize_grid(position_PE: torch.Tensor, grid: int, *, antialias: bool = False) -> torch.Tensor:
+    """Position embeddings of a square grid, bicubically interpolated to [grid * grid, E].
+
+    `antialias` widens the kernel where the new grid is coarser, and takes a softer cubic everywhere (-0.5 for -0.75).
+    """
     side = round(len(position_PE) ** 0.5)
     if side == grid:
         return position_PE
     position_1EYX = position_PE.float().T.unflatten(1, (side, side))[None]
-    resized_1EYX = F.interpolate(position_1EYX, size=(grid, grid), mode="bicubic", align_corners=False)
+    resized_1EYX = F.interpolate(position_1EYX, size=(grid, grid), mode="bicubic", antialias=antialias)
     return resized_1EYX[0].flatten(1).T.to(position_PE.dtype)
 
 

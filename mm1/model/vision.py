@@ -1,27 +1,36 @@
-"""The image encoder: a ViT over square images."""
+"""The image encoder: a ViT over square images, of the families that people use.
+
+Two letters beside the project's legend: R is registers, Q all tokens of an image: class token, registers, patches.
+"""
 
 import torch
 from torch import nn
 
 from mm1.config import VisionConfig
-from mm1.model.layers import Attention, FeedForward, linear, residual_scale, resize_grid
+from mm1.model.layers import NORMS, Attention, FeedForward, LayerScale, SwiGLU, linear, residual_scale, resize_grid
 
 
 class VisionBlock(nn.Module):
-    """A pre-norm transformer layer without mask, [N, P, E] in and out."""
+    """A pre-norm transformer layer, [N, Q, E] in and out."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
-        scale = residual_scale(config.layers)
-        self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
-        self.attention = Attention(config.width, config.width, heads=config.heads, scale=scale)
-        self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
-        self.feed_forward = FeedForward(config.width, config.mlp_width, activation=config.activation, scale=scale)
+        width, bias, scale = config.width, config.bias, residual_scale(config.layers)
+        self.attention_norm = NORMS[config.norm](width, config.norm_epsilon)
+        self.attention = Attention(width, width, heads=config.heads, bias=bias, scale=scale)
+        self.attention_scale = LayerScale(width) if config.layer_scale else nn.Identity()
+        self.feed_forward_norm = NORMS[config.norm](width, config.norm_epsilon)
+        self.feed_forward = (
+            SwiGLU(width, config.mlp_width, bias=bias, scale=scale)
+            if config.gated
+            else FeedForward(width, config.mlp_width, activation=config.activation, bias=bias, scale=scale)
+        )
+        self.feed_forward_scale = LayerScale(width) if config.layer_scale else nn.Identity()
 
-    def forward(self, x_NPE: torch.Tensor) -> torch.Tensor:
-        y_NPE = self.attention_norm(x_NPE)
-        x_NPE = x_NPE + self.attention(y_NPE, y_NPE)
-        return x_NPE + self.feed_forward(self.feed_forward_norm(x_NPE))
+    def forward(self, x_NQE: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        y_NQE = self.attention_norm(x_NQE)
+        x_NQE = x_NQE + self.attention_scale(self.attention(y_NQE, y_NQE, mask))
+        return x_NQE + self.feed_forward_scale(self.feed_forward(self.feed_forward_norm(x_NQE)))
 
 
 class Vision(nn.Module):
@@ -34,32 +43,40 @@ class Vision(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.config = config
-        width = config.width
+        width, norm = config.width, NORMS[config.norm]
         self.patch = linear(3 * config.patch_size**2, width, bias=config.patch_bias)
+        self.patch_norm = norm(width, config.norm_epsilon) if config.patch_norm else nn.Identity()
         self.class_E = nn.Parameter(torch.zeros(width)) if config.class_token else None
-        self.position_PE = nn.Parameter(torch.zeros(config.grid**2 + config.class_token, width))
-        self.input_norm = nn.LayerNorm(width, eps=config.norm_epsilon) if config.input_norm else None
+        self.register_RE = nn.Parameter(torch.zeros(config.registers, width)) if config.registers else None
+        positions = config.grid**2 + config.class_token
+        self.position_PE = None if config.fixed_positions else nn.Parameter(torch.zeros(positions, width))
+        self.input_norm = norm(width, config.norm_epsilon) if config.input_norm else nn.Identity()
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(width, eps=config.norm_epsilon)
+        self.norm = norm(width, config.norm_epsilon)
 
-    def forward(self, images_NCYX: torch.Tensor) -> torch.Tensor:
-        """Features [N, P, E] of the patches, row by row, from the layer `config.feature_layer` names."""
+    def forward(self, images_NCYX: torch.Tensor, prefix_N: torch.Tensor | None = None) -> torch.Tensor:
+        """Features [N, P, E] of the patches, row by row, from the layer `config.feature_layer` names.
+
+        With `prefix_N` attention is AIM's in pre-training (El-Nouby et al., arXiv 2401.08541, section 3.2): an image's
+        first patches, so many, are seen by all and the others only by those after them. AIM has no class token.
+        """
         used = self.config.layers + 1 + self.config.feature_layer
-        x_NPE = self._embed(images_NCYX)
+        x_NQE = self._embed(images_NCYX)
+        mask = None if prefix_N is None else prefix_mask(prefix_N, x_NQE.shape[1])
         for block in self.blocks[:used]:
-            x_NPE = block(x_NPE)
+            x_NQE = block(x_NQE, mask)
         if self.config.feature_layer == -1:
-            x_NPE = self.norm(x_NPE)
-        return x_NPE[:, 1:] if self.config.class_token else x_NPE
+            x_NQE = self.norm(x_NQE)
+        return x_NQE[:, self._before :]
 
     def summary(self, images_NCYX: torch.Tensor) -> torch.Tensor:
         """One feature an image, [N, E]: the class token, or the mean of the patches; after the last norm."""
-        x_NPE = self._embed(images_NCYX)
+        x_NQE = self._embed(images_NCYX)
         for block in self.blocks:
-            x_NPE = block(x_NPE)
+            x_NQE = block(x_NQE)
         if self.config.class_token:
-            return self.norm(x_NPE[:, 0])
-        return self.norm(x_NPE).mean(1)
+            return self.norm(x_NQE[:, 0])
+        return self.norm(x_NQE[:, self._before :]).mean(1)
 
     def idle(self) -> list[nn.Parameter]:
         """The parameters behind `config.feature_layer`, which `forward` never touches."""
@@ -68,27 +85,60 @@ class Vision(nn.Module):
         used = self.config.layers + 1 + self.config.feature_layer
         return [*self.blocks[used:].parameters(), *self.norm.parameters()]
 
+    @property
+    def _before(self) -> int:
+        """Tokens that stand before the patches."""
+        return self.config.class_token + self.config.registers
+
     def _embed(self, images_NCYX: torch.Tensor) -> torch.Tensor:
-        x_NPE = self.patch(self._patches(images_NCYX).to(self.patch.weight.dtype))
-        grid = images_NCYX.shape[-1] // self.config.patch_size
-        if self.class_E is None:
-            x_NPE = x_NPE + resize_grid(self.position_PE, grid)
+        x_NPE = self.patch_norm(self.patch(self._patches(images_NCYX).to(self.patch.weight.dtype)))
+        grid, images = images_NCYX.shape[-1] // self.config.patch_size, len(x_NPE)
+        if self.position_PE is None:
+            x_NQE = x_NPE + fixed_positions(grid, like=x_NPE)
         else:
-            class_N1E = (self.class_E + self.position_PE[0]).expand(len(x_NPE), 1, -1)
-            x_NPE = torch.cat((class_N1E, x_NPE + resize_grid(self.position_PE[1:], grid)), 1)
-        return x_NPE if self.input_norm is None else self.input_norm(x_NPE)
+            position_PE = self.position_PE[int(self.config.class_token) :]
+            x_NQE = x_NPE + resize_grid(position_PE, grid, antialias=self.config.antialias)
+        if self.register_RE is not None:
+            x_NQE = torch.cat((self.register_RE.expand(images, -1, -1), x_NQE), 1)
+        if self.class_E is not None:
+            class_E = self.class_E if self.position_PE is None else self.class_E + self.position_PE[0]
+            x_NQE = torch.cat((class_E.expand(images, 1, -1), x_NQE), 1)
+        return self.input_norm(x_NQE)
 
     def _patches(self, images_NCYX: torch.Tensor) -> torch.Tensor:
         """Normalised pixels [N, P, channels * rows * columns of a patch] in fp32."""
         size = self.config.patch_size
-        pixels_NCYX = torch.stack(
-            [
-                (channel_NYX.float() / 255 - mean) / deviation
-                for channel_NYX, mean, deviation in zip(
-                    images_NCYX.unbind(1), self.config.mean, self.config.deviation, strict=True
-                )
-            ],
-            1,
-        )
-        patches = pixels_NCYX.unflatten(3, (-1, size)).unflatten(2, (-1, size))
+        patches = normalise(images_NCYX, self.config).unflatten(3, (-1, size)).unflatten(2, (-1, size))
         return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def normalise(images_NCYX: torch.Tensor, config: VisionConfig) -> torch.Tensor:
+    """uint8 pixels as the encoder wants them, in fp32: mean taken off each channel, deviation one."""
+    return torch.stack(
+        [
+            (channel_NYX.float() / 255 - mean) / deviation
+            for channel_NYX, mean, deviation in zip(images_NCYX.unbind(1), config.mean, config.deviation, strict=True)
+        ],
+        1,
+    )
+
+
+def fixed_positions(grid: int, *, like: torch.Tensor) -> torch.Tensor:
+    """Sines and cosines of column and row, [grid * grid, E], in the order of AIM's public code.
+
+    Four quarters of channels: sine and cosine of the column, then of the row (github.com/apple/ml-aim).
+    """
+    quarter = like.shape[-1] // 4
+    place = torch.arange(grid, device=like.device, dtype=torch.float32)
+    frequency = 10_000 ** -(torch.arange(quarter, device=like.device, dtype=torch.float32) / quarter)
+    angle = place[:, None] * frequency
+    wave = torch.cat((angle.sin(), angle.cos()), -1)
+    columns, rows = wave.expand(grid, -1, -1), wave[:, None].expand(-1, grid, -1)
+    return torch.cat((columns, rows), -1).flatten(0, 1).to(like.dtype)
+
+
+def prefix_mask(prefix_N: torch.Tensor, patches: int) -> torch.Tensor:
+    """Which patches see which, boolean [N, 1, patches, patches]: causal, and all see an image's first `prefix_N`."""
+    place = torch.arange(patches, device=prefix_N.device)
+    causal = place[:, None] >= place
+    return (causal | (place < prefix_N[:, None, None]))[:, None]

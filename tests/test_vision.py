@@ -1,0 +1,93 @@
+"""Properties of the image encoder that no other library's model shows."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mm1.config import VisionConfig, choices
+from mm1.model.layers import NORMS, initialise
+from mm1.model.vision import Vision
+
+SMALL = {"image_size": 24, "patch_size": 6, "width": 24, "layers": 2, "heads": 2, "mlp_width": 40}
+EVERYTHING = SMALL | {
+    "gated": True,
+    "norm": "rms",
+    "layer_scale": True,
+    "class_token": True,
+    "registers": 2,
+    "patch_norm": True,
+    "input_norm": True,
+}
+
+
+def build(**settings) -> Vision:
+    vision = Vision(VisionConfig(**settings))
+    initialise(vision, 0)
+    return vision
+
+
+def images(size: int = 24) -> torch.Tensor:
+    return torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(size))
+
+
+def test_norms_are_those_the_config_names():
+    assert set(NORMS) == set(choices(VisionConfig, "norm"))
+
+
+@pytest.mark.parametrize("fixed_positions", [False, True])
+def test_an_encoder_with_every_part_learns_in_every_parameter(fixed_positions):
+    vision = build(**EVERYTHING, fixed_positions=fixed_positions)
+    assert vision(images(36)).shape == (2, 36, 24)
+    vision.summary(images()).square().sum().backward()
+    for name, parameter in vision.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+def test_the_summary_without_class_token_is_the_mean_of_the_patches():
+    vision = build(**SMALL, registers=3)
+    torch.testing.assert_close(vision.summary(images()), vision(images()).mean(1))
+
+
+def test_a_layer_before_the_first_is_refused():
+    assert VisionConfig(layers=4, feature_layer=-5).feature_layer == -5
+    with pytest.raises(ValueError, match="feature_layer -6 is before the first of 4 layers"):
+        VisionConfig(layers=4, feature_layer=-6)
+
+
+def changed_by_patch(vision: Vision, patch: int, prefix_N: torch.Tensor | None) -> list[list[int]]:
+    """For each image the patches whose features change when `patch` does."""
+    row, column = divmod(patch, 4)
+    other = images()
+    other[:, :, row * 6 : row * 6 + 6, column * 6 : column * 6 + 6] ^= 255
+    differs_NP = (vision(images(), prefix_N) != vision(other, prefix_N)).any(-1)
+    return [differs.nonzero().flatten().tolist() for differs in differs_NP]
+
+
+def test_a_prefix_is_seen_by_all_and_the_rest_by_what_comes_after():
+    """AIM's pre-training: each image has a prefix of its own length."""
+    vision, prefix_N = build(**SMALL), torch.tensor([5, 11])
+    everywhere = list(range(16))
+    assert changed_by_patch(vision, 4, prefix_N) == [everywhere, everywhere]
+    assert changed_by_patch(vision, 5, prefix_N) == [list(range(5, 16)), everywhere]
+    assert changed_by_patch(vision, 12, prefix_N) == [list(range(12, 16))] * 2
+    assert changed_by_patch(vision, 12, None) == [everywhere, everywhere]
+    torch.testing.assert_close(vision(images(), torch.tensor([16, 16])), vision(images()))
+
+
+def test_layer_scale_starts_as_if_it_were_not_there():
+    with_scale, without = build(**SMALL, layer_scale=True), build(**SMALL)
+    torch.testing.assert_close(with_scale(images()), without(images()))
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("size", [12, 42])
+def test_positions_are_stretched_bicubically(size, antialias):
+    """A model of patches that are all alike shows its positions."""
+    vision = build(**SMALL, antialias=antialias, feature_layer=-3)
+    grey = torch.full((1, 3, size, size), 128, dtype=torch.uint8)
+    with torch.no_grad():
+        position_1EYX = vision.position_PE.T.unflatten(1, (4, 4))[None]
+        stretched_1EYX = F.interpolate(position_1EYX, (size // 6, size // 6), mode="bicubic", antialias=antialias)
+        patch_E = vision.patch(vision._patches(grey))[0, 0]
+        torch.testing.assert_close(vision(grey)[0], patch_E + stretched_1EYX[0].flatten(1).T)
