@@ -177,3 +177,53 @@ def _fields(config: VisionConfig, defaults: dict[str, Any]) -> dict[str, Any]:
         "is_native": config.fixed_positions,
     }
     return {name: values[name] for name in defaults}
+
+
+def vision_config_from_openclip(theirs: dict[str, Any]) -> VisionConfig:
+    """Our config of the ViT that an open_clip_config.json describes (https://github.com/mlfoundations/open_clip).
+
+    Raises:
+        ValueError: an image encoder of timm, a ResNet, or a ViT with parts that ours lacks.
+    """
+    model, pixels = theirs["model_cfg"], theirs.get("preprocess_cfg", {})
+    vision = model["vision_cfg"]
+    known = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "ls_init_value"}
+    unknown = {name for name in vision.keys() - known if vision[name]} - {"timm_pool", "timm_proj", "output_tokens"}
+    if unknown or not isinstance(vision["layers"], int):
+        raise ValueError(
+            f"vision_cfg has {', '.join(sorted(unknown)) or 'layers of a ResNet'}; only plain ViTs are read"
+        )
+    mean, deviation = CLIP_PIXELS
+    width = vision["width"]
+    return VisionConfig(
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        width=width,
+        layers=vision["layers"],
+        heads=width // vision.get("head_width", 64),
+        mlp_width=int(width * vision.get("mlp_ratio", 4.0)),
+        activation="quick_gelu" if model.get("quick_gelu") else "gelu",
+        norm_epsilon=1e-5,
+        layer_scale=vision.get("ls_init_value") is not None,
+        antialias=True,  # its resize_pos_embed
+        mean=tuple(pixels.get("mean", mean)),
+        deviation=tuple(pixels.get("std", deviation)),
+        **FAMILIES["clip_vision_model"].parts,
+    )
+
+
+def vision_config_from_aim(theirs: dict[str, Any]) -> VisionConfig:
+    """Our config of an AIM, from the arguments its own code builds it with (https://github.com/apple/ml-aim)."""
+    return VisionConfig(
+        image_size=theirs["img_size"],
+        patch_size=theirs["patch_size"],
+        width=theirs["embed_dim"],
+        layers=theirs["num_blocks"],
+        heads=theirs["num_heads"],
+        mlp_width=4 * theirs["embed_dim"],
+        bias=False,
+        patch_norm=True,
+        fixed_positions=True,
+        mean=IMAGENET_PIXELS[0],
+        deviation=IMAGENET_PIXELS[1],
+    )

@@ -1,0 +1,95 @@
+"""Image encoders of others from a folder or from the hub: config and weights, read once."""
+
+import fnmatch
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from mm1.config import VisionConfig
+from mm1.hf.layouts import State, find, vision_from_hf
+from mm1.hf.vision import vision_config_from_aim, vision_config_from_hf, vision_config_from_openclip
+
+NAMES = {
+    "ViT-B-16-quickgelu/dfn2b": "apple/DFN2B-CLIP-ViT-B-16",
+    "ViT-L-14-quickgelu/dfn2b": "apple/DFN2B-CLIP-ViT-L-14",
+    "ViT-H-14-quickgelu/dfn5b": "apple/DFN5B-CLIP-ViT-H-14",
+    "ViT-H-14-378-quickgelu/dfn5b": "apple/DFN5B-CLIP-ViT-H-14-378",
+}
+"""OpenCLIP's MODEL/PRETRAINED of DFN (Fang et al., arXiv 2309.17425), and the hub's names for them."""
+
+_OPENCLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in the order they are looked for
+_HF = ("model*.safetensors", "pytorch_model*.bin")
+
+
+def read_encoder(where: str) -> tuple[VisionConfig, State]:
+    """Config and state of the image encoder in a folder, or on the hub under its name there or one of `NAMES`.
+
+    The folder holds an open_clip_config.json or a config.json, and weights beside it. Only the encoder's own tensors
+    are read from a larger model's safetensors.
+
+    Raises:
+        ValueError: no folder, no config or no weights, or an encoder that our ViT can't be.
+    """
+    folder = Path(where) if Path(where).is_dir() else _download(NAMES.get(where, where))
+    config, weights = _choose([path.name for path in folder.iterdir()], where)
+    theirs, state = _json(folder / config), _state([folder / name for name in weights])
+    if config == "open_clip_config.json":
+        return vision_config_from_openclip(theirs), state
+    ours = vision_config_from_aim(theirs) if "num_blocks" in theirs else vision_config_from_hf(theirs)
+    if (folder / "preprocessor_config.json").is_file():
+        pixels = _json(folder / "preprocessor_config.json")
+        ours.mean = pixels.get("image_mean", ours.mean)
+        ours.deviation = pixels.get("image_std", ours.deviation)
+    return ours, state
+
+
+def _choose(names: list[str], where: str) -> tuple[str, list[str]]:
+    """Which of the files is the config, and which are the weights: OpenCLIP's where there are both."""
+    for config, patterns in (("open_clip_config.json", _OPENCLIP), ("config.json", _HF)):
+        for pattern in patterns:
+            if config in names and (weights := sorted(fnmatch.filter(names, pattern))):
+                return config, weights
+    raise ValueError(f"{where} has no config.json with {' or '.join(_HF)}, nor an open_clip_config.json with its own")
+
+
+def _download(name: str) -> Path:
+    """The hub's folder of that name, with the chosen files and no others; from the cache where the hub is away."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        config, weights = _choose(HfApi().list_repo_files(name), name)
+    except OSError:
+        try:
+            return Path(snapshot_download(name, local_files_only=True))
+        except OSError as error:
+            known = ", ".join(NAMES)
+            raise ValueError(f"{name!r} is no folder here, and the hub did not give it; OpenCLIP's: {known}") from error
+    return Path(snapshot_download(name, allow_patterns=[config, *weights, "preprocessor_config.json"]))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def _state(files: list[Path]) -> State:
+    """The state of our `Vision` out of `files`, which together are one state dict of theirs."""
+    if files[0].suffix != ".safetensors":
+        # weights_only refuses all of a pickle but tensors; mmap reads only those that are used
+        states = [torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files]
+        return vision_from_hf({name: x for state in states for name, x in state.items()})
+    with _opened(files) as tensors:
+        _, prefix = find(tensors)
+        return vision_from_hf({name: tensors[name].get_tensor(name) for name in tensors if name.startswith(prefix)})
+
+
+@contextmanager
+def _opened(files: list[Path]) -> Iterator[dict[str, Any]]:
+    """The open file of each tensor, by the tensor's name."""
+    with ExitStack() as stack:
+        handles = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+        yield {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 - no dict

@@ -1,0 +1,253 @@
+"""Encoders from other people's folders: OpenCLIP's and AIM's layouts, which `transformers` doesn't have."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from mm1.hf.folders import NAMES, read_encoder
+from mm1.hf.layouts import LAYOUTS, vision_from_hf, vision_to_hf, write
+from mm1.hf.vision import CLIP_PIXELS, IMAGENET_PIXELS, vision_config_from_openclip, vision_config_to_hf
+from mm1.model import sizes
+from mm1.model.layers import initialise
+from mm1.model.vision import Vision
+
+WIDTH, HEADS, LAYERS, PATCH, SIDE = 32, 4, 3, 6, 4
+IMAGES = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+OPENCLIP = {
+    "model_cfg": {
+        "embed_dim": 16,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 24, "layers": LAYERS, "width": WIDTH, "head_width": 8, "patch_size": PATCH},
+    },
+    "preprocess_cfg": {"mean": CLIP_PIXELS[0], "std": CLIP_PIXELS[1]},
+}
+AIM = {"img_size": 24, "patch_size": PATCH, "embed_dim": WIDTH, "num_blocks": LAYERS, "num_heads": HEADS}
+
+
+def random_state(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) * 0.2 for name, shape in shapes.items()}
+
+
+def openclip_state() -> dict[str, torch.Tensor]:
+    shapes: dict[str, tuple[int, ...]] = {
+        "visual.class_embedding": (WIDTH,),
+        "visual.positional_embedding": (SIDE**2 + 1, WIDTH),
+        "visual.conv1.weight": (WIDTH, 3, PATCH, PATCH),
+        "visual.proj": (WIDTH, 16),
+        "positional_embedding": (77, 16),
+        "transformer.resblocks.0.ln_1.weight": (16,),
+        "logit_scale": (),
+    }
+    for norm in ("ln_pre", "ln_post"):
+        shapes |= {f"visual.{norm}.{leaf}": (WIDTH,) for leaf in ("weight", "bias")}
+    for block in (f"visual.transformer.resblocks.{n}." for n in range(LAYERS)):
+        shapes |= {block + f"{norm}.{leaf}": (WIDTH,) for norm in ("ln_1", "ln_2") for leaf in ("weight", "bias")}
+        shapes |= {block + "attn.in_proj_weight": (3 * WIDTH, WIDTH), block + "attn.in_proj_bias": (3 * WIDTH,)}
+        shapes |= {block + "attn.out_proj.weight": (WIDTH, WIDTH), block + "attn.out_proj.bias": (WIDTH,)}
+        shapes |= {block + "mlp.c_fc.weight": (4 * WIDTH, WIDTH), block + "mlp.c_fc.bias": (4 * WIDTH,)}
+        shapes |= {block + "mlp.c_proj.weight": (WIDTH, 4 * WIDTH), block + "mlp.c_proj.bias": (WIDTH,)}
+    return random_state(shapes)
+
+
+def aim_state(*, gated: bool) -> dict[str, torch.Tensor]:
+    shapes: dict[str, tuple[int, ...]] = {
+        "preprocessor.patchifier.proj.weight": (WIDTH, 3, PATCH, PATCH),
+        "preprocessor.patchifier.proj.bias": (WIDTH,),
+        "head.cls_token": (1, 1, WIDTH),
+    }
+    hidden = 56 if gated else 4 * WIDTH
+    norms = ["preprocessor.patchifier.norm", "trunk.post_trunk_norm"]
+    for n in range(LAYERS):
+        block = f"trunk.blocks.{n}."
+        norms += [block + "norm_1", block + "norm_2"]
+        shapes |= {block + "attn.qkv.weight": (3 * WIDTH, WIDTH), block + "attn.proj.weight": (WIDTH, WIDTH)}
+        shapes |= {block + "mlp.fc1.weight": (hidden, WIDTH), block + "mlp.fc2.weight": (WIDTH, hidden)}
+        if gated:
+            shapes |= {block + "mlp.fc3.weight": (hidden, WIDTH)}
+    shapes |= {norm + ".weight": (WIDTH,) for norm in norms}
+    shapes |= {"preprocessor.pos_embed": (1, SIDE**2, WIDTH)} if gated else {norm + ".bias": (WIDTH,) for norm in norms}
+    return random_state(shapes)
+
+
+def pixels(mean, deviation) -> torch.Tensor:
+    return (IMAGES / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
+
+
+def attend(x, qkv: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    q, k, v = F.linear(x, qkv, bias).chunk(3, -1)
+    q, k, v = (y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in (q, k, v))
+    return ((q @ k.mT / (WIDTH // HEADS) ** 0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def openclip_by_formula(state: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Normalised patch tokens, as OpenCLIP's VisionTransformer computes them."""
+
+    def norm(x, name):
+        return F.layer_norm(x, (WIDTH,), state[f"visual.{name}.weight"], state[f"visual.{name}.bias"], 1e-5)
+
+    x = F.conv2d(pixels(*CLIP_PIXELS), state["visual.conv1.weight"], stride=PATCH).flatten(2).mT
+    x = torch.cat((state["visual.class_embedding"].expand(2, 1, -1), x), 1) + state["visual.positional_embedding"]
+    x = norm(x, "ln_pre")
+    for n in range(LAYERS):
+        name = f"transformer.resblocks.{n}"
+        block = {k.removeprefix(f"visual.{name}."): v for k, v in state.items() if k.startswith(f"visual.{name}.")}
+        y = attend(norm(x, f"{name}.ln_1"), block["attn.in_proj_weight"], block["attn.in_proj_bias"])
+        x = x + F.linear(y, block["attn.out_proj.weight"], block["attn.out_proj.bias"])
+        y = F.linear(norm(x, f"{name}.ln_2"), block["mlp.c_fc.weight"], block["mlp.c_fc.bias"])
+        x = x + F.linear(y * torch.sigmoid(1.702 * y), block["mlp.c_proj.weight"], block["mlp.c_proj.bias"])
+    return norm(x, "ln_post")[:, 1:]
+
+
+def aim_positions() -> torch.Tensor:
+    """Position by position, as AIM's SinCosPosEmbed names them: its first half is of the column."""
+    positions = []
+    for row in range(SIDE):
+        for column in range(SIDE):
+            angles = [[place / 10_000 ** (i / (WIDTH / 4)) for i in range(WIDTH // 4)] for place in (column, row)]
+            waves = [wave for axis in angles for wave in (torch.tensor(axis).sin(), torch.tensor(axis).cos())]
+            positions.append(torch.cat(waves))
+    return torch.stack(positions)
+
+
+def aim_by_formula(state: dict[str, torch.Tensor], *, gated: bool) -> torch.Tensor:
+    def norm(x, name):
+        weight = state[name + ".weight"]
+        if gated:
+            return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+        return F.layer_norm(x, (WIDTH,), weight, state[name + ".bias"], 1e-6)
+
+    mean, deviation = CLIP_PIXELS if gated else IMAGENET_PIXELS
+    patch, bias = (state["preprocessor.patchifier.proj." + leaf] for leaf in ("weight", "bias"))
+    x = norm(F.conv2d(pixels(mean, deviation), patch, bias, PATCH).flatten(2).mT, "preprocessor.patchifier.norm")
+    x = x + (state["preprocessor.pos_embed"] if gated else aim_positions())
+    for block in (f"trunk.blocks.{n}." for n in range(LAYERS)):
+        x = (
+            x
+            + attend(norm(x, block + "norm_1"), state[block + "attn.qkv.weight"], None)
+            @ state[block + "attn.proj.weight"].mT
+        )
+        y = norm(x, block + "norm_2")
+        up = y @ state[block + "mlp.fc1.weight"].mT
+        hidden = F.silu(up) * (y @ state[block + "mlp.fc3.weight"].mT) if gated else F.gelu(up)
+        x = x + hidden @ state[block + "mlp.fc2.weight"].mT
+    return norm(x, "trunk.post_trunk_norm")
+
+
+def loaded(folder) -> Vision:
+    config, state = read_encoder(str(folder))
+    vision = Vision(config)
+    vision.load_state_dict(state)
+    return vision
+
+
+@pytest.mark.parametrize("file", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+def test_an_openclip_folder_is_read(file, tmp_path):
+    """And written as the CLIP it is."""
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(OPENCLIP))
+    (tmp_path / "config.json").write_text("{}")  # of the same model for other libraries
+    state = openclip_state()
+    save_file(state, tmp_path / file) if file.endswith("safetensors") else torch.save(state, tmp_path / file)
+    vision = loaded(tmp_path)
+    assert vision.config.antialias
+    with torch.no_grad():
+        torch.testing.assert_close(vision(IMAGES), openclip_by_formula(state), atol=1e-5, rtol=1e-5)
+    assert vision_config_to_hf(vision.config)["model_type"] == "clip_vision_model"
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_an_aim_folder_is_read(gated, tmp_path):
+    """AIM, and AIMv2 as Apple published it first."""
+    second = {"model_type": "aimv2", "hidden_size": WIDTH, "intermediate_size": 56, "num_hidden_layers": LAYERS}
+    second |= {"num_attention_heads": HEADS, "image_size": 24, "patch_size": PATCH, "use_bias": False}
+    (tmp_path / "config.json").write_text(json.dumps(second if gated else AIM))
+    state = aim_state(gated=gated)
+    save_file(state, tmp_path / "model.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(tmp_path)(IMAGES), aim_by_formula(state, gated=gated), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layout", "state"),
+    [
+        ("openclip", openclip_state()),
+        ("aim", aim_state(gated=False)),
+        ("aimv2, as published", aim_state(gated=True)),
+    ],
+)
+def test_layouts_go_there_and_back_unchanged(layout, state):
+    back = write(vision_from_hf(state), LAYOUTS[layout])
+    kept = {name: x for name, x in state.items() if not LAYOUTS[layout].dropped.match(name)}
+    assert back.keys() == kept.keys()
+    assert all(torch.equal(back[name], x) for name, x in kept.items())
+    if layout == "aim":
+        assert vision_to_hf(vision_from_hf(state)).keys() == kept.keys()
+
+
+def test_a_name_of_openclip_is_fetched_from_the_hub(tmp_path, monkeypatch):
+    """Only what is read: the hub's folder holds the same weights in other forms too."""
+    import huggingface_hub
+
+    asked = {}
+
+    def snapshot_download(name, *, allow_patterns):
+        asked[name] = allow_patterns
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(OPENCLIP))
+        torch.save(openclip_state(), tmp_path / "open_clip_pytorch_model.bin")
+        return str(tmp_path)
+
+    names = ["config.json", "pytorch_model.bin", "open_clip_config.json", "open_clip_pytorch_model.bin", "README.md"]
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, name: names)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    config, _ = read_encoder("ViT-H-14-378-quickgelu/dfn5b")
+    assert config.width == WIDTH
+    chosen = ["open_clip_config.json", "open_clip_pytorch_model.bin", "preprocessor_config.json"]
+    assert asked == {"apple/DFN5B-CLIP-ViT-H-14-378": chosen}
+
+
+def test_shards_and_what_else_they_hold_are_one_model(tmp_path):
+    """The encoder of a LLaVA lies in some shards; its pixels are those of the processor beside it."""
+    vision = Vision(vision_config_from_openclip(OPENCLIP))
+    initialise(vision, 0)
+    names = sorted(theirs := vision_to_hf(vision.state_dict()))
+    inside = {"model.vision_tower." + name: theirs[name].contiguous() for name in names}
+    halves = names[::2], names[1::2]
+    for index, half in enumerate(halves):
+        shard = {"model.vision_tower." + name: inside["model.vision_tower." + name] for name in half}
+        shard[f"model.language_model.{index}.weight"] = torch.zeros(2)
+        save_file(shard, tmp_path / f"model-{index}.safetensors")
+    whole = {"model_type": "llava", "vision_config": vision_config_to_hf(vision.config)}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3]}))
+    config, state = read_encoder(str(tmp_path))
+    assert config.mean == (0.1, 0.2, 0.3)
+    assert state.keys() == vision.state_dict().keys()
+    assert all(torch.equal(state[name], x) for name, x in vision.state_dict().items())
+
+
+def test_dfns_vit_h_is_the_final_models_encoder():
+    """The published open_clip_config.json: OpenCLIP's ViT-H-14-378-quickgelu."""
+    vision_cfg = {"image_size": 378, "layers": 32, "width": 1280, "head_width": 80, "patch_size": 14}
+    config = vision_config_from_openclip({"model_cfg": {"quick_gelu": True, "vision_cfg": vision_cfg}})
+    assert config.model_copy(update={"antialias": False}) == sizes.vit_h_14_378()
+    assert "ViT-H-14-378-quickgelu/dfn5b" in NAMES
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [({"timm_model_name": "vit_so400m"}, "timm_model_name"), ({"layers": [3, 4, 6, 3]}, "ResNet")],
+)
+def test_other_openclip_encoders_are_refused(config, word):
+    whole = {"model_cfg": {"vision_cfg": OPENCLIP["model_cfg"]["vision_cfg"] | config}}
+    with pytest.raises(ValueError, match=word):
+        vision_config_from_openclip(whole)
+
+
+def test_a_folder_without_a_model_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"has no config\.json with"):
+        read_encoder(str(tmp_path))
+    with pytest.raises(ValueError, match=r"no folder here.*ViT-H-14-378-quickgelu/dfn5b"):
+        read_encoder("somebody/no-such-encoder")
