@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from mm1.hf.folders import NAMES, read_encoder
 from mm1.hf.layouts import LAYOUTS, vision_from_hf, vision_to_hf, write
-from mm1.hf.vision import CLIP_PIXELS, IMAGENET_PIXELS, vision_config_from_openclip, vision_config_to_hf
+from mm1.hf.vision import vision_config_from_openclip, vision_config_to_hf
 from mm1.model import sizes
+from mm1.model.encoders import CLIP_PIXELS, IMAGENET_PIXELS
 from mm1.model.layers import initialise
 from mm1.model.vision import Vision
 

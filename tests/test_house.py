@@ -50,7 +50,7 @@ ORDER = {
         "show",
     ),
     "model": (
-        *("layers", "vision", "connector", "moe", "decoder", "mllm", "generate", "contrastive"),
+        *("layers", "vision", "encoders", "connector", "moe", "decoder", "mllm", "generate", "contrastive"),
         "sizes",
     ),
     "hf": ("names", "layouts", "vision", "folders", "convert"),

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mm1.config import VisionConfig, choices
+from mm1.model import encoders, sizes
 from mm1.model.layers import NORMS, initialise
 from mm1.model.vision import Vision
 
@@ -91,3 +92,34 @@ def test_positions_are_stretched_bicubically(size, antialias):
         stretched_1EYX = F.interpolate(position_1EYX, (size // 6, size // 6), mode="bicubic", antialias=antialias)
         patch_E = vision.patch(vision._patches(grey))[0, 0]
         torch.testing.assert_close(vision(grey)[0], patch_E + stretched_1EYX[0].flatten(1).T)
+
+
+@pytest.mark.parametrize(
+    ("config", "millions"),
+    [
+        (encoders.dinov2("s"), 22.06),  # Oquab et al., arXiv 2304.07193, table 1: 21 M, 86 M, 300 M
+        (encoders.dinov2("b"), 86.58),
+        (encoders.dinov2("l", registers=4), 304.4),
+        (encoders.clip("b", patch_size=16), 85.8),
+        (encoders.clip("l", 336), 303.5),
+        (encoders.clip("h", 378), 631.0),
+        (encoders.siglip("so400m", 378, patch_size=14), 412.8),
+        (encoders.aim("600m"), 680.9),  # the paper's 0.6B, 1.2B, 2.7B, 6.5B
+        (encoders.aim("1b"), 1209.5),
+        (encoders.aim("3b"), 2720.7),
+        (encoders.aim("7b"), 6446.0),
+        (encoders.aimv2("l"), 309.2),  # of the paper: 0.3B, 0.6B, 1.2B, 2.7B
+        (encoders.aimv2("h"), 680.9),
+        (encoders.aimv2("1b"), 1234.9),
+        (encoders.aimv2("3b"), 2720.7),
+    ],
+)
+def test_sizes_have_their_parameters(config, millions):
+    with torch.device("meta"):
+        vision = Vision(config)
+    assert sum(p.numel() for p in vision.parameters()) / 1e6 == pytest.approx(millions, rel=1e-3)
+
+
+def test_the_papers_encoders_are_among_them():
+    assert encoders.clip("l", 336) == sizes.vit_l_14_336()
+    assert encoders.clip("h", 378) == sizes.vit_h_14_378()

@@ -5,12 +5,9 @@ from typing import Any
 
 from mm1.config import VisionConfig
 from mm1.hf.names import reverse
+from mm1.model.encoders import CLIP_PIXELS, HALF_PIXELS, IMAGENET_PIXELS
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
-
-CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-HALF_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True, slots=True)
