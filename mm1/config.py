@@ -77,7 +77,7 @@ class VisionConfig(Config):
 class ConnectorConfig(Config):
     """What turns P patch features into S image tokens of the decoder's width."""
 
-    kind: Literal["c_abstractor", "average", "attention"] = "average"
+    kind: Literal["c_abstractor", "average", "attention", "linear", "mlp", "pixel_shuffle"] = "average"
     tokens: int = 16  # S, a square number
     width: int = 192  # inner width (c_abstractor, attention)
     depth: int = 1  # blocks before and after pooling (c_abstractor), layers (attention)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mm1.config import ConnectorConfig, VisionConfig, choices
-from mm1.model.connector import KINDS, Average, Bottleneck, average
+from mm1.model.connector import KINDS, Average, Bottleneck, average, sample
 from mm1.model.layers import initialise
 from mm1.model.sizes import c_abstractor_144, vit_h_14_378
 
@@ -27,10 +27,19 @@ def test_kinds_are_those_the_config_names():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tokens", [1, 9, 25, 144])
 @pytest.mark.parametrize("patches", [16, 25, 81])
-def test_any_grid_becomes_the_image_tokens(kind, patches):
+def test_any_grid_becomes_any_square_of_image_tokens(kind, tokens, patches):
+    """Coarser, finer and as fine; `VISION` has 25 patches, and images of other sizes come too."""
     features_NPE = torch.randn(3, patches, 24)
-    assert build(kind)(features_NPE).shape == (3, 4, 20)
+    assert build(kind, tokens=tokens)(features_NPE).shape == (3, tokens, 20)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_learns(kind):
+    connector = build(kind)
+    connector(torch.randn(3, 25, 24)).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in connector.parameters())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,6 +61,89 @@ def test_average_equals_adaptive_pooling(grid, side):
     x_NYXC = torch.randn(2, grid, grid, 6)
     expected = F.adaptive_avg_pool2d(x_NYXC.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1)
     torch.testing.assert_close(average(x_NYXC, side), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("grid", "side"), [(24, 12), (27, 12), (5, 2), (5, 8), (7, 7), (3, 1)])
+def test_sample_equals_bilinear_interpolation(grid, side):
+    x_NYXC = torch.randn(2, grid, grid, 6)
+    expected = F.interpolate(x_NYXC.permute(0, 3, 1, 2), (side, side), mode="bilinear").permute(0, 2, 3, 1)
+    torch.testing.assert_close(sample(x_NYXC, side), expected, atol=1e-5, rtol=1e-5)
+
+
+def affine(x, layer):
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def test_one_token_a_patch_needs_no_resampling():
+    """LLaVA's projections: each patch alone."""
+    features_NPE = torch.randn(3, 25, 24)
+    one, two = build("linear", tokens=25), build("mlp", tokens=25)
+    torch.testing.assert_close(one(features_NPE), affine(features_NPE, one.out))
+    expected = affine(F.gelu(affine(features_NPE, two.up)), two.out)
+    torch.testing.assert_close(two(features_NPE), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_fewer_tokens_are_their_projection_of_a_resampled_grid(kind):
+    connector, features_NPE = build(kind, tokens=9), torch.randn(3, 25, 24)
+    grid_NCYX = features_NPE.unflatten(1, (5, 5)).permute(0, 3, 1, 2)
+    smaller = (
+        F.interpolate(grid_NCYX, (3, 3), mode="bilinear") if kind == "linear" else F.adaptive_avg_pool2d(grid_NCYX, 3)
+    )
+    torch.testing.assert_close(connector(features_NPE), connector(smaller.flatten(2).mT), atol=1e-5, rtol=1e-5)
+
+
+def test_pixel_shuffle_puts_blocks_side_by_side():
+    """Six patches a side become three tokens: each sees the four of its block, row by row, and no others."""
+    vision = VISION.model_copy(update={"image_size": 36})
+    connector = KINDS["pixel_shuffle"](ConnectorConfig(kind="pixel_shuffle", tokens=9), vision=vision, width=20)
+    initialise(connector, 0)
+    features_NPE = torch.randn(2, 36, 24)
+    tokens_NSD = connector(features_NPE)
+    for token in range(9):
+        row, column = divmod(token, 3)
+        patches = [6 * (2 * row + y) + 2 * column + x for y in (0, 1) for x in (0, 1)]
+        expected = features_NPE[:, patches].flatten(1) @ connector.out.weight.T
+        torch.testing.assert_close(tokens_NSD[:, token], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_pixel_shuffle_samples_a_grid_that_blocks_do_not_fill():
+    connector, features_NPE = build("pixel_shuffle"), torch.randn(2, 25, 24)  # 5 a side: blocks of 3, of 6 a side
+    finer = F.interpolate(features_NPE.unflatten(1, (5, 5)).permute(0, 3, 1, 2), (6, 6), mode="bilinear")
+    assert connector.block == 3
+    torch.testing.assert_close(connector(features_NPE), connector(finer.flatten(2).mT), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "pixel_shuffle"])
+def test_connectors_that_transformers_has_equal_theirs(kind):
+    transformers = pytest.importorskip("transformers")
+    text = {"hidden_size": 20, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 8}
+    vision = {"hidden_size": 24, "num_attention_heads": 2}
+    features_NPE = torch.randn(2, 36, 24)
+    large = VISION.model_copy(update={"image_size": 36})
+    tokens = {"mlp": 36, "pixel_shuffle": 9}[kind]
+    ours = KINDS[kind](ConnectorConfig(kind=kind, tokens=tokens), vision=large, width=20)
+    if kind == "mlp":
+        from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+        theirs = LlavaMultiModalProjector(
+            transformers.LlavaConfig(
+                vision_config=transformers.CLIPVisionConfig(**vision), text_config=transformers.LlamaConfig(**text)
+            )
+        )
+        names = {"up": "linear_1", "out": "linear_2"}
+    else:
+        from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
+
+        theirs = Idefics3Connector(
+            transformers.Idefics3Config(
+                vision_config=vision, text_config=transformers.LlamaConfig(**text), scale_factor=2
+            )
+        )
+        names = {"out": "modality_projection.proj"}
+    for our, their in names.items():
+        ours.get_submodule(our).load_state_dict(theirs.get_submodule(their).state_dict())
+    torch.testing.assert_close(ours(features_NPE), theirs(features_NPE), atol=1e-5, rtol=1e-5)
 
 
 def test_average_connector_keeps_the_layout():

@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from mm1.config import DecoderConfig, VisionConfig, choices
 from mm1.model import layers, sizes
+from mm1.model.connector import KINDS
 from mm1.model.layers import (
     ACTIVATIONS,
     Causal,
@@ -37,7 +38,7 @@ def weighted(hidden):
     return (hidden * torch.arange(1, hidden.numel() + 1).view_as(hidden).sin()).sum()
 
 
-@pytest.mark.parametrize("kind", ["average", "attention", "c_abstractor"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_packed_equals_each_document_alone(kind):
     model = small.model(kind=kind)
     packed = documents_of(pack(ROWS), model(pack(ROWS), IMAGE))
@@ -142,7 +143,7 @@ def test_image_places_take_the_features_in_order():
 
 
 @pytest.mark.parametrize("padding_images", [0, 2])
-@pytest.mark.parametrize("kind", ["average", "attention", "c_abstractor"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_without_images_the_encoder_gets_zero_gradients(kind, padding_images):
     model = small.model(kind=kind)
     encoded = []
@@ -311,7 +312,7 @@ def test_counted_parameters_are_those_built(function):
     assert built == sizes.non_embedding_parameters(config.decoder)
 
 
-@pytest.mark.parametrize("kind", ["average", "attention", "c_abstractor"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("autocast", [False, True])
 def test_bf16_is_near_fp32(kind, autocast):
     """Both ways to it: weights in bf16 (FSDP's mixed precision, serving), and autocast."""

@@ -23,6 +23,55 @@ class Average(nn.Module):
         return self.out(average(_grid(features_NPE), self.side).flatten(1, 2))
 
 
+class Linear(nn.Module):
+    """One linear layer on features sampled at the tokens' centres, LLaVA's where tokens are the patches.
+
+    Liu et al., arXiv 2304.08485. Averaging before a linear layer would be `Average`.
+    """
+
+    def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
+        super().__init__()
+        self.side = round(config.tokens**0.5)
+        self.out = linear(vision.width, width, bias=True)
+
+    def forward(self, features_NPE: torch.Tensor) -> torch.Tensor:
+        return self.out(sample(_grid(features_NPE), self.side).flatten(1, 2))
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between them, LLaVA-1.5's (Liu et al., arXiv 2310.03744).
+
+    Where tokens are fewer than patches, on averages of these (DeCo; Yao et al., arXiv 2405.20985).
+    """
+
+    def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
+        super().__init__()
+        self.side = round(config.tokens**0.5)
+        self.up = linear(vision.width, width, bias=True)
+        self.out = linear(width, width, bias=True)
+
+    def forward(self, features_NPE: torch.Tensor) -> torch.Tensor:
+        return self.out(F.gelu(self.up(average(_grid(features_NPE), self.side).flatten(1, 2))))
+
+
+class PixelShuffle(nn.Module):
+    """Square blocks of patches, their channels side by side, through one linear layer.
+
+    Idefics3's (Laurençon et al., arXiv 2408.12637). Where blocks don't fill the grid it is first sampled finer.
+    """
+
+    def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
+        super().__init__()
+        self.side = round(config.tokens**0.5)
+        self.block = -(-vision.grid // self.side)  # patches along one side of a block
+        self.out = linear(self.block**2 * vision.width, width, bias=False)
+
+    def forward(self, features_NPE: torch.Tensor) -> torch.Tensor:
+        x_NYXC = sample(_grid(features_NPE), self.side * self.block)
+        blocks = x_NYXC.unflatten(2, (self.side, self.block)).unflatten(1, (self.side, self.block))
+        return self.out(blocks.transpose(2, 3).flatten(3).flatten(1, 2))
+
+
 class PoolingBlock(nn.Module):
     """A pre-norm layer in which queries [N, S, C] attend to patch features [N, P, E]."""
 
@@ -113,7 +162,14 @@ class Bottleneck(nn.Module):
         return F.silu(x_NYXC + y_NYXC)
 
 
-KINDS = {"c_abstractor": CAbstractor, "average": Average, "attention": AttentionPooling}
+KINDS = {
+    "c_abstractor": CAbstractor,
+    "average": Average,
+    "attention": AttentionPooling,
+    "linear": Linear,
+    "mlp": MLP,
+    "pixel_shuffle": PixelShuffle,
+}
 
 
 def average(x_NYXC: torch.Tensor, side: int) -> torch.Tensor:
@@ -124,6 +180,19 @@ def average(x_NYXC: torch.Tensor, side: int) -> torch.Tensor:
     cells = _cells(x_NYXC.shape[1], side, like=x_NYXC)
     area = cells.sum(1)[:, None, None] * cells.sum(1)[:, None]
     return torch.einsum("sy,nyxc,tx->nstc", cells, x_NYXC, cells) / area
+
+
+def sample(x_NYXC: torch.Tensor, side: int) -> torch.Tensor:
+    """Square `x_NYXC` sampled at the centres of a `side` x `side` grid of cells, between pixels bilinearly.
+
+    As matrix products, for the reason `average` has.
+    """
+    pixels = x_NYXC.shape[1]
+    if pixels == side:
+        return x_NYXC
+    one_in_each = torch.eye(pixels, device=x_NYXC.device)[None]
+    weights = F.interpolate(one_in_each, side, mode="linear")[0].to(x_NYXC.dtype)  # [pixels, side]
+    return torch.einsum("ys,nyxc,xt->nstc", weights, x_NYXC, weights)
 
 
 def _cells(pixels: int, cells: int, *, like: torch.Tensor) -> torch.Tensor:
