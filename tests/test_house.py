@@ -53,7 +53,7 @@ ORDER = {
         *("layers", "vision", "encoders", "connector", "moe", "decoder", "mllm", "generate", "contrastive"),
         "sizes",
     ),
-    "hf": ("names", "layouts", "vision", "folders", "convert"),
+    "hf": ("names", "layouts", "vision", "folders", "onnx", "convert"),
     "train": ("optim", "parallel", "log", "loop", "run", "budget"),
     "eval": ("metrics", "fewshot", "tasks", "harness"),
     "serve": ("engine", "api"),

