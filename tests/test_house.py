@@ -50,7 +50,18 @@ ORDER = {
         "show",
     ),
     "model": (
-        *("layers", "vision", "encoders", "connector", "moe", "decoder", "mllm", "generate", "contrastive"),
+        *(
+            "layers",
+            "vision",
+            "efficientnet",
+            "encoders",
+            "connector",
+            "moe",
+            "decoder",
+            "mllm",
+            "generate",
+            "contrastive",
+        ),
         "sizes",
     ),
     "hf": ("names", "layouts", "vision", "folders", "onnx", "convert"),
@@ -61,7 +72,11 @@ ORDER = {
 }
 
 # A dict named KINDS holds one class, or function, for each value of this field.
-KINDS = {"mm1.model.connector": (config.ConnectorConfig, "kind"), "mm1.prepare.readers": (Input, "kind")}
+KINDS = {
+    "mm1.model.connector": (config.ConnectorConfig, "kind"),
+    "mm1.model.efficientnet": (config.VisionConfig, "kind"),
+    "mm1.prepare.readers": (Input, "kind"),
+}
 
 BANNED_WORDS = {"utils", "util", "helpers", "helper", "common", "manager"}
 SAMPLE_LIMIT = 30 * 2**20  # bytes

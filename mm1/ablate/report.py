@@ -20,7 +20,7 @@ from PIL import Image as Pillow
 
 from mm1 import config
 from mm1.ablate import figures
-from mm1.config import RunConfig
+from mm1.config import RunConfig, VisionConfig
 from mm1.eval.fewshot import Example
 from mm1.eval.harness import Cell, Results, load_task, read_answers, read_results
 from mm1.eval.writer import CaptionLoss
@@ -253,13 +253,17 @@ def _stage(folder: Path, *, main: bool) -> Stage:
     )
 
 
+def _encoder(config: VisionConfig) -> str:
+    return f"ViT {config.width} x {config.layers}" if config.kind == "vit" else config.kind.replace("_", "-")
+
+
 def _facts(run: RunConfig, records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     model, data = run.model, run.data
     steps = [record for record in records if "loss" in record]
     facts = [
         ("recipe", run.recipe or "-"),
         ("objective", run.objective.replace("_", " ")),
-        ("encoder", f"ViT {model.vision.width} x {model.vision.layers}, {model.vision.image_size} px"),
+        ("encoder", f"{_encoder(model.vision)}, {model.vision.image_size} px"),
         ("connector", f"{model.connector.kind.replace('_', '-')}, {model.connector.tokens} tokens an image"),
         ("decoder", f"{model.decoder.width} x {model.decoder.layers}, vocabulary {model.decoder.vocabulary:,}"),
         ("rows", f"{run.batch_rows} a step of {data.row_length:,} places"),

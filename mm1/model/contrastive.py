@@ -14,8 +14,8 @@ from torch import nn
 from mm1.config import ModelConfig
 from mm1.document import Batch
 from mm1.model.decoder import Decoder
+from mm1.model.efficientnet import KINDS
 from mm1.model.layers import document_mask, initialise, linear
-from mm1.model.vision import Vision
 
 LARGEST_SCALE = 100.0
 """Where CLIP clamps the inverse temperature, for stability (section 2.5)."""
@@ -49,7 +49,7 @@ class Contrastive(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.vision = Vision(config.vision)
+        self.vision = KINDS[config.vision.kind](config.vision)
         # tied: the tower makes no logits, and an output matrix would never get a gradient
         self.decoder = Decoder(config.decoder.model_copy(update={"tied": True}))
         self.image_projection = linear(config.vision.width, config.decoder.width, bias=False)

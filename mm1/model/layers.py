@@ -139,7 +139,7 @@ def _initial(module: nn.Module, leaf: str) -> tuple[float, float]:
         if leaf == "bias":
             return 0.0, 0.0
         return 0.0, getattr(module, "initial_scale", 1.0) * module.weight[0].numel() ** -0.5
-    if isinstance(module, RMSNorm | nn.LayerNorm | LayerScale):
+    if isinstance(module, RMSNorm | nn.LayerNorm | LayerScale | nn.BatchNorm2d):
         return float(leaf == "weight"), 0.0
     return 0.0, 0.02
 

@@ -6,19 +6,19 @@ from torch import nn
 
 from mm1.config import ModelConfig
 from mm1.document import Batch
+from mm1.model import efficientnet
 from mm1.model.connector import KINDS
 from mm1.model.decoder import Decoder
 from mm1.model.layers import document_mask, initialise
-from mm1.model.vision import Vision
 
 
 class MLLM(nn.Module):
-    """A ViT, a connector and a decoder (MM1, section 3). Training freezes parts from outside."""
+    """An image encoder, a connector and a decoder (MM1, section 3). Training freezes parts from outside."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.vision = Vision(config.vision)
+        self.vision = efficientnet.KINDS[config.vision.kind](config.vision)
         self.connector = KINDS[config.connector.kind](
             config.connector, vision=config.vision, width=config.decoder.width
         )
