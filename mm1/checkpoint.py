@@ -27,6 +27,7 @@ from mm1.config import ConfigError, RunConfig
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
 from mm1.model.layers import stretched
 from mm1.model.mllm import MLLM
+from mm1.model.vision import Vision
 
 log = logging.getLogger("mm1")
 
@@ -123,7 +124,9 @@ def load_part(run: Path, model: nn.Module, part: str = "") -> Checkpoint:
         dcp.load({"model": read}, checkpoint_id=checkpoint.path, no_dist=True)
     for name, value in wanted.items():
         if read[name] is not value:
-            value.copy_(stretched(read[name], len(value)))
+            encoder = model.get_submodule(name.rpartition(".")[0])
+            soft = isinstance(encoder, Vision) and encoder.config.antialias
+            value.copy_(stretched(read[name], len(value), antialias=soft))
     return checkpoint
 
 

@@ -190,11 +190,11 @@ def resize_grid(position_PE: torch.Tensor, grid: int, *, antialias: bool = False
     return resized_1EYX[0].flatten(1).T.to(position_PE.dtype)
 
 
-def stretched(position_PE: torch.Tensor, places: int) -> torch.Tensor:
+def stretched(position_PE: torch.Tensor, places: int, *, antialias: bool = False) -> torch.Tensor:
     """Position embeddings [places, E] for another grid of patches; a class token's, which comes first, stays."""
     grid = math.isqrt(places)
     extra = places - grid**2
-    return torch.cat((position_PE[:extra], resize_grid(position_PE[extra:], grid)))
+    return torch.cat((position_PE[:extra], resize_grid(position_PE[extra:], grid, antialias=antialias)))
 
 
 @dataclass(frozen=True, slots=True)
