@@ -100,6 +100,27 @@ class ConnectorConfig(Config):
         return self
 
 
+class SparseConfig(Config):
+    """Experts in place of a decoder's feed-forwards; with 0 experts every layer is dense."""
+
+    experts: int = Field(0, ge=0)
+    every: int = Field(1, ge=1)  # each every-th layer is sparse, the last of its group
+    chosen: int = Field(2, ge=2)  # experts a place goes through; of a single one the router would learn nothing
+    capacity: float | None = Field(None, gt=0)  # even shares an expert takes of a row, the rest is dropped; null: all
+    balance_weight: float = Field(0.0, ge=0)  # of the load-balance loss
+    z_weight: float = Field(0.0, ge=0)  # of the router's z loss
+
+    @model_validator(mode="after")
+    def _enough(self) -> "SparseConfig":
+        if 0 < self.experts < self.chosen:
+            raise ValueError(f"chosen is {self.chosen}, but there are only {self.experts} experts; lower it")
+        return self
+
+    def at(self, layer: int) -> bool:
+        """Whether this layer, counted from 0, has experts."""
+        return self.experts > 0 and (layer + 1) % self.every == 0
+
+
 class DecoderConfig(Config):
     """A decoder-only transformer: RMSNorm, RoPE, SwiGLU, grouped-query attention."""
 
@@ -117,6 +138,7 @@ class DecoderConfig(Config):
     qk_norm: bool = False
     qkv_bias: bool = False
     tied: bool = True  # the output matrix is the embedding matrix
+    sparse: SparseConfig = Field(default_factory=SparseConfig)
 
 
 class ModelConfig(Config):
@@ -220,6 +242,8 @@ class RunConfig(Config):
             raise ValueError(
                 f"batch_rows {self.batch_rows} is no multiple of micro_rows {self.micro_rows}; try micro_rows={divisor}"
             )
+        if self.objective == "contrastive" and self.model.decoder.sparse.experts:
+            raise ValueError("objective contrastive has no router losses; set model.decoder.sparse.experts=0")
         return self
 
 

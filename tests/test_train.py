@@ -21,6 +21,7 @@ from mm1.config import (
     ModelConfig,
     RunConfig,
     SourceConfig,
+    SparseConfig,
     Stage,
     VisionConfig,
 )
@@ -44,7 +45,7 @@ def run(stores) -> RunConfig:
     """Eight steps of captions and text on a model of a hundred thousand parameters."""
     return RunConfig(
         recipe="small",
-        model=SMALL,
+        model=SMALL.model_copy(deep=True),
         data=DataConfig(
             sources={
                 "captions": SourceConfig(store=str(stores["captions"]), share=3),
@@ -267,8 +268,10 @@ def _broken(data: bytes, size: int):
     return load(b"not an image", size)
 
 
-def test_compiled_blocks_learn_what_plain_ones_learn(run, tmp_path):
+@pytest.mark.parametrize("experts", [0, 4])
+def test_compiled_blocks_learn_what_plain_ones_learn(run, tmp_path, experts):
     run.steps = 2
+    run.model.decoder.sparse = SparseConfig(experts=experts, every=2, balance_weight=0.01)
     train_run(run, tmp_path / "plain")
     train_run(run.model_copy(update={"compile": "always"}), tmp_path / "compiled")
     plain, compiled = (list(read_metrics(tmp_path / name)) for name in ("plain", "compiled"))
@@ -283,3 +286,25 @@ def test_without_a_compiler_auto_goes_on_and_always_says_what_is_missing(run, mo
     assert "triton is missing" in caplog.text
     with pytest.raises(ConfigError, match=r"compile=always needs a C\+\+ compiler"):
         compile_blocks(MLLM(run.model), "always", torch.device("cpu"))
+
+
+def test_a_sparse_run_starts_from_a_dense_one_logs_its_experts_and_resumes(run, tmp_path):
+    run.steps = 2
+    train_run(run, tmp_path / "dense")
+    sparse = run.model_copy(deep=True)
+    sparse.model.decoder.sparse = SparseConfig(experts=4, every=2, balance_weight=0.01, z_weight=0.001)
+    sparse.start_from = {"model": str(tmp_path / "dense")}
+    sparse.optim.learning_rate, dense = 0.0, run.model_copy(deep=True)
+    dense.optim.learning_rate, dense.start_from = 0.0, sparse.start_from
+    for name, one in (("more", dense), ("sparse", sparse)):
+        train_run(one, tmp_path / name)
+    more, logged = (list(read_metrics(tmp_path / name)) for name in ("more", "sparse"))
+    for left, right in zip(more, logged, strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], abs=1e-5)
+        assert 1 <= right["experts/balance"] <= 4
+        assert right["experts/dropped"] == 0
+        assert "experts/balance" not in left
+    sparse.start_from = {"decoder": str(tmp_path / "sparse")}  # of the same shape: nothing to upcycle
+    train_run(sparse, tmp_path / "again")
+    ours, theirs = weights(tmp_path / "again"), weights(tmp_path / "sparse")
+    assert all(torch.equal(ours[name], x) for name, x in theirs.items() if name.startswith("decoder."))

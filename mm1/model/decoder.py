@@ -18,6 +18,7 @@ from mm1.model.layers import (
     rotary_angles,
     rotate,
 )
+from mm1.model.moe import LayerRouting, SparseFeedForward
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +98,19 @@ class SelfAttention(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """A pre-norm transformer layer, [B, T, D] in and out."""
+    """A pre-norm transformer layer: [B, T, D], and what its experts did where it has any and `real_BT` is given."""
 
     def __init__(self, config: DecoderConfig, *, layer: int):
         super().__init__()
         self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
         self.attention = SelfAttention(config, layer=layer)
         self.feed_forward_norm = RMSNorm(config.width, config.norm_epsilon)
-        self.feed_forward = SwiGLU(config.width, config.mlp_width, scale=residual_scale(config.layers))
+        self.feed_forward: SwiGLU | SparseFeedForward
+        scale = residual_scale(config.layers)
+        if config.sparse.at(layer):
+            self.feed_forward = SparseFeedForward(config, scale=scale)
+        else:
+            self.feed_forward = SwiGLU(config.width, config.mlp_width, scale=scale)
 
     def forward(
         self,
@@ -114,10 +120,15 @@ class DecoderBlock(nn.Module):
         angles: tuple[torch.Tensor, torch.Tensor],
         mask: Mask,
         cache: Cache | None,
-    ) -> torch.Tensor:
+        real_BT: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, LayerRouting | None]:
         y_BTD = self.attention_norm(x_BTD)
         x_BTD = x_BTD + self.attention(y_BTD, position_BT, angles=angles, mask=mask, cache=cache)
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+        y_BTD = self.feed_forward_norm(x_BTD)
+        if isinstance(self.feed_forward, SwiGLU):
+            return x_BTD + self.feed_forward(y_BTD), None
+        y_BTD, routing = self.feed_forward(y_BTD, real_BT)
+        return x_BTD + y_BTD, routing
 
 
 class Decoder(nn.Module):
@@ -149,14 +160,29 @@ class Decoder(nn.Module):
         a single document. With a `cache` the places continue its rows at `position_BT`, and its
         places are as many as the positions in use after this call.
         """
+        return self.routed(x_BTD, position_BT, mask=mask, cache=cache)[0]
+
+    def routed(
+        self,
+        x_BTD: torch.Tensor,
+        position_BT: torch.Tensor,
+        *,
+        mask: Mask | None = None,
+        cache: Cache | None = None,
+        real_BT: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, list[LayerRouting]]:
+        """The same, and what the experts of each sparse layer did with the places that `real_BT` says are real."""
         if cache is not None:
             mask = cache.mask(position_BT)
         elif mask is None:
             mask = Causal()
         angles = rotary_angles(position_BT, self.config)
+        routing = []
         for block in self.blocks:
-            x_BTD = block(x_BTD, position_BT, angles=angles, mask=mask, cache=cache)
-        return self.norm(x_BTD)
+            x_BTD, found = block(x_BTD, position_BT, angles=angles, mask=mask, cache=cache, real_BT=real_BT)
+            if found is not None:
+                routing.append(found)
+        return self.norm(x_BTD), routing
 
     def output_weight(self) -> torch.Tensor:
         """The matrix [V, D] that makes logits, for losses that never hold all logits at once."""

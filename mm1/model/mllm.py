@@ -10,6 +10,7 @@ from mm1.model import efficientnet
 from mm1.model.connector import KINDS
 from mm1.model.decoder import Decoder
 from mm1.model.layers import document_mask, initialise
+from mm1.model.moe import LayerRouting
 
 
 class MLLM(nn.Module):
@@ -45,7 +46,11 @@ class MLLM(nn.Module):
         return torch.where(image_BT[..., None], feature_BTD.to(x_BTD.dtype), x_BTD)
 
     def hidden(self, batch: Batch, image_token: int) -> torch.Tensor:
-        """Hidden states [B, T, D] of a packed batch; `decoder.logits` makes logits of them.
+        """Hidden states [B, T, D] of a packed batch; `decoder.logits` makes logits of them."""
+        return self.routed(batch, image_token)[0]
+
+    def routed(self, batch: Batch, image_token: int) -> tuple[torch.Tensor, list[LayerRouting]]:
+        """The same, and what the decoder's experts did.
 
         The image encoder runs whatever the batch holds, on a black image if on none, so that all ranks
         do the same and every parameter has a gradient, if only zero.
@@ -56,8 +61,9 @@ class MLLM(nn.Module):
             images_NCYX = images_NCYX.new_zeros(1, 3, size, size)
         features_NSD = self.encode_images(images_NCYX)
         x_BTD = self.embed(batch.tokens_BT, features_NSD, image_token=image_token)
-        return self.decoder(x_BTD, batch.position_BT, mask=document_mask(batch.document_BT))
+        mask = document_mask(batch.document_BT)
+        return self.decoder.routed(x_BTD, batch.position_BT, mask=mask, real_BT=batch.document_BT > 0)
 
-    def forward(self, batch: Batch, image_token: int) -> torch.Tensor:
-        """`hidden`: what wrappers such as FSDP hook into."""
-        return self.hidden(batch, image_token)
+    def forward(self, batch: Batch, image_token: int) -> tuple[torch.Tensor, list[LayerRouting]]:
+        """`routed`: what wrappers such as FSDP hook into."""
+        return self.routed(batch, image_token)

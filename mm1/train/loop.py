@@ -44,7 +44,7 @@ def train(
     """Do the run's steps from `start` on. `after_step(step)` saves and validates when due.
 
     The gradient of a step is that of the summed loss of all its rows over their trained weight (tokens,
-    pairs), whatever the micro-batches are.
+    pairs), and of the router losses' mean over its rows, whatever the micro-batches are.
 
     Raises:
         FloatingPointError: the loss or the gradient is not finite; the checkpoint before is untouched.
@@ -55,6 +55,7 @@ def train(
         batches = next(steps)
         waited = time.perf_counter() - waited
         weight = sum(trainer.objective.weight(batch) for batch in batches)
+        rows = sum(len(batch.tokens_BT) for batch in batches)
         learning_rate = rate(run.optim, step, steps=run.steps, peak=trainer.peak)
         for group in trainer.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -62,7 +63,7 @@ def train(
         for batch in batches:
             with torch.autocast(trainer.device.type, trainer.precision, enabled=trainer.precision != torch.float32):
                 loss = trainer.objective.loss(batch.to(trainer.device))
-            (loss.total / max(weight, 1)).backward()
+            loss.objective(weight=weight, rows=rows).backward()
             losses.append(loss.detach())
         norm = float(nn.utils.clip_grad_norm_(trainer.model.parameters(), run.optim.clip_norm))
         total = Loss.sum(losses)

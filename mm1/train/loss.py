@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from mm1.document import IGNORED, Batch
 from mm1.model.contrastive import Contrastive as ContrastiveModel
 from mm1.model.mllm import MLLM
+from mm1.model.moe import Routing
 
 CHUNK = 8192
 """Trained places whose logits stand in memory at once; more are recomputed chunk by chunk."""
@@ -20,7 +21,7 @@ class Loss:
     """The loss of a batch, summed; divide by `weight` for its mean.
 
     `by_source` and `weight_by_source` split both over the run's sources; `extra` holds further
-    figures, summed over the weight too.
+    figures, summed over the weight too. `routing` is what a sparse decoder's experts did.
     """
 
     total: torch.Tensor
@@ -28,30 +29,39 @@ class Loss:
     by_source: torch.Tensor
     weight_by_source: torch.Tensor
     extra: dict[str, float] = field(default_factory=dict)
+    routing: Routing | None = None
+
+    def objective(self, *, weight: int, rows: int) -> torch.Tensor:
+        """This batch's part in the loss of a step of `weight` and `rows`: what is minimised."""
+        mean = self.total / max(weight, 1)
+        return mean if self.routing is None else mean + self.routing.penalty / rows
 
     def detach(self) -> "Loss":
-        return replace(self, total=self.total.detach())
+        routing = None if self.routing is None else self.routing.detach()
+        return replace(self, total=self.total.detach(), routing=routing)
 
     @staticmethod
     def sum(losses: list["Loss"]) -> "Loss":
         """The loss of several batches as one."""
+        routing = [loss.routing for loss in losses if loss.routing is not None]
         return Loss(
             total=torch.stack([loss.total for loss in losses]).sum(),
             weight=sum(loss.weight for loss in losses),
             by_source=torch.stack([loss.by_source for loss in losses]).sum(0),
             weight_by_source=torch.stack([loss.weight_by_source for loss in losses]).sum(0),
             extra={name: sum(loss.extra[name] for loss in losses) for name in losses[0].extra},
+            routing=Routing.sum(routing) if routing else None,
         )
 
     def metrics(self, sources: list[str]) -> dict[str, float]:
-        """Means for the log: `loss`, `loss/SOURCE` of the sources that had rows, `trained/SOURCE`."""
+        """Means for the log: `loss`, `loss/SOURCE` of the sources that had rows, `trained/SOURCE`, `experts/...`."""
         found = {"loss": float(self.total) / max(self.weight, 1)}
         found |= {name: value / max(self.weight, 1) for name, value in self.extra.items()}
         for name, total, weight in zip(sources, self.by_source.tolist(), self.weight_by_source.tolist(), strict=False):
             found[f"tokens/{name}"] = weight
             if weight:
                 found[f"loss/{name}"] = total / weight
-        return found
+        return found if self.routing is None else found | self.routing.metrics()
 
 
 class Objective(Protocol):
@@ -74,7 +84,7 @@ class NextToken:
         return int((batch.targets_BT != IGNORED).sum())
 
     def loss(self, batch: Batch) -> Loss:
-        hidden_BTD = self._model(batch, self._image)
+        hidden_BTD, layers = self._model(batch, self._image)
         targets = batch.targets_BT.flatten()
         learned = (targets != IGNORED).nonzero().squeeze(1)
         losses = cross_entropy(self._model, hidden_BTD.flatten(0, 1), targets, learned)
@@ -85,6 +95,7 @@ class NextToken:
             weight=len(learned),
             by_source=zeros.index_add(0, origin, losses.detach()),
             weight_by_source=zeros.index_add(0, origin, torch.ones_like(losses.detach())),
+            routing=Routing.of(layers, self._model.config.decoder.sparse, rows=len(batch.tokens_BT)),
         )
 
 

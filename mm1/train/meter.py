@@ -40,17 +40,20 @@ def costs(run: RunConfig) -> Costs:
     decoder = run.model.decoder
     prediction = 2.0 * decoder.width * decoder.vocabulary if run.objective == "next_token" else 0.0
     return Costs(
-        token=2.0 * decoder.layers * layer_parameters(decoder),
+        token=2.0 * sum(layer_parameters(decoder, layer) for layer in range(decoder.layers)),
         pair=4.0 * decoder.layers * decoder.heads * decoder.head_width,
         prediction=prediction,
         image=_image_cost(run.model, with_connector=run.objective == "next_token"),
     )
 
 
-def layer_parameters(decoder: DecoderConfig) -> int:
-    """The matrix parameters of one decoder layer."""
+def layer_parameters(decoder: DecoderConfig, layer: int) -> int:
+    """The matrix parameters of one decoder layer that a place goes through: of experts only the chosen."""
     attention = decoder.width * decoder.head_width * (2 * decoder.heads + 2 * decoder.kv_heads)
-    return attention + 3 * decoder.width * decoder.mlp_width
+    feed_forward, sparse = 3 * decoder.width * decoder.mlp_width, decoder.sparse
+    if sparse.at(layer):
+        return attention + sparse.chosen * feed_forward + decoder.width * sparse.experts
+    return attention + feed_forward
 
 
 def _image_cost(model: ModelConfig, *, with_connector: bool) -> float:

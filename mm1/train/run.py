@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from mm1 import checkpoint, config, dist
-from mm1.config import ConfigError, RunConfig
+from mm1.config import ConfigError, RunConfig, SparseConfig
 from mm1.data.loader import Rows, batches, rows_of
 from mm1.document import Batch
 from mm1.model.contrastive import Contrastive as ContrastiveModel
 from mm1.model.mllm import MLLM
+from mm1.model.moe import upcycled
 from mm1.model.sizes import non_embedding_parameters
 from mm1.scaling import law
 from mm1.train import optim
@@ -126,9 +127,29 @@ def _precision(run: RunConfig, device: torch.device) -> torch.dtype:
 
 
 def _start_from(run: RunConfig, model: nn.Module) -> None:
-    for part, folder in run.start_from.items():
-        found = checkpoint.load_part(Path(folder), model, "" if part == "model" else part)
-        console.print(f"started {part} from {found.path}", highlight=False)
+    for name, folder in run.start_from.items():
+        part = "" if name == "model" else name
+        if name != "vision" and run.model.decoder.sparse.experts and _is_dense(Path(folder)):
+            found = _upcycle(run, Path(folder), model=model, part=part)
+            console.print(f"started {name} from {found.path}, each expert from its feed-forward", highlight=False)
+        else:
+            found = checkpoint.load_part(Path(folder), model, part)
+            console.print(f"started {name} from {found.path}", highlight=False)
+
+
+def _is_dense(folder: Path) -> bool:
+    return not config.load(folder / "config.json").model.decoder.sparse.experts
+
+
+def _upcycle(run: RunConfig, folder: Path, *, model: nn.Module, part: str) -> checkpoint.Checkpoint:
+    """Start a sparse model (or its decoder) from a dense run."""
+    shape = run.model.model_copy(deep=True)
+    shape.decoder.sparse = SparseConfig()
+    dense = MLLM(shape)
+    found = checkpoint.load_part(folder, dense, part)
+    wanted = {name: value for name, value in model.state_dict().items() if name.startswith(part)}
+    model.load_state_dict(upcycled(dense.state_dict(), wanted), strict=False)
+    return found
 
 
 def _after_step(trainer: Trainer, folder: Path, rows: Rows, run_log: RunLog, meter: Meter) -> Callable[[int], None]:
