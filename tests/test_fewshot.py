@@ -286,7 +286,7 @@ def test_the_loss_of_a_caption_is_the_training_loss(stores, model: MLLM, tokeniz
         source_B=torch.zeros(1, dtype=torch.int64),
     )
     with torch.no_grad():
-        likely = model.decoder.logits(model(batch, tokenizer.image))[0, :-1].log_softmax(-1)
+        likely = model.decoder.logits(model.hidden(batch, tokenizer.image))[0, :-1].log_softmax(-1)
     learned = torch.from_numpy(whole.train[1:])
     expected = -likely.gather(1, tokens[0, 1:, None])[learned, 0].mean()
     assert found == pytest.approx([float(expected)] * 2, abs=1e-5)
