@@ -134,6 +134,7 @@ class DecoderConfig(Config):
     rope_base: float = 10_000.0
     # Llama 3.1's stretching of slow rotations: factor, low and high frequency factor, places trained before
     rope_scaling: tuple[float, float, float, int] | None = None
+    unrotated: tuple[int, ...] = ()  # layers without rotary positions, counted from 0: every fourth of SmolLM3
     norm_epsilon: float = 1e-5
     qk_norm: bool = False
     qkv_bias: bool = False

@@ -1,9 +1,12 @@
 """Our decoders against `transformers` built from tiny random configs: same outputs in fp32, both ways."""
 
+import tempfile
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from mm1.config import DecoderConfig
+from mm1.config import DecoderConfig, SparseConfig
 from mm1.hf import convert
 from mm1.model.decoder import Decoder
 
@@ -29,11 +32,18 @@ LLAMA3 = {
 }
 DECODERS = {
     "llama": {"rms_norm_eps": 1e-5},
+    "llama, as Llama 2": {"num_key_value_heads": 4, "max_position_embeddings": 4096},
+    "llama, as SmolLM2": {"tie_word_embeddings": True, "num_key_value_heads": 1, "rope_theta": 1e5},
     "llama, stretched": {"rope_parameters": LLAMA3},
     "llama, tied, wide heads": {"tie_word_embeddings": True, "head_dim": 12},
     "mistral": {"sliding_window": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     "qwen2": {},
+    "qwen2, as Qwen 2.5": {"tie_word_embeddings": True, "rms_norm_eps": 1e-6, "use_sliding_window": False},
     "qwen3": {"head_dim": 16},
+    "smollm3": {"num_hidden_layers": 5, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    "smollm3, other layers": {"no_rope_layers": [0, 1, 0], "tie_word_embeddings": True, "pad_token_id": 0},
+    "mixtral": {"num_local_experts": 5},
+    "mixtral, three": {"num_local_experts": 6, "num_experts_per_tok": 3, "router_aux_loss_coef": 0.02},
 }
 
 
@@ -44,6 +54,8 @@ def build(family: str, settings: dict):
         "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
         "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+        "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM),
+        "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
     }
     config_class, model_class = classes[family]
     torch.manual_seed(0)
@@ -57,8 +69,15 @@ def build(family: str, settings: dict):
 def our_decoder(theirs) -> Decoder:
     config = convert.decoder_config_from_hf(theirs.config.to_dict())
     decoder = Decoder(config)
-    decoder.load_state_dict(convert.decoder_from_hf(theirs.state_dict(), tied=config.tied))
+    decoder.load_state_dict(convert.decoder_from_hf(published(theirs), tied=config.tied))
     return decoder
+
+
+def published(theirs) -> dict[str, torch.Tensor]:
+    """Their weights under the names their files have; in memory those of experts differ."""
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        return load_file(f"{folder}/model.safetensors")
 
 
 TOKENS = torch.randint(0, 61, (2, 40), generator=torch.Generator().manual_seed(2))
@@ -136,6 +155,13 @@ def test_what_our_decoder_cannot_compute_is_refused(family, change, word):
         convert.decoder_config_from_hf(config | change)
 
 
+def test_a_missing_expert_is_refused():
+    state = published(build("mixtral", DECODER | DECODERS["mixtral"]))
+    del state["model.layers.1.block_sparse_moe.experts.3.w2.weight"]
+    with pytest.raises(ValueError, match=r"layers\.1.*experts\.w2\.weight.*\[0, 1, 2, 4\]"):
+        convert.decoder_from_hf(state, tied=False)
+
+
 def test_a_tensor_of_another_family_is_refused():
     state = build("qwen3", DECODER).state_dict() | {"model.layers.0.self_attn.sinks": torch.zeros(4)}
     with pytest.raises(ValueError, match="sinks"):
@@ -143,5 +169,9 @@ def test_a_tensor_of_another_family_is_refused():
 
 
 def test_what_no_family_has_is_not_written():
-    with pytest.raises(ValueError, match="both"):
+    with pytest.raises(ValueError, match="every layer"):
+        convert.decoder_config_to_hf(DecoderConfig(sparse=SparseConfig(experts=4, every=2)), places=8)
+    with pytest.raises(ValueError, match="qwen3 with mixtral"):
+        convert.decoder_config_to_hf(DecoderConfig(sparse=SparseConfig(experts=4), qk_norm=True), places=8)
+    with pytest.raises(ValueError, match="qwen2 with qwen3"):
         convert.decoder_config_to_hf(DecoderConfig(qkv_bias=True, qk_norm=True), places=8)

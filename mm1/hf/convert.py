@@ -8,16 +8,25 @@ from typing import Any
 
 import torch
 
-from mm1.config import DecoderConfig
+from mm1.config import DecoderConfig, SparseConfig
+from mm1.hf.experts import gathered, spread
 from mm1.hf.names import DECODER, DECODER_DROPPED, reverse, translate
 
 State = dict[str, torch.Tensor]
 
-_DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+_DECODERS = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+}
+"""Model types and their classes. Llama is also SmolLM2, Qwen2 also Qwen2.5."""
 
 
 def decoder_config_from_hf(theirs: dict[str, Any]) -> DecoderConfig:
-    """Our config of a Llama, Mistral, Qwen2 or Qwen3 decoder, alone or inside a larger model's config.
+    """Our config of a decoder of one of the families above, alone or inside a larger model's config.
 
     Raises:
         ValueError: another family, or a part that our decoder lacks.
@@ -51,7 +60,23 @@ def decoder_config_from_hf(theirs: dict[str, Any]) -> DecoderConfig:
         norm_epsilon=theirs["rms_norm_eps"],
         qk_norm=family == "qwen3",
         qkv_bias=family == "qwen2",
-        tied=theirs.get("tie_word_embeddings", False),
+        unrotated=_unrotated(theirs) if family == "smollm3" else (),
+        tied=theirs.get("tie_word_embeddings", family == "smollm3"),
+        sparse=_sparse(theirs) if family == "mixtral" else SparseConfig(),
+    )
+
+
+def _unrotated(theirs: dict[str, Any]) -> tuple[int, ...]:
+    layers, interval = theirs["num_hidden_layers"], theirs.get("no_rope_layer_interval", 4)
+    rotated = theirs.get("no_rope_layers") or [(layer + 1) % interval for layer in range(layers)]
+    return tuple(layer for layer in range(layers) if not rotated[layer])  # of their "no rope" 1 means rope
+
+
+def _sparse(theirs: dict[str, Any]) -> SparseConfig:
+    return SparseConfig(
+        experts=theirs["num_local_experts"],
+        chosen=theirs["num_experts_per_tok"],
+        balance_weight=theirs.get("router_aux_loss_coef", 0.0),
     )
 
 
@@ -73,16 +98,14 @@ def _refuse(theirs: dict[str, Any], family: str) -> None:
 
 
 def decoder_config_to_hf(config: DecoderConfig, *, places: int) -> dict[str, Any]:
-    """A Llama, Qwen2 or Qwen3 config for `config`, whichever has its parts; `places` is the longest text.
+    """A config of the family that has the parts of `config`; `places` is the longest text.
 
     A Mistral decoder is written as Llama, which computes the same.
 
     Raises:
-        ValueError: biases and QK-norm together, which none of them has.
+        ValueError: parts together that none of them has.
     """
-    if config.qkv_bias and config.qk_norm:
-        raise ValueError("Qwen2 has qkv_bias and Qwen3 has qk_norm, but no family has both")
-    family = "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else "llama"
+    family, extra = _family(config)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_base}
     if config.rope_scaling is not None:
         factor, low, high, places_before = config.rope_scaling
@@ -95,7 +118,7 @@ def decoder_config_to_hf(config: DecoderConfig, *, places: int) -> dict[str, Any
         }
     return {
         "model_type": family,
-        "architectures": [family.capitalize() + "ForCausalLM"],
+        "architectures": [_DECODERS[family]],
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,
         "intermediate_size": config.mlp_width,
@@ -110,13 +133,41 @@ def decoder_config_to_hf(config: DecoderConfig, *, places: int) -> dict[str, Any
         "rope_theta": config.rope_base,  # where versions before 5 look for it
         "tie_word_embeddings": config.tied,
         "attention_bias": False,
-    }
+    } | extra
+
+
+def _family(config: DecoderConfig) -> tuple[str, dict[str, Any]]:
+    """The one family with the parts of `config`, and the settings only it has."""
+    sparse, last = config.sparse, config.layers - 1
+    found: dict[str, dict[str, Any]] = {}
+    if config.qkv_bias:
+        found["qwen2"] = {}
+    if config.qk_norm:
+        found["qwen3"] = {}
+    if config.unrotated:
+        rotated = [int(layer not in config.unrotated) for layer in range(config.layers)]
+        found["smollm3"] = {"no_rope_layers": rotated, "pad_token_id": None}  # its default is beyond small vocabularies
+    if any(sparse.at(layer) for layer in range(config.layers)):
+        if sparse.capacity is not None or not all(sparse.at(layer) for layer in (0, last)):
+            raise ValueError("Mixtral has experts in every layer and no capacity; this decoder differs")
+        found["mixtral"] = {
+            "num_local_experts": sparse.experts,
+            "num_experts_per_tok": sparse.chosen,
+            "router_aux_loss_coef": sparse.balance_weight,
+        }
+    if len(found) > 1:
+        raise ValueError(
+            "Qwen2 has qkv_bias, Qwen3 qk_norm, SmolLM3 unrotated layers and Mixtral experts, but no family has "
+            f"two of these, as {' with '.join(found)} would be"
+        )
+    return next(iter(found.items()), ("llama", {}))
 
 
 def decoder_from_hf(theirs: State, *, tied: bool) -> State:
     """The state of our `Decoder` in a state dict of theirs, wherever in it the decoder stands."""
     prefix = _prefix(theirs, "embed_tokens.weight")
     inside = {name: x for name, x in _inside(theirs, prefix).items() if not DECODER_DROPPED.match(name)}
+    inside = gathered(inside)
     ours = {name: inside[their] for their, name in translate(inside, reverse(DECODER)).items()}
     if not tied:
         ours["output.weight"] = theirs[_prefix(theirs, "lm_head.weight") + "lm_head.weight"]
@@ -127,7 +178,7 @@ def decoder_to_hf(ours: State) -> State:
     """Their state dict of the state of our `Decoder`; without `lm_head` if embeddings are tied, as theirs."""
     ours = dict(ours)
     output = ours.pop("output.weight", None)
-    theirs = {"model." + their: ours[name] for name, their in translate(ours, DECODER).items()}
+    theirs = spread({"model." + their: ours[name] for name, their in translate(ours, DECODER).items()})
     return theirs if output is None else theirs | {"lm_head.weight": output}
 
 

@@ -123,8 +123,12 @@ DECODER = {
     "blocks.{}.feed_forward.gate.weight": "layers.{}.mlp.gate_proj.weight",
     "blocks.{}.feed_forward.up.weight": "layers.{}.mlp.up_proj.weight",
     "blocks.{}.feed_forward.down.weight": "layers.{}.mlp.down_proj.weight",
+    "blocks.{}.feed_forward.router.weight": "layers.{}.block_sparse_moe.gate.weight",
+    "blocks.{}.feed_forward.experts.gate.weight": "layers.{}.block_sparse_moe.experts.w1.weight",
+    "blocks.{}.feed_forward.experts.up.weight": "layers.{}.block_sparse_moe.experts.w3.weight",
+    "blocks.{}.feed_forward.experts.down.weight": "layers.{}.block_sparse_moe.experts.w2.weight",
 }
-"""The decoders of Llama, Mistral, Qwen2 and Qwen3; the output matrix stands outside of them."""
+"""The decoders of Llama, Mistral, Qwen2, Qwen3, SmolLM3 and Mixtral; the output matrix stands outside of them."""
 
 DECODER_DROPPED = re.compile(r".*rotary_emb\.inv_freq$")
 

@@ -68,7 +68,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         if config.heads % config.kv_heads:
             raise ValueError(f"heads {config.heads} is no multiple of kv_heads {config.kv_heads}; change one")
-        self.layer, self.head_width = layer, config.head_width
+        self.layer, self.head_width, self.rotates = layer, config.head_width, layer not in config.unrotated
         queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
         self.query = linear(config.width, queries, bias=config.qkv_bias)
         self.key = linear(config.width, keys, bias=config.qkv_bias)
@@ -91,7 +91,8 @@ class SelfAttention(nn.Module):
         k_BTKW, v_BTKW = self.key(x_BTD).unflatten(-1, heads), self.value(x_BTD).unflatten(-1, heads)
         if self.query_norm is not None and self.key_norm is not None:
             q_BTHW, k_BTKW = self.query_norm(q_BTHW), self.key_norm(k_BTKW)
-        q_BTHW, k_BTKW = rotate(q_BTHW, angles), rotate(k_BTKW, angles)
+        if self.rotates:
+            q_BTHW, k_BTKW = rotate(q_BTHW, angles), rotate(k_BTKW, angles)
         if cache is not None:
             k_BTKW, v_BTKW = cache.write(self.layer, position_BT, k_BTKW=k_BTKW, v_BTKW=v_BTKW)
         return self.out(attention(q_BTHW, k_BTKW, v_BLKW=v_BTKW, mask=mask).flatten(2))

@@ -86,7 +86,8 @@ class Linears(nn.Module):
         self.apart = _apart()
 
     def forward(self, x_AI: torch.Tensor, ends_J: torch.Tensor) -> torch.Tensor:
-        weight_JOI, device = self.weight, x_AI.device.type
+        device = x_AI.device.type
+        weight_JOI: torch.Tensor = self.weight
         if torch.is_autocast_enabled(device):  # which doesn't know the product
             dtype = torch.get_autocast_dtype(device)
             x_AI, weight_JOI = x_AI.to(dtype), weight_JOI.to(dtype)
