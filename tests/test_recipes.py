@@ -6,11 +6,22 @@ import torch
 from mm1.config import RunConfig
 from mm1.model.contrastive import Contrastive
 from mm1.model.mllm import MLLM
+from mm1.model.sizes import non_embedding_parameters
 from mm1.recipes.index import RECIPES, recipe
 from mm1.scaling import law
 from mm1.train import optim
 
-GOLDEN = {"tiny_encoder": 2_307_073, "tiny_language": 2_398_016, "tiny": 2_398_016, "tiny_sft": 2_409_536}
+GOLDEN = {
+    "tiny_encoder": 2_307_073,
+    "tiny_language": 2_398_016,
+    "tiny": 2_398_016,
+    "tiny_sft": 2_409_536,
+    "mm1_3b": 3_707_662_400,
+    "mm1_7b": 7_985_959_488,
+    "mm1_30b": 30_627_251_776,
+    "mm1_3b_moe": 65_542_647_872,
+    "mm1_7b_moe": 46_994_035_264,
+}
 
 
 def build(run: RunConfig) -> torch.nn.Module:
@@ -30,9 +41,10 @@ def test_a_recipe_carries_its_own_name_and_survives_its_json(name):
     assert RunConfig.model_validate_json(run.model_dump_json()) == run
 
 
-def test_pretraining_deals_nine_nine_two():
+@pytest.mark.parametrize("recipe_name", ["tiny", "mm1_3b", "mm1_30b", "mm1_7b_moe"])
+def test_pretraining_deals_nine_nine_two(recipe_name):
     shares = {"captions": 0, "interleaved": 0, "text": 0}
-    for name, source in recipe("tiny").data.sources.items():
+    for name, source in recipe(recipe_name).data.sources.items():
         shares[name.partition("/")[0]] += source.share
     assert shares == {"captions": 9, "interleaved": 9, "text": 2}
 
@@ -40,6 +52,18 @@ def test_pretraining_deals_nine_nine_two():
 def test_the_law_gives_the_papers_rates():
     for parameters, rate in ((2.9e9, 5.92e-5), (7e9, 4.08e-5), (30e9, 2.21e-5)):
         assert law(parameters) == pytest.approx(rate, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("3b", 6e-5), ("3b_moe", 6e-5), ("7b", 4e-5), ("7b_moe", 4e-5), ("30b", 2.2e-5)]
+)
+def test_the_final_models_are_the_papers_in_all_it_tells(name, rate):
+    """MM1, section 4: 512 rows of 4096 places and 16 images, 200k steps, and the fitted rate of the dense backbone."""
+    run = recipe(f"mm1_{name}")
+    assert law(non_embedding_parameters(run.model.decoder)) == pytest.approx(rate, rel=0.03)
+    assert (run.batch_rows, run.data.row_length, run.data.row_images, run.steps) == (512, 4096, 16, 200_000)
+    assert run.data.image_tokens == run.model.connector.tokens == 144
+    assert (run.optim.warmup_steps, run.optim.betas, run.frozen) == (2000, (0.9, 0.95), [])
 
 
 def test_the_schedule_warms_up_peaks_and_ends_at_a_tenth():

@@ -3,13 +3,18 @@
 from collections.abc import Callable
 
 from mm1.config import ConfigError, RunConfig, nearest
-from mm1.recipes import tiny
+from mm1.recipes import mm1, tiny
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "tiny_encoder": tiny.tiny_encoder,
     "tiny_language": tiny.tiny_language,
     "tiny": tiny.tiny,
     "tiny_sft": tiny.tiny_sft,
+    "mm1_3b": mm1.mm1_3b,
+    "mm1_7b": mm1.mm1_7b,
+    "mm1_30b": mm1.mm1_30b,
+    "mm1_3b_moe": mm1.mm1_3b_moe,
+    "mm1_7b_moe": mm1.mm1_7b_moe,
 }
 
 
