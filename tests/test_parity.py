@@ -155,6 +155,14 @@ def test_what_our_decoder_cannot_compute_is_refused(family, change, word):
         convert.decoder_config_from_hf(config | change)
 
 
+def test_smollm3_without_a_list_of_layers_leaves_every_fourth_unrotated():
+    config = transformers.SmolLM3Config(**DECODER | {"num_hidden_layers": 9}, pad_token_id=0).to_dict()
+    listed = convert.decoder_config_from_hf(config)
+    del config["no_rope_layers"]
+    assert convert.decoder_config_from_hf(config) == listed
+    assert listed.unrotated == (3, 7)
+
+
 def test_a_missing_expert_is_refused():
     state = published(build("mixtral", DECODER | DECODERS["mixtral"]))
     del state["model.layers.1.block_sparse_moe.experts.3.w2.weight"]

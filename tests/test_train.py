@@ -308,3 +308,14 @@ def test_a_sparse_run_starts_from_a_dense_one_logs_its_experts_and_resumes(run, 
     train_run(sparse, tmp_path / "again")
     ours, theirs = weights(tmp_path / "again"), weights(tmp_path / "sparse")
     assert all(torch.equal(ours[name], x) for name, x in theirs.items() if name.startswith("decoder."))
+
+
+def test_micro_batches_do_not_change_the_step_of_a_sparse_run(run, tmp_path):
+    run.steps = 1
+    run.model.decoder.sparse = SparseConfig(experts=4, every=2, balance_weight=1.0, z_weight=1.0)
+    norms = []
+    for micro_rows in (1, 2, 4):
+        run.micro_rows = micro_rows
+        train_run(run, tmp_path / str(micro_rows))
+        norms.append(next(iter(read_metrics(tmp_path / str(micro_rows))))["gradient_norm"])
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)

@@ -47,7 +47,9 @@ def test_marks_come_behind_and_every_other_id_stays(tmp_path):
     plain = HFTokenizer(BPE({letter: number for number, letter in enumerate("abcdĠ")}, []))
     plain.pre_tokenizer = ByteLevel(add_prefix_space=False)
     plain.add_special_tokens(["<s>", "<|end|>"])  # ids 5 and 6
-    (tmp_path / "tokenizer.json").write_text(json.dumps(with_marks(json.loads(plain.to_str()))))
+    marked = with_marks(json.loads(plain.to_str()))
+    assert [token["id"] for token in marked["added_tokens"]] == [*range(5, 6 + len(MARKS))]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(marked))
     made = Tokenizer(tmp_path)
     assert made.encode("abba d") == plain.encode("abba d", add_special_tokens=False).ids
     assert made.marks["end"] == 6
