@@ -202,6 +202,20 @@ def tokenize(
     typer.echo(f"added: {', '.join(added)}" if added else f"{store} has the tokens of {loaded.fingerprint} already")
 
 
+@app.command("import", epilog="Example: `mm1 import HuggingFaceTB/SmolLM2-135M --to runs/smollm2`")
+def import_model(
+    model: Annotated[str, typer.Argument(help="A model's folder, a .gguf file, or a name on the hub.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder of the run to make.")],
+) -> None:
+    """Make a run's folder of a published language model: Llama, Mistral, Mixtral, Qwen, SmolLM.
+
+    Train on from it with `mm1 train FOLDER/config.json`, or start another run with start_from.decoder=FOLDER.
+    """
+    from mm1.checkpoint import import_language
+
+    typer.echo(f"imported: {import_language(model, to)}")
+
+
 def _number(text: str, option: str) -> int:
     if not text.strip().isdecimal():
         raise ValueError(f"{option} takes whole numbers such as 0,4,8; found {text!r}")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -23,8 +24,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from mm1 import config, dist
-from mm1.config import ConfigError, RunConfig
+from mm1.config import ConfigError, DataConfig, ModelConfig, RunConfig
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
+from mm1.hf.folder import read_language
 from mm1.model.layers import stretched
 from mm1.model.mllm import MLLM
 from mm1.model.vision import Vision
@@ -50,14 +52,45 @@ def save(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimize
     Raises:
         CheckpointError: the disk is full or not writable; older checkpoints stay as they are.
     """
+    weights, moments = get_state_dict(model, optimizer)
+    written = _write(run, step, {"model": weights, "optimizer": moments})
+    for old in _all(run)[:-keep]:
+        shutil.rmtree(old.path)
+    return written
+
+
+def import_language(name: str, folder: Path) -> Path:
+    """A run's folder of step 0 with the weights and the tokenizer of a published language model, its decoder.
+
+    Its `config.json` starts the decoder from itself, so that training it needs only sources.
+
+    Raises:
+        ConfigError: the folder holds a run already.
+        ValueError: no such model, or one that our decoder can't compute.
+    """
+    if (folder / "config.json").exists():
+        raise ConfigError(f"{folder} holds a run already; use another --to folder, or remove this one")
+    found = read_language(name)
+    _write(folder, 0, {"model": {f"decoder.{leaf}": x for leaf, x in found.weights.items()}})
+    (folder / "tokenizer.json").write_text(json.dumps(found.tokenizer, ensure_ascii=False))
+    run = RunConfig(
+        recipe=folder.name,
+        model=ModelConfig(decoder=found.config),
+        data=DataConfig(tokenizer=str(folder / "tokenizer.json")),
+        start_from={"decoder": str(folder)},
+    )
+    config.save(run, folder / "config.json")
+    return folder
+
+
+def _write(run: Path, step: int, content: dict[str, Any]) -> Checkpoint:
     folder = run / "checkpoints"
     final, part = folder / f"step-{step}", folder / f"step-{step}.part"
     shutil.rmtree(part, ignore_errors=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        weights, moments = get_state_dict(model, optimizer)
         with _alone():
-            dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=part, no_dist=True)
+            dcp.save(content, checkpoint_id=part, no_dist=True)
         files = {file.name: _digest(file) for file in sorted(part.iterdir())}
         (part / "whole.json").write_text(json.dumps({"step": step, "files": files}, indent=1))
         _sync(part)
@@ -72,8 +105,6 @@ def save(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimize
             f"the checkpoint of step {step} could not be written ({_root(error)}; {free:.1f} GiB free); {safe}. "
             f"Make room at {folder} and give the same command again to continue."
         ) from error
-    for old in _all(run)[:-keep]:
-        shutil.rmtree(old.path)
     return Checkpoint(final, step)
 
 

@@ -9,7 +9,7 @@ import pytest
 from mm1 import config
 from mm1.config import ConfigError, RunConfig
 
-VERBS = ("demo", "train", "eval", "chat", "show", "report", "prepare", "tokenize")
+VERBS = ("demo", "train", "eval", "chat", "show", "report", "prepare", "tokenize", "import")
 
 
 def mm1(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:

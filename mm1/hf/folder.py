@@ -1,0 +1,72 @@
+"""A published language model, from a folder, a GGUF file or the hub: config, weights, tokenizer."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from mm1.config import DecoderConfig
+from mm1.hf.convert import decoder_config_from_hf, decoder_from_hf
+from mm1.hf.gguf import Gguf
+from mm1.hf.vocabulary import extended, with_marks
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """A language model that knows the project's marks. `weights` are those of our `Decoder`."""
+
+    config: DecoderConfig
+    weights: dict[str, torch.Tensor]
+    tokenizer: dict[str, Any]
+
+
+def read_language(name: str) -> Language:
+    """The language model `name`: a folder in HF layout, a .gguf file or a folder with one, or a name on the hub.
+
+    Weights keep the type they are stored in; of GGUF they are fp32.
+
+    Raises:
+        ValueError: nothing of that name, or a model that our decoder can't compute.
+    """
+    path = Path(name) if Path(name).exists() else _downloaded(name)
+    files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    if not (path / "config.json").is_file() and len(files) == 1:
+        gguf = Gguf(files[0])
+        return _with_marks(gguf.config(), dict(gguf.tensors()), gguf.tokenizer())
+    for needed in ("config.json", "tokenizer.json"):
+        if not (path / needed).is_file():
+            raise ValueError(f"{path} has no {needed} and not just one .gguf; is it a model's folder?")
+    config = decoder_config_from_hf(json.loads((path / "config.json").read_text()))
+    weights = decoder_from_hf(_tensors(path), tied=config.tied)
+    return _with_marks(config, weights, json.loads((path / "tokenizer.json").read_text()))
+
+
+def _with_marks(config: DecoderConfig, weights: dict[str, torch.Tensor], tokenizer: dict[str, Any]) -> Language:
+    tokenizer = with_marks(tokenizer)
+    ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
+    vocabulary = max(config.vocabulary, max(ids) + 1)
+    return Language(config.model_copy(update={"vocabulary": vocabulary}), extended(weights, vocabulary), tokenizer)
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the folder's files, which are mapped, not read: memory is taken as they are used."""
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            found |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118, it is no dict
+    if not found:
+        raise ValueError(f"{path} has no .safetensors file; weights in pickles are not read")
+    return found
+
+
+def _downloaded(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(f"no model at {name}, and the hub has none: {str(error).splitlines()[0]}") from error
