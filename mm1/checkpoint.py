@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from mm1 import config, dist
 from mm1.config import ConfigError, DataConfig, ModelConfig, RunConfig
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
-from mm1.hf.folder import read_language
+from mm1.hf.language import read_language
 from mm1.model.layers import stretched
 from mm1.model.mllm import MLLM
 from mm1.model.vision import Vision

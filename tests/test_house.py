@@ -64,7 +64,7 @@ ORDER = {
         ),
         "sizes",
     ),
-    "hf": ("names", "layouts", "vision", "folders", "onnx", "convert"),
+    "hf": ("names", "layouts", "vision", "encoder", "onnx", "convert"),
     "train": ("optim", "parallel", "log", "loop", "run", "budget"),
     "eval": ("metrics", "fewshot", "tasks", "harness"),
     "serve": ("engine", "api"),

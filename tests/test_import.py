@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from mm1 import checkpoint, config
 from mm1.config import ConfigError, override
 from mm1.data.tokenizer import Tokenizer
-from mm1.hf import folder
+from mm1.hf import language
 from mm1.model.decoder import Decoder
 from mm1.model.mllm import MLLM
 from mm1.train.run import train_run
@@ -68,20 +68,20 @@ def test_a_name_on_the_hub_is_fetched_and_pickles_are_not_read(published, tmp_pa
         return str(tmp_path / "theirs")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    found = folder.read_language("someone/tiny-llama")
+    found = language.read_language("someone/tiny-llama")
     assert asked == [("someone/tiny-llama", ["*.json", "*.safetensors"])]
     assert found.weights.keys() == Decoder(found.config).state_dict().keys()
     for file in (tmp_path / "theirs").glob("*.safetensors"):
         file.unlink()
     with pytest.raises(ValueError, match=r"no \.safetensors"):
-        folder.read_language(str(tmp_path / "theirs"))
+        language.read_language(str(tmp_path / "theirs"))
 
 
 def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no config\.json"):
-        folder.read_language(str(tmp_path))
+        language.read_language(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
-        folder.read_language(str(tmp_path))
+        language.read_language(str(tmp_path))
     with pytest.raises(ValueError, match="no model at nobody/nothing"):
-        folder.read_language("nobody/nothing")
+        language.read_language("nobody/nothing")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from mm1.hf.folders import NAMES, read_encoder
+from mm1.hf.encoder import NAMES, read_encoder
 from mm1.hf.layouts import LAYOUTS, vision_from_hf, vision_to_hf, write
 from mm1.hf.vision import vision_config_from_openclip, vision_config_to_hf
 from mm1.model import sizes
