@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from PIL import Image as Picture
 
 from mm1 import config
 from mm1.__main__ import app
+from mm1.data.store import SAMPLE, write_store
+from mm1.document import Document, Text
 from mm1.prepare.order import Order
 from mm1.recipes.index import recipe
 
@@ -122,6 +126,37 @@ def test_block_runs(block: Block, tmp_path: Path):
 def test_python_block_runs(block: Block, tmp_path: Path):
     answer = run([sys.executable, "-c", block.body], tmp_path)
     assert answer.returncode == 0, f"{block} fails:\n{answer.stderr}"
+
+
+SHORTER = {
+    "train": ["steps=2", "batch_rows=1", "micro_rows=1", "validation_rows=1"],
+    "eval": ["--limit", "2"],
+    "chat": ["--tokens", "4"],
+}
+"""What is added to a command of the page so that it ends in seconds."""
+
+ELSEWHERE = ("demo", "prepare", "import")
+"""Verbs that take minutes, a network or input of one's own: their tests are test_prepare, test_import and the demo."""
+
+
+def test_the_verbs_of_the_readme_run_as_they_stand(tmp_path: Path):
+    for name, stage in (("tiny", recipe("tiny")), ("tiny_sft", recipe("tiny_sft"))):
+        stage.start_from = {}
+        config.save(config.override(stage, SHORTER["train"]), tmp_path / f"{name}.json")
+        answer = run([sys.executable, "-m", "mm1", "train", f"{name}.json", "--to", f"runs/demo/{name}"], tmp_path)
+        assert answer.returncode == 0, answer.stderr
+    Picture.new("RGB", (64, 64), "red").save(tmp_path / "runs/demo/picture.png")
+    write_store([Document((Text("a page"),))], tmp_path / "pages.lance")
+    shutil.copy(SAMPLE / "tokenizer.json", tmp_path)
+    done = set()
+    for block, (program, *arguments) in COMMANDS:
+        if block.page == "README.md" and program == "mm1" and arguments[0] not in (*ELSEWHERE, "--help"):
+            if "mine" in arguments[-1]:
+                continue  # the store that the page's own Python block writes
+            answer = run([sys.executable, "-m", "mm1", *arguments, *SHORTER.get(arguments[0], [])], tmp_path)
+            assert answer.returncode == 0, f"{shlex.join(arguments)}:\n{answer.stderr}"
+            done.add(arguments[0])
+    assert done == {"train", "eval", "chat", "show", "report", "tokenize"}
 
 
 @pytest.mark.parametrize("page", PAGES)

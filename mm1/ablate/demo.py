@@ -1,8 +1,10 @@
 """The whole of MM1 in small: four trainings, two evaluations, a report, two answers about pictures."""
 
+import io
 import time
 from pathlib import Path
 
+from PIL import Image as Pillow
 from rich.rule import Rule
 
 from mm1.ablate.report import report
@@ -44,13 +46,13 @@ def run_demo(folder: Path) -> Path:
     _say("Results")
     console.print(table(captions))
     console.print(table(answers))
-    _say_two_answers(pretrained, tuned)
+    _say_two_answers(pretrained, tuned, folder)
     console.print(f"{(time.monotonic() - started) / 60:.1f} minutes; report: {page}", highlight=False)
     return page
 
 
-def _say_two_answers(pretrained: Loaded, tuned: Loaded) -> None:
-    """About the first picture of each held-out store, whatever they are."""
+def _say_two_answers(pretrained: Loaded, tuned: Loaded, root: Path) -> None:
+    """About the first picture of each held-out store, whatever they are; the second is left in `root` to ask on."""
     shown = open_store("sample:captions-test").take([0])[0]
     said = continue_document(pretrained, Document((shown.images[0], Text(" A photo of"))), tokens=24)
     first_line = said.partition("\n")[0]
@@ -61,6 +63,10 @@ def _say_two_answers(pretrained: Loaded, tuned: Loaded) -> None:
     question, answer = [piece for piece in asked.pieces if isinstance(piece, Text)][:2]
     said = continue_document(tuned, prompt([asked.images[0], question]), tokens=8)
     console.print(f"Picture {asked.id}: {question.text} {said!r} (right: {answer.text!r})", highlight=False)
+    picture = root / "picture.png"
+    Pillow.open(io.BytesIO(asked.images[0].data)).save(picture)
+    command = f'mm1 chat {tuned.folder} --image {picture} "{question.text}"'
+    console.print(f"Ask on: {command}", highlight=False, soft_wrap=True)
 
 
 def _say(line: str) -> None:
