@@ -28,8 +28,8 @@ format: .venv/.dev ## format the code and sort its imports
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.dev ## run every benchmark, one after the other
-	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
+bench: .venv/.bench ## run every benchmark, one after the other
+	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 clean: ## remove the environment, caches and build outputs; runs/ stays
 	rm -rf .venv build dist mm1.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -45,6 +45,10 @@ clean: ## remove the environment, caches and build outputs; runs/ stays
 	@echo "Installing mm1 and its development tools into .venv (the first time takes minutes: torch is large) ..."
 	@$(INSTALL) '.[dev]'
 	@touch .venv/.runtime $@
+
+.venv/.bench: .venv/.dev
+	@$(INSTALL) '.[bench]'
+	@touch $@
 
 # pip is the last thing that venv writes: an interrupted set-up starts again.
 $(BIN)/pip:

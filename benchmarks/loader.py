@@ -7,6 +7,7 @@ process without workers, and hands on 336 x 336 RGB pixels (Pillow's bicubic) an
 captions, mixes, and packs them into rows. A peer stands twice in the table: decoding as it does by itself (Pillow),
 and handed the bytes to mm1's own decoder. Loaders take turns; figures are medians over rounds of samples by processor
 time, the ratio is mm1's median over the peer's. A peer that cannot be imported is named with the reason.
+mosaicml-streaming and megatron-energon want other versions than mm1: give them an environment of their own.
 """
 
 import argparse
