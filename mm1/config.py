@@ -274,7 +274,11 @@ def parse(data: dict[str, Any]) -> RunConfig:
 
 
 def save(run: RunConfig, path: Path) -> None:
-    path.write_text(run.model_dump_json(indent=2) + "\n")
+    """Write the run to `path`; a process that is killed meanwhile leaves no torn file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(run.model_dump_json(indent=2) + "\n")
+    part.replace(path)
 
 
 def load(path: Path) -> RunConfig:

@@ -1,10 +1,19 @@
 """A model small enough for tests, and documents to pack for it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
-from mm1.config import ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
+from mm1.config import (
+    ConnectorConfig,
+    DataConfig,
+    DecoderConfig,
+    ModelConfig,
+    RunConfig,
+    SourceConfig,
+    VisionConfig,
+)
 from mm1.document import IGNORED, Batch
 from mm1.model.mllm import MLLM
 
@@ -26,6 +35,34 @@ def model(seed: int = 0, **connector) -> MLLM:
     built = MLLM(config(**connector))
     built.initialise(seed)
     return built
+
+
+def run(stores: dict[str, Path]) -> RunConfig:
+    """Eight steps of captions and text on a model of a hundred thousand parameters."""
+    return RunConfig(
+        recipe="small",
+        model=ModelConfig(
+            vision=VisionConfig(image_size=16, patch_size=8, width=16, layers=1, heads=1, mlp_width=32),
+            connector=ConnectorConfig(kind="average", tokens=4),
+            decoder=DecoderConfig(
+                vocabulary=4096, width=16, layers=2, heads=1, kv_heads=1, head_width=16, mlp_width=32
+            ),
+        ),
+        data=DataConfig(
+            sources={
+                "captions": SourceConfig(store=str(stores["captions"]), share=3),
+                "text": SourceConfig(store=str(stores["text"]), share=1),
+            },
+            row_length=64,
+            row_images=8,
+            image_tokens=4,
+            workers=0,
+        ),
+        steps=8,
+        batch_rows=4,
+        micro_rows=2,
+        checkpoint_every=2,
+    )
 
 
 @dataclass

@@ -9,21 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+import small
 import torch
 
 from mm1 import checkpoint, config
 from mm1.checkpoint import CheckpointError
 from mm1.config import (
     ConfigError,
-    ConnectorConfig,
-    DataConfig,
-    DecoderConfig,
-    ModelConfig,
     RunConfig,
-    SourceConfig,
     SparseConfig,
     Stage,
-    VisionConfig,
 )
 from mm1.data.loader import Rows
 from mm1.model.mllm import MLLM
@@ -33,34 +28,10 @@ from mm1.train.loss import Loss, NextToken
 from mm1.train.parallel import compile_blocks
 from mm1.train.run import train_run
 
-SMALL = ModelConfig(
-    vision=VisionConfig(image_size=16, patch_size=8, width=16, layers=1, heads=1, mlp_width=32),
-    connector=ConnectorConfig(kind="average", tokens=4),
-    decoder=DecoderConfig(vocabulary=4096, width=16, layers=2, heads=1, kv_heads=1, head_width=16, mlp_width=32),
-)
-
 
 @pytest.fixture
 def run(stores) -> RunConfig:
-    """Eight steps of captions and text on a model of a hundred thousand parameters."""
-    return RunConfig(
-        recipe="small",
-        model=SMALL.model_copy(deep=True),
-        data=DataConfig(
-            sources={
-                "captions": SourceConfig(store=str(stores["captions"]), share=3),
-                "text": SourceConfig(store=str(stores["text"]), share=1),
-            },
-            row_length=64,
-            row_images=8,
-            image_tokens=4,
-            workers=0,
-        ),
-        steps=8,
-        batch_rows=4,
-        micro_rows=2,
-        checkpoint_every=2,
-    )
+    return small.run(stores)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

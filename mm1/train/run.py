@@ -32,7 +32,7 @@ def train_run(run: RunConfig, folder: Path) -> Path:
         ConfigError: the folder holds another run (the differences are named), or fields disagree.
         StoreError, CheckpointError: data or weights that cannot be read.
     """
-    _claim(run, folder)
+    _same_run(run, folder)
     dist.prepare_process()
     device = dist.device()
     found = checkpoint.latest(folder)
@@ -50,6 +50,7 @@ def train_run(run: RunConfig, folder: Path) -> Path:
         console.print(f"{folder.name}  continues from step {start} ({found.path})", highlight=False)
     else:
         _start_from(run, trainer.model)
+    config.save(run, folder / "config.json")  # only now: a mistake in what is opened above claims no folder
     meter = Meter(run, image=rows.tokenizer.image, peak=peak_flops(device, trainer.precision))
     stream = batches(
         rows,
@@ -65,12 +66,10 @@ def train_run(run: RunConfig, folder: Path) -> Path:
     return folder
 
 
-def _claim(run: RunConfig, folder: Path) -> None:
-    """Make the folder this run's, or check that it is."""
+def _same_run(run: RunConfig, folder: Path) -> None:
+    """Check that the folder is this run's, or no run's yet."""
     recorded = folder / "config.json"
     if not recorded.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        config.save(run, recorded)
         return
     changed = config.differences(config.load(recorded), run)
     if changed:

@@ -1,0 +1,32 @@
+"""What a mistake or an accident costs a training: never its folder, its checkpoints or its counts."""
+
+from pathlib import Path
+
+import pytest
+import small
+
+from mm1.checkpoint import CheckpointError
+from mm1.config import ConfigError, RunConfig
+from mm1.data.store import StoreError
+from mm1.train.run import train_run
+
+
+@pytest.fixture
+def run(stores) -> RunConfig:
+    return small.run(stores)
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(int(path.name.partition("-")[2]) for path in (folder / "checkpoints").iterdir())
+
+
+def test_a_mistaken_first_command_does_not_claim_the_folder(run, tmp_path):
+    lost, unfit, unstarted = (run.model_copy(deep=True) for _ in range(3))
+    lost.data.sources["text"].store = "nowhere"
+    unfit.model.connector.tokens = 9
+    unstarted.start_from = {"decoder": str(tmp_path / "nowhere")}
+    for mistaken, found in ((lost, StoreError), (unfit, ConfigError), (unstarted, CheckpointError)):
+        with pytest.raises(found):
+            train_run(mistaken, tmp_path / "run")
+    run.steps = 2
+    assert steps(train_run(run, tmp_path / "run")) == [2]
