@@ -233,7 +233,7 @@ class RunConfig(Config):
     compile: Literal["auto", "always", "never"] = "auto"
     checkpoint_every: int = Field(100, ge=1)  # steps
     validate_every: int = Field(0, ge=0)  # steps; 0: only at the end
-    validation_rows: int = Field(16, ge=0)  # per validation store
+    validation_rows: int = Field(16, ge=1)  # per validation store
     tensorboard: bool = False
 
     @model_validator(mode="after")

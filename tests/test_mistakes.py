@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import small
 
+from mm1 import config
 from mm1.checkpoint import CheckpointError
 from mm1.config import ConfigError, RunConfig
 from mm1.data.store import StoreError
@@ -30,3 +31,12 @@ def test_a_mistaken_first_command_does_not_claim_the_folder(run, tmp_path):
             train_run(mistaken, tmp_path / "run")
     run.steps = 2
     assert steps(train_run(run, tmp_path / "run")) == [2]
+
+
+def test_a_mistaken_validation_store_is_named_before_the_first_step(run, tmp_path):
+    run.data.validation = {"captions": "nowhere"}
+    with pytest.raises(StoreError, match="nowhere"):
+        train_run(run, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    with pytest.raises(ConfigError, match="validation_rows"):
+        config.override(run, ["validation_rows=0"])

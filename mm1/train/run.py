@@ -41,6 +41,7 @@ def train_run(run: RunConfig, folder: Path) -> Path:
         return folder
     with console.status(f"{folder.name}: reading and measuring the documents"):
         rows = rows_of(run, folder)
+        held_out = {name: rows_of(run, folder, held_out={name: at}) for name, at in run.data.validation.items()}
     _agree(run, rows)
     trainer = _trainer(run, rows, device)
     start = 0
@@ -61,7 +62,7 @@ def train_run(run: RunConfig, folder: Path) -> Path:
         world=dist.world(),
     )
     with RunLog(folder, name=folder.name, start=start, steps=run.steps, tensorboard=run.tensorboard) as run_log:
-        after = _after_step(trainer, folder, rows, run_log, meter)
+        after = _after_step(trainer, folder, held_out, run_log, meter)
         train(trainer, stream, start=start, log=run_log, meter=meter, after_step=after)
     return folder
 
@@ -151,24 +152,26 @@ def _upcycle(run: RunConfig, folder: Path, *, model: nn.Module, part: str) -> ch
     return found
 
 
-def _after_step(trainer: Trainer, folder: Path, rows: Rows, run_log: RunLog, meter: Meter) -> Callable[[int], None]:
-    """Saving and validating when due, as a function of the step just done."""
-    run = trainer.config
-    fixed: dict[str, Rows] = {}
+def _after_step(
+    trainer: Trainer, folder: Path, held_out: dict[str, Rows], run_log: RunLog, meter: Meter
+) -> Callable[[int], None]:
+    """Saving and validating when due, as a function of the step just done.
 
-    def held_out() -> dict[str, float]:
+    Validating comes first, since the last step's checkpoint says that all of the run is done.
+    """
+    run = trainer.config
+
+    def validation() -> dict[str, float]:
         found: dict[str, float] = {}
-        for name, store in run.data.validation.items():
-            if name not in fixed:
-                fixed[name] = rows_of(run, folder, held_out={name: store})
-            for figure, value in validate(trainer, _fixed_batches(fixed[name], run)).items():
+        for name, rows in held_out.items():
+            for figure, value in validate(trainer, _fixed_batches(rows, run)).items():
                 found[f"validation/{name}" if figure == "loss" else f"validation/{name}/{figure}"] = value
         return found
 
     def after(step: int) -> None:
         last = step == run.steps
-        if run.data.validation and (last or (run.validate_every and step % run.validate_every == 0)):
-            run_log.validation(step, held_out())
+        if held_out and (last or (run.validate_every and step % run.validate_every == 0)):
+            run_log.validation(step, validation())
         if last or step % run.checkpoint_every == 0:
             checkpoint.save(folder, step, trainer.model, trainer.optimizer)
         meter.restart()
