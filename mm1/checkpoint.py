@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -47,14 +48,16 @@ class Checkpoint:
 
 
 def save(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: int = 2) -> Checkpoint:
-    """Write the state after `step` steps; then remove all but the newest `keep` checkpoints.
+    """Write the state after `step` steps; then remove later checkpoints and all but the newest `keep`.
 
     Raises:
         CheckpointError: the disk is full or not writable; older checkpoints stay as they are.
     """
     weights, moments = get_state_dict(model, optimizer)
     written = _write(run, step, {"model": weights, "optimizer": moments})
-    for old in _all(run)[:-keep]:
+    found = _all(run)
+    torn = [other for other in found if other.step > step]  # a whole one would have been resumed from
+    for old in torn + [other for other in found if other.step <= step][:-keep]:
         shutil.rmtree(old.path)
     return written
 
@@ -187,8 +190,8 @@ def load_for_use(folder: Path) -> Loaded:
 
 
 def _all(run: Path) -> list[Checkpoint]:
-    found = [path for path in (run / "checkpoints").glob("step-*") if path.suffix != ".part"]
-    return sorted((Checkpoint(path, int(path.name.removeprefix("step-"))) for path in found), key=lambda c: c.step)
+    named = ((path, re.fullmatch(r"step-([0-9]+)", path.name)) for path in (run / "checkpoints").glob("step-*"))
+    return sorted((Checkpoint(path, int(name[1])) for path, name in named if name), key=lambda c: c.step)
 
 
 def _problem(path: Path) -> str | None:

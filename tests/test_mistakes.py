@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import small
 
-from mm1 import config
+from mm1 import checkpoint, config
 from mm1.checkpoint import CheckpointError
 from mm1.config import ConfigError, RunConfig
 from mm1.data.store import StoreError
@@ -40,3 +40,22 @@ def test_a_mistaken_validation_store_is_named_before_the_first_step(run, tmp_pat
     assert not (tmp_path / "metrics.jsonl").exists()
     with pytest.raises(ConfigError, match="validation_rows"):
         config.override(run, ["validation_rows=0"])
+
+
+def test_torn_checkpoints_make_room_for_those_of_a_run_that_begins_again(run, tmp_path):
+    train_run(run, tmp_path)
+    for path in (tmp_path / "checkpoints").iterdir():
+        (path / "whole.json").unlink()
+    run.steps = 4
+    config.save(run, tmp_path / "config.json")
+    train_run(run, tmp_path)
+    assert steps(tmp_path) == [2, 4]
+
+
+def test_a_folder_that_a_user_put_beside_the_checkpoints_is_left_alone(run, tmp_path):
+    run.steps = 2
+    train_run(run, tmp_path)
+    (tmp_path / "checkpoints/step-2.bak").mkdir()
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.step == 2
