@@ -1,5 +1,6 @@
 """What a mistake or an accident costs a training: never its folder, its checkpoints or its counts."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import small
 from mm1 import checkpoint, config
 from mm1.checkpoint import CheckpointError
 from mm1.config import ConfigError, RunConfig
+from mm1.data.image import load
 from mm1.data.store import StoreError
+from mm1.train.log import read_metrics
 from mm1.train.run import train_run
 
 
@@ -59,3 +62,13 @@ def test_a_folder_that_a_user_put_beside_the_checkpoints_is_left_alone(run, tmp_
     found = checkpoint.latest(tmp_path)
     assert found is not None
     assert found.step == 2
+
+
+def test_broken_pictures_are_counted_over_a_stop(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("mm1.data.loader.load", lambda data, size: load(b"not an image", size))
+    train_run(run, tmp_path)
+    whole = [record["broken_images"] for record in read_metrics(tmp_path)]
+    shutil.rmtree(tmp_path / "checkpoints/step-8")
+    train_run(run, tmp_path)
+    assert [record["broken_images"] for record in read_metrics(tmp_path)] == whole
+    assert whole[5] > 0

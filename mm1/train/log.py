@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -105,10 +104,11 @@ def _step(line: str) -> float:
         return float("inf")
 
 
-def read_metrics(folder: Path) -> Iterable[dict[str, Any]]:
-    """The records of a run's `metrics.jsonl`, in order."""
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        yield json.loads(line)
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's `metrics.jsonl`, in order; none when it is missing; torn lines are passed over."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if _step(line) < float("inf")]
 
 
 def _board(folder: Path) -> Any:

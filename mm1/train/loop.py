@@ -39,9 +39,11 @@ def train(
     start: int,
     log: RunLog,
     meter: Meter,
+    broken: int,
     after_step: Callable[[int], None],
 ) -> None:
     """Do the run's steps from `start` on. `after_step(step)` saves and validates when due.
+    `broken` pictures of the steps before could not be decoded.
 
     The gradient of a step is that of the summed loss of all its rows over their trained weight (tokens,
     pairs), and of the router losses' mean over its rows, whatever the micro-batches are.
@@ -49,7 +51,7 @@ def train(
     Raises:
         FloatingPointError: the loss or the gradient is not finite; the checkpoint before is untouched.
     """
-    run, broken = trainer.config, 0
+    run = trainer.config
     for step in range(start, run.steps):
         waited = time.perf_counter()
         batches = next(steps)

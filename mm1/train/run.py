@@ -16,7 +16,7 @@ from mm1.model.moe import upcycled
 from mm1.model.sizes import non_embedding_parameters
 from mm1.scaling import law
 from mm1.train import optim
-from mm1.train.log import RunLog, console
+from mm1.train.log import RunLog, console, read_metrics
 from mm1.train.loop import Trainer, train, validate
 from mm1.train.loss import Contrastive, NextToken, Objective
 from mm1.train.meter import Meter, peak_flops
@@ -63,7 +63,15 @@ def train_run(run: RunConfig, folder: Path) -> Path:
     )
     with RunLog(folder, name=folder.name, start=start, steps=run.steps, tensorboard=run.tensorboard) as run_log:
         after = _after_step(trainer, folder, held_out, run_log, meter)
-        train(trainer, stream, start=start, log=run_log, meter=meter, after_step=after)
+        train(
+            trainer,
+            stream,
+            start=start,
+            log=run_log,
+            meter=meter,
+            broken=max((record.get("broken_images", 0) for record in read_metrics(folder)), default=0),
+            after_step=after,
+        )
     return folder
 
 
