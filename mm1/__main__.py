@@ -229,7 +229,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         app()
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("MM1_TRACEBACK"):
             raise
         if isinstance(error, RuntimeError) and type(error).__module__.partition(".")[0] != "mm1":

@@ -1,6 +1,8 @@
 """What a mistake or an accident costs a training: never its folder, its checkpoints or its counts."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,10 @@ from mm1.train.run import train_run
 @pytest.fixture
 def run(stores) -> RunConfig:
     return small.run(stores)
+
+
+def mm1(*words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "mm1", *map(str, words)]
 
 
 def steps(folder: Path) -> list[int]:
@@ -72,3 +78,13 @@ def test_broken_pictures_are_counted_over_a_stop(run, tmp_path, monkeypatch):
     train_run(run, tmp_path)
     assert [record["broken_images"] for record in read_metrics(tmp_path)] == whole
     assert whole[5] > 0
+
+
+def test_a_loss_that_is_not_finite_is_one_line_at_the_door(run, tmp_path):
+    run.optim.learning_rate = run.optim.clip_norm = 1e30
+    config.save(run, tmp_path / "run.json")
+    result = subprocess.run(mm1("train", tmp_path / "run.json", "--to", tmp_path / "a"), capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: step ")
+    assert f"mm1 show {tmp_path / 'a'} --row " in result.stderr

@@ -28,7 +28,7 @@ class RunLog:
 
     def __init__(self, folder: Path, *, name: str, start: int, steps: int, tensorboard: bool = False):
         self.name, self.start, self.steps = name, start, steps
-        self._path = folder / "metrics.jsonl"
+        self.folder, self._path = folder, folder / "metrics.jsonl"
         self._keep_until(start)
         self._file = self._path.open("a")
         self._board = _board(folder) if tensorboard else None

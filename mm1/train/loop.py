@@ -72,8 +72,8 @@ def train(
         if not (math.isfinite(norm) and math.isfinite(float(total.total))):
             raise FloatingPointError(
                 f"step {step + 1}: loss {float(total.total):.4g}, gradient norm {norm:.4g}; not finite. "
-                f"Lower optim.learning_rate (now {learning_rate:.2e}) or look at the row: mm1 show RUN --row "
-                f"{step * run.batch_rows}"
+                f"Lower optim.learning_rate (now {learning_rate:.2e}) or look at its first row: "
+                f"mm1 show {log.folder} --row {step * run.batch_rows}"
             )
         trainer.optimizer.step()
         trainer.optimizer.zero_grad(set_to_none=True)
