@@ -5,6 +5,8 @@ Rooms are imported by the verbs that need them, so that `mm1 --help` answers at 
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -41,7 +43,8 @@ def demo(
     """
     from mm1.ablate.demo import run_demo
 
-    run_demo(to)
+    with _continues():
+        run_demo(to)
 
 
 @app.command(epilog="Example: `mm1 train tiny steps=300 optim.learning_rate=1e-3 --to runs/longer`")
@@ -61,7 +64,8 @@ def train(
     from mm1.train.run import train_run
 
     run = config.load(Path(recipe)) if recipe.endswith(".json") else find_recipe(recipe)
-    folder = train_run(config.override(run, assignments or []), to or Path("runs") / run.recipe)
+    with _continues():
+        folder = train_run(config.override(run, assignments or []), to or Path("runs") / run.recipe)
     typer.echo(f"trained: {folder}")
 
 
@@ -216,6 +220,16 @@ def import_model(
     typer.echo(f"imported: {import_language(model, to)}")
 
 
+@contextmanager
+def _continues() -> Iterator[None]:
+    """Ctrl-C says what to do next; Typer would end the process without a word."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command continues from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
+
+
 def _number(text: str, option: str) -> int:
     if not text.strip().isdecimal():
         raise ValueError(f"{option} takes whole numbers such as 0,4,8; found {text!r}")
@@ -236,9 +250,6 @@ def main() -> None:
             raise  # a fault of ours, not a user's mistake
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command continues from the last checkpoint", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

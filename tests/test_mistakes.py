@@ -1,8 +1,10 @@
 """What a mistake or an accident costs a training: never its folder, its checkpoints or its counts."""
 
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,20 @@ def test_a_loss_that_is_not_finite_is_one_line_at_the_door(run, tmp_path):
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: step ")
     assert f"mm1 show {tmp_path / 'a'} --row " in result.stderr
+
+
+def test_ctrl_c_says_that_the_same_command_continues(run, tmp_path):
+    run.steps = 10_000
+    config.save(run, tmp_path / "run.json")
+    command = mm1("train", tmp_path / "run.json", "--to", tmp_path / "a")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not checkpoint.latest(tmp_path / "a"):
+            assert process.poll() is None, "the run ended before it could be stopped"
+            assert time.monotonic() < deadline, "no checkpoint within two minutes"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command continues" in said
+    assert "Traceback" not in said
