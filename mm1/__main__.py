@@ -57,7 +57,7 @@ def train(
 ) -> None:
     """Train a run from a recipe. Given again, the same command continues a run that was stopped.
 
-    Without --to the run's folder is runs/RECIPE. Several processes: `torchrun -m mm1 train ...`.
+    Without --to the run's folder is runs/RECIPE.
     """
     from mm1 import config
     from mm1.recipes.index import recipe as find_recipe

@@ -107,3 +107,10 @@ def test_ctrl_c_says_that_the_same_command_continues(run, tmp_path):
     assert process.returncode == 130
     assert "the same command continues" in said
     assert "Traceback" not in said
+
+
+def test_several_processes_are_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2"):
+        train_run(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -29,9 +29,12 @@ def train_run(run: RunConfig, folder: Path) -> Path:
     The same call continues a run that was stopped, from its newest whole checkpoint.
 
     Raises:
-        ConfigError: the folder holds another run (the differences are named), or fields disagree.
+        ConfigError: the folder holds another run (the differences are named), fields disagree, or there are
+            several processes.
         StoreError, CheckpointError: data or weights that cannot be read.
     """
+    if dist.world() > 1:  # no gradients are exchanged yet: every process would train a model of its own
+        raise ConfigError(f"a run trains in one process, but WORLD_SIZE is {dist.world()}; start it without torchrun")
     _same_run(run, folder)
     dist.prepare_process()
     device = dist.device()
