@@ -28,10 +28,10 @@ class VisionConfig(Config):
     kind: Literal["vit", "efficientnet_lite0"] = "vit"  # the latter has one shape: see `model/encoders.py`
     image_size: int = Field(96, gt=0)  # pixels of a side
     patch_size: int = Field(12, gt=0)
-    width: int = 192
-    layers: int = 6
-    heads: int = 3
-    mlp_width: int = 768
+    width: int = Field(192, gt=0)
+    layers: int = Field(6, gt=0)
+    heads: int = Field(3, gt=0)
+    mlp_width: int = Field(768, gt=0)
     activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
     gated: bool = False  # a SwiGLU in place of the activation (AIMv2, DINOv2's giant)
     bias: bool = True  # of attention and feed-forward
@@ -88,10 +88,10 @@ class ConnectorConfig(Config):
     """What turns P patch features into S image tokens of the decoder's width."""
 
     kind: Literal["c_abstractor", "average", "attention", "linear", "mlp", "pixel_shuffle"] = "average"
-    tokens: int = 16  # S, a square number
-    width: int = 192  # inner width (c_abstractor, attention)
-    depth: int = 1  # blocks before and after pooling (c_abstractor), layers (attention)
-    heads: int = 3  # attention only
+    tokens: int = Field(16, gt=0)  # S, a square number
+    width: int = Field(192, gt=0)  # inner width (c_abstractor, attention)
+    depth: int = Field(1, gt=0)  # blocks before and after pooling (c_abstractor), layers (attention)
+    heads: int = Field(3, gt=0)  # attention only
 
     @model_validator(mode="after")
     def _square(self) -> "ConnectorConfig":
@@ -124,13 +124,13 @@ class SparseConfig(Config):
 class DecoderConfig(Config):
     """A decoder-only transformer: RMSNorm, RoPE, SwiGLU, grouped-query attention."""
 
-    vocabulary: int = 8192
-    width: int = 192
-    layers: int = 6
-    heads: int = 3
-    kv_heads: int = 3
-    head_width: int = 64
-    mlp_width: int = 512
+    vocabulary: int = Field(8192, gt=0)
+    width: int = Field(192, gt=0)
+    layers: int = Field(6, gt=0)
+    heads: int = Field(3, gt=0)
+    kv_heads: int = Field(3, gt=0)
+    head_width: int = Field(64, gt=0)
+    mlp_width: int = Field(512, gt=0)
     rope_base: float = 10_000.0
     # Llama 3.1's stretching of slow rotations: factor, low and high frequency factor, places trained before
     rope_scaling: tuple[float, float, float, int] | None = None
@@ -220,7 +220,7 @@ class RunConfig(Config):
 
     recipe: str = ""
     objective: Literal["next_token", "contrastive"] = "next_token"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
@@ -365,12 +365,20 @@ def _explain(error: ValidationError) -> str:
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or "run"
         if problem["type"] == "extra_forbidden":
-            known = _names(RunConfig().model_dump(mode="json"))
-            lines.append(f"no field {where!r} in a run; {nearest(where, known)}")
+            lines.append(f"no field {where!r} in a run; {nearest(where, _known_beside(problem['loc']))}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {message} (found {problem['input']!r})" if where != "run" else message)
     return "; ".join(dict.fromkeys(lines))
+
+
+def _known_beside(place: tuple[int | str, ...]) -> list[str]:
+    """The dotted names that could have been meant at `place`; a source or stage is in no default run."""
+    groups: dict[str, type[Config]] = {"sources": SourceConfig, "curriculum": Stage}
+    inside = groups.get(str(place[1])) if len(place) == 4 else None
+    if inside is None or place[0] != "data":
+        return _names(RunConfig().model_dump(mode="json"))
+    return [".".join(map(str, (*place[:3], name))) for name in inside.model_fields]
 
 
 def choices(model: type[Config], field_name: str) -> tuple[str, ...]:
