@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import small
+import torch
 
 from mm1 import checkpoint, config
 from mm1.checkpoint import CheckpointError
@@ -114,3 +115,13 @@ def test_several_processes_are_refused(run, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="WORLD_SIZE is 2"):
         train_run(run, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_other_workers(run, tmp_path):
+    train_run(run, tmp_path)
+    whole = checkpoint.load_for_use(tmp_path).model.state_dict()
+    shutil.rmtree(tmp_path / "checkpoints/step-8")
+    run.data.workers = 1
+    train_run(run, tmp_path)
+    for name, tensor in checkpoint.load_for_use(tmp_path).model.state_dict().items():
+        assert torch.equal(tensor, whole[name]), name

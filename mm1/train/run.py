@@ -22,6 +22,9 @@ from mm1.train.loss import Contrastive, NextToken, Objective
 from mm1.train.meter import Meter, peak_flops
 from mm1.train.parallel import compile_blocks
 
+FREE = ("data.workers", "tensorboard")
+"""Fields that a run may change from one start to the next: no row, loss or weight depends on them (docs/order.md)."""
+
 
 def train_run(run: RunConfig, folder: Path) -> Path:
     """Train `run` in `folder` to its last step and return the folder.
@@ -84,6 +87,7 @@ def _same_run(run: RunConfig, folder: Path) -> None:
     if not recorded.exists():
         return
     changed = config.differences(config.load(recorded), run)
+    changed = {name: values for name, values in changed.items() if name not in FREE}
     if changed:
         lines = "\n".join(f"  {name}: {theirs!r} there, {ours!r} now" for name, (theirs, ours) in changed.items())
         raise ConfigError(f"{folder} holds another run:\n{lines}\nUse another --to folder, or remove this one.")
