@@ -101,10 +101,10 @@ def test_a_run_killed_by_force_continues_to_the_same_weights(run, tmp_path):
     train_run(run, tmp_path / "whole")
     command = [sys.executable, "-m", "mm1", "train", str(recorded), "--to", str(folder)]
     for least in (3, 17):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
         wait_for_step(folder, least, process)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate(timeout=20)  # to the end of the pipe: its workers and their server are gone too
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert_same(weights(tmp_path / "whole"), weights(folder))
 

@@ -4,10 +4,12 @@ Row n of a run is the same on any number of ranks and workers: `mixture` says wh
 `plan` which spans, `deal` which micro-batch of its step it stands in, and all answer from n alone.
 """
 
+import os
 from collections.abc import Iterator
 from itertools import count
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import torch
@@ -177,6 +179,22 @@ class MicroBatches(Dataset[Batch]):
         return self.rows.batch(numbers)
 
 
+def _end_with_the_run(worker: int) -> None:
+    """Let this worker process end when the run's process does, however that was killed.
+
+    torch watches for another parent, but a worker's parent is the fork server, which itself lives as long as a worker.
+    The pipe behind `parent_process` is held by the run's own process alone, so its end is that process's end.
+    """
+    run = parent_process()
+    assert run is not None
+
+    def watch() -> None:
+        run.join()
+        os._exit(1)
+
+    Thread(target=watch, name="end with the run", daemon=True).start()
+
+
 def batches(
     rows: Rows, *, start_row: int, batch_rows: int, micro_rows: int, rank: int = 0, world: int = 1
 ) -> Iterator[list[Batch]]:
@@ -206,6 +224,7 @@ def batches(
             num_workers=workers,
             prefetch_factor=2 if workers else None,
             multiprocessing_context=start if workers else None,
+            worker_init_fn=_end_with_the_run,
             pin_memory=torch.cuda.is_available(),
         )
     )
