@@ -239,6 +239,19 @@ def test_a_truncated_store_is_refused_by_name(stores, tmp_path):
         list(Store(broken).scan())
 
 
+def test_a_store_truncated_after_it_was_measured_is_named_in_one_line(stores, tmp_path):
+    held = tmp_path / "captions.lance"
+    shutil.copytree(stores["captions"], held)
+    config = DataConfig(sources={"held": SourceConfig(store=str(held))}, row_length=64, image_tokens=PLACES, workers=1)
+    Rows(config, image_size=8, seed=0, batch_rows=2, folder=tmp_path / "index")
+    file = next((held / "data").glob("*.lance"))
+    file.write_bytes(file.read_bytes()[:-200])
+    rows = Rows(config, image_size=8, seed=0, batch_rows=2, folder=tmp_path / "index")
+    with pytest.raises(StoreError, match=r"^cannot read documents of .*captions\.lance") as refused:
+        next(batches(rows, start_row=0, batch_rows=2, micro_rows=1))
+    assert "Traceback" not in str(refused.value)
+
+
 def test_a_store_that_is_not_there_is_named():
     with pytest.raises(StoreError, match="no document store at nowhere"):
         open_store("nowhere")

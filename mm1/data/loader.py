@@ -21,7 +21,7 @@ from mm1.data.encode import encode_many
 from mm1.data.image import ImageError, load
 from mm1.data.measure import Source, open_source
 from mm1.data.mixture import Mixture, row_shares
-from mm1.data.store import open_store
+from mm1.data.store import StoreError, open_store
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import IGNORED, Batch, Encoded
 
@@ -169,14 +169,20 @@ def rows_of(run: RunConfig, folder: Path, *, held_out: dict[str, str] | None = N
     )
 
 
-class MicroBatches(Dataset[Batch]):
-    """Micro-batches by the numbers of their rows."""
+class MicroBatches(Dataset[Batch | StoreError]):
+    """Micro-batches by the numbers of their rows.
+
+    A store that cannot be read is a value: raised in a worker, torch would hand on its traceback as the message.
+    """
 
     def __init__(self, rows: Rows):
         self.rows = rows
 
-    def __getitem__(self, numbers: list[int]) -> Batch:
-        return self.rows.batch(numbers)
+    def __getitem__(self, numbers: list[int]) -> Batch | StoreError:
+        try:
+            return self.rows.batch(numbers)
+        except StoreError as error:
+            return error
 
 
 def _end_with_the_run(worker: int) -> None:
@@ -202,6 +208,7 @@ def batches(
 
     Raises:
         ValueError: the rows of a step cannot be dealt evenly.
+        StoreError: a store that could not be read on.
     """
     each, left = divmod(batch_rows, micro_rows * world)
     if left or start_row % batch_rows:
@@ -229,4 +236,10 @@ def batches(
         )
     )
     while True:
-        yield [next(stream) for _ in range(each)]
+        yield [_made(next(stream)) for _ in range(each)]
+
+
+def _made(found: Batch | StoreError) -> Batch:
+    if isinstance(found, StoreError):
+        raise found
+    return found
