@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import random
 import shutil
 
 import numpy as np
@@ -282,6 +283,22 @@ def test_transparency_is_laid_on_white_and_every_mode_gives_rgb():
         file = io.BytesIO()
         Canvas.new(mode, (5, 9)).save(file, format="TIFF" if mode == "CMYK" else "PNG")
         assert load(file.getvalue(), 4).shape == (3, 4, 4)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow on TIFF tags it passes over
+@pytest.mark.parametrize("form", ["AVIF", "DDS", "GIF", "JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_damaged_picture_is_pixels_or_an_image_error(form):
+    file, chance, refused = io.BytesIO(), random.Random(form), 0
+    Canvas.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)).save(file, format=form)
+    for _ in range(80):
+        damaged = bytearray(file.getvalue())
+        for _ in range(chance.choice((1, 3, 10))):
+            damaged[chance.randrange(min(len(damaged), 400))] = chance.randrange(256)
+        try:
+            assert load(bytes(damaged), 8).shape == (3, 8, 8)
+        except ImageError:
+            refused += 1
+    assert refused
 
 
 def test_a_picture_that_claims_too_many_pixels_is_refused_before_decoding():

@@ -21,6 +21,7 @@ from PIL import Image as Pillow
 from mm1 import config
 from mm1.ablate import figures
 from mm1.config import RunConfig, VisionConfig
+from mm1.data.image import UNREADABLE
 from mm1.eval.fewshot import Example
 from mm1.eval.harness import Cell, Results, load_task, read_answers, read_results
 from mm1.eval.writer import CaptionLoss
@@ -354,7 +355,7 @@ def thumbnail(data: bytes, side: int = 176) -> str:
         with Pillow.open(io.BytesIO(data)) as picture:
             picture.thumbnail((side, side))
             picture.convert("RGBA").save(file, format="WEBP", quality=82)
-    except (OSError, ValueError):
+    except UNREADABLE:
         return ""
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 

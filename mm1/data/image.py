@@ -1,17 +1,24 @@
 """Bytes -> pixels: decode, flatten, resize. Normalising is the model's, on its own device."""
 
 import io
+import struct
 
 import numpy as np
 import simplejpeg
 from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded: a small file can claim 30,000 x 30,000 pixels."""
 
 JPEG = b"\xff\xd8\xff"
 """How every JPEG begins."""
+
+
+UNREADABLE = (
+    *(OSError, ValueError, SyntaxError, RuntimeError, TypeError, LookupError, ArithmeticError, EOFError),
+    *(struct.error, Pillow.DecompressionBombError),
+)
+"""What Pillow's readers raise for damaged bytes: RuntimeError from AVIF, BLP and DDS, TypeError from TIFF, ..."""
 
 
 class ImageError(ValueError):
@@ -32,7 +39,7 @@ def load(data: bytes, size: int) -> np.ndarray:
         pixels_YXC = np.asarray(picture.resize((size, size), Pillow.Resampling.BICUBIC, reducing_gap=2.0))
     except ImageError:
         raise
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise ImageError(f"not a readable image ({len(data):,} bytes): {error}") from error
     return np.ascontiguousarray(pixels_YXC.transpose(2, 0, 1))
 

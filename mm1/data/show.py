@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 
 from mm1 import config
 from mm1.data.chat import is_chat, marked
+from mm1.data.image import UNREADABLE
 from mm1.data.loader import rows_of
 from mm1.data.store import open_store
 from mm1.data.tokenizer import Tokenizer
@@ -263,7 +264,7 @@ def _encoded(data: bytes) -> str:
         with Pillow.open(io.BytesIO(data)) as picture:
             picture.thumbnail((320, 320))
             return _png(picture.convert("RGBA"))
-    except (OSError, ValueError):
+    except UNREADABLE:
         return ""
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pyarrow as pa
 from PIL import Image as Pillow
 
+from mm1.data.image import UNREADABLE
 from mm1.data.store import LENGTH, SIZES, TOKENS, Store, StoreError, lance
 from mm1.data.tokenizer import Tokenizer
 
@@ -78,5 +79,5 @@ def _size(image: bytes | None) -> dict[str, int] | None:
     try:
         with Pillow.open(io.BytesIO(image)) as picture:
             return {"width": picture.width, "height": picture.height}
-    except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError):
+    except UNREADABLE:
         return None
