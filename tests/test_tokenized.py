@@ -17,6 +17,7 @@ from mm1.data.loader import Rows
 from mm1.data.store import Store, StoreError, open_store, write_store
 from mm1.data.tokenized import tokenize_store
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
+from mm1.document import Document, Text
 
 
 @pytest.fixture(params=["interleaved", "chat"])
@@ -97,6 +98,21 @@ def test_another_tokenizers_tokens_are_refused_by_name_until_this_ones_are_added
     assert rows(store, str(other)).batch([0]).images_NCYX.shape[1] == 3
     tokenize(store, load_tokenizer("sample"))
     assert rows(store).batch([0]).tokens_BT.tolist() != rows(store, str(other)).batch([0]).tokens_BT.tolist()
+
+
+def test_documents_appended_later_are_read_and_then_tokenized_too(store):
+    tokenizer = load_tokenizer("sample")
+    tokenize(store, tokenizer)
+    more = [Document((Text("said later"),), id="later"), Document((), id="empty")]
+    write_store(more, store.with_name("more.lance"))
+    lance.write_dataset(lance.dataset(str(store.with_name("more.lance"))).to_table(), str(store), mode="append")
+    opened = Store(store, tokens=tokenizer.fingerprint)
+    assert opened.take([len(opened) - 2, len(opened) - 1]) == more
+    assert tokenize(store, tokenizer)
+    opened = Store(store, tokens=tokenizer.fingerprint)
+    assert opened.take([len(opened) - 2])[0].pieces[0].ids == tokenizer.encode("said later")
+    assert not lance.dataset(str(store)).count_rows("image_sizes IS NULL")
+    assert tokenize(store, tokenizer) == []
 
 
 def test_the_command_says_what_it_added_and_then_that_nothing_is_to_do(store, capsys):

@@ -202,7 +202,7 @@ def _row(document: Document) -> dict:
 def _document(row: dict, tokens: str | None) -> Document:
     nothing = [None] * len(row["texts"])
     images = row.get("images") or [b""] * len(nothing)
-    ids = row[tokens] if tokens else nothing
+    ids = (row[tokens] if tokens else None) or nothing  # null in documents appended since the store was tokenized
     pieces: list[Piece] = []
     for text, image, train, found in zip(row["texts"], images, row["train"], ids, strict=True):
         pieces.append(Image(image) if text is None else Text(text, train=train, ids=found))

@@ -25,9 +25,9 @@ def tokenize_store(store: Store, tokenizer: Tokenizer, *, name: str, said: Calla
 
     `tokens_FINGERPRINT` (for each text its ids, null for an image) and `length_FINGERPRINT` (tokens of the whole
     document, int32); `image_sizes` (for each image its width and height in pixels, null for a text and for an image
-    that cannot be read), once for all tokenizers. Each step is there whole or not at all, so a stopped command is
-    simply given again. `name` is what messages call the tokenizer; `said` gets the documents done since it was last
-    called, of twice as many as the store has.
+    that cannot be read), once for all tokenizers. Columns that documents appended since then lack are made anew. Each
+    step is there whole or not at all, so a stopped command is simply given again. `name` is what messages call the
+    tokenizer; `said` gets the documents done since it was last called, of twice as many as the store has.
 
     Raises:
         StoreError: a store that cannot be read or written.
@@ -53,11 +53,10 @@ def tokenize_store(store: Store, tokenizer: Tokenizer, *, name: str, said: Calla
 def _add(
     store: Store, fields: list[pa.Field], columns: Columns, *, reads: str, said: Callable[[int], None]
 ) -> list[str]:
-    """The names of `fields`, which the table has afterwards; none when it had them."""
+    """The names of `fields`, which the table has afterwards for every document; none when it had them."""
     table, schema = lance().dataset(store.path), pa.schema(fields)
-    if schema.names[0] in table.schema.names:
-        said(len(store))
-        return []
+    last = schema.names[-1]  # of tokens their lengths, which are quick to look through
+    held = [name for name in schema.names if name in table.schema.names]
 
     def batch_of(batch: pa.RecordBatch) -> pa.RecordBatch:
         made = [pa.array(values, field.type) for values, field in zip(columns(batch), fields, strict=True)]
@@ -65,6 +64,11 @@ def _add(
         return pa.RecordBatch.from_arrays(made, schema=schema)
 
     try:
+        if held and not table.count_rows(f"{last} IS NULL"):
+            said(len(store))
+            return []
+        if held:
+            table.drop_columns(held)
         udf = lance().batch_udf(output_schema=schema)(batch_of)
         table.add_columns(udf, read_columns=[reads], batch_size=_BATCH)
     except (OSError, ValueError) as error:
