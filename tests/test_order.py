@@ -137,11 +137,36 @@ def test_another_store_under_the_same_name_is_noticed_and_measured_again(stores,
     before = open_rows()
     shutil.rmtree(held)
     shutil.copytree(stores["captions"], held)
-    with caplog.at_level(logging.WARNING, logger="mm1"):
-        after = open_rows()
-    assert "the store is not the one this run began with" in caplog.text
+    for _ in range(2):  # at every start, not only when it is measured
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="mm1"):
+            after = open_rows()
+        assert "the store is not the one this run began with" in caplog.text
     assert before.sources[0].spans.images.sum() == 0
     assert after.sources[0].spans.images.sum() == 40
+
+
+@pytest.mark.parametrize("spoiled", ["short column", "no column", "no about", "half an about"])
+def test_a_measure_that_a_crash_spoiled_is_made_again(stores, tmp_path, spoiled):
+    data = DataConfig(sources={"text": SourceConfig(store=str(stores["text"]))}, image_tokens=4, row_length=64)
+
+    def open_rows() -> Rows:
+        return Rows(data, image_size=8, seed=0, batch_rows=1, folder=tmp_path)
+
+    expected = digest(open_rows().batch([3]))
+    kept = next((tmp_path / "text").glob("*/about.json")).parent
+    (tmp_path / "text" / "tmpkilled").mkdir()
+    match spoiled:
+        case "short column":
+            (kept / "start").write_bytes((kept / "start").read_bytes()[:-4])
+        case "no column":
+            (kept / "start").unlink()
+        case "no about":
+            (kept / "about.json").unlink()
+        case "half an about":
+            (kept / "about.json").write_text('{"key": {"for')
+    assert digest(open_rows().batch([3])) == expected
+    assert {path.name for path in (tmp_path / "text").iterdir()} == {kept.name, "lock"}
 
 
 @pytest.mark.parametrize(

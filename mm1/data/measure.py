@@ -2,14 +2,18 @@
 
 The kept form is a folder of plain columns, read in place (memory maps), and `about.json`, which names
 all it follows from: the content of the store, the tokenizer, the row's length and images. It stands
-beside the run and can be deleted: it is made again. Ranks may measure at one time; the first to finish is kept.
+beside the run and can be deleted: it is made again, as it is where a crash left a column short of what `about.json`
+tells. Ranks may measure at one time; the first to finish is kept.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -85,15 +89,13 @@ def open_source(
         key = {"format": FORMAT, "window": WINDOW, "store": store.fingerprint(), "tokenizer": tokenizer.fingerprint}
         key |= limits | {"image_tokens": data.image_tokens, "only": only}
         kept = folder / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-        if not (kept / "about.json").is_file():
-            _warn_of_others(name, folder, key)
-            folder.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=folder) as temporary:
-                part = Path(temporary) / "part"
-                part.mkdir()
+        _warn_of_others(name, folder, key)
+        if not _whole(kept):
+            with _scratch(folder) as part:
                 append(Spans, parts, part)
                 append(Packing, pack_windows(mapped(Spans, part), **limits), part)
-                (part / "about.json").write_text(json.dumps({"key": key, "dropped": dict(+dropped)}, indent=2))
+                about = {"key": key, "dropped": dict(+dropped), "order": len(_abouts(folder)), "bytes": _sizes(part)}
+                (part / "about.json").write_text(json.dumps(about, indent=2))
                 _put(part, kept)
         source = _reopened(name, store, seed, kept)
     for reason, count in source.dropped.items():
@@ -149,12 +151,58 @@ def _taught(
 
 
 def _warn_of_others(name: str, folder: Path, key: dict[str, Any]) -> None:
-    """Say it when the run has measured this source before and its store or the tokenizer was another then."""
-    for about in folder.glob("*/about.json"):
-        kept = json.loads(about.read_text())["key"]
+    """Say it, at every start, when the run's first measure of this source was of another store or tokenizer."""
+    for first in _abouts(folder)[:1]:
         for what in ("store", "tokenizer"):
-            if kept[what] != key[what]:
+            if first["key"][what] != key[what]:
                 log.warning("source %s: the %s is not the one this run began with; its rows are others now", name, what)
+
+
+def _abouts(folder: Path) -> list[dict[str, Any]]:
+    """What is told of each measure kept in `folder`, the oldest first."""
+    found = [_about(path.parent) for path in sorted(folder.glob("*/about.json"))]
+    return sorted((about for about in found if about), key=lambda about: about.get("order", 0))
+
+
+def _about(kept: Path) -> dict[str, Any]:
+    """What is told of a measure; nothing when a crash left no such file, or half of one."""
+    try:
+        return json.loads((kept / "about.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _sizes(kept: Path) -> dict[str, int]:
+    return {f.name: (kept / f.name).stat().st_size for table in (Spans, Packing) for f in fields(table)}
+
+
+def _whole(kept: Path) -> bool:
+    """Whether every column has the length it was written with; the name alone survives a crash of the machine."""
+    try:
+        return _about(kept).get("bytes") == _sizes(kept)
+    except OSError:
+        return False
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A new folder within `folder`, for one measure; those that killed starts left are deleted first.
+
+    Who measures shares the lock, so whoever gets it alone knows that nobody else does. File systems without locks
+    keep what was left.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in folder.glob("tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        with TemporaryDirectory(dir=folder) as temporary:
+            part = Path(temporary) / "part"
+            part.mkdir()
+            yield part
 
 
 def append(table: type[Table], parts: Iterator[Table], folder: Path) -> None:
@@ -168,16 +216,23 @@ def append(table: type[Table], parts: Iterator[Table], folder: Path) -> None:
 
 
 def mapped(table: type[Table], folder: Path) -> Table:
+    """The table whose columns `append` wrote to `folder`, read in place."""
     names = [field.name for field in fields(table)]
     return table(**{name: np.memmap(folder / name, DTYPES[name], mode="r") for name in names})
 
 
 def _put(part: Path, folder: Path) -> None:
-    """Give a finished part its name, unless another rank was quicker: its content is the same."""
+    """Give a finished part its name, unless another rank was quicker: its content is the same.
+
+    What a crash spoiled is moved aside, to be deleted with the part's temporary folder.
+    """
+    if folder.is_dir() and not _whole(folder):
+        with suppress(OSError):  # another rank moved it
+            folder.rename(part.with_name("spoiled"))
     try:
         part.rename(folder)
     except OSError:
-        if not (folder / "about.json").is_file():
+        if not _whole(folder):
             raise
 
 
