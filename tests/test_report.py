@@ -162,6 +162,15 @@ def test_a_report_of_a_run_that_has_only_begun(tmp_path: Path):
     assert "No metrics.jsonl yet." in Page(report(run).read_text()).text
 
 
+@pytest.mark.parametrize("unit", ["rows", "tokens"])
+def test_the_shares_asked_name_their_unit(tmp_path: Path, unit: str):
+    run = a_run(tmp_path / "main")
+    recorded = config.load(run / "config.json")
+    recorded.data.unit = unit
+    config.save(recorded, run / "config.json")
+    assert f"of {unit} asked" in Page(report(run).read_text()).text
+
+
 def test_records_survive_torn_lines_and_the_mix_adds_up(tmp_path: Path):
     run = a_run(tmp_path / "main")
     records = read_metrics(run)

@@ -37,7 +37,7 @@ class Share:
     """What a source really gave to a run."""
 
     source: str
-    asked: float  # share of rows in the config
+    asked: float  # share in the config: of rows, or of tokens where data.unit says so
     rows: int
     rows_share: float
     tokens: int  # trained tokens, or pairs of a contrastive run
