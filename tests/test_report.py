@@ -10,7 +10,7 @@ import torch
 from conftest import picture
 
 from mm1 import config
-from mm1.ablate.report import findings, read_metrics, realised_mix, report
+from mm1.ablate.report import findings, realised_mix, report
 from mm1.config import DataConfig, RunConfig, SourceConfig
 from mm1.data.loader import Rows
 from mm1.data.show import proofs, show_document, show_row
@@ -18,6 +18,7 @@ from mm1.document import Batch, Document, Image, Mark, Text
 from mm1.eval.harness import Cell, Results, load_task
 from mm1.eval.metrics import Interval
 from mm1.eval.writer import CaptionLoss
+from mm1.train.log import read_metrics
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

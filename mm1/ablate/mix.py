@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from mm1 import config
 from mm1.ablate.figures import shares as draw_shares
-from mm1.ablate.report import read_metrics
 from mm1.config import RunConfig
+from mm1.train.log import read_metrics
 
 UNITS = {"rows": "rows", "tokens": "trained tokens", "images": "images"}
 """What a metrics record counts of each source (`rows/NAME`), and what that is called."""

@@ -25,6 +25,7 @@ from mm1.data.image import UNREADABLE
 from mm1.eval.fewshot import Example
 from mm1.eval.harness import Cell, Results, load_task, read_answers, read_results
 from mm1.eval.writer import CaptionLoss
+from mm1.train.log import read_metrics
 
 SAMPLES = 6
 """Answers shown of each kind."""
@@ -116,20 +117,6 @@ def findings(results: Results) -> list[str]:
         cells = [cell for cell in results.cells if cell.task == task]
         sentences += _gain_sentence(task, cells) + _looking_sentence(task, cells) + _prior_sentence(task, cells)
     return sentences + [_loss_sentence(loss) for loss in results.losses]
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl` in order; none when it is missing; torn lines are passed over."""
-    path = folder / "metrics.jsonl"
-    records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-    return records
 
 
 def realised_mix(run: RunConfig, records: Sequence[dict[str, Any]]) -> list[Share]:
