@@ -97,7 +97,14 @@ def test_ctrl_c_says_that_the_same_command_continues(run, tmp_path):
     run.steps = 10_000
     config.save(run, tmp_path / "run.json")
     command = mm1("train", tmp_path / "run.json", "--to", tmp_path / "a")
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background would ignore it
+    )
+    try:
         deadline = time.monotonic() + 120
         while not checkpoint.latest(tmp_path / "a"):
             assert process.poll() is None, "the run ended before it could be stopped"
@@ -105,6 +112,8 @@ def test_ctrl_c_says_that_the_same_command_continues(run, tmp_path):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "the same command continues" in said
     assert "Traceback" not in said

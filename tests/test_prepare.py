@@ -195,7 +195,12 @@ except KeyboardInterrupt:
 def test_a_stopped_preparation_goes_on_with_what_is_done(tmp_path, how, code):
     order, out = order_of(tars(tmp_path / "in", 4)), tmp_path / "out"
     words = [sys.executable, "-c", STOPPED, order.model_dump_json(), str(out), str(int(how))]
-    stopped = subprocess.run(words, check=False, capture_output=True)
+    stopped = subprocess.run(
+        words,
+        check=False,
+        capture_output=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background would ignore it
+    )
     assert stopped.returncode == code, stopped.stderr
     assert not out.exists()
     done = [place.name for place in tmp_path.glob("out.part/00000?")]
