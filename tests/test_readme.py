@@ -140,11 +140,12 @@ ELSEWHERE = ("demo", "prepare", "import")
 
 
 def test_the_verbs_of_the_readme_run_as_they_stand(tmp_path: Path):
-    for name, stage in (("tiny", recipe("tiny")), ("tiny_sft", recipe("tiny_sft"))):
-        stage.start_from = {}
-        config.save(config.override(stage, SHORTER["train"]), tmp_path / f"{name}.json")
-        answer = run([sys.executable, "-m", "mm1", "train", f"{name}.json", "--to", f"runs/demo/{name}"], tmp_path)
-        assert answer.returncode == 0, answer.stderr
+    stage = recipe("tiny")
+    stage.start_from = {}
+    config.save(config.override(stage, SHORTER["train"]), tmp_path / "tiny.json")
+    answer = run([sys.executable, "-m", "mm1", "train", "tiny.json", "--to", "runs/demo/tiny"], tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    shutil.copytree(tmp_path / "runs/demo/tiny", tmp_path / "runs/demo/tiny_sft")
     Picture.new("RGB", (64, 64), "red").save(tmp_path / "runs/demo/picture.png")
     write_store([Document((Text("a page"),))], tmp_path / "pages.lance")
     shutil.copy(SAMPLE / "tokenizer.json", tmp_path)

@@ -25,7 +25,7 @@ from mm1.model.mllm import MLLM
 from mm1.train import loop
 from mm1.train.log import read_metrics
 from mm1.train.loss import Loss, NextToken
-from mm1.train.parallel import compile_blocks
+from mm1.train.parallel import compile_blocks, missing_compiler
 from mm1.train.run import train_run
 
 
@@ -239,10 +239,10 @@ def _broken(data: bytes, size: int):
     return load(b"not an image", size)
 
 
-@pytest.mark.parametrize("experts", [0, 4])
-def test_compiled_blocks_learn_what_plain_ones_learn(run, tmp_path, experts):
+@pytest.mark.skipif(missing_compiler(torch.device("cpu")) is not None, reason="no C++ compiler on this machine")
+def test_compiled_blocks_learn_what_plain_ones_learn(run, tmp_path):
     run.steps = 2
-    run.model.decoder.sparse = SparseConfig(experts=experts, every=2, balance_weight=0.01)
+    run.model.decoder.sparse = SparseConfig(experts=4, every=2, balance_weight=0.01)  # a dense block and a sparse one
     train_run(run, tmp_path / "plain")
     train_run(run.model_copy(update={"compile": "always"}), tmp_path / "compiled")
     plain, compiled = (list(read_metrics(tmp_path / name)) for name in ("plain", "compiled"))

@@ -26,7 +26,7 @@ def compile_blocks(model: MLLM | Contrastive, wanted: Literal["auto", "always", 
     """
     if wanted == "never" or (wanted == "auto" and device.type != "cuda"):
         return
-    missing = _missing_compiler(device)
+    missing = missing_compiler(device)
     if missing and wanted == "always":
         raise ConfigError(f"compile=always needs {missing}; install it, or set compile=never")
     if missing:
@@ -37,7 +37,8 @@ def compile_blocks(model: MLLM | Contrastive, wanted: Literal["auto", "always", 
             block.compile()
 
 
-def _missing_compiler(device: torch.device) -> str | None:
+def missing_compiler(device: torch.device) -> str | None:
+    """What compiling for the device needs and this machine lacks; None when nothing."""
     if device.type == "cuda":
         return None if importlib.util.find_spec("triton") else "the package triton"
     names = [os.environ.get("CXX", "g++"), "clang++"]
