@@ -37,7 +37,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, 
 def demo(
     to: Annotated[Path, typer.Option("--to", help="Folder of the demo's runs.")] = Path("runs/demo"),
 ) -> None:
-    """Train, evaluate and fine-tune a tiny model on the shipped sample; about ten minutes on two cores.
+    """Train, evaluate and fine-tune a tiny model on the shipped sample; about 13 minutes on two cores.
 
     Stopped half-way, the same command continues.
     """
