@@ -27,6 +27,7 @@ from mm1.data.image import load
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import Document, Image, Mark, Text
 from mm1.eval.writer import Writer, until
+from mm1.hf.files import modelling_file
 from mm1.model.mllm import MLLM
 from mm1.model.prompt import PICTURES_AT_ONCE
 
@@ -104,10 +105,14 @@ class HubModel:
             raise ValueError(f"hf: models need transformers ({error}); pip install 'mm1[hf]'") from error
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} has no config.json; hf: takes the folder of a transformers model")
-        self.processor = AutoProcessor.from_pretrained(folder)
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
+        ours = modelling_file()  # beside an export of mm1; other people's code is asked about, as `transformers` does
+        known = (folder / ours.name).is_file() and (folder / ours.name).read_bytes() == ours.read_bytes()
+        trusted = {"trust_remote_code": True} if known else {}
+        self.processor = AutoProcessor.from_pretrained(folder, **trusted)
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", **trusted).eval()
         if torch.cuda.is_available():
             self.model = self.model.to("cuda")
+        self.folder = folder
         self.name = f"{folder.name}, weights {_digest(sorted(folder.glob('*.safetensors')))}"
 
     @torch.inference_mode()
@@ -155,6 +160,11 @@ class HubModel:
         pictures = [Pillow.open(io.BytesIO(image.data)).convert("RGB") for image in prompt.images]
         adds = True
         if any(isinstance(piece, Mark) for piece in prompt.pieces):
+            if not self.processor.chat_template:
+                raise ValueError(
+                    f"{self.folder} has no chat template, but task {prompt.source} asks in chat form; "
+                    "give --form plain, or another task"
+                )
             text = self.processor.apply_chat_template(messages(prompt), add_generation_prompt=True, tokenize=False)
             begin = self.processor.tokenizer.bos_token
             adds = not (begin and text.startswith(begin))  # as `apply_chat_template` does where it tokenizes
