@@ -137,6 +137,9 @@ def test_an_imported_llava_answers_trains_and_is_started_from(tmp_path, stores):
 ENCODERS = {
     "clip": lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION)),
     "siglip": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION)),
+    "siglip 2, with its text tower": lambda: transformers.SiglipModel(
+        transformers.SiglipConfig(vision_config=VISION, text_config=TEXT | {"num_attention_heads": 2})
+    ),
     "dinov2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**VISION)),
     "aimv2": lambda: transformers.Aimv2VisionModel(transformers.Aimv2VisionConfig(**VISION)),
 }
@@ -163,8 +166,9 @@ def test_an_encoder_alone_is_a_run_to_start_from(name, tmp_path):
         if name == "openclip":
             expected = openclip_by_formula(openclip_state())
         else:
-            expected = theirs(normalised(IMAGES, vision.config)).last_hidden_state[:, -16:]
-            expected = theirs.post_layernorm(expected) if name == "clip" else expected
+            tower = getattr(theirs, "vision_model", theirs)
+            expected = tower(normalised(IMAGES, vision.config)).last_hidden_state[:, -16:]
+            expected = tower.post_layernorm(expected) if name == "clip" else expected
         torch.testing.assert_close(vision(IMAGES), expected, atol=1e-5, rtol=1e-5)
 
 
