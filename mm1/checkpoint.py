@@ -32,6 +32,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from mm1 import config, dist
 from mm1.config import CheckpointConfig, RunConfig
+from mm1.data.chat import TEMPLATE
+from mm1.data.template import Template
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
 from mm1.fields import ConfigError
 from mm1.model.layers import placed_like, stretched
@@ -229,6 +231,11 @@ def load_part(run: Path, model: nn.Module, part: str = "") -> Checkpoint:
         CheckpointError: the run has no whole checkpoint, or its part has other names or shapes.
     """
     checkpoint = newest(run)
+    _load_part(checkpoint, model, part)
+    return checkpoint
+
+
+def _load_part(checkpoint: Checkpoint, model: nn.Module, part: str) -> None:
     prefix = f"model.{part}." if part else "model."
     stored = _reader(checkpoint).read_metadata().state_dict_metadata
     wanted = {name: value for name, value in model.state_dict().items() if f"model.{name}".startswith(prefix)}
@@ -250,7 +257,6 @@ def load_part(run: Path, model: nn.Module, part: str = "") -> Checkpoint:
             encoder = model.get_submodule(name.rpartition(".")[0])
             soft = isinstance(encoder, Vision) and encoder.config.antialias
             value.copy_(placed_like(stretched(read[name], len(value), antialias=soft), value))
-    return checkpoint
 
 
 class Weights:
@@ -279,13 +285,17 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A trained run, ready for use: the model is in evaluation mode on this process's device."""
+    """A trained run, ready for use: the model is in evaluation mode on this process's device.
+
+    One that doesn't see is a language model alone, as imported: no weights but the decoder's are there.
+    """
 
     run: RunConfig
     folder: Path
     step: int
     model: MLLM
     tokenizer: Tokenizer
+    sees: bool = True
 
 
 def load_for_use(folder: Path) -> Loaded:
@@ -298,8 +308,13 @@ def load_for_use(folder: Path) -> Loaded:
     if run.objective != "next_token":
         raise ConfigError(f"{folder} trained an encoder ({run.objective}); name a run that writes text")
     model = MLLM(run.model)
-    found = load_part(folder, model)
-    return Loaded(run, folder, found.step, model.to(dist.device()).eval(), load_tokenizer(run.data.tokenizer))
+    found = newest(folder)
+    sees = any(name.startswith("model.vision.") for name in _reader(found).read_metadata().state_dict_metadata)
+    _load_part(found, model, "" if sees else "decoder")
+    tokenizer = load_tokenizer(run.data.tokenizer)
+    if (folder / TEMPLATE).is_file():
+        tokenizer.template = Template((folder / TEMPLATE).read_text())
+    return Loaded(run, folder, found.step, model.to(dist.device()).eval(), tokenizer, sees)
 
 
 def _place(run: Path, folder: str) -> str:

@@ -29,6 +29,7 @@ from mm1.hf.language import Language, downloaded, read_language, tensors_of, wit
 from mm1.hf.layouts import layout_of, vision_from_hf, vision_to_hf
 from mm1.hf.shards import Group, State, write_shards
 from mm1.hf.vision import vision_config_to_hf
+from mm1.hf.vocabulary import Words, read_words
 
 log = logging.getLogger("mm1")
 
@@ -156,16 +157,19 @@ def _small_files(run_folder: Path, run: RunConfig, part: str, form: Form) -> dic
     if part == "vision":
         return made
     tokenizer = load_tokenizer(run.data.tokenizer)
-    made["tokenizer.json"] = files.tokenizer_file(json.loads(tokenizer.path.read_text()), tokenizer.marks)
-    made["tokenizer_config.json"] = files.tokenizer_config(places=run.data.row_length, processor=part == "model")
-    made["generation_config.json"] = files.generation_config(tokenizer.marks)
+    made["tokenizer.json"] = files.tokenizer_file(json.loads(tokenizer.path.read_text()), tokenizer)
+    places, processor = run.data.row_length, part == "model"
+    made["tokenizer_config.json"] = files.tokenizer_config(tokenizer, places=places, processor=processor)
+    made["generation_config.json"] = files.generation_config(tokenizer)
     if part == "model":
-        made["processor_config.json"] = files.processor_config(run.model, native=form.native)
+        made["processor_config.json"] = files.processor_config(run.model, tokenizer, native=form.native)
     if not form.native:
         made[files.modelling_file().name] = files.modelling_file().read_text()
     try:
-        if learned_chat(run, run_folder):
-            made[TEMPLATE] = files.CHAT_TEMPLATE
+        if (run_folder / TEMPLATE).is_file():
+            made[TEMPLATE] = (run_folder / TEMPLATE).read_text()
+        elif learned_chat(run, run_folder):
+            made[TEMPLATE] = files.chat_template(tokenizer)
     except StoreError as error:
         log.warning("exported without a chat template, as the run's data cannot be read: %s", error)
     return made
@@ -200,12 +204,11 @@ def import_model(name: str, folder: Path) -> Imported:
     if theirs.get("vision_config") or encoder.is_encoder(theirs):
         vision, state = encoder.read_encoder(name)
         weights = {f"vision.{leaf}": x for leaf, x in state.items()}
-        _write(folder, "vision", weights, model=ModelConfig(vision=vision), data=DataConfig(), tokenizer=None)
+        _write(folder, "vision", weights, model=ModelConfig(vision=vision), data=DataConfig())
         return Imported(folder)
     found = read_language(name)
     weights = {f"decoder.{leaf}": x for leaf, x in found.weights.items()}
-    words = json.dumps(found.tokenizer, ensure_ascii=False)
-    _write(folder, "decoder", weights, model=ModelConfig(decoder=found.config), data=DataConfig(), tokenizer=words)
+    _write(folder, "decoder", weights, model=ModelConfig(decoder=found.config), data=DataConfig(), words=found.words)
     return Imported(folder)
 
 
@@ -232,20 +235,19 @@ def _folder_of(name: str) -> Path:
 def _import_llava(path: Path, theirs: dict[str, Any], folder: Path) -> Imported:
     model = llava.llava_config_from_hf(theirs)
     model.vision.mean, model.vision.deviation = encoder.pixels_of(path, model.vision)
-    found, weights = _with_room(path, model, llava.llava_from_hf(tensors_of(path), model))
+    image = theirs.get("image_token_index", theirs.get("image_token_id"))
+    found, weights = _with_room(model, llava.llava_from_hf(tensors_of(path), model), read_words(path, image=image))
     model.decoder = found.config
     tokens = model.connector.tokens
     data = DataConfig(image_tokens=tokens, row_length=max(4 * tokens, 512))
-    _write(folder, "model", weights, model=model, data=data, tokenizer=json.dumps(found.tokenizer, ensure_ascii=False))
+    _write(folder, "model", weights, model=model, data=data, words=found.words)
     return Imported(folder, llava.NOT_READ.get(theirs["model_type"], ""))
 
 
-def _with_room(path: Path, model: ModelConfig, state: State) -> tuple[Language, State]:
-    """The decoder with the project's marks, and the whole model's state around it."""
+def _with_room(model: ModelConfig, state: State, words: Words) -> tuple[Language, State]:
+    """The decoder with room for all words, and the whole model's state around it."""
     decoder = {name.removeprefix("decoder."): x for name, x in state.items() if name.startswith("decoder.")}
-    if not (path / "tokenizer.json").is_file():
-        raise ValueError(f"{path} has no tokenizer.json, which the decoder's words stand in")
-    found = with_room(model.decoder, decoder, json.loads((path / "tokenizer.json").read_text()))
+    found = with_room(model.decoder, decoder, words)
     return found, state | {f"decoder.{name}": x for name, x in found.weights.items()}
 
 
@@ -260,19 +262,22 @@ def _import_export(path: Path, theirs: dict[str, Any], folder: Path) -> Imported
     elif native:
         state = llava.llava_from_hf(state, model)
     data = DataConfig(row_length=record["row_length"], image_tokens=model.connector.tokens)
-    tokenizer = None if part == "vision" else (path / "tokenizer.json").read_text()
-    _write(folder, part, state, model=model, data=data, tokenizer=tokenizer)
-    if (path / TEMPLATE).is_file():
-        shutil.copyfile(path / TEMPLATE, folder / TEMPLATE)
+    words = None
+    if part != "vision":
+        template = (path / TEMPLATE).read_text() if (path / TEMPLATE).is_file() else ""
+        words = Words(json.loads((path / "tokenizer.json").read_text()), template)
+    _write(folder, part, state, model=model, data=data, words=words)
     return Imported(folder)
 
 
 def _write(
-    folder: Path, part: str, weights: State, *, model: ModelConfig, data: DataConfig, tokenizer: str | None
+    folder: Path, part: str, weights: State, *, model: ModelConfig, data: DataConfig, words: Words | None = None
 ) -> None:
     save_weights(folder, weights)
-    if tokenizer is not None:
-        (folder / "tokenizer.json").write_text(tokenizer)
+    if words is not None:
+        if words.template:
+            (folder / TEMPLATE).write_text(words.template)
+        (folder / "tokenizer.json").write_text(json.dumps(words.tokenizer, ensure_ascii=False))
         data.tokenizer = str(folder / "tokenizer.json")
     run = RunConfig(recipe=folder.name, model=model, data=data, start_from={part: str(folder)})
     config.save(run, folder / "config.json")

@@ -26,10 +26,12 @@ from mm1.fields import ConfigError
 from mm1.hf.files import modelling_file
 from mm1.hf.shards import bytes_of
 from mm1.model.encoders import clip
-from mm1.model.generate import Decoding, Prompt, generate
+from mm1.model.generate import generate
 from mm1.model.layers import initialise
 from mm1.model.mllm import MLLM
+from mm1.model.prompt import Prompt
 from mm1.model.prompt import picture as named
+from mm1.model.sampling import Decoding
 
 transformers = pytest.importorskip("transformers")
 

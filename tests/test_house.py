@@ -37,6 +37,7 @@ ORDER = {
         *(
             "store",
             "chat",
+            "template",
             "tokenizer",
             "image",
             "tokenized",
@@ -70,7 +71,7 @@ ORDER = {
         ),
         "sizes",
     ),
-    "hf": ("names", "layouts", "vision", "encoder", "onnx", "convert", "llava", "files", "shards"),
+    "hf": ("names", "layouts", "vision", "encoder", "onnx", "vocabulary", "convert", "llava", "files", "shards"),
     "train": (
         *("parts", "optim", "schedule", "experts", "parallel", "ranks", "boards", "log", "loss", "meter", "guard"),
         *("health", "profile", "loop", "run", "budget"),

@@ -10,14 +10,19 @@ import layouts
 import layouts_tuned
 import pytest
 import torch
+from test_export import NATIVE, OWN, run_of, write_run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mm1 import exchange
+from mm1.data.chat import TEMPLATE
+from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
 from mm1.eval import answerers
 from mm1.eval.answerers import HubModel, Server, open_answerer, until
 from mm1.eval.cells import read_answers
 from mm1.eval.fewshot import draw_shots, prompt
 from mm1.eval.harness import Settings, evaluate_with, load_task
+from mm1.hf.files import chat_template
 
 transformers = pytest.importorskip("transformers")
 
@@ -108,6 +113,36 @@ def test_another_training_has_another_name(folder: Path, tmp_path: Path):
     assert HubModel(other).name != first
     with pytest.raises(ValueError, match=r"has no config.json"):
         open_answerer(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["C-Abstractor, sparse", "CLIP, Llama"])
+def test_one_model_has_one_score_by_transformers_and_by_our_engine(name, tmp_path: Path):
+    """Eight shots, each query with its own and with a wrong picture: `generate` of the export writes what we write."""
+    shape = (NATIVE | OWN)[name].model_copy(deep=True)
+    shape.vision.image_size, shape.vision.patch_size = 96, 24
+    write_run(tmp_path / "run", run_of(shape))
+    (tmp_path / "run" / TEMPLATE).write_text(chat_template(load_tokenizer("sample")))
+    exchange.export_run(tmp_path / "run", tmp_path / "out")
+    paths = {"ours": str(tmp_path / "run"), "theirs": f"hf:{tmp_path / 'out'}"}
+    said: dict[str, list] = {}
+    for who, path in paths.items():
+        model = open_answerer(path)
+        tasks = [load_task(task, limit=4, seed=0) for task in ("captions", "easy_vqa")]  # plain, and a chat
+        cells = evaluate_with(model, tasks=tasks, settings=Settings(tmp_path / who, model.name), shots=(8,)).cells
+        lines = [line for cell in cells for line in read_answers(tmp_path / who, cell)]
+        kept = ("prompt", "places", "answer", "blind_answer", "score", "blind_score")
+        said[who] = [[line[key] for key in kept] for line in lines]
+    assert said["ours"] == said["theirs"]
+    assert len({answer for _, _, *answers, _, _ in said["ours"] for answer in answers}) > 4
+
+
+def test_a_model_without_a_chat_form_says_so(folder: Path, tmp_path: Path):
+    model = HubModel(folder)
+    model.processor.chat_template = None
+    layouts.vqav2(tmp_path)
+    task = load_task("vqav2", limit=1, seed=0, data=str(tmp_path), form="chat")
+    with pytest.raises(ValueError, match="tiny-llava has no chat template, but task vqav2 asks in chat form"):
+        model.places(prompt(task, task.queries[0], shots=[]))
 
 
 @pytest.fixture

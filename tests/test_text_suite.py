@@ -17,7 +17,7 @@ class Letters:
     """A tokenizer for 64 tokens: letters and spaces as numbers."""
 
     marks = {"pad": 0, "begin": 1, "end": 2, "image": 3}  # noqa: RUF012
-    image, end = 3, 2
+    image, end, begin, ends, template = 3, 2, (1,), frozenset({2}), None
 
     def encode(self, text: str) -> list[int]:
         return [4 + ord(letter) % 60 for letter in text]

@@ -9,6 +9,7 @@ import small
 import torch
 import torch.nn.functional as F
 from PIL import Image as Picture
+from weights import CACHE, PICTURES, fetched
 
 from mm1.architecture import VisionConfig
 from mm1.data import image
@@ -18,27 +19,16 @@ from mm1.model.encoders import efficientnet_lite0
 from mm1.model.layers import initialise
 from mm1.model.mllm import MLLM
 from mm1.model.vision import Vision
-from mm1.prepare.packages import Package, PackageError, fetch
-from mm1.prepare.weights import focus, lite0, lite0_tensors
+from mm1.prepare.packages import Package
+from mm1.prepare.weights import FOCUS, LITE0, focus, lite0, lite0_tensors
 
 FIXTURES = Path(__file__).parent / "fixtures"
-CACHE = Path(__file__).parents[1] / ".cache" / "packages"  # what `mm1 prepare` keeps them in by default
 
 
-def fetched(read):
-    """What `read` finds in its package; without a network that is known in seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PIP_RETRIES", "0")
-        patch.setenv("PIP_DEFAULT_TIMEOUT", "5")
-        try:
-            return read(CACHE)
-        except PackageError as error:
-            pytest.skip(str(error))
-
-
-def loaded(read):
+def loaded(read, package: Package):
     """An encoder of `mm1.prepare.weights`, ready to use."""
-    config, state = fetched(read)
+    fetched(package)
+    config, state = read(CACHE)
     encoder = KINDS[config.kind](config).eval()
     encoder.load_state_dict(state)
     return encoder
@@ -52,7 +42,7 @@ def picture() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def focus_vit() -> Vision:
-    return loaded(focus)
+    return loaded(focus, FOCUS)
 
 
 @pytest.mark.parametrize(("name", "feature_layer"), [("block_1", -12), ("block_6", -7), ("block_11", -2), ("norm", -1)])
@@ -74,9 +64,6 @@ def test_an_onnx_file_of_another_model_is_refused(tmp_path):
         dinov2_from_onnx(tmp_path / "model.onnx")
 
 
-PICTURES = Package("pypi", "scikit-image", "0.26.0", "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af")
-"""CC0 and public domain, but the motorcycle, which is Middlebury's. The wheel is CPython 3.11's for Linux."""
-
 CLASSES = {  # ImageNet's
     "chelsea.png": 285,  # Egyptian cat
     "coffee.png": 967,  # espresso
@@ -88,12 +75,12 @@ CLASSES = {  # ImageNet's
 
 @pytest.fixture(scope="module")
 def lite() -> EfficientNetLite0:
-    return loaded(lite0)
+    return loaded(lite0, LITE0)
 
 
 @pytest.fixture(scope="module")
 def pictures() -> Path:
-    return fetched(lambda cache: fetch(PICTURES, cache)) / "skimage" / "data"
+    return fetched(PICTURES) / "skimage" / "data"
 
 
 @pytest.mark.parametrize("name", CLASSES)

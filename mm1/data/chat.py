@@ -8,15 +8,17 @@ user's (`metadata["form"] == "chat"`). The markers are put in here, for training
 The assistant learns its answer and the `<|end|>` after it.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mm1.config import RunConfig
 from mm1.data.store import open_store
-from mm1.document import Document, Mark, Piece, Text
+from mm1.document import Document, Image, Mark, Piece, Text
 
 TEMPLATE = "chat_template.jinja"
-"""The file that says of an imported run that it learned chats; its stores are elsewhere."""
+"""The file that says of an imported run that it learned chats, and how; its stores are elsewhere."""
 
 
 def learned_chat(run: RunConfig, folder: Path) -> bool:
@@ -54,3 +56,21 @@ def prompt(pieces: list[Piece]) -> Document:
     """One user turn and the opened turn of the assistant: what a model is asked to continue."""
     read = [replace(piece, train=False) if isinstance(piece, Text) else piece for piece in pieces]
     return Document((Mark("user"), *read, Mark("assistant")))
+
+
+def messages(document: Document, *, pictures: Callable[[Image], dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """A prompt as chat messages, their contents lists of pieces; one without marks is a single message of the user."""
+    turns: list[dict[str, Any]] = []
+    for piece in document.pieces:
+        if isinstance(piece, Mark):
+            if piece.name != "end":
+                turns.append({"role": piece.name, "content": []})
+            continue
+        if not turns:
+            turns.append({"role": "user", "content": []})
+        if isinstance(piece, Image):
+            shown = pictures(piece) if pictures is not None else {"type": "image"}
+            turns[-1]["content"].append(shown)
+        else:
+            turns[-1]["content"].append({"type": "text", "text": piece.text})
+    return [turn for turn in turns if turn["content"]]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mm1.data.chat import is_chat, marked
+from mm1.data.chat import is_chat, marked, messages
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import Document, Encoded, Image, Mark, Text
 
@@ -14,8 +14,11 @@ def encode(document: Document, tokenizer: Tokenizer, *, image_tokens: int, end: 
     """The document in the model's words: `<|begin|>`, its pieces, `<|end|>`.
 
     An image takes `image_tokens` places. `end=False` leaves the document open, as a prompt is.
-    `<|end|>` is learned after trained text only.
+    `<|end|>` is learned after trained text only. A conversation to be continued is written by the tokenizer's own
+    template where it has one.
     """
+    if not end and tokenizer.template is not None and any(isinstance(piece, Mark) for piece in document.pieces):
+        return _by_template(document, tokenizer, image_tokens=image_tokens)
     return encode_many([document], tokenizer, image_tokens=image_tokens, end=end)[0]
 
 
@@ -34,7 +37,7 @@ def _assemble(
 ) -> Encoded:
     """`ids` gives the tokens of the next text without ids each time one is met."""
     marks, taught = tokenizer.marks, _teaches(document)
-    tokens, train, images = [marks["begin"]], [False], []
+    tokens, train, images = [*tokenizer.begin], [False] * len(tokenizer.begin), []
     for piece in document.pieces:
         if isinstance(piece, Image):
             tokens += [tokenizer.image] * image_tokens
@@ -47,10 +50,17 @@ def _assemble(
             part = next(ids) if piece.ids is None else piece.ids
             tokens += part
             train += [piece.train and taught] * len(part)
-    if end and tokens[-1] != marks["end"]:
+    if end and tokens[-1:] != [marks["end"]]:
         tokens.append(marks["end"])
         train.append(taught)
     return Encoded(np.array(tokens, np.int32), np.array(train, bool), tuple(images))
+
+
+def _by_template(document: Document, tokenizer: Tokenizer, *, image_tokens: int) -> Encoded:
+    found = tokenizer.conversation(messages(document))
+    tokens = [one for token in found for one in [token] * (image_tokens if token == tokenizer.image else 1)]
+    images = tuple(image.data for image in document.images)
+    return Encoded(np.array(tokens, np.int32), np.zeros(len(tokens), bool), images)
 
 
 def _teaches(document: Document) -> bool:

@@ -22,10 +22,12 @@ import torch
 from PIL import Image as Pillow
 
 from mm1.checkpoint import Loaded, load_for_use
+from mm1.data.chat import messages
 from mm1.data.image import load
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import Document, Image, Mark, Text
 from mm1.eval.writer import Writer, until
+from mm1.hf.files import modelling_file
 from mm1.model.mllm import MLLM
 from mm1.model.prompt import PICTURES_AT_ONCE
 
@@ -103,10 +105,14 @@ class HubModel:
             raise ValueError(f"hf: models need transformers ({error}); pip install 'mm1[hf]'") from error
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} has no config.json; hf: takes the folder of a transformers model")
-        self.processor = AutoProcessor.from_pretrained(folder)
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
+        ours = modelling_file()  # beside an export of mm1; other people's code is asked about, as `transformers` does
+        known = (folder / ours.name).is_file() and (folder / ours.name).read_bytes() == ours.read_bytes()
+        trusted = {"trust_remote_code": True} if known else {}
+        self.processor = AutoProcessor.from_pretrained(folder, **trusted)
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", **trusted).eval()
         if torch.cuda.is_available():
             self.model = self.model.to("cuda")
+        self.folder = folder
         self.name = f"{folder.name}, weights {_digest(sorted(folder.glob('*.safetensors')))}"
 
     @torch.inference_mode()
@@ -152,12 +158,21 @@ class HubModel:
 
     def _inputs(self, prompt: Document) -> Any:
         pictures = [Pillow.open(io.BytesIO(image.data)).convert("RGB") for image in prompt.images]
+        adds = True
         if any(isinstance(piece, Mark) for piece in prompt.pieces):
+            if not self.processor.chat_template:
+                raise ValueError(
+                    f"{self.folder} has no chat template, but task {prompt.source} asks in chat form; "
+                    "give --form plain, or another task"
+                )
             text = self.processor.apply_chat_template(messages(prompt), add_generation_prompt=True, tokenize=False)
+            begin = self.processor.tokenizer.bos_token
+            adds = not (begin and text.startswith(begin))  # as `apply_chat_template` does where it tokenizes
         else:
             token = self.processor.image_token
             text = "".join(token if isinstance(piece, Image) else piece.text for piece in prompt.pieces)  # type: ignore[union-attr]
-        return self.processor(text=[text], images=pictures or None, return_tensors="pt").to(self.model.device)
+        said = self.processor(text=[text], images=pictures or None, add_special_tokens=adds, return_tensors="pt")
+        return said.to(self.model.device)
 
 
 class Server:
@@ -216,8 +231,8 @@ class Server:
         return 0  # its tokenizer is not known here
 
 
-def open_answerer(what: str, *, model: str = "") -> Answerer:
-    """The model that `what` names: a run's folder, hf:FOLDER, or http://... of a server.
+def open_answerer(what: str, *, model: str = "", pictures: bool = True) -> Answerer:
+    """The model that `what` names: a run's folder, hf:FOLDER, or http://... of a server. `pictures` will be shown.
 
     Raises:
         ValueError: nothing there that can answer.
@@ -227,6 +242,8 @@ def open_answerer(what: str, *, model: str = "") -> Answerer:
     if what.startswith("hf:"):
         return HubModel(Path(what.removeprefix("hf:")))
     loaded = load_for_use(Path(what))
+    if pictures and not loaded.sees:
+        raise ValueError(f"{what} holds a language model, which takes no pictures; --tasks text scores it")
     return Ours(loaded.model, loaded.tokenizer, name=name_of(loaded))
 
 
@@ -234,24 +251,6 @@ def name_of(loaded: Loaded) -> str:
     """Step, weights and tokenizer of a run: another training of the same folder has another name."""
     recorded = loaded.folder / "checkpoints" / f"step-{loaded.step}" / "whole.json"
     return f"step {loaded.step}, weights {_digest([recorded])}, tokenizer {loaded.tokenizer.fingerprint}"
-
-
-def messages(prompt: Document, *, pictures: Callable[[Image], dict[str, Any]] | None = None) -> list[dict[str, Any]]:
-    """The prompt as chat messages; one without marks is a single message of the user."""
-    turns: list[dict[str, Any]] = []
-    for piece in prompt.pieces:
-        if isinstance(piece, Mark):
-            if piece.name != "end":
-                turns.append({"role": piece.name, "content": []})
-            continue
-        if not turns:
-            turns.append({"role": "user", "content": []})
-        if isinstance(piece, Image):
-            shown = pictures(piece) if pictures is not None else {"type": "image"}
-            turns[-1]["content"].append(shown)
-        else:
-            turns[-1]["content"].append({"type": "text", "text": piece.text})
-    return [turn for turn in turns if turn["content"]]
 
 
 def _address(image: Image) -> dict[str, Any]:

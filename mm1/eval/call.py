@@ -52,7 +52,7 @@ class Call:
         draw: Any = self.draw[0] if self.draw else "query"
         protocol = Protocol(draw, self.text_only, self.reasoning, self.full, self.by)
         tasks = [load_task(name, limit=self.limit, seed=self.seed, **self.where) for name in self.tasks if name != TEXT]
-        answerer = open_answerer(self.what, model=self.model)
+        answerer = open_answerer(self.what, model=self.model, pictures=bool(tasks))
         folder = (self.to or self._default()) / "eval"
         console = Console()
         if TEXT in self.tasks:

@@ -38,7 +38,7 @@ class TextModel(TemplateLM):
 
     def __init__(self, ours: Ours):
         super().__init__()
-        self.ours, self._begin = ours, ours.tokenizer.marks["begin"]
+        self.ours, self._begins = ours, ours.tokenizer.begin
 
     @property
     def eot_token_id(self) -> int:
@@ -46,14 +46,14 @@ class TextModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        return self._begin
+        return (self._begins or [self.eot_token_id])[0]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         return self.ours.tokenizer.encode(string)
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         pairs = [
-            (Prompt(before if before[:1] == [self._begin] else [self._begin, *before]), after)
+            (Prompt(before if before[:1] == [self.prefix_token_id] else [*self._begins, *before]), after)
             for _, before, after in requests
         ]
         # long ones side by side: a batch is as wide as its longest
@@ -67,7 +67,7 @@ class TextModel(TemplateLM):
         return found
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        whole = [(request.args, [self._begin], self.tok_encode(request.args[0])) for request in requests]
+        whole = [(request.args, [self.prefix_token_id], self.tok_encode(request.args[0])) for request in requests]
         return [nats for nats, _ in self._loglikelihood_tokens(whole)]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:

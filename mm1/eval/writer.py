@@ -65,7 +65,7 @@ class Writer:
         """
         decoding = Decoding(
             tokens=longest,
-            stop_tokens=frozenset([self.tokenizer.end]),
+            stop_tokens=self.tokenizer.ends,
             stopped=(lambda tokens: until(text := self.tokenizer.decode(tokens), stops) != text) if stops else None,
         )
         asked = [self.prompt(prompt) for prompt in prompts]

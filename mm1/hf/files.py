@@ -1,13 +1,14 @@
 """The small files beside exported weights, as `transformers` reads them: pure functions that return their contents."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mm1.architecture import ModelConfig, VisionConfig
+from mm1.data.tokenizer import Tokenizer, own_marks
+from mm1.hf.vocabulary import post_processor
 
-CHAT_TEMPLATE = (
-    "{{- bos_token -}}{%- set turn = namespace(speaker='') -%}"
+_CHAT = (
+    "{{- '<|begin|>' -}}{%- set turn = namespace(speaker='') -%}"
     "{%- for message in messages -%}"
     "{%- set speaker = 'assistant' if message['role'] == 'assistant' else 'user' -%}"
     "{%- if speaker != turn.speaker or speaker == 'assistant' -%}{{- '<|' + speaker + '|>' -}}{%- endif -%}"
@@ -22,6 +23,14 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
 """A conversation as `data/chat.py` marks it. Texts are joined as they come: in training nothing stands between them."""
+
+
+def chat_template(tokenizer: Tokenizer) -> str:
+    """`_CHAT` with the names that the marks have in this tokenizer."""
+    template = _CHAT
+    for mark in ("begin", "image", "end"):
+        template = template.replace(f"<|{mark}|>", tokenizer.spelling(mark) or "")
+    return template
 
 
 def modelling_file() -> Path:
@@ -64,44 +73,41 @@ def own_config(config: ModelConfig, *, part: str, image: int, places: int) -> di
     }
 
 
-def generation_config(marks: Mapping[str, int]) -> dict[str, Any]:
+def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """Greedy, ending as training taught it; no text holds the image token, so none writes it."""
+    marks, ends = tokenizer.marks, sorted(tokenizer.ends)
     return {
-        "bos_token_id": marks["begin"],
-        "eos_token_id": marks["end"],
+        "bos_token_id": marks.get("begin"),
+        "eos_token_id": ends if len(ends) > 1 else marks["end"],
         "pad_token_id": marks["pad"],
         "suppress_tokens": [marks["image"]],
         "do_sample": False,
     }
 
 
-def tokenizer_file(tokenizer: dict[str, Any], marks: Mapping[str, int]) -> dict[str, Any]:
+def tokenizer_file(content: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     """The run's tokenizer.json, which now puts `<|begin|>` before every text, as every document had it."""
-    begin = "<|begin|>"
-    alone, other = ({"Sequence": {"id": letter, "type_id": 0}} for letter in "AB")
-    first = {"SpecialToken": {"id": begin, "type_id": 0}}
-    template = {
-        "type": "TemplateProcessing",
-        "single": [first, alone],
-        "pair": [first, alone, other],
-        "special_tokens": {begin: {"id": begin, "ids": [marks["begin"]], "tokens": [begin]}},
-    }
-    return tokenizer | {"post_processor": template}
+    if own_marks(content):  # of an imported model: it does so already, if that model's did
+        return content
+    return content | {"post_processor": post_processor({"begin": (tokenizer.begin, ["<|begin|>"])})}
 
 
-def tokenizer_config(*, places: int, processor: bool) -> dict[str, Any]:
+def tokenizer_config(tokenizer: Tokenizer, *, places: int, processor: bool) -> dict[str, Any]:
     """Padding stands before the text, so that generating goes on where it ends."""
     theirs: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|begin|>",
-        "eos_token": "<|end|>",
-        "pad_token": "<|pad|>",
+        "bos_token": tokenizer.spelling("begin"),
+        "eos_token": tokenizer.spelling("end"),
+        "pad_token": tokenizer.spelling("pad"),
         "padding_side": "left",
         "model_max_length": places,
         "clean_up_tokenization_spaces": False,
     }
     if processor:
-        theirs |= {"extra_special_tokens": {"image_token": "<|image|>"}, "processor_class": "LlavaProcessor"}
+        theirs |= {
+            "extra_special_tokens": {"image_token": tokenizer.spelling("image")},
+            "processor_class": "LlavaProcessor",
+        }
     return theirs
 
 
@@ -122,13 +128,13 @@ def preprocessor_config(vision: VisionConfig, *, processor: bool) -> dict[str, A
     } | ({"processor_class": "LlavaProcessor"} if processor else {})
 
 
-def processor_config(config: ModelConfig, *, native: bool) -> dict[str, Any]:
+def processor_config(config: ModelConfig, tokenizer: Tokenizer, *, native: bool) -> dict[str, Any]:
     """How many image tokens stand for a picture. LLaVA's are its patches; others are told as one patch and the rest."""
     vision, tokens = config.vision, config.connector.tokens
     counted = (vision.patch_size, int(vision.class_token)) if native else (vision.image_size, tokens - 1)
     return {
         "processor_class": "LlavaProcessor",
-        "image_token": "<|image|>",
+        "image_token": tokenizer.spelling("image"),
         "patch_size": counted[0],
         "num_additional_image_tokens": counted[1],
         "vision_feature_select_strategy": "default" if native and vision.class_token else "full",

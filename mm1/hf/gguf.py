@@ -13,6 +13,7 @@ import torch
 
 from mm1.architecture import DecoderConfig
 from mm1.hf.names import reverse, translate
+from mm1.hf.vocabulary import Words, words
 
 NAMES = {
     "embedding.weight": "token_embd.weight",
@@ -108,6 +109,16 @@ class Gguf:
                 # llama.cpp turns neighbouring channels of its Llamas, we and Hugging Face the halves of a head
                 x = x.unflatten(0, (heads[part], -1, 2)).transpose(1, 2).flatten(0, 2)
             yield name, x
+
+    def words(self) -> Words:
+        """The tokenizer with the project's marks, and the chat template."""
+        tokens = self._fields["tokenizer.ggml.tokens"]
+        said = {"chat_template": self._fields.get("tokenizer.chat_template")}
+        said["add_bos_token"] = self._fields.get("tokenizer.ggml.add_bos_token", False)
+        for mark, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+            number = self._fields.get(f"tokenizer.ggml.{name}_token_id")
+            said[f"{mark}_token"] = None if number is None else tokens[number]
+        return words(self.tokenizer(), said)
 
     def tokenizer(self) -> dict[str, Any]:
         """The file's tokenizer as a tokenizer.json.

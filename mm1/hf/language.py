@@ -3,15 +3,15 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from mm1.architecture import DecoderConfig
+from mm1.data.chat import TEMPLATE
 from mm1.hf.convert import decoder_config_from_hf, decoder_from_hf
 from mm1.hf.gguf import Gguf
-from mm1.hf.vocabulary import extended, with_marks
+from mm1.hf.vocabulary import Words, extended, read_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Language:
 
     config: DecoderConfig
     weights: dict[str, torch.Tensor]
-    tokenizer: dict[str, Any]
+    words: Words
 
 
 def read_language(name: str) -> Language:
@@ -35,21 +35,21 @@ def read_language(name: str) -> Language:
     files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
     if not (path / "config.json").is_file() and len(files) == 1:
         gguf = Gguf(files[0])
-        return with_room(gguf.config(), dict(gguf.tensors()), gguf.tokenizer())
+        return with_room(gguf.config(), dict(gguf.tensors()), gguf.words())
     for needed in ("config.json", "tokenizer.json"):
         if not (path / needed).is_file():
             raise ValueError(f"{path} has no {needed} and not just one .gguf; is it a model's folder?")
     config = decoder_config_from_hf(json.loads((path / "config.json").read_text()))
     weights = decoder_from_hf(tensors_of(path), tied=config.tied)
-    return with_room(config, weights, json.loads((path / "tokenizer.json").read_text()))
+    return with_room(config, weights, read_words(path))
 
 
-def with_room(config: DecoderConfig, weights: dict[str, torch.Tensor], tokenizer: dict[str, Any]) -> Language:
-    """The model with the project's marks in its tokenizer, and rows for them in its matrices."""
-    tokenizer = with_marks(tokenizer)
+def with_room(config: DecoderConfig, weights: dict[str, torch.Tensor], words: Words) -> Language:
+    """The model with rows for all of its words in its matrices."""
+    tokenizer = words.tokenizer
     ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
     vocabulary = max(config.vocabulary, max(ids) + 1)
-    return Language(config.model_copy(update={"vocabulary": vocabulary}), extended(weights, vocabulary), tokenizer)
+    return Language(config.model_copy(update={"vocabulary": vocabulary}), extended(weights, vocabulary), words)
 
 
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:
@@ -76,7 +76,7 @@ def tensors_of(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def downloaded(name: str, *, kinds: tuple[str, ...] = ("*.json", "*.safetensors")) -> Path:
+def downloaded(name: str, *, kinds: tuple[str, ...] = ("*.json", "*.safetensors", TEMPLATE)) -> Path:
     """The folder of the model `name` on the hub, with its files of these kinds.
 
     Raises:

@@ -20,8 +20,10 @@ def answer(loaded: Loaded, question: str, *, images: Sequence[Path], tokens: int
     """What the model says to `question` about `images`: a chat's turn, or how it continues the text.
 
     Raises:
-        ValueError: an image that does not exist or cannot be decoded, named.
+        ValueError: an image that does not exist or cannot be decoded, named; or one for a model that doesn't see.
     """
+    if images and not loaded.sees:
+        raise ValueError(f"{loaded.folder} holds a language model, which takes no pictures; ask it without --image")
     pieces: list[Piece] = [Image(_read(path)) for path in images]
     pieces.append(Text(question, train=False))
     document = prompt(pieces) if learned_chat(loaded.run, loaded.folder) else Document(tuple(pieces))
@@ -34,7 +36,7 @@ def continue_document(loaded: Loaded, document: Document, *, tokens: int) -> str
     encoded = encode(document, loaded.tokenizer, image_tokens=data.image_tokens, end=False)
     pixels = [torch.from_numpy(load(image, vision.image_size)) for image in encoded.images]
     given = Prompt(encoded.tokens.tolist(), [picture(pixels_CYX) for pixels_CYX in pixels])
-    decoding = Decoding(tokens=tokens, stop_tokens=frozenset({loaded.tokenizer.end}))
+    decoding = Decoding(tokens=tokens, stop_tokens=loaded.tokenizer.ends)
     (completion,) = generate(loaded.model, [given], image_token=loaded.tokenizer.image, decoding=decoding)
     return loaded.tokenizer.decode(completion.tokens).strip()
 

@@ -1,0 +1,97 @@
+"""Memory and time of `mm1 import` and `mm1 export` on a model much larger than a file of its weights.
+
+`python benchmarks/exchange.py [--layers 20]`: a random Llama of 0.6 B parameters in fp32, 2.4 GB in files of 250 MB, is
+made, imported, and exported again, each in a process of its own. Held is what a process has for itself at most, beyond
+what it had before; mapped pages of files, which the system takes back at will, are told apart. Linux only.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from mm1 import checkpoint, config, exchange
+from mm1.architecture import DecoderConfig, ModelConfig
+from mm1.config import DataConfig, RunConfig
+from mm1.model.decoder import Decoder
+
+SHARD = 250 * 10**6
+
+
+def make(folder: Path, layers: int) -> None:
+    """A run of random weights, and its export as the published model."""
+    decoder = DecoderConfig(
+        vocabulary=16_384, width=1536, layers=layers, heads=12, kv_heads=12, head_width=128, mlp_width=4224
+    )
+    weights = {f"decoder.{name}": x.normal_(std=0.02) for name, x in Decoder(decoder).state_dict().items()}
+    checkpoint.save_weights(folder / "made", weights)
+    run = RunConfig(model=ModelConfig(decoder=decoder), data=DataConfig(row_images=0))
+    config.save(run, folder / "made/config.json")
+    exchange.export_run(folder / "made", folder / "published", shard_bytes=SHARD)
+    theirs = json.loads((folder / "published/config.json").read_text())
+    del theirs["mm1"]  # by which it would be known as one of ours
+    (folder / "published/config.json").write_text(json.dumps(theirs))
+
+
+def measured(work: Callable[[], object]) -> str:
+    """Run `work`; what it held at most of its own, what was mapped beside that, and its seconds."""
+    before, peaks, done = memory(), {"RssAnon": 0, "RssFile": 0}, threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            now = memory()
+            for kind in peaks:
+                peaks[kind] = max(peaks[kind], now[kind] - before[kind])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    seconds = time.perf_counter() - start
+    return f"held {peaks['RssAnon']:6,.0f} MB, mapped {peaks['RssFile']:6,.0f} MB, {seconds:5.1f} s"
+
+
+def memory() -> dict[str, float]:
+    """Megabytes of this process by kind, as Linux counts them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("Rss")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=20, help="of 29 M parameters each")
+    parser.add_argument("--step", choices=("make", "import", "export"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.step == "make":
+        make(given.folder, given.layers)
+    elif given.step == "import":
+        found = measured(lambda: exchange.import_model(str(given.folder / "published"), given.folder / "run"))
+        print(f"import: {found}", flush=True)
+    elif given.step == "export":
+        run, to = given.folder / "run", given.folder / "again"
+        print(f"export: {measured(lambda: exchange.export_run(run, to, shard_bytes=SHARD))}", flush=True)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            for step in ("make", "import", "export"):
+                words = ["--layers", str(given.layers), "--step", step, "--folder", folder]
+                subprocess.run([sys.executable, __file__, *words], check=True)
+                if step == "make":
+                    files = [path.stat().st_size for path in Path(folder, "published").glob("*.safetensors")]
+                    print(f"model: {sum(files) / 1e6:,.0f} MB in {len(files)} files", flush=True)
+
+
+if __name__ == "__main__":
+    main()

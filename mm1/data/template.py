@@ -1,0 +1,80 @@
+"""A chat template: the text that a published model was trained to read a conversation as.
+
+It is Jinja, rendered as `transformers` renders it
+(https://huggingface.co/docs/transformers/chat_templating_writing).
+"""
+
+import json
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+Turns = list[dict[str, Any]]
+
+
+class _Generation(Extension):
+    """`{% generation %}`, around what trainers take as the assistant's: here it prints what it holds."""
+
+    tags = {"generation"}  # noqa: RUF012, as its base has it
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class Template:
+    """Renders conversations, each turn a `role` and its `content`, a list of pictures and texts.
+
+    Raises:
+        ValueError: it is no template.
+    """
+
+    def __init__(self, source: str):
+        # from the hub: code of others, which the sandbox keeps from all but what it is given
+        room = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        room.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
+        room.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+        try:
+            self._template = room.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template cannot be read: {error}") from None
+        self.source = source
+        self._takes_pieces = self._reads_pieces()
+
+    def __call__(self, turns: Turns, *, continued: bool = True) -> str:
+        """The conversation as one text; `continued`: with what the assistant's next answer begins with.
+
+        Raises:
+            ValueError: a conversation that the template refuses, such as two turns of one speaker, or pictures in one
+                that has texts only.
+        """
+        if not self._takes_pieces:
+            turns = [{"role": turn["role"], "content": _only_text(turn["content"])} for turn in turns]
+        try:
+            return self._template.render(messages=turns, add_generation_prompt=continued)
+        except (jinja2.TemplateError, TypeError) as error:
+            raise ValueError(f"the model's chat template cannot write this conversation: {error}") from None
+
+    def _reads_pieces(self) -> bool:
+        """Whether a turn's content may be a list, as where there are pictures; elsewhere it is a text."""
+        turns = [{"role": "user", "content": [{"type": "text", "text": "a probe"}]}]
+        try:
+            text = self._template.render(messages=turns, add_generation_prompt=True)
+        except (jinja2.TemplateError, TypeError):
+            return False
+        return "a probe" in text and "'type'" not in text
+
+
+def _only_text(pieces: list[dict[str, str]]) -> str:
+    if any(piece["type"] != "text" for piece in pieces):
+        raise ValueError("this model's chat template has no place for pictures; ask without --image")
+    return "".join(piece["text"] for piece in pieces)
+
+
+def _refuse(why: str) -> NoReturn:
+    raise jinja2.TemplateError(why)
