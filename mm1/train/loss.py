@@ -174,11 +174,13 @@ class _CrossEntropy(torch.autograd.Function):
                 if z_weight:
                     part *= 1 + 2 * z_weight * logs[:, None]
                 grad = part.scatter_(1, target, part.gather(1, target) - 1).to(dtype)
-                if x_learns:
+                if grad_x_RD is not None:
                     torch.mm(grad, weight_VD, out=grad_x_RD[here])
-                if weight_learns and dtype == torch.float32:
+                if grad_weight_VD is None:
+                    continue
+                if dtype == torch.float32:
                     grad_weight_VD.addmm_(grad.t(), x)
-                elif weight_learns:
+                else:
                     grad_weight_VD += grad.t() @ x
         ctx.save_for_backward(grad_x_RD, grad_weight_VD)
         z = z_weight * logs_R.square().sum()
