@@ -193,7 +193,13 @@ def save(run: RunConfig, path: Path) -> None:
 def load(path: Path) -> RunConfig:
     """The run recorded at `path` (a `config.json`)."""
     try:
-        return parse(json.loads(path.read_text()))
+        found = json.loads(path.read_text())
+        if "model_type" in found:
+            raise ConfigError(
+                f"{path.parent} holds a model of transformers, not a run; `mm1 import {path.parent} --to RUN` makes "
+                "one, and `mm1 eval` takes it with hf: before its name"
+            )
+        return parse(found)
     except FileNotFoundError:
         if path.name != "config.json":
             raise ConfigError(missing(path, "file")) from None

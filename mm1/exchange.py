@@ -31,6 +31,7 @@ from mm1.hf.layouts import layout_of, vision_from_hf, vision_to_hf
 from mm1.hf.shards import Group, State, write_shards
 from mm1.hf.vision import vision_config_to_hf
 from mm1.hf.vocabulary import Words, read_words
+from mm1.model.mllm import MLLM
 
 log = logging.getLogger("mm1")
 
@@ -196,6 +197,8 @@ def import_model(name: str, folder: Path) -> Imported:
     """
     if (folder / "config.json").exists():
         raise ConfigError(f"{folder} holds a run already; use another --to folder, or remove this one")
+    if (Path(name) / "checkpoints").is_dir():
+        raise ConfigError(f"{name} is a run already; mm1 export writes it as others read it")
     theirs = _config_of(name)
     kind = theirs.get("model_type", "")
     if "mm1" in theirs:
@@ -271,9 +274,26 @@ def _import_export(path: Path, theirs: dict[str, Any], folder: Path) -> Imported
     return Imported(folder)
 
 
+def _check_shapes(part: str, weights: State, model: ModelConfig) -> None:
+    """Raise where the tensors of a model's files aren't those of its config."""
+    with torch.device("meta"):
+        whole = MLLM(model).state_dict()
+    expected = {name: x.shape for name, x in whole.items() if part == "model" or name.startswith(f"{part}.")}
+    shapes = {name: x.shape for name, x in weights.items()}
+    for name in sorted(expected.keys() | shapes.keys()):
+        found, wanted = shapes.get(name), expected.get(name)
+        if found != wanted:
+            here, there = ("not there" if shape is None else [*shape] for shape in (found, wanted))
+            raise ValueError(
+                f"{name} is {here} in the files, and {there} by config.json; "
+                "does that belong to them, and are they all there?"
+            )
+
+
 def _write(
     folder: Path, part: str, weights: State, *, model: ModelConfig, data: DataConfig, words: Words | None = None
 ) -> None:
+    _check_shapes(part, weights, model)
     save_weights(folder, weights)
     if words is not None:
         if words.template:

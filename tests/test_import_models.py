@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from mm1 import checkpoint, config, exchange
 from mm1.architecture import VisionConfig
 from mm1.checkpoint import load_for_use
+from mm1.eval.answerers import open_answerer
 from mm1.fields import ConfigError
 from mm1.hf.llava import llava_config_from_hf
 from mm1.hf.vision import vision_config_from_openclip
@@ -236,6 +237,43 @@ def test_bad_folders_are_one_clear_line(tmp_path):
     with pytest.raises(ValueError, match="model-00002"):
         exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+def test_tensors_that_are_not_those_of_the_config_are_named(tmp_path):
+    """A wrong width, a layer that is missing, and one too many: said at the import, not at the first use."""
+    vision, text, _ = LLAVAS["CLIP, Llama"]
+    published(tmp_path / "theirs", "Llava", vision, text)
+    file = tmp_path / "theirs/config.json"
+    whole = json.loads(file.read_text())
+    changes = {
+        "intermediate_size": (50, r"down\.weight is \[32, 48\] in the files, and \[32, 50\] by config"),
+        "num_hidden_layers": (3, r"blocks\.2\.\S+ is not there in the files, and \[32\] by config"),
+    }
+    for name, (value, said) in changes.items():
+        file.write_text(json.dumps(whole | {"text_config": whole["text_config"] | {name: value}}))
+        with pytest.raises(ValueError, match=said):
+            exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+    file.write_text(json.dumps(whole | {"text_config": whole["text_config"] | {"num_hidden_layers": 1}}))
+    with pytest.raises(ValueError, match=r"blocks\.1\.\S+ is \[32\] in the files, and not there by config"):
+        exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_what_belongs_elsewhere_is_told_where(tmp_path):
+    vision, text, _ = LLAVAS["CLIP, Llama"]
+    published(tmp_path / "theirs", "Llava", vision, text)
+    made = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
+    with pytest.raises(ConfigError, match="ours is a run already; mm1 export writes"):
+        exchange.import_model(str(made), tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"holds a model of transformers, not a run; `mm1 import \S+theirs --to RUN`"):
+        load_for_use(tmp_path / "theirs")
+    with pytest.raises(ValueError, match="ours is a run of mm1; give it without hf:"):
+        open_answerer(f"hf:{made}")
+    with pytest.raises(ValueError, match=r"transformers opens \S+theirs as no model of images and text"):
+        open_answerer(f"hf:{tmp_path / 'theirs'}")  # it has no processor
+    (tmp_path / "cat.gguf").write_bytes(b"GIF89a, no model")
+    with pytest.raises(ValueError, match=r"cat\.gguf is no whole GGUF file"):
+        exchange.import_model(str(tmp_path / "cat.gguf"), tmp_path / "other")
 
 
 def test_a_run_is_not_overwritten(tmp_path):

@@ -105,11 +105,17 @@ class HubModel:
             raise ValueError(f"hf: models need transformers ({error}); pip install 'mm1[hf]'") from error
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} has no config.json; hf: takes the folder of a transformers model")
+        if (folder / "checkpoints").is_dir():
+            raise ValueError(f"{folder} is a run of mm1; give it without hf:")
         ours = modelling_file()  # beside an export of mm1; other people's code is asked about, as `transformers` does
         known = (folder / ours.name).is_file() and (folder / ours.name).read_bytes() == ours.read_bytes()
         trusted = {"trust_remote_code": True} if known else {}
-        self.processor = AutoProcessor.from_pretrained(folder, **trusted)
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", **trusted).eval()
+        try:
+            self.processor = AutoProcessor.from_pretrained(folder, **trusted)
+            self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", **trusted).eval()
+        except (ValueError, OSError) as error:
+            why = str(error).strip().splitlines()[0]
+            raise ValueError(f"transformers opens {folder} as no model of images and text: {why}") from error
         if torch.cuda.is_available():
             self.model = self.model.to("cuda")
         self.folder = folder

@@ -56,7 +56,12 @@ class Gguf:
             from gguf import GGUFReader
         except ImportError:
             raise ValueError("reading GGUF needs the package: pip install 'mm1[gguf]'") from None
-        self.path, self._reader = path, GGUFReader(path)
+        try:
+            self.path, self._reader = path, GGUFReader(path)
+        except (ValueError, IndexError) as error:
+            raise ValueError(
+                f"{path} is no whole GGUF file ({error}); name one, a model's folder or the hub's"
+            ) from None
         self._fields: dict[str, Any] = {name: x.contents() for name, x in self._reader.fields.items()}
         self.architecture: str = self._fields["general.architecture"]
         if self.architecture not in _ARCHITECTURES:
