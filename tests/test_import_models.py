@@ -247,14 +247,14 @@ def test_tensors_that_are_not_those_of_the_config_are_named(tmp_path):
     whole = json.loads(file.read_text())
     changes = {
         "intermediate_size": (50, r"down\.weight is \[32, 48\] in the files, and \[32, 50\] by config"),
-        "num_hidden_layers": (3, r"blocks\.2\.\S+ is not there in the files, and \[32\] by config"),
+        "num_hidden_layers": (3, r"blocks\.2\.\S+ is not there in the files, and \[16, 32\] by config"),
     }
     for name, (value, said) in changes.items():
         file.write_text(json.dumps(whole | {"text_config": whole["text_config"] | {name: value}}))
         with pytest.raises(ValueError, match=said):
             exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     file.write_text(json.dumps(whole | {"text_config": whole["text_config"] | {"num_hidden_layers": 1}}))
-    with pytest.raises(ValueError, match=r"blocks\.1\.\S+ is \[32\] in the files, and not there by config"):
+    with pytest.raises(ValueError, match=r"blocks\.1\.\S+ is \[16, 32\] in the files, and not there by config"):
         exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
