@@ -44,7 +44,7 @@ from mm1.model import sizes
 from mm1.model.layers import document_mask
 from mm1.model.mllm import MLLM
 from mm1.model.vision import normalise
-from mm1.train.loss import NextToken, cross_entropy
+from mm1.train.loss import LOGITS, NextToken, cross_entropy
 from mm1.train.meter import costs, peak_flops
 from mm1.train.parallel import compile_blocks, missing_compiler
 
@@ -226,7 +226,9 @@ def decoder_loss(model: MLLM, batch: Batch) -> torch.Tensor:
     mask, targets = document_mask(batch.document_BT), batch.targets_BT.flatten()
     hidden_BTD = model.decoder(model.decoder.embed(batch.tokens_BT), batch.position_BT, mask=mask)
     places = torch.arange(len(targets) - 1, device=targets.device)[targets[:-1] != IGNORED]
-    return cross_entropy(model, hidden_BTD.flatten(0, 1), targets=targets, places=places).mean()
+    at_once = LOGITS[targets.device.type]
+    found = cross_entropy(model, hidden_BTD.flatten(0, 1), targets=targets, places=places, at_once=at_once)
+    return found.total / len(places)
 
 
 def timed(way: Way, name: str, *, backward: bool) -> tuple[float, float]:

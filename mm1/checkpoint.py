@@ -8,7 +8,6 @@ is on disk, so a folder with its final name is whole; a torn or changed one is d
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import warnings
@@ -35,6 +34,7 @@ from mm1.config import CheckpointConfig, RunConfig
 from mm1.data.chat import TEMPLATE
 from mm1.data.template import Template
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
+from mm1.disk import sync
 from mm1.fields import ConfigError
 from mm1.model.layers import placed_like, stretched
 from mm1.model.mllm import MLLM
@@ -369,14 +369,6 @@ def _digest(folder: str, name: str) -> str:
         while block := stream.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def sync(folder: Path) -> None:
-    """Wait until the folder and its files are on disk, so that a rename can't overtake its content."""
-    for path in [*folder.iterdir(), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
 
 
 @contextmanager

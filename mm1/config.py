@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from mm1.architecture import ModelConfig
+from mm1.disk import write_whole
 from mm1.fields import Config, ConfigError, flatten, missing, nearest
 
 
@@ -184,11 +185,9 @@ def parse(data: dict[str, Any]) -> RunConfig:
 
 
 def save(run: RunConfig, path: Path) -> None:
-    """Write the run to `path`; a process that is killed meanwhile leaves no torn file."""
+    """Write the run to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(run.model_dump_json(indent=2) + "\n")
-    part.replace(path)
+    write_whole(path, run.model_dump_json(indent=2) + "\n")
 
 
 def load(path: Path) -> RunConfig:

@@ -131,7 +131,7 @@ def test_a_chat_goes_on_where_its_last_turn_ended():
     ours = Session(MODEL, rows=2, places=40, image_token=IMAGE)
     for number, one in enumerate((first, other)):
         ours.admit([one], [number])
-        ours.step({number: 9})
+        ours.step({number: [9]})
         ours.release(number)
     again = Prompt([*first.tokens, 9, 11, 12], first.images)
     assert ours.known(ours.content(again)) == len(first.tokens) + 1

@@ -118,7 +118,8 @@ def test_rows_come_and_go_without_touching_others():
             written[owner].append(token)
 
     def step():
-        take(*session.step({owner: tokens[-1] for owner, tokens in enumerate(written) if tokens}))
+        owners, logits_BTV = session.step({owner: tokens[-1:] for owner, tokens in enumerate(written) if tokens})
+        take(owners, logits_BTV[:, 0])
 
     with torch.no_grad():
         take([0, 1, 2], MODEL.decoder.logits(session.admit(prompts, [0, 1, 2])))

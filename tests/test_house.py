@@ -19,7 +19,7 @@ PACKAGE = ROOT / "mm1"
 
 # From the ground up. Rooms on one floor don't know each other.
 FLOORS = (
-    ("document", "fields", "architecture", "config", "dist", "scaling"),
+    ("document", "fields", "disk", "architecture", "config", "dist", "scaling"),
     ("model", "data"),
     ("hf",),
     ("checkpoint",),

@@ -37,10 +37,16 @@ def steps_done(folder: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def wait_for(folder: Path, step: int, pair: Pair) -> bool:
-    """Whether the run came to a step before it ended."""
+def log_file(folder: Path) -> int | None:
+    """Which file the run's log is: a start that goes on cuts it into a new one."""
+    path = folder / "metrics.jsonl"
+    return path.stat().st_ino if path.exists() else None
+
+
+def wait_for(folder: Path, step: int, pair: Pair, *, before: int | None = None) -> bool:
+    """Whether the run came to a step before it ended; `before` is the log of the start before."""
     while pair.processes[0].is_alive() and pair.processes[1].is_alive():
-        if steps_done(folder) >= step:
+        if log_file(folder) != before and steps_done(folder) >= step:
             return True
         time.sleep(0.005)
     return False
@@ -84,17 +90,26 @@ def test_a_killed_rank_ends_the_other_and_the_run_goes_on_after_sigterm_and_kill
 
 @pytest.mark.long
 def test_twenty_random_kills_change_nothing(run, tmp_path):
-    run.steps = 60
+    run.steps, run.model.decoder.layers = 80, 1  # nearly all of the time is starts
     whole, killed = trained(run, tmp_path / "whole"), tmp_path / "killed"
     chance = random.Random("kills")
     for number in range(20):
         found = checkpoint.latest(killed) if killed.exists() else None
-        pair = start(run, killed)
-        assert wait_for(killed, min((found.step if found else 0) + chance.randint(2, 4), 59), pair), pair.said()
-        time.sleep(chance.random() / 20)  # in a step, or in the background's checkpoint
-        for rank in chance.choice([(0,), (1,), (0, 1)]):
-            pair.kill(rank, signal.SIGTERM if number % 5 == 4 else signal.SIGKILL)
-        pair.end(60)
+        before, pair = log_file(killed), start(run, killed)
+        if number % 7 == 6:
+            time.sleep(chance.random())
+            victims = (0, 1)  # while they start
+        else:
+            step = (found.step if found else 0) + chance.randint(1, 3)
+            assert wait_for(killed, step, pair, before=before), pair.said()
+            time.sleep(chance.random() / 10)  # in a step, or in the background's checkpoint
+            victims = chance.choice([(0,), (1,), (0, 1)])
+        asked = number % 5 == 4
+        for rank in victims:
+            pair.kill(rank, signal.SIGTERM if asked else signal.SIGKILL)
+        for rank, code in enumerate(pair.end(60)):  # who was not killed ends by itself
+            expected = 143 if asked else -signal.SIGKILL if rank in victims else 2
+            assert code == expected, (number, victims, rank, pair.said())
     trained(run, killed)
     assert_same_end(run, killed, whole)
 

@@ -5,20 +5,16 @@ import math
 import pytest
 import small
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
 from mm1 import checkpoint
 from mm1.config import OptimConfig, RunConfig
-from mm1.data.loader import Rows
-from mm1.document import IGNORED
 from mm1.fields import ConfigError
 from mm1.model.mllm import MLLM
-from mm1.train import loss, optim, schedule
+from mm1.train import optim, schedule
 from mm1.train.log import read_metrics
-from mm1.train.loss import NextToken
 from mm1.train.parts import freeze
 from mm1.train.run import train_run
 
@@ -204,30 +200,6 @@ def test_schedules_have_their_shapes():
     assert set(wsd[9:81]) == {1.0}
     assert wsd[90] == pytest.approx(0.55)
     assert wsd[100] == pytest.approx(0.1)
-
-
-def test_the_z_loss_is_its_formula_and_no_part_of_the_loss(run, monkeypatch):
-    rows = Rows(run.data, image_size=16, seed=0, batch_rows=4)
-    batch = rows.batch([0, 1])
-    model = MLLM(run.model)
-    model.initialise(0)
-    plain = NextToken(model, rows.names, image=rows.tokenizer.image).loss(batch).detach()
-    objective = NextToken(model, rows.names, image=rows.tokenizer.image, z_weight=0.01)
-    hidden_BTD = model.hidden(batch, rows.tokenizer.image)
-    logits = model.decoder.logits(hidden_BTD)[batch.targets_BT != IGNORED]
-    targets = batch.targets_BT[batch.targets_BT != IGNORED]
-    expected = F.cross_entropy(logits, targets) + 0.01 * logits.exp().sum(-1).log().square().mean()
-    wanted = torch.autograd.grad(expected, model.decoder.embedding.weight)[0]
-    for chunk in (loss.CHUNK, 7):
-        monkeypatch.setattr(loss, "CHUNK", chunk)
-        found = objective.loss(batch)
-        minimised = found.objective(weight=found.weight, rows=2)
-        torch.testing.assert_close(minimised, expected)
-        torch.testing.assert_close(torch.autograd.grad(minimised, model.decoder.embedding.weight)[0], wanted)
-        figures = found.detach().metrics(rows.names)
-        assert figures["loss"] == pytest.approx(plain.metrics(rows.names)["loss"])
-        assert figures["loss"] + figures["z_loss"] == pytest.approx(float(expected.detach()))
-    assert "z_loss" not in plain.metrics(rows.names)
 
 
 def sharded(rank: int, store: str) -> None:

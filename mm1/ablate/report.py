@@ -25,6 +25,7 @@ from mm1.ablate.progress import incidents, marks, progress, series
 from mm1.architecture import VisionConfig
 from mm1.config import RunConfig
 from mm1.data.image import UNREADABLE
+from mm1.disk import write_whole
 from mm1.eval.fewshot import Example
 from mm1.eval.harness import Cell, Results, load_task, read_answers, read_results
 from mm1.eval.writer import CaptionLoss
@@ -101,9 +102,7 @@ def report(run: Path, others: Sequence[Path] = ()) -> Path:
     main = next(stage for stage in stages if stage.main)
     page = environment.get_template("report.html").render(main=main, stages=stages)
     target = run / "report.html"
-    part = target.with_suffix(".part")
-    part.write_text(page)
-    part.replace(target)
+    write_whole(target, page)
     return target
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from mm1.disk import write_whole
 from mm1.eval.metrics import Interval, paired_difference
 from mm1.eval.writer import CaptionLoss
 
@@ -195,13 +196,6 @@ def comparison(compared: list[Compared]) -> Table:
 def save(results: Results, folder: Path) -> None:
     """Write `summary.json`."""
     write_whole(folder / "summary.json", json.dumps(asdict(results), indent=1, ensure_ascii=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def points(lines: list[dict[str, Any]], name: str) -> np.ndarray:

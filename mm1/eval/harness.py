@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mm1 import dist
 from mm1.checkpoint import Loaded
 from mm1.data.tokenizer import Tokenizer
+from mm1.disk import write_whole
 from mm1.document import Document, Mark, Text
 from mm1.eval import tasks as task_folder
 from mm1.eval.answerers import Answerer, Ours, as_text, name_of
@@ -38,7 +39,6 @@ from mm1.eval.cells import (
     read_results,
     save,
     table,
-    write_whole,
 )
 from mm1.eval.fewshot import Task, blind, chance_answers, majority_answer
 from mm1.eval.judge import Judge

@@ -10,8 +10,9 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from PIL import Image as Pillow
 
 from mm1.data.image import UNREADABLE
+from mm1.disk import write_whole
 from mm1.document import Image
-from mm1.eval.cells import Results, read_answers, write_whole
+from mm1.eval.cells import Results, read_answers
 from mm1.eval.fewshot import Task
 
 SIDE = 192

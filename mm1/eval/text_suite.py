@@ -13,9 +13,9 @@ try:
 except ImportError as error:
     raise ValueError(f"the text suite needs EleutherAI's lm-eval ({error}); pip install 'mm1[lm-eval]'") from error
 
+from mm1.disk import write_whole
 from mm1.document import Document, Text
 from mm1.eval.answerers import Ours
-from mm1.eval.cells import write_whole
 from mm1.model.generate import score
 from mm1.model.prompt import Prompt
 

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from mm1.model.guess import Guesses
 from mm1.model.mllm import MLLM
 from mm1.model.prompt import Features, Prompt, alike, content, whole_images
 from mm1.model.sampling import Decoding, choose, stream, writable
@@ -19,6 +20,9 @@ from mm1.model.session import LEAST, Prefix, Session, prefill
 
 PLACES_AT_ONCE = 8192
 """Places of one pass over new prompts, unless a single prompt has more."""
+
+
+Done = Callable[[int], None]
 
 
 @dataclass(slots=True)
@@ -69,7 +73,7 @@ class Engine:
         prompts: Sequence[Prompt],
         decoding: Decoding | Sequence[Decoding],
         *,
-        done: Callable[[int], None] = lambda number: None,
+        done: Done = lambda number: None,
     ) -> list[Completion]:
         """A completion of every prompt. `decoding` is for all or one for each; `done` hears of each that ends.
 
@@ -77,40 +81,52 @@ class Engine:
             ValueError: a prompt whose images don't fill their places.
         """
         decodings = [decoding] * len(prompts) if isinstance(decoding, Decoding) else list(decoding)
-        completions = [Completion() for _ in prompts]
+        writing = _Writing(decodings, image_token=self.image_token)
         waiting = self._requests(prompts)
         for request in waiting:
             request.tokens = decodings[request.number].tokens
-        streams = [stream(one.seed, index) for index, one in enumerate(decodings)]
         waiting = self._ready([request for request in waiting if request.tokens])
-        tokens: dict[int, int] = {}  # the last of each prompt that is being written
-
-        def take(owners: Sequence[int], logits_BV: torch.Tensor) -> None:
-            assert self.session is not None
-            found = choose(
-                logits_BV,
-                [decodings[owner] for owner in owners],
-                streams=[streams[owner] for owner in owners],
-                image_token=self.image_token,
-                allowed=[decodings[owner].allowed(completions[owner].tokens) for owner in owners],
-            )
-            for owner, token, log_probability in zip(owners, *found, strict=True):
-                tokens[owner] = token
-                if _ended(completions[owner], token, log_probability=log_probability, decoding=decodings[owner]):
-                    del tokens[owner]
-                    self.session.release(owner)
-                    done(owner)
-
-        while waiting or tokens:
+        while waiting or writing.last:
             assert self.session is not None
             while waiting and self.session.free:
                 wave = self._wave(waiting)
                 owners = [request.number for request in wave]
                 hidden_BD = self.session.admit([request.prompt for request in wave], owners)
-                take(owners, self._logits(hidden_BD))
-            if tokens:
-                take(*self.session.step(tokens))
-        return completions
+                self._take(writing, owners, self._logits(hidden_BD), done=done)
+            if writing.last:
+                self._continue(writing, done=done)
+        return writing.completions
+
+    def _take(self, writing: "_Writing", owners: Sequence[int], logits_BV: torch.Tensor, *, done: Done) -> None:
+        assert self.session is not None
+        for owner in writing.take(owners, logits_BV):
+            self.session.release(owner)
+            done(owner)
+
+    def _continue(self, writing: "_Writing", *, done: Done) -> None:
+        """All rows a token further, or several where what was guessed is what comes."""
+        session, guesses = self.session, writing.guesses
+        assert session is not None
+        guessed = guesses.next(
+            {owner: np.append(session.held(owner), token) for owner, token in writing.last.items()},
+            most={owner: writing.room(owner) for owner in writing.last},
+        )
+        owners, logits_BTV = session.step({owner: [token, *guessed[owner]] for owner, token in writing.last.items()})
+        right = 0
+        going = list(enumerate(owners))
+        while going:
+            rows = [row for row, _ in going]
+            self._take(writing, [owner for _, owner in going], logits_BTV[rows, right], done=done)
+            ahead = []
+            for row, owner in going:
+                if owner not in writing.last:
+                    continue
+                if guessed[owner][right : right + 1] == [writing.last[owner]]:
+                    ahead.append((row, owner))
+                else:
+                    guesses.learn(owner, guessed=len(guessed[owner]), right=right)
+                    session.take_back(owner, len(guessed[owner]) - right)
+            going, right = ahead, right + 1
 
     def score(self, pairs: Sequence[tuple[Prompt, Sequence[int]]]) -> list[Score]:
         """How likely each continuation is after its prompt; prompts in common are computed once.
@@ -235,6 +251,39 @@ def generate(
 def score(model: MLLM, pairs: Sequence[tuple[Prompt, Sequence[int]]], *, image_token: int) -> list[Score]:
     """How likely each continuation is after its prompt."""
     return Engine(model, image_token=image_token).score(pairs)
+
+
+class _Writing:
+    """Texts on their way: what each has so far, and its last token, which its row has not taken in yet."""
+
+    def __init__(self, decodings: Sequence[Decoding], *, image_token: int):
+        self.decodings, self.image_token = decodings, image_token
+        self.completions = [Completion() for _ in decodings]
+        self.streams = [stream(one.seed, number) for number, one in enumerate(decodings)]
+        self.guesses = Guesses()
+        self.last: dict[int, int] = {}
+
+    def room(self, number: int) -> int:
+        """How many tokens may be guessed: one that is written after them needs no guess."""
+        return self.decodings[number].tokens - len(self.completions[number].tokens) - 1
+
+    def take(self, numbers: Sequence[int], logits_BV: torch.Tensor) -> list[int]:
+        """Add the next token to each of these texts; the numbers of those that end."""
+        found = choose(
+            logits_BV,
+            [self.decodings[number] for number in numbers],
+            streams=[self.streams[number] for number in numbers],
+            image_token=self.image_token,
+            allowed=[self.decodings[number].allowed(self.completions[number].tokens) for number in numbers],
+        )
+        ended = []
+        for number, token, log_probability in zip(numbers, *found, strict=True):
+            self.last[number] = token
+            completion, decoding = self.completions[number], self.decodings[number]
+            if _ended(completion, token, log_probability=log_probability, decoding=decoding):
+                del self.last[number]
+                ended.append(number)
+        return ended
 
 
 def _ended(completion: Completion, token: int, *, log_probability: float, decoding: Decoding) -> bool:

@@ -9,6 +9,7 @@ import torch
 from mm1.model.cache import Cache, Segment
 from mm1.model.mllm import MLLM
 from mm1.model.prompt import Features, Prompt, alike, content, embed_from, whole_images
+from mm1.model.threads import threads_for
 
 LEAST = 16
 """Places in common that are worth a copy of their keys, or a wait for them."""
@@ -163,21 +164,38 @@ class Session:
         return self.model.decoder(x_BTD, position_BT, cache=reading)
 
     @torch.inference_mode()
-    def step(self, tokens: Mapping[int, int]) -> tuple[list[int], torch.Tensor]:
-        """The owners of all rows in use, and logits [B, V] after each is continued by its token of `tokens`."""
+    def step(self, tokens: Mapping[int, Sequence[int]]) -> tuple[list[int], torch.Tensor]:
+        """The owners of all rows in use, and logits [B, T, V] after each of the tokens by which each is continued.
+
+        T is that of the longest; a row of fewer tokens has its last one's again.
+        """
         self._close_up()
         owners = [owner for owner in self.owners if owner is not None]
-        rows = np.arange(len(owners))
-        given = np.array([tokens[owner] for owner in owners])
-        filled = self._filled[rows]
-        self._content[rows, filled] = given
-        self._filled[rows] += 1
-        self.computed += len(rows)
-        position_B1 = torch.from_numpy(filled[:, None] + self.before).to(self.device)
-        cache = self.cache.view(slice(0, len(rows)), int(filled.max()) + 1)
-        x_B1D = self.model.decoder.embed(torch.from_numpy(given[:, None]).to(self.device))
-        hidden_B1D = self.model.decoder(x_B1D, position_B1, cache=cache)
-        return owners, self.model.decoder.logits(hidden_B1D[:, 0]).float()
+        row_B1 = np.arange(len(owners))[:, None]
+        news_B1 = np.array([[len(tokens[owner])] for owner in owners])
+        # a shorter row's last token comes again at its place, writing the same keys: behind it may be no room
+        index_BT = np.minimum(np.arange(news_B1.max()), news_B1 - 1)
+        given_BT = np.array([[tokens[owner][at] for at in at_T] for owner, at_T in zip(owners, index_BT, strict=True)])
+        place_BT = self._filled[row_B1] + index_BT
+        self._content[row_B1, place_BT] = given_BT
+        self._filled[row_B1] += news_B1
+        self.computed += int(news_B1.sum())
+        position_BT = torch.from_numpy(place_BT + self.before).to(self.device)
+        cache = self.cache.view(slice(0, len(owners)), int(place_BT.max()) + 1)
+        with threads_for(self.model.decoder, place_BT.size):
+            x_BTD = self.model.decoder.embed(torch.from_numpy(given_BT).to(self.device))
+            hidden_BTD = self.model.decoder(x_BTD, position_BT, cache=cache)
+            return owners, self.model.decoder.logits(hidden_BTD).float()
+
+    def held(self, owner: int) -> np.ndarray:
+        """What stands at the places of its row, the shared ones first."""
+        row = self.owners.index(owner)
+        own = self._content[row, : self._filled[row]]
+        return np.concatenate((self.prefix.content, own)) if self.prefix else own
+
+    def take_back(self, owner: int, places: int) -> None:
+        """The row of `owner` ends so many places earlier, as if they had not been."""
+        self._filled[self.owners.index(owner)] -= places
 
     def release(self, owner: int) -> None:
         """End the row of `owner`; it is free, and remembers what it held."""

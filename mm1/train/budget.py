@@ -18,6 +18,7 @@ from mm1.config import RunConfig
 from mm1.document import IGNORED, Batch
 from mm1.fields import ConfigError
 from mm1.model.mllm import MLLM
+from mm1.train.meter import costs
 from mm1.train.parallel import Layout, spread
 from mm1.train.parts import freeze, named_by
 from mm1.train.rates import Rates, seconds
@@ -149,6 +150,7 @@ class Planner:
         for name, parameter in mllm.named_parameters():
             weight = Weight(name, tuple(parameter.shape), parameter.requires_grad)
             self.units.setdefault(weight.unit, []).append(weight)
+        self._loss_passes = costs(run).passes["decoder"]  # all done forward: the loss makes its gradients at once
         self._simulated: dict[Any, list[Segment]] = {}
         self._sizes: dict[Setup, dict[str, Sizes]] = {}
 
@@ -162,6 +164,7 @@ class Planner:
                 flops[segment.part] += segment.flops() * self._share(segment) * split
         micro_batches = self.run.batch_rows / setup.micro_rows
         flops = {part: value * micro_batches for part, value in flops.items()}
+        flops["logits"] /= self._loss_passes
         seconds = self._seconds(setup, segments)
         done = 3 * sum(flops.values()) / (sum(seconds.values()) * setup.ranks * self.rates.peak)
         memory = self._memory(setup, segments)

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from mm1 import dist
+from mm1.disk import write_whole
 from mm1.train.boards import Board
 
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -100,9 +101,7 @@ class RunLog:
         if not self._path.exists():
             return
         kept = [line for line in self._path.read_text().splitlines() if _step(line) <= step]
-        part = self._path.with_suffix(".part")
-        part.write_text("".join(line + "\n" for line in kept))
-        part.replace(self._path)
+        write_whole(self._path, "".join(line + "\n" for line in kept))
 
 
 def _step(line: str) -> float:

@@ -5,15 +5,15 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from mm1.document import IGNORED, Batch
 from mm1.model.contrastive import Contrastive as ContrastiveModel
 from mm1.model.mllm import MLLM
 from mm1.model.moe import Routing
 
-CHUNK = 8192
-"""Trained places whose logits stand in memory at once; more are recomputed chunk by chunk."""
+LOGITS = {"cpu": 2**22, "cuda": 2**27}
+"""Logits in memory at once, by device: on a CPU as many as stay in its cache from one pass to the next."""
 
 
 @dataclass(slots=True)
@@ -95,39 +95,103 @@ class NextToken:
         hidden_BTD, layers = self._model(batch, self._image)
         targets = batch.targets_BT.flatten()
         learned = (targets != IGNORED).nonzero().squeeze(1)
-        with_z = self._z_weight > 0
-        found = cross_entropy(self._model, hidden_BTD.flatten(0, 1), targets=targets, places=learned, with_z=with_z)
-        losses = found[0]
+        found = cross_entropy(
+            self._model,
+            hidden_BTD.flatten(0, 1),
+            targets=targets,
+            places=learned,
+            z_weight=self._z_weight,
+            at_once=LOGITS[targets.device.type],
+        )
+        losses = found.losses
         origin = batch.source_B.repeat_interleave(batch.tokens_BT.shape[1])[learned]
         zeros = torch.zeros(len(self.sources), device=losses.device)
         return Loss(
-            total=losses.sum(),
+            total=found.total,
             weight=len(learned),
-            by_source=zeros.index_add(0, origin, losses.detach()),
-            weight_by_source=zeros.index_add(0, origin, torch.ones_like(losses.detach())),
+            by_source=zeros.index_add(0, origin, losses),
+            weight_by_source=zeros.index_add(0, origin, torch.ones_like(losses)),
             routing=Routing.of(layers, self._model.config.decoder.sparse, rows=len(batch.tokens_BT)),
-            z=self._z_weight * found[1].sum() if with_z else None,
+            z=found.z if self._z_weight else None,
         )
 
 
-def cross_entropy(
-    model: MLLM, hidden: torch.Tensor, *, targets: torch.Tensor, places: torch.Tensor, with_z: bool = False
-) -> torch.Tensor:
-    """The loss at each of `places` [1, places] (float32), with at most `CHUNK` rows of logits alive at a time.
+@dataclass(frozen=True, slots=True)
+class CrossEntropy:
+    """The loss at each place, their sum, and the z loss times its weight, summed; float32.
 
-    `with_z` adds a second row: the log of the sum of the logits' exponentials, squared.
+    Only the sum has a gradient, which is that of the z loss too: both are minimised together.
     """
 
-    def part(chunk: torch.Tensor) -> torch.Tensor:
-        rows = F.embedding(chunk, hidden)  # an index whose backward is deterministic
-        logits = model.decoder.logits(rows).float()
-        losses = [F.cross_entropy(logits, targets[chunk], reduction="none")]
-        return torch.stack([*losses, logits.logsumexp(-1).square()] if with_z else losses)
+    losses: torch.Tensor
+    total: torch.Tensor
+    z: torch.Tensor
 
-    chunks = places.split(CHUNK)
-    if len(chunks) <= 1:
-        return part(places)
-    return torch.cat([checkpoint(part, chunk, use_reentrant=False) for chunk in chunks], dim=1)
+
+def cross_entropy(
+    model: MLLM,
+    hidden: torch.Tensor,
+    *,
+    targets: torch.Tensor,
+    places: torch.Tensor,
+    at_once: int,
+    z_weight: float = 0.0,
+) -> CrossEntropy:
+    """The loss of the next token at `places`, with about `at_once` logits in memory."""
+    rows = F.embedding(places, hidden)  # an index whose backward is deterministic
+    weight, learns = model.decoder.output_weight(), torch.is_grad_enabled()
+    return CrossEntropy(*_CrossEntropy.apply(rows, weight, targets[places], z_weight, at_once, learns))
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The fields of `CrossEntropy`, of hidden states [R, D] of the R trained places and the output matrix [V, D].
+
+    The gradients are made with the losses, while a chunk's logits are there, and the backward pass scales them: logits
+    are neither kept nor computed again (Liger Kernel, arXiv 2410.10989).
+    """
+
+    @staticmethod
+    def forward(ctx, x_RD, weight_VD, target_R, z_weight, at_once, learns):
+        device = x_RD.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_RD.dtype
+        ctx.dtypes = x_RD.dtype, weight_VD.dtype
+        x_RD, weight_VD = x_RD.to(dtype), weight_VD.to(dtype)
+        x_learns, weight_learns = (learns and needed for needed in ctx.needs_input_grad[:2])
+        grad_x_RD = torch.empty_like(x_RD) if x_learns else None
+        # a sum over chunks: in float32, also of bfloat16 products
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if weight_learns else None
+        losses_R, logs_R = (x_RD.new_empty(len(x_RD), dtype=torch.float32) for _ in range(2))
+        chunk = max(1, at_once // len(weight_VD))
+        with torch.autocast(device, enabled=False):
+            for first in range(0, len(x_RD), chunk):
+                here = slice(first, first + chunk)
+                x, target = x_RD[here], target_R[here, None]
+                logits = (x @ weight_VD.t()).float()
+                part = logits.softmax(-1)
+                # the largest part is at least 1 / V: its logarithm gives the sum's, without a second pass of exp
+                logs = logits.amax(-1) - part.amax(-1).log()
+                losses_R[here], logs_R[here] = logs - logits.gather(1, target)[:, 0], logs
+                if z_weight:
+                    part *= 1 + 2 * z_weight * logs[:, None]
+                grad = part.scatter_(1, target, part.gather(1, target) - 1).to(dtype)
+                if grad_x_RD is not None:
+                    torch.mm(grad, weight_VD, out=grad_x_RD[here])
+                if grad_weight_VD is None:
+                    continue
+                if dtype == torch.float32:
+                    grad_weight_VD.addmm_(grad.t(), x)
+                else:
+                    grad_weight_VD += grad.t() @ x
+        ctx.save_for_backward(grad_x_RD, grad_weight_VD)
+        z = z_weight * logs_R.square().sum()
+        ctx.mark_non_differentiable(losses_R, z)
+        return losses_R, losses_R.sum(), z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, _losses, scale, _z):
+        grads = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return *(None if grad is None else (grad * scale).to(dtype) for grad, dtype in grads), None, None, None, None
 
 
 class Contrastive:

@@ -26,7 +26,7 @@ from mm1.document import IGNORED, Batch
 from mm1.model.layers import Mask, RMSNorm, document_mask
 from mm1.model.mllm import MLLM
 from mm1.model.moe import Linears, Routing
-from mm1.train.loss import cross_entropy
+from mm1.train.loss import LOGITS, cross_entropy
 
 Part = Literal["encoder", "connector", "decoder", "logits"]
 PARTS: tuple[Part, ...] = ("encoder", "connector", "decoder", "logits")
@@ -116,6 +116,8 @@ def _op(func: Any, args: Any, kwargs: Any, *, out: Any, moved: int) -> Op:
         return Op("attention", flops, moved)
     if func is torch.ops.aten._grouped_mm.default:  # not in torch's own list (2.13)
         return Op("matmul", 2.0 * args[0].numel() * args[1].shape[-1], moved)
+    if func is torch.ops.aten.addmm_.default:  # nor is this: a sum of products made in its place
+        return Op("matmul", 2.0 * args[1].numel() * args[2].shape[-1], moved)
     count = flop_registry.get(func.overloadpacket)
     return Op("other", 0.0, moved) if count is None else Op("matmul", float(count(*args, **kwargs, out_val=out)), moved)
 
@@ -168,20 +170,21 @@ def simulate(
         with Tally() as tally:
             tally.know(*mllm.parameters(), *mllm.buffers(), *_tensors(batch), places)
             _hook(mllm, tally)
-            loss = _loss(mllm, batch, mask=mask, places=places, with_z=run.z_weight > 0)
+            loss = _loss(mllm, batch, mask=mask, places=places, low=low)
             tally.mark("logits", None, backward=True)
             loss.backward()
     return deepened([segment for segment in tally.segments if segment.ops or segment.change], run.model)
 
 
-def _loss(mllm: MLLM, batch: Batch, *, mask: Mask, places: torch.Tensor, with_z: bool) -> torch.Tensor:
+def _loss(mllm: MLLM, batch: Batch, *, mask: Mask, places: torch.Tensor, low: bool) -> torch.Tensor:
     """What `NextToken` minimises; it would look into the batch, which has no data here."""
     x_BTD = mllm.embed(batch.tokens_BT, mllm.encode_images(batch.images_NCYX), image_token=-1)
     hidden_BTD, layers = mllm.decoder.routed(x_BTD, batch.position_BT, mask=mask, real_BT=batch.document_BT > 0)
     targets = batch.targets_BT.flatten()
-    losses = cross_entropy(mllm, hidden_BTD.flatten(0, 1), targets=targets, places=places, with_z=with_z)
+    at_once = LOGITS["cuda" if low else "cpu"]
+    total = cross_entropy(mllm, hidden_BTD.flatten(0, 1), targets=targets, places=places, at_once=at_once).total
     routing = Routing.of(layers, mllm.config.decoder.sparse, rows=len(batch.tokens_BT))
-    return losses.sum() if routing is None else losses.sum() + routing.penalty
+    return total if routing is None else total + routing.penalty
 
 
 def _as_on_gpus(mllm: MLLM) -> None:

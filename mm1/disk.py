@@ -1,0 +1,19 @@
+"""Files that are on disk whole or not at all, whenever a process is killed."""
+
+import os
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whose earlier content stays until all of `text` is there."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def sync(folder: Path) -> None:
+    """Wait until the folder and its files are on disk, so that a rename can't overtake its content."""
+    for path in [*folder.iterdir(), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
