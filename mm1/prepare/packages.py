@@ -7,6 +7,7 @@ its name says: a registry that serves another file under the same name is refuse
 
 import hashlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -70,11 +71,16 @@ def fetch(package: Package, cache: Path) -> Path:
             f"{package.title}: the file served has sha256 {found}, expected {package.sha256}; it was discarded "
             "and nothing of it was read"
         )
-    part = folder.with_name(folder.name + ".part")
+    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     unpack(archive, part)
-    part.rename(folder)
+    try:
+        part.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(part)
+        if not folder.is_dir():
+            raise
     return folder
 
 
