@@ -41,7 +41,7 @@ from mm1.hf.convert import decoder_config_to_hf, decoder_from_hf
 from mm1.hf.layouts import vision_from_hf
 from mm1.hf.vision import vision_config_from_hf
 from mm1.model import sizes
-from mm1.model.layers import document_mask
+from mm1.model.attention import document_mask
 from mm1.model.mllm import MLLM
 from mm1.model.vision import normalise
 from mm1.train.loss import LOGITS, NextToken, cross_entropy

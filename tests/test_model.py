@@ -8,18 +8,11 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from mm1.architecture import DecoderConfig, VisionConfig
 from mm1.fields import choices
-from mm1.model import layers, sizes
+from mm1.model import attention as kernels
+from mm1.model import sizes
+from mm1.model.attention import Causal, Groups, attention, dense_mask, document_mask
 from mm1.model.connector import KINDS
-from mm1.model.layers import (
-    ACTIVATIONS,
-    Causal,
-    Groups,
-    attention,
-    dense_mask,
-    document_mask,
-    resize_grid,
-    rotary_angles,
-)
+from mm1.model.layers import ACTIVATIONS, resize_grid, rotary_angles
 from mm1.model.mllm import MLLM
 from mm1.model.vision import Vision
 
@@ -75,14 +68,27 @@ def test_grouped_attention_equals_dense(seed):
         torch.testing.assert_close(grouped, dense, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("places", [kernels.BLOCK, kernels.BLOCK + 1, 2 * kernels.BLOCK, 150])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_causal_attention_learns_as_the_dense_one(places, kv_heads):
+    document_BT = torch.ones(2, places, dtype=torch.int64)
+    q, k, v = (torch.randn(2, places, heads, 8, requires_grad=True) for heads in (4, kv_heads, kv_heads))
+    results = []
+    for mask in (Causal(), dense_mask(document_BT)):
+        out = attention(q, k, v_BLKW=v, mask=mask)
+        results.append((out, *torch.autograd.grad(weighted(out), (q, k, v))))
+    for causal, dense in zip(*results, strict=True):
+        torch.testing.assert_close(causal, dense, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_block_mask_equals_dense(monkeypatch):
     """What a GPU gets, here uncompiled."""
-    monkeypatch.setattr(layers, "_flex", lambda: flex_attention)
-    monkeypatch.setattr(layers, "_create_block_mask", lambda: create_block_mask)
+    monkeypatch.setattr(kernels, "_flex", lambda: flex_attention)
+    monkeypatch.setattr(kernels, "_create_block_mask", lambda: create_block_mask)
     document_BT = torch.repeat_interleave(torch.tensor([[1, 2, 0], [1, 2, 3]]), 64, dim=1)
     document_BT[1, 64:70] = 1
-    mask = layers._block_mask(document_BT)
+    mask = kernels._block_mask(document_BT)
     q, k, v = (torch.randn(2, 192, heads, 16) for heads in (4, 2, 2))
     torch.testing.assert_close(
         attention(q, k, v_BLKW=v, mask=mask),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mm1.architecture import DecoderConfig
-from mm1.model.layers import Causal, attention
+from mm1.model.attention import Causal, attention
 
 SCORES_AT_ONCE = 1 << 24
 """Attention scores of one piece of a pass over shared places: 64 MB in fp32."""

@@ -13,9 +13,10 @@ from torch import nn
 
 from mm1.architecture import ModelConfig
 from mm1.document import Batch
+from mm1.model.attention import document_mask
 from mm1.model.decoder import Decoder
 from mm1.model.efficientnet import KINDS
-from mm1.model.layers import document_mask, initialise, linear
+from mm1.model.layers import initialise, linear
 
 LARGEST_SCALE = 100.0
 """Where CLIP clamps the inverse temperature, for stability (section 2.5)."""

@@ -5,18 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mm1.architecture import DecoderConfig
+from mm1.model.attention import Causal, Mask, attention
 from mm1.model.cache import Cache, Reading
-from mm1.model.layers import (
-    Causal,
-    Mask,
-    RMSNorm,
-    SwiGLU,
-    attention,
-    linear,
-    residual_scale,
-    rotary_angles,
-    rotate,
-)
+from mm1.model.layers import RMSNorm, SwiGLU, linear, residual_scale, rotary_angles, rotate
 from mm1.model.moe import LayerRouting, SparseFeedForward
 
 

@@ -7,9 +7,10 @@ from torch import nn
 from mm1.architecture import ModelConfig
 from mm1.document import Batch
 from mm1.model import efficientnet
+from mm1.model.attention import document_mask
 from mm1.model.connector import KINDS
 from mm1.model.decoder import Decoder
-from mm1.model.layers import document_mask, initialise
+from mm1.model.layers import initialise
 from mm1.model.moe import LayerRouting
 
 

@@ -44,7 +44,7 @@ log = logging.getLogger("mm1")
 
 aten = torch.ops.aten
 COSTLY = {
-    *(aten.mm.default, aten.addmm.default, aten.bmm.default, aten._grouped_mm.default),
+    *(aten.mm.default, aten.addmm.default, aten._grouped_mm.default),
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,
@@ -53,7 +53,10 @@ COSTLY = {
     torch.ops._c10d_functional.all_to_all_single.default,
     torch.ops._c10d_functional.all_reduce.default,
 }
-"""What selective recomputation keeps: products, attention, what came from other ranks."""
+"""What selective recomputation keeps: products, attention, what came from other ranks.
+
+Attention by blocks on a CPU is made again: its batched products are changed in place, which a kept one must not be.
+"""
 
 
 @dataclass(frozen=True, slots=True)

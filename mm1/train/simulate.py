@@ -23,7 +23,8 @@ from torch.utils.flop_counter import flop_registry
 from mm1.architecture import ModelConfig
 from mm1.config import RunConfig
 from mm1.document import IGNORED, Batch
-from mm1.model.layers import Mask, RMSNorm, document_mask
+from mm1.model.attention import Mask, document_mask
+from mm1.model.layers import RMSNorm
 from mm1.model.mllm import MLLM
 from mm1.model.moe import Linears, Routing
 from mm1.train.loss import LOGITS, cross_entropy
@@ -116,7 +117,7 @@ def _op(func: Any, args: Any, kwargs: Any, *, out: Any, moved: int) -> Op:
         return Op("attention", flops, moved)
     if func is torch.ops.aten._grouped_mm.default:  # not in torch's own list (2.13)
         return Op("matmul", 2.0 * args[0].numel() * args[1].shape[-1], moved)
-    if func is torch.ops.aten.addmm_.default:  # nor is this: a sum of products made in its place
+    if func in (torch.ops.aten.addmm_.default, torch.ops.aten.baddbmm_.default):  # nor are sums made in their place
         return Op("matmul", 2.0 * args[1].numel() * args[2].shape[-1], moved)
     count = flop_registry.get(func.overloadpacket)
     return Op("other", 0.0, moved) if count is None else Op("matmul", float(count(*args, **kwargs, out_val=out)), moved)
