@@ -12,8 +12,8 @@ from mm1.train import loss
 from mm1.train.loss import Loss, NextToken, cross_entropy
 
 VOCABULARY = 64
-CHUNKS = (1, 7 * VOCABULARY, 2**20)
-"""Logits at once: fewer than those of a place, of seven places, of all."""
+CHUNKS = (1, 2 * loss.ALIGNED * VOCABULARY, 2**20)
+"""Logits at once, of 39 trained places: as few as can be, of most places, of all."""
 
 
 def batch() -> Batch:
