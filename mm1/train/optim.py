@@ -6,17 +6,21 @@ from torch import nn
 from mm1.config import OptimConfig
 from mm1.train import parts
 
+MOMENTUM = 0.95
+QUINTIC = (3.4445, -4.7750, 2.0315)
+"""Factors of x, x^3 and x^5, whose repetition brings singular values near 1 (https://kellerjordan.github.io/posts/muon/)."""
+
 
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for the groups marked `orthogonal`, AdamW for the others, as one optimizer.
 
-    Both are torch's own and work on this one's groups and state, so a checkpoint holds a single optimizer.
+    Both work on this one's groups and state, so a checkpoint holds a single optimizer.
     """
 
     def __init__(self, groups: list[dict], optim: OptimConfig, *, peak: float):
         self._parts = {
             orthogonal: make(mine, optim, peak=peak)
-            for orthogonal, make in ((True, _orthogonal), (False, _adamw))
+            for orthogonal, make in ((True, Muon), (False, _adamw))
             if (mine := [group for group in groups if group["orthogonal"] == orthogonal])
         }
         super().__init__([group for part in self._parts.values() for group in part.param_groups], {})
@@ -28,6 +32,41 @@ class MuonAdamW(torch.optim.Optimizer):
             part.param_groups = [group for group in self.param_groups if group["orthogonal"] == orthogonal]
             part.state = self.state
             part.step(closure)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon of matrices, with Nesterov's momentum.
+
+    Updates have the size of AdamW's, so one learning rate fits both (arXiv 2502.16982). Not torch's: that iterates in
+    bfloat16 everywhere, and a CPU without units for it took 25 seconds for a step of 9 M parameters; this takes 0.8.
+    """
+
+    def __init__(self, groups: list[dict], optim: OptimConfig, *, peak: float):
+        super().__init__(groups, {"lr": peak, "weight_decay": optim.weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    momentum = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+                    momentum.lerp_(parameter.grad, 1 - MOMENTUM)
+                    update = _orthogonal(parameter.grad.lerp(momentum, MOMENTUM))
+                    size = 0.2 * max(parameter.shape) ** 0.5
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update, alpha=-group["lr"] * size)
+
+
+def _orthogonal(gradient: torch.Tensor) -> torch.Tensor:
+    """Nearly the nearest matrix of orthonormal rows, or columns if they are fewer: five steps of Newton-Schulz."""
+    x = gradient.bfloat16() if gradient.device.type == "cuda" else gradient
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = QUINTIC[0] * x + (QUINTIC[1] * gram + QUINTIC[2] * (gram @ gram)) @ x
+    return x.T if tall else x
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -65,11 +104,6 @@ class Adafactor(torch.optim.Optimizer):
 
 def _mean(state: dict[str, torch.Tensor], name: str, squares: torch.Tensor, *, new: float) -> torch.Tensor:
     return state.setdefault(name, torch.zeros_like(squares)).lerp_(squares, new)
-
-
-def _orthogonal(groups: list[dict], optim: OptimConfig, *, peak: float) -> torch.optim.Optimizer:
-    """With this adjustment an update has the size of AdamW's, so one learning rate fits both (arXiv 2502.16982)."""
-    return torch.optim.Muon(groups, lr=peak, adjust_lr_fn="match_rms_adamw")
 
 
 def _adamw(groups: list[dict], optim: OptimConfig, *, peak: float) -> torch.optim.Optimizer:
