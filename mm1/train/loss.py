@@ -142,8 +142,44 @@ def cross_entropy(
 ) -> CrossEntropy:
     """The loss of the next token at `places`, with about `at_once` logits in memory."""
     rows = F.embedding(places, hidden)  # an index whose backward is deterministic
-    weight, learns = model.decoder.output_weight(), torch.is_grad_enabled()
-    return CrossEntropy(*_CrossEntropy.apply(rows, weight, targets[places], z_weight, at_once, learns))
+    make = _CrossEntropy.apply if torch.is_grad_enabled() else _without_gradients
+    return CrossEntropy(*make(rows, model.decoder.output_weight(), targets[places], z_weight, at_once))
+
+
+def _without_gradients(
+    x_RD: torch.Tensor, weight_VD: torch.Tensor, target_R: torch.Tensor, z_weight: float, at_once: int
+) -> tuple[torch.Tensor, ...]:
+    """The fields of `CrossEntropy`, some classes C of all places at a time: few enough logits to stay in a cache."""
+    rows, x_RD, target_R = _aligned(x_RD, target_R)
+    classes = max(1, at_once // 8 // max(1, len(x_RD)) // ALIGNED) * ALIGNED
+    logs, chosen_R = [], torch.zeros_like(target_R, dtype=torch.float32)
+    for first, weight_CD in zip(range(0, len(weight_VD), classes), weight_VD.split(classes), strict=True):
+        logits_RC = F.linear(x_RD, weight_CD).float()
+        here_R = target_R - first
+        within_R = (here_R >= 0) & (here_R < len(weight_CD))
+        found_R = logits_RC.gather(1, here_R.clamp(0, len(weight_CD) - 1)[:, None])[:, 0]
+        chosen_R = torch.where(within_R, found_R, chosen_R)
+        logs.append(_log_sum(logits_RC, 1)[0])
+    logs_R = torch.stack(logs).logsumexp(0)[:rows]
+    losses_R = logs_R - chosen_R[:rows]
+    return losses_R, losses_R.sum(), z_weight * logs_R.square().sum()
+
+
+def _aligned(x_RD: torch.Tensor, target_R: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """How many places there are, and both with places of zeros behind, up to a multiple of `ALIGNED`.
+
+    Products with odd ends took half as long again; zeros add nothing to the gradient of the output matrix.
+    """
+    rows = len(x_RD)
+    return rows, F.pad(x_RD, (0, 0, 0, -rows % ALIGNED)), F.pad(target_R, (0, -rows % ALIGNED))
+
+
+def _log_sum(logits: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logarithm of the sum of exponentials along `axis`, and their parts in it, which take the logits' memory."""
+    largest = logits.amax(axis)
+    parts = torch.softmax(logits, axis, out=logits)
+    # the largest part is at least 1 / V: its logarithm gives the sum's, without a second pass of exp
+    return largest - parts.amax(axis).log(), parts
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -155,14 +191,13 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_RD, weight_VD, target_R, z_weight, at_once, learns):
+    def forward(ctx, x_RD, weight_VD, target_R, z_weight, at_once):
         device = x_RD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_RD.dtype
         ctx.dtypes = x_RD.dtype, weight_VD.dtype
-        rows, weight_VD = len(x_RD), weight_VD.to(dtype)
-        # zeros up to a multiple, which learn nothing: products with odd ends took half as long again
-        x_RD, target_R = F.pad(x_RD.to(dtype), (0, 0, 0, -rows % ALIGNED)), F.pad(target_R, (0, -rows % ALIGNED))
-        x_learns, weight_learns = (learns and needed for needed in ctx.needs_input_grad[:2])
+        weight_VD = weight_VD.to(dtype)
+        rows, x_RD, target_R = _aligned(x_RD.to(dtype), target_R)
+        x_learns, weight_learns = ctx.needs_input_grad[:2]
         grad_x_RD = torch.empty_like(x_RD) if x_learns else None
         # a sum over chunks: in float32, also of bfloat16 products
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if weight_learns else None
@@ -173,10 +208,8 @@ class _CrossEntropy(torch.autograd.Function):
                 here = slice(first, first + chunk)
                 x_PD, target_1P = x_RD[here], target_R[None, here]
                 logits_VP = (weight_VD @ x_PD.t()).float()
-                largest_P, chosen_P = logits_VP.amax(0), logits_VP.gather(0, target_1P)[0]
-                part_VP = torch.softmax(logits_VP, 0, out=logits_VP)
-                # the largest part is at least 1 / V: its logarithm gives the sum's, without a second pass of exp
-                logs_P = largest_P - part_VP.amax(0).log()
+                chosen_P = logits_VP.gather(0, target_1P)[0]
+                logs_P, part_VP = _log_sum(logits_VP, 0)
                 losses_R[here], logs_R[here] = logs_P - chosen_P, logs_P
                 if z_weight:
                     part_VP *= 1 + 2 * z_weight * logs_P
@@ -199,7 +232,7 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx, _losses, scale, _z):
         grads = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         # in place: they serve once, and a second matrix as large as the output's would cost a pass of memory
-        return *(None if grad is None else grad.mul_(scale).to(dtype) for grad, dtype in grads), None, None, None, None
+        return *(None if grad is None else grad.mul_(scale).to(dtype) for grad, dtype in grads), None, None, None
 
 
 class Contrastive:
