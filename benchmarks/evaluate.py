@@ -87,7 +87,7 @@ def smollm2_subject(run: Path | None, folder: Path) -> Subject:
     model.initialise(0)
     model.vision.load_state_dict(state)
     model.decoder.load_state_dict(language.weights)
-    (folder / "tokenizer.json").write_text(json.dumps(language.tokenizer))
+    (folder / "tokenizer.json").write_text(json.dumps(language.words.tokenizer))
     return Subject("SmolLM2-135M + ViT-S/14", model.eval(), Tokenizer(folder))
 
 
