@@ -10,8 +10,8 @@ from mm1.model.decoder import Decoder
 PLACES_OF_A_READING = 8
 """Places whose products take as long as reading the matrix from memory."""
 
-WORTH_WAKING = 1 << 26
-"""Multiplications of a matrix product from which on several threads are faster than one: about a millisecond."""
+WORTH_WAKING = 1 << 24
+"""Multiplications of a matrix product from which on several threads are faster than one."""
 
 
 @contextmanager
