@@ -55,9 +55,8 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(mlp_width, width, bias=bias)
 
     def forward(self, x):
-        if self.gate is not None:
-            return self.down(self.activation(self.gate(x)) * self.up(x))
-        return self.down(self.activation(self.up(x)))
+        opened = self.activation((self.gate or self.up)(x))
+        return self.down(opened * self.up(x) if self.gate else opened)
 
 
 class Attention(nn.Module):
@@ -158,12 +157,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, x_NYXC):
         y_NYXC = F.silu(self.inner_norm(self.inner(x_NYXC)))
-        y_NYXC = self.depthwise(y_NYXC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        y_NYXC = F.silu(self.depthwise_norm(y_NYXC))
+        y_NYXC = F.silu(self.depthwise_norm(self.depthwise(y_NYXC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
         y_NYXC = y_NYXC * self.excite(F.silu(self.squeeze(y_NYXC.mean((1, 2), keepdim=True)))).sigmoid()
         y_NYXC = self.out_norm(self.out(y_NYXC))
-        if self.shortcut is not None:
-            x_NYXC = self.shortcut_norm(self.shortcut(x_NYXC))
+        x_NYXC = self.shortcut_norm(self.shortcut(x_NYXC)) if self.shortcut else x_NYXC
         return F.silu(x_NYXC + y_NYXC)
 
 
@@ -346,8 +343,6 @@ def visible(attention_mask, places):
 
 class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = MM1Config
-    base_model_prefix = ""
-    main_input_name = "input_ids"
     _supports_sdpa = True
 
     def __init__(self, config):
@@ -394,3 +389,11 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits_BTV = self.decoder.logits(hidden_BTD[:, kept])
         loss = None if labels is None else self.loss_function(logits_BTV, labels, self.config.vocab_size)
         return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, past_key_values=past_key_values)
+
+    def _expand_inputs_for_generation(self, expand_size=1, pixel_values=None, **inputs):
+        found = super()._expand_inputs_for_generation(expand_size, **inputs)
+        if pixel_values is not None:  # all pictures of a row go with each of its copies
+            places_B = (inputs["input_ids"] == self.config.image_token_id).sum(1)
+            of_rows = pixel_values.split((places_B * len(pixel_values) // places_B.sum()).tolist())
+            found[1]["pixel_values"] = torch.cat([x for x in of_rows for _ in range(expand_size)])
+        return found
