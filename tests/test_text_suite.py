@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import small
 import torch
+from pair import Pair
 
 from mm1.eval.answerers import Ours
 
@@ -50,16 +51,16 @@ def a_task(name: str, path: Path, **more) -> dict:
     return {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test", **more}
 
 
-@pytest.mark.long  # lm-eval looks through its thousands of task files first
-def test_lm_eval_scores_our_model(ours: Ours, tmp_path: Path):
-    from mm1.eval.text_suite import SUITE, evaluate_text
+ROWS = [
+    {"question": f"which {word}", "choices": ["abc", "zz", "hello you"], "gold": n % 3}
+    for n, word in enumerate(["one", "two", "three", "four", "five", "six"])
+]
 
-    rows = [
-        {"question": f"which {word}", "choices": ["abc", "zz", "hello you"], "gold": n % 3}
-        for n, word in enumerate(["one", "two", "three", "four", "five", "six"])
-    ]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+def three_tasks(folder: Path) -> list[dict]:
+    """A task of each kind of request."""
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     chosen = a_task(
         "arc_easy",
         path,
@@ -86,14 +87,39 @@ def test_lm_eval_scores_our_model(ours: Ours, tmp_path: Path):
         generation_kwargs={"until": ["\n"], "max_gen_toks": 4},
         metric_list=[{"metric": "exact_match"}],
     )
-    scores = evaluate_text(ours, folder=tmp_path / "eval", limit=None, tasks=[chosen, rolled, written])
-    likely = [[nats(ours, f"{row['question']}?", f" {text}") for text in row["choices"]] for row in rows]
-    right = [row["gold"] == max(range(3), key=of.__getitem__) for row, of in zip(rows, likely, strict=True)]
+    return [chosen, rolled, written]
+
+
+@pytest.mark.long  # lm-eval looks through its thousands of task files first
+def test_lm_eval_scores_our_model(ours: Ours, tmp_path: Path):
+    from mm1.eval.text_suite import SUITE, evaluate_text
+
+    scores = evaluate_text(ours, folder=tmp_path / "eval", limit=None, tasks=three_tasks(tmp_path))
+    likely = [[nats(ours, f"{row['question']}?", f" {text}") for text in row["choices"]] for row in ROWS]
+    right = [row["gold"] == max(range(3), key=of.__getitem__) for row, of in zip(ROWS, likely, strict=True)]
     assert scores["arc_easy"] == pytest.approx(100 * sum(right) / 6)
-    words = sum(len(row["question"].split()) for row in rows)
-    whole = sum(nats(ours, "", row["question"]) for row in rows)
+    words = sum(len(row["question"].split()) for row in ROWS)
+    whole = sum(nats(ours, "", row["question"]) for row in ROWS)
     assert scores["rolled"] == pytest.approx(100 * math.exp(-whole / words), rel=1e-4)
     assert scores["webqs"] == 0
     kept = json.loads((tmp_path / "eval" / "text.json").read_text())
     assert kept["scores"] == scores
     assert {"piqa", "hellaswag", "triviaqa", "webqs", "lambada_openai", "winogrande", "sciq"} < SUITE.keys()
+
+
+def text_of_rank(rank: int, folder: Path) -> None:
+    from mm1.eval.text_suite import evaluate_text
+
+    model = Ours(small.model().eval(), Letters(), name="small", rows=3)
+    evaluate_text(model, folder=folder, limit=None, tasks=three_tasks(folder.parent))
+
+
+@pytest.mark.long  # lm-eval looks through its thousands of task files first
+def test_ranks_share_the_requests_out(ours: Ours, tmp_path: Path):
+    from mm1.eval.text_suite import evaluate_text
+
+    evaluate_text(ours, folder=tmp_path / "alone", limit=None, tasks=three_tasks(tmp_path))
+    pair = Pair(text_of_rank, tmp_path / "both")
+    assert pair.end() == [0, 0], pair.said()
+    alone, both = (json.loads((tmp_path / name / "text.json").read_text()) for name in ("alone", "both"))
+    assert alone == both

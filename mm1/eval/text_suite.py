@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 try:
@@ -13,9 +14,11 @@ try:
 except ImportError as error:
     raise ValueError(f"the text suite needs EleutherAI's lm-eval ({error}); pip install 'mm1[lm-eval]'") from error
 
+from mm1 import dist
 from mm1.disk import write_whole
 from mm1.document import Document, Text
 from mm1.eval.answerers import Ours
+from mm1.eval.harness import PATIENCE
 from mm1.model.generate import score
 from mm1.model.prompt import Prompt
 
@@ -34,10 +37,16 @@ SUITE = {
 
 
 class TextModel(TemplateLM):
-    """A model of mm1 as lm-eval drives one: likelihoods of continuations, and texts up to a stop string."""
+    """A model of mm1 as lm-eval drives one: likelihoods of continuations, and texts up to a stop string.
+
+    lm-eval shares a task's requests out over the ranks, and gathers what they say.
+    """
+
+    device = torch.device("cpu")  # where counts of requests are gathered
 
     def __init__(self, ours: Ours):
         super().__init__()
+        self._rank, self._world_size = dist.rank(), dist.world()
         self.ours, self._begins = ours, ours.tokenizer.begin
 
     @property
@@ -47,6 +56,16 @@ class TextModel(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         return (self._begins or [self.eot_token_id])[0]
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.stack(dist.gathered(tensor))
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        found = dist.gathered(obj)
+        return found if dist.rank() == dst else None
+
+    def barrier(self) -> None:
+        dist.gathered(None)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         return self.ours.tokenizer.encode(string)
@@ -87,9 +106,14 @@ def evaluate_text(
 ) -> dict[str, float]:
     """Each task's score in percent, and their mean, as they are written to `folder/text.json`.
 
-    lm-eval fetches the data by itself, or finds them in the cache of `datasets`.
+    lm-eval fetches the data by itself, or finds them in the cache of `datasets`. Ranks share the
+    requests out; rank 0 has the scores.
     """
-    found = simple_evaluate(model=TextModel(ours), tasks=list(tasks), limit=limit, log_samples=False, bootstrap_iters=0)
+    with dist.connected(patience=PATIENCE):
+        model = TextModel(ours)
+        found = simple_evaluate(model=model, tasks=list(tasks), limit=limit, log_samples=False, bootstrap_iters=0)
+    if dist.rank():
+        return {}
     scores = {name: 100 * _wanted(name, values) for name, values in found["results"].items()}
     scores["mean"] = sum(scores.values()) / len(scores)
     folder.mkdir(parents=True, exist_ok=True)
