@@ -26,7 +26,7 @@ app = typer.Typer(
 
 
 class Engine(StrEnum):
-    """Where a preparation is done."""
+    """Where parts are done."""
 
     native = "native"
     ray = "ray"
@@ -116,6 +116,7 @@ def budget(
     "eval",
     epilog="Examples: `mm1 eval runs/demo/tiny --shots 0,4,8 --limit 200`, "
     "`mm1 eval runs/3b --tasks vqav2,coco --data benchmarks --trials 3`, "
+    "`mm1 eval runs/3b --tasks vqav2,coco --data benchmarks --runner ray --workers 8`, "
     "`mm1 eval hf:llava-1.5-7b --tasks mmbench --data MMBench --shots 0`, `mm1 eval --compare runs/a runs/b`",
 )
 def evaluate(
@@ -127,6 +128,11 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Folder of a published data set; with several, of folders by task.")] = "",
     split: Annotated[str, typer.Option(help="Split that is asked; each task has its own default.")] = "",
     form: Annotated[str, typer.Option(help="plain: a text to continue; chat: a turn; each task has a default.")] = "",
+    runner: Annotated[
+        Engine, typer.Option(help="native: here, or on torchrun's ranks. ray: on a cluster.")
+    ] = Engine.native,
+    workers: Annotated[int, typer.Option(help="Of Ray, each with the model.", min=1)] = 1,
+    address: Annotated[str, typer.Option(help="Of the Ray cluster; without it Ray is started here.")] = "",
     trials: Annotated[int, typer.Option(help="Times that shots are drawn.", min=1)] = 1,
     same_shots: Annotated[bool, typer.Option("--same-shots", help="One draw of shots for all queries.")] = False,
     similar_shots: Annotated[bool, typer.Option("--similar-shots", help="Shots with similar pictures: RICES.")] = False,
@@ -134,6 +140,7 @@ def evaluate(
     reasoning: Annotated[bool, typer.Option("--reasoning", help="Chain-of-thought shots.")] = False,
     full_shots: Annotated[int, typer.Option(help="Query and last shots in full resolution; -1: none.", min=-1)] = -1,
     by: Annotated[str, typer.Option(help="written answers, or choices by likelihood.")] = "written",
+    beams: Annotated[int, typer.Option(help="Texts followed side by side; 1: greedy.", min=1)] = 1,
     judge: Annotated[str, typer.Option(help="Server whose model judges open answers, http://.../v1.")] = "",
     judge_model: Annotated[str, typer.Option(help="Its model's name.")] = "",
     model: Annotated[str, typer.Option(help="The model's name on an http:// server.")] = "",
@@ -144,6 +151,7 @@ def evaluate(
 
     Answers, scores and a page of them go to RUN/eval. Finished parts are not done again.
     """
+    from mm1.cluster import Runner
     from mm1.eval.call import Call, compare_runs
 
     if compare is not None:
@@ -165,9 +173,11 @@ def evaluate(
         reasoning=reasoning,
         full=None if full_shots < 0 else full_shots,
         by=_one_of(by, "--by", ("written", "likelihood")),
+        beams=beams,
         judge=(judge, judge_model),
         model=model,
         to=to,
+        runner=Runner(runner.value, address, workers),
     ).run()
 
 
@@ -250,7 +260,7 @@ def prepare(
         build_sample(to or Path("sample"), cache=cache, large=large)
         typer.echo(f"card: {(to or Path('sample')) / 'card.html'}")
         return
-    from mm1.prepare.engine import Runner
+    from mm1.cluster import Runner
     from mm1.prepare.order import order_of
     from mm1.prepare.work import prepare as prepare_inputs
 

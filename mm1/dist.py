@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -36,15 +37,18 @@ def device() -> torch.device:
 
 
 @contextmanager
-def connected() -> Iterator[None]:
-    """The ranks that torchrun started, able to talk; a single process, or one that is connected, as it is."""
+def connected(*, patience: timedelta | None = None) -> Iterator[None]:
+    """The ranks that torchrun started, able to talk; a single process, or one that is connected, as it is.
+
+    Who waits for the others gives up after `patience`; torch's own is half an hour, with NCCL ten minutes.
+    """
     if world() == 1 or torch_dist.is_initialized():
         yield
         return
     if device().type == "cuda":
         torch.cuda.set_device(device())
     # gloo for what ranks tell each other, also where gradients go by nccl: no word then waits for the device
-    torch_dist.init_process_group("cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo")
+    torch_dist.init_process_group("cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo", timeout=patience)
     try:
         yield
     finally:

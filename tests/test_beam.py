@@ -8,7 +8,7 @@ import torch
 from small import IMAGE, doc
 from test_generate import MODEL, prompt
 
-from mm1.model.beam import Beams, search
+from mm1.model.beam import Beams, search, search_all
 from mm1.model.generate import score
 from mm1.model.mllm import MLLM
 from mm1.model.prompt import Prompt
@@ -51,3 +51,31 @@ def test_a_search_as_wide_as_the_vocabulary_finds_the_likeliest_text():
     best = max(range(len(texts)), key=lambda number: scores[number].log_probability)
     assert found.tokens == texts[best]
     assert found.log_probability == pytest.approx(scores[best].log_probability, abs=1e-4)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_many_searches_find_what_each_alone_finds(width: int):
+    shots = prompt(doc("image", 12, "image", 9, seed=1))
+    queries = [prompt(doc("image", 2 + seed, seed=seed)) for seed in (2, 3, 4)]
+    asked = [Prompt([*shots.tokens, *one.tokens], [*shots.images, *one.images]) for one in queries]
+    how = {"image_token": IMAGE, "decoding": Decoding(tokens=5, stop_tokens=frozenset(ENDS)), "beams": Beams(width)}
+    ended: list[int] = []
+    found = search_all(MODEL, asked, **how, done=ended.append)
+    assert ended == [0, 1, 2]
+    for one, alone in zip(found, [search(MODEL, only, **how) for only in asked], strict=True):
+        assert (one.tokens, one.reason) == (alone.tokens, alone.reason)
+        assert one.log_probability == pytest.approx(alone.log_probability, abs=1e-4)
+
+
+def test_a_text_ends_with_its_stop_string():
+    asked = prompt(doc("image", 3, seed=4))
+    stops = {4, 5, 6, 8, 10, 12, 14, 16, 18, 22}
+    decoding = Decoding(tokens=2, stopped=lambda tokens: tokens[-1] in stops)
+    found = search(MODEL, asked, image_token=IMAGE, decoding=decoding, beams=Beams(64, 0.0))
+    tokens = [n for n in range(64) if n != IMAGE]
+    texts = [[n] for n in stops] + [[a, b] for a in tokens if a not in stops for b in tokens]
+    scores = score(MODEL, [(asked, text) for text in texts], image_token=IMAGE)
+    best = max(range(len(texts)), key=lambda number: scores[number].log_probability)
+    assert found.tokens == texts[best]
+    assert found.reason == ("text" if found.tokens[-1] in stops else "length")
+    assert found.tokens[-1] in stops  # one token is always likelier than two

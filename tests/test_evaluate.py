@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import layouts
@@ -13,6 +15,7 @@ import torch
 
 from mm1.__main__ import app
 from mm1.checkpoint import load_for_use
+from mm1.data.image import load
 from mm1.document import Document, Text
 from mm1.eval.answerers import Ours, name_of, open_answerer
 from mm1.eval.cells import read_answers, read_results
@@ -56,7 +59,27 @@ def test_one_call_scores_keeps_and_shows(run: Path, tmp_path: Path, capsys):
     assert "vqav2-2shot-same" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [("--similar-shots",), ("--full-shots", "1"), ("--by", "likelihood")])
+@pytest.mark.long
+def test_workers_of_ray_give_what_one_process_gives(run: Path, tmp_path: Path, capfd):
+    pytest.importorskip("ray")
+    layouts.vqav2(tmp_path / "data")
+    words = ("eval", run, "--tasks", "vqav2", "--data", tmp_path / "data", "--shots", "0,2", "--limit", "4")
+    words = (*words, "--trials", "2", "--to")
+    mm1(*words, tmp_path / "alone")
+    # in a process of its own: Ray leaves threads behind
+    command = [sys.executable, "-m", "mm1", *map(str, words), "spread", "--runner", "ray", "--workers", "2"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folders = [tmp_path / name / "eval" for name in ("alone", "spread")]
+    assert read_results(folders[0]) == read_results(folders[1])
+    files = sorted(path.name for path in folders[0].glob("*.jsonl"))
+    assert len(files) == 3
+    assert [(folders[0] / name).read_text() for name in files] == [(folders[1] / name).read_text() for name in files]
+
+
+@pytest.mark.parametrize(
+    "options", [("--similar-shots",), ("--full-shots", "1"), ("--by", "likelihood"), ("--beams", "3")]
+)
 def test_every_protocol_runs_on_a_run(run: Path, tmp_path: Path, options: tuple[str, ...]):
     layouts_tuned.scienceqa(tmp_path / "data")
     mm1("eval", run, "--tasks", "scienceqa", "--data", tmp_path / "data", "--shots", "1", "--limit", "3", *options,
@@ -99,7 +122,10 @@ def test_likelihoods_of_choices_are_those_of_a_plain_pass(run: Path, tmp_path: P
     found = ours.likelihoods(documents, choices=[query.choices for query in task.queries], done=lambda count: None)
     for document, query, nats in zip(documents, task.queries, found, strict=True):
         before = ours.writer.encode(document)
-        features_NSD = ours._features(list(document.images))
+        size = ours.model.config.vision.image_size
+        pixels_NCYX = torch.stack([torch.from_numpy(load(image.data, size)) for image in document.images])
+        with torch.no_grad():
+            features_NSD = ours.model.encode_images(pixels_NCYX)
         for choice, value in zip(query.choices, nats, strict=True):
             after = ours.tokenizer.encode(f" {choice}")
             tokens_BT = torch.tensor([[*before.tokens.tolist(), *after]])
@@ -120,6 +146,8 @@ def test_likelihoods_of_choices_are_those_of_a_plain_pass(run: Path, tmp_path: P
         ((), "name a run's folder, hf:FOLDER or http"),
         (("x", "--same-shots", "--similar-shots"), "two ways to draw; give one"),
         (("x", "--text-shots", "2"), "give it with --shots 0"),
+        (("x", "--by", "likelihood", "--beams", "3"), "--beams is for written answers"),
+        (("x", "--workers", "2"), "--workers and --address are for --runner ray"),
         (("x", "--form", "poem"), "--form is plain or chat; found 'poem'"),
         (("x", "--by", "luck"), "--by is written or likelihood; found 'luck'"),
         (("x", "--tasks", "vqav2", "--data", "nowhere"), "no folder nowhere; --data takes the folder of vqav2"),

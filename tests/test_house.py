@@ -19,7 +19,7 @@ PACKAGE = ROOT / "mm1"
 
 # From the ground up. Rooms on one floor don't know each other.
 FLOORS = (
-    ("document", "fields", "disk", "architecture", "config", "dist", "scaling"),
+    ("document", "fields", "disk", "architecture", "config", "dist", "cluster", "scaling"),
     ("model", "data"),
     ("hf",),
     ("checkpoint",),
@@ -78,7 +78,7 @@ ORDER = {
     ),
     "eval": (
         *("ptb", "metrics", "answers", "fewshot", "shots", "rows", "originals", "published", "writer", "answerers"),
-        *("judge", "cells", "tasks", "harness", "text_suite", "page", "call", "lmms_plugin"),
+        *("judge", "cells", "tasks", "harness", "text_suite", "page", "spread", "call", "lmms_plugin"),
     ),
     "serve": ("engine", "api"),
     "ablate": ("sweep", "figures", "progress", "report", "mix"),

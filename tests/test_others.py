@@ -22,6 +22,7 @@ from mm1.eval.answerers import HubModel, Server, open_answerer, until
 from mm1.eval.cells import read_answers
 from mm1.eval.fewshot import draw_shots, prompt
 from mm1.eval.harness import Settings, evaluate_with, load_task
+from mm1.eval.shots import Protocol
 from mm1.hf.files import chat_template
 
 transformers = pytest.importorskip("transformers")
@@ -117,7 +118,10 @@ def test_another_training_has_another_name(folder: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["C-Abstractor, sparse", "CLIP, Llama"])
 def test_one_model_has_one_score_by_transformers_and_by_our_engine(name, tmp_path: Path):
-    """Eight shots, each query with its own and with a wrong picture: `generate` of the export writes what we write."""
+    """Each query with its own and with a wrong picture: `generate` of the export writes what we write.
+
+    After eight shots greedily, after two with beams.
+    """
     shape = (NATIVE | OWN)[name].model_copy(deep=True)
     shape.vision.image_size, shape.vision.patch_size = 96, 24
     write_run(tmp_path / "run", run_of(shape))
@@ -128,7 +132,10 @@ def test_one_model_has_one_score_by_transformers_and_by_our_engine(name, tmp_pat
     for who, path in paths.items():
         model = open_answerer(path)
         tasks = [load_task(task, limit=4, seed=0) for task in ("captions", "easy_vqa")]  # plain, and a chat
-        cells = evaluate_with(model, tasks=tasks, settings=Settings(tmp_path / who, model.name), shots=(8,)).cells
+        evaluate_with(model, tasks=tasks, settings=Settings(tmp_path / who, model.name), shots=(8,))
+        searched = Settings(tmp_path / who, model.name, protocol=Protocol("same", beams=3))
+        cells = evaluate_with(model, tasks=tasks[:1], settings=searched, shots=(2,)).cells
+        assert len(cells) == 3
         lines = [line for cell in cells for line in read_answers(tmp_path / who, cell)]
         kept = ("prompt", "places", "answer", "blind_answer", "score", "blind_score")
         said[who] = [[line[key] for key in kept] for line in lines]

@@ -23,7 +23,6 @@ from PIL import Image as Pillow
 
 from mm1.checkpoint import Loaded, load_for_use
 from mm1.data.chat import messages
-from mm1.data.image import load
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import Document, Image, Mark, Text
 from mm1.eval.writer import Writer, until
@@ -38,13 +37,16 @@ class Answerer(Protocol):
     """A model as the harness sees it.
 
     `name` tells one set of weights from another. `write` gives what follows each prompt, up to a stop string,
-    greedily; `likelihoods` nats per token of each choice behind its prompt; `features` [pictures, width].
+    greedily or with so many `beams`; `likelihoods` nats per token of each choice behind its prompt; `features`
+    [pictures, width].
     """
 
     @property
     def name(self) -> str: ...
 
-    def write(self, prompts: Sequence[Document], *, stops: Sequence[str], longest: int, done: Done) -> list[str]: ...
+    def write(
+        self, prompts: Sequence[Document], *, stops: Sequence[str], longest: int, done: Done, beams: int = 1
+    ) -> list[str]: ...
 
     def likelihoods(
         self, prompts: Sequence[Document], *, choices: Sequence[Sequence[str]], done: Done
@@ -62,9 +64,11 @@ class Ours:
         self.model, self.tokenizer, self.name, self.rows = model, tokenizer, name, rows
         self.writer = Writer(model, tokenizer, rows=rows)
 
-    def write(self, prompts: Sequence[Document], *, stops: Sequence[str], longest: int, done: Done) -> list[str]:
+    def write(
+        self, prompts: Sequence[Document], *, stops: Sequence[str], longest: int, done: Done, beams: int = 1
+    ) -> list[str]:
         encoded = [self.writer.encode(prompt) for prompt in prompts]
-        return self.writer.write(encoded, stops=stops, longest=longest, done=done)
+        return self.writer.write(encoded, stops=stops, longest=longest, done=done, beams=beams)
 
     def likelihoods(
         self, prompts: Sequence[Document], *, choices: Sequence[Sequence[str]], done: Done
@@ -80,16 +84,11 @@ class Ours:
         return [[one.log_probability / one.tokens for one in islice(scores, len(texts))] for texts in choices]
 
     def features(self, images: Sequence[Image]) -> np.ndarray:
-        return self._features(images).mean(dim=1).float().cpu().numpy()
-
-    @torch.inference_mode()
-    def _features(self, images: Sequence[Image]) -> torch.Tensor:
-        size, device = self.model.config.vision.image_size, self.model.decoder.embedding.weight.device
         parts = []
         for start in range(0, len(images), PICTURES_AT_ONCE):
-            pixels_NCYX = np.stack([load(image.data, size) for image in images[start : start + PICTURES_AT_ONCE]])
-            parts.append(self.model.encode_images(torch.from_numpy(pixels_NCYX).to(device)))
-        return torch.cat(parts)
+            pictures = [self.writer.picture(image.data) for image in images[start : start + PICTURES_AT_ONCE]]
+            parts.append(self.writer.engine.features.of(pictures).mean(dim=1).float().cpu().numpy())
+        return np.concatenate(parts)
 
     def places(self, prompt: Document) -> int:
         return len(self.writer.encode(prompt).tokens)
@@ -122,12 +121,14 @@ class HubModel:
         self.name = f"{folder.name}, weights {_digest(sorted(folder.glob('*.safetensors')))}"
 
     @torch.inference_mode()
-    def write(self, prompts: Sequence[Document], *, stops: Sequence[str], longest: int, done: Done) -> list[str]:
+    def write(
+        self, prompts: Sequence[Document], *, stops: Sequence[str], longest: int, done: Done, beams: int = 1
+    ) -> list[str]:
         written = []
         for prompt in prompts:
             inputs = self._inputs(prompt)
             options = {"stop_strings": list(stops), "tokenizer": self.processor.tokenizer} if stops else {}
-            tokens = self.model.generate(**inputs, max_new_tokens=longest, do_sample=False, num_beams=1, **options)
+            tokens = self.model.generate(**inputs, max_new_tokens=longest, do_sample=False, num_beams=beams, **options)
             text = self.processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             written.append(until(text, stops))
             done(1)
@@ -189,7 +190,12 @@ class Server:
         self.model = model or self._call("/models")["data"][0]["id"]
         self.name = f"{self.model} at {self.url}"
 
-    def write(self, prompts: Sequence[Document], *, stops: Sequence[str], longest: int, done: Done) -> list[str]:
+    def write(
+        self, prompts: Sequence[Document], *, stops: Sequence[str], longest: int, done: Done, beams: int = 1
+    ) -> list[str]:
+        if beams > 1:
+            raise ValueError("a server writes greedily; leave --beams out")
+
         def one(prompt: Document) -> str:
             text = self.reply(messages(prompt, pictures=_address), longest=longest, stops=stops)
             done(1)

@@ -9,14 +9,13 @@ import hashlib
 import importlib
 import json
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -51,6 +50,10 @@ from mm1.model.mllm import MLLM
 __all__ = ["Cell", "Results", "evaluate", "evaluate_run", "load_task", "read_answers", "read_results", "table"]
 
 CHANCE_DRAWS = 8
+
+PATIENCE = timedelta(days=7)
+"""How long a rank waits for one with more to answer."""
+
 Line = dict[str, Any]
 
 
@@ -154,19 +157,33 @@ def _as_asked(task: Task, settings: Settings) -> Task:
     return reasoning_task(task) if settings.protocol.reasoning else task
 
 
+def parts(
+    answerer: Answerer, *, tasks: Sequence[Task], settings: Settings, shots: Sequence[int]
+) -> list[Callable[[], Path]]:
+    """What makes each file of answers, unless it is there, and says where it is; most shots first.
+
+    Raises:
+        ValueError: a judge that is missing.
+    """
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    return _parts([_Asking(_as_asked(task, settings), answerer, settings, _progress()) for task in tasks], shots)
+
+
+def _parts(asking: Sequence["_Asking"], shots: Sequence[int]) -> list[Callable[[], Path]]:
+    return [
+        functools.partial(one.made, count, trial)
+        for count in sorted(set(shots), reverse=True)
+        for one in asking
+        for trial in range(one.trials(count))
+    ]
+
+
 def _answer_own_part(asking: Sequence["_Asking"], shots: Sequence[int]) -> None:
     """Answer every world-th file, then wait for the other ranks."""
-    parts = [
-        (one, count, trial) for one in asking for count in sorted(set(shots)) for trial in range(one.trials(count))
-    ]
-    for one, count, trial in parts[dist.rank() :: dist.world()]:
-        one.lines(count, trial)
-    ours = not torch.distributed.is_initialized()
-    if ours:
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
-    torch.distributed.barrier()
-    if ours:
-        torch.distributed.destroy_process_group()
+    for make in _parts(asking, shots)[dist.rank() :: dist.world()]:
+        make()
+    with dist.connected(patience=PATIENCE):
+        dist.gathered(None)
 
 
 def _put_loss(results: Results, task: Task, answerer: Ours, settings: Settings, progress: Progress) -> None:
@@ -200,6 +217,15 @@ class _Asking:
         drawn = shots or self.settings.protocol.text_only
         return self.settings.trials if drawn and self.settings.protocol.draw != "similar" else 1
 
+    def made(self, shots: int, trial: int) -> Path:
+        """The file of one trial's answers, finished."""
+        self.lines(shots, trial)
+        return self._file(shots, trial)
+
+    def _file(self, shots: int, trial: int) -> Path:
+        name = cell_name(self.task.name, shots, self.settings.protocol.name)
+        return self.settings.folder / answers_file(name, trial)
+
     def lines(self, shots: int, trial: int) -> list[Line]:
         """The answers of one trial: from their file when that is of the same settings, else newly written."""
         task, protocol = self.task, self.settings.protocol
@@ -208,7 +234,7 @@ class _Asking:
         if self.exchanged:
             asked += prompts(task, self.exchanged, drawn=drawn, shots=shots, protocol=protocol)
         mark = self._mark(asked)
-        path = self.settings.folder / answers_file(cell_name(task.name, shots, protocol.name), trial)
+        path = self._file(shots, trial)
         bar = self.progress.add_task(f"{task.name}  {shots} shots", total=len(asked))
         known = _finished(path, mark, queries=len(task.queries))
         if known is not None:
@@ -243,7 +269,8 @@ class _Asking:
         if self.settings.protocol.by == "likelihood":
             found = self.answerer.likelihoods(asked, choices=[query.choices for query in queries], done=done)
             return [LETTERS[int(np.argmax(nats))] for nats in found]
-        written = self.answerer.write(asked, stops=self.task.stops, longest=self.task.longest, done=done)
+        beams = self.settings.protocol.beams
+        written = self.answerer.write(asked, stops=self.task.stops, longest=self.task.longest, done=done, beams=beams)
         return [self.task.answer(text, query) for text, query in zip(written, queries, strict=True)]
 
     def _scores(self, answers: Sequence[str]) -> list[float]:
@@ -312,7 +339,7 @@ class _Asking:
             "prompts": [_hash(document) for document in asked],
             "references": self.references,
             "choices": [query.choices for query in task.queries],
-            "decoding": [task.stops, task.longest, self.settings.protocol.by],
+            "decoding": [task.stops, task.longest, self.settings.protocol.by, self.settings.protocol.beams],
             "scoring": [task.metric.__name__, getattr(task.clean, "__qualname__", ""), judge.name if judge else ""],
         }
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]

@@ -28,6 +28,7 @@ class Protocol:
     reasoning  shots show how one comes to the answer, and the model is to do so too
     full       the query and so many last shots also in four parts at full resolution; None: every picture once
     by         answers are `written`, or the likeliest choice is taken (`likelihood`)
+    beams      texts that are followed side by side where answers are written; 1 is greedy
     """
 
     draw: Literal["query", "same", "similar"] = "query"
@@ -35,6 +36,7 @@ class Protocol:
     reasoning: bool = False
     full: int | None = None
     by: Literal["written", "likelihood"] = "written"
+    beams: int = 1
 
     @property
     def name(self) -> str:
@@ -45,6 +47,7 @@ class Protocol:
             "reasoning": self.reasoning,
             f"full{self.full}": self.full is not None,
             self.by: self.by != "written",
+            f"beams{self.beams}": self.beams != 1,
         }
         return "-".join(part for part, differs in parts.items() if differs)
 

@@ -15,6 +15,7 @@ from mm1.data.tokenizer import Tokenizer
 from mm1.document import Document, Encoded, Text
 from mm1.eval.fewshot import Example
 from mm1.eval.metrics import Interval, bootstrap, paired_difference
+from mm1.model.beam import Beams, search_all
 from mm1.model.generate import Engine
 from mm1.model.mllm import MLLM
 from mm1.model.prompt import Picture, Prompt
@@ -58,8 +59,9 @@ class Writer:
         stops: Sequence[str],
         longest: int,
         done: Callable[[int], None] = lambda rows: None,
+        beams: int = 1,
     ) -> list[str]:
-        """What the model writes after each prompt, greedily, up to a stop string or the end token.
+        """What the model writes after each prompt, up to a stop string or the end token: greedily, or by a search.
 
         `done` hears how many prompts were answered since it last heard.
         """
@@ -69,7 +71,18 @@ class Writer:
             stopped=(lambda tokens: until(text := self.tokenizer.decode(tokens), stops) != text) if stops else None,
         )
         asked = [self.prompt(prompt) for prompt in prompts]
-        completions = self.engine.generate(asked, decoding, done=lambda number: done(1))
+        if beams > 1:
+            completions = search_all(
+                self.engine.model,
+                asked,
+                image_token=self.tokenizer.image,
+                decoding=decoding,
+                beams=Beams(beams),
+                features=self.engine.features,
+                done=lambda number: done(1),
+            )
+        else:
+            completions = self.engine.generate(asked, decoding, done=lambda number: done(1))
         return [until(self.tokenizer.decode(completion.tokens), stops) for completion in completions]
 
     def losses(self, examples: Sequence[Example], *, done: Callable[[int], None] = lambda rows: None) -> np.ndarray:
@@ -93,10 +106,11 @@ class Writer:
 
     def prompt(self, encoded: Encoded) -> Prompt:
         """The prompt with its pictures, decoded when they must be encoded."""
-        images = [
-            Picture(hashlib.sha256(data).hexdigest(), functools.partial(self._pixels, data)) for data in encoded.images
-        ]
-        return Prompt(encoded.tokens.tolist(), images)
+        return Prompt(encoded.tokens.tolist(), [self.picture(data) for data in encoded.images])
+
+    def picture(self, data: bytes) -> Picture:
+        """A picture from the bytes of its file."""
+        return Picture(hashlib.sha256(data).hexdigest(), functools.partial(self._pixels, data))
 
     def _pixels(self, data: bytes) -> torch.Tensor:
         try:

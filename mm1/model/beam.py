@@ -1,6 +1,6 @@
 """Beam search: the likeliest whole texts, where greedy decoding takes the likeliest token each time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,9 +8,9 @@ import torch
 from mm1.model.cache import Cache
 from mm1.model.generate import Completion
 from mm1.model.mllm import MLLM
-from mm1.model.prompt import Features, Prompt
+from mm1.model.prompt import Features, Prompt, alike, content, whole_images
 from mm1.model.sampling import Decoding, writable
-from mm1.model.session import Prefix, prefill
+from mm1.model.session import LEAST, Prefix, begun, prefill
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,45 @@ class Beams:
 
     width: int = 3
     length_power: float = 1.0
+
+
+def search_all(
+    model: MLLM,
+    prompts: Sequence[Prompt],
+    *,
+    image_token: int,
+    decoding: Decoding,
+    beams: Beams,
+    features: Features | None = None,
+    done: Callable[[int], None] = lambda number: None,
+) -> list[Completion]:
+    """`search` after each prompt; what all begin with is computed once. `done` hears of each that ends."""
+    if not prompts:
+        return []
+    features = features or Features(model)
+    image_tokens = model.config.connector.tokens
+    contents = [content(prompt, image_token=image_token, image_tokens=image_tokens) for prompt in prompts]
+    shared = min(alike(contents[0], other[:-1]) for other in contents)  # the last place's logits are wanted
+    shared = whole_images(contents[0], shared, image_tokens=image_tokens)
+    prefixes: list[Prefix] = []
+    if shared >= LEAST and len(prompts) > 1:
+        first, whole = prompts[0], contents[0]
+        prefixes = [begun(model, first, whole, places=shared, features=features, image_token=image_token)]
+    found = []
+    for number, prompt in enumerate(prompts):
+        found.append(
+            search(
+                model,
+                prompt,
+                image_token=image_token,
+                decoding=decoding,
+                beams=beams,
+                features=features,
+                prefixes=prefixes,
+            )
+        )
+        done(number)
+    return found
 
 
 @torch.inference_mode()
@@ -39,7 +78,7 @@ def search(
     """The best completion found with `beams.width` texts going on side by side; the prompt's keys are held once.
 
     Ends when no text that goes on can beat the `width` best ended ones at its present length. Of `decoding` only
-    `tokens` and `stop_tokens` count.
+    `tokens`, `stop_tokens` and `stopped` count; a text that holds a stop string has ended with it.
 
     Raises:
         ValueError: images that don't fill their places.
@@ -55,7 +94,7 @@ def search(
     going = [Completion()]
     logits_BV = logits_V[None]
     for length in range(1, decoding.tokens + 1):
-        found = _continued(going, logits_BV, count=width * (1 + len(decoding.stop_tokens)), image_token=image_token)
+        found = _continued(going, logits_BV, count=_candidates(decoding, width), image_token=image_token)
         parents: list[int] = []
         nexts: list[Completion] = []
         for parent, token, log_probability in found:
@@ -65,11 +104,16 @@ def search(
                 if len(nexts) < width:
                     ended.append(Completion(list(tokens), log_probability, "token"))
             elif len(nexts) < width:
-                nexts.append(Completion([*tokens, token], log_probability))
-                parents.append(parent)
+                longer = Completion([*tokens, token], log_probability)
+                if decoding.stopped is not None and decoding.stopped(longer.tokens):
+                    longer.reason = "text"
+                    ended.append(longer)
+                else:
+                    nexts.append(longer)
+                    parents.append(parent)
         ended = sorted(ended, key=lambda one: _score(one, beams), reverse=True)[:width]
         going = nexts
-        if length == decoding.tokens or _settled(ended, going, beams):
+        if length == decoding.tokens or not going or _settled(ended, going, beams):
             break
         device = logits_BV.device
         _follow(cache, parents, places=length - 1)
@@ -79,6 +123,11 @@ def search(
         hidden_B1D = model.decoder(model.decoder.embed(tokens_B1), position_B1, cache=view)
         logits_BV = model.decoder.logits(hidden_B1D[:, 0]).float()
     return max([*ended, *going], key=lambda one: _score(one, beams), default=Completion())
+
+
+def _candidates(decoding: Decoding, width: int) -> int:
+    """So many that `width` go on, though others end."""
+    return width * (1 + len(decoding.stop_tokens) + (decoding.stopped is not None))
 
 
 def _continued(

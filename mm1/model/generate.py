@@ -16,7 +16,7 @@ from mm1.model.guess import Guesses
 from mm1.model.mllm import MLLM
 from mm1.model.prompt import Features, Prompt, alike, content, whole_images
 from mm1.model.sampling import Decoding, choose, stream, writable
-from mm1.model.session import LEAST, Prefix, Session, prefill
+from mm1.model.session import LEAST, Session, begun
 
 PLACES_AT_ONCE = 8192
 """Places of one pass over new prompts, unless a single prompt has more."""
@@ -200,11 +200,14 @@ class Engine:
                 return
         prefix = None
         if shared >= LEAST:
-            first = requests[0]
-            images = int((first.content[:shared] < 0).sum()) // self.model.config.connector.tokens
-            start = Prompt(first.prompt.tokens[:shared], first.prompt.images[:images])
-            segment, _ = prefill(self.model, start, features=self.features, image_token=self.image_token)
-            prefix = Prefix(first.content[:shared], segment)
+            prefix = begun(
+                self.model,
+                requests[0].prompt,
+                requests[0].content,
+                places=shared,
+                features=self.features,
+                image_token=self.image_token,
+            )
             self.prefilled += shared
         self.session = None  # its memory, before the next one's
         self.session = Session(

@@ -38,6 +38,16 @@ def prefill(
     return cache.segment(), model.decoder.logits(hidden_1TD[0, -1]).float()
 
 
+def begun(
+    model: MLLM, prompt: Prompt, whole: np.ndarray, *, places: int, features: Features, image_token: int
+) -> Prefix:
+    """The first `places` of `prompt`, whose content is `whole`; they tear no picture apart."""
+    images = int((whole[:places] < 0).sum()) // model.config.connector.tokens
+    start = Prompt(prompt.tokens[:places], prompt.images[:images])
+    segment, _ = prefill(model, start, features=features, image_token=image_token)
+    return Prefix(whole[:places], segment)
+
+
 class Session:
     """Up to `rows` prompts at once, each of an owner's number, all behind `prefix`, each with `places` of its own.
 

@@ -4,24 +4,12 @@ A row of the plan is a part, not a document. One broken file of many ends a Daft
 picture travels from process to process; a part is read, screened and written where it is.
 """
 
-import logging
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from threading import Lock
 from types import ModuleType
-from typing import Literal
 
-
-@dataclass(frozen=True, slots=True)
-class Runner:
-    """Where parts are done, and how many at once. Without an address Ray is started on this machine."""
-
-    kind: Literal["native", "ray"] = "native"
-    address: str = ""
-    workers: int = 1
-
+from mm1.cluster import Runner, connected
 
 _TURN = Lock()
 """One part at a time in a process: Daft calls from a thread for each core, where it calls in this process."""
@@ -62,33 +50,14 @@ def each(do: Callable[[int], str], numbers: Sequence[int], *, runner: Runner) ->
 
 
 def _daft(runner: Runner) -> ModuleType:
-    """Daft with its runner set; neither it nor Ray reports its use to its makers, or draws over our progress bar."""
-    os.environ |= {"DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    """Daft with its runner set; it neither reports its use to its makers nor draws over our progress bar."""
+    os.environ |= {"DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"}
     os.environ["DAFT_RUNNER"] = runner.kind  # a process has one runner: it cannot be set a second time
     try:
         import daft
-
-        if runner.kind == "native":
-            return daft
-        import ray
-    except ModuleNotFoundError as error:
-        raise ValueError(f"this needs {error.name}, which is not installed: pip install 'mm1[prepare,ray]'") from None
-    if runner.address:
-        _check(runner.address)
-    elif not ray.is_initialized():
-        ray.init(num_cpus=runner.workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    daft.set_runner_ray(runner.address or None, noop_if_initialized=True)
+    except ModuleNotFoundError:
+        raise ValueError("this needs daft, which is not installed: pip install 'mm1[prepare]'") from None
+    if runner.kind == "ray":
+        connected(runner, cpus=runner.workers)
+        daft.set_runner_ray(noop_if_initialized=True)
     return daft
-
-
-def _check(address: str) -> None:
-    """Nothing; Ray itself would ask an address for minutes at which nobody answers."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if address in ("auto", "local"):
-        return
-    if not host or not port.isdecimal():
-        raise ValueError(f"{address!r} is no address of a Ray cluster; expected HOST:PORT, ray://HOST:PORT or auto")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        raise ValueError(f"nobody answers at {address}: {error}; `ray status` on the head says its address") from None

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mm1.cluster import Runner
 from mm1.data.store import open_store
 from mm1.prepare.card import Prepared, write_card
 from mm1.prepare.copies import Guard, guard_of
 from mm1.prepare.do_part import do_part
-from mm1.prepare.engine import Runner, each
+from mm1.prepare.engine import each
 from mm1.prepare.join import join
 from mm1.prepare.order import Order
 from mm1.prepare.part import Part
