@@ -269,8 +269,8 @@ def _keeps(context: Any, operation: Any, *arguments: Any, **keywords: Any) -> Ch
 def compile_blocks(model: MLLM | Contrastive, wanted: Literal["auto", "always", "never"], device: torch.device) -> None:
     """Compile the decoder's and the encoder's blocks in place, where it pays and can be done.
 
-    `auto` compiles on a GPU. On a CPU a compiled step is 1.08 times as fast and the compiler takes about half a
-    minute, so it pays from some ten minutes of training on: `always` asks for it. Parameter names don't change.
+    `auto` compiles on a GPU. On a CPU a compiled step is 1.03 times as fast and the compiler takes about half a
+    minute, so it pays from some twenty minutes of training on: `always` asks for it. Parameter names don't change.
 
     Raises:
         ConfigError: `always`, but this machine has no compiler for the device.
