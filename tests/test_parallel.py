@@ -33,6 +33,12 @@ def made(stores, *, sparse: bool = False, **parallel) -> RunConfig:
     return run
 
 
+def slower(run: RunConfig) -> RunConfig:
+    """At the law's rate for so few parameters, 4.5e-3, what sums in another order differ by grows to 1.1e-5."""
+    run.optim.learning_rate = 2e-3
+    return run
+
+
 def trained(runs: dict[str, RunConfig], folder: Path, *, ranks: int) -> None:
     """Train each run in `folder/NAME` on so many ranks, all in the same processes."""
     for name, run in runs.items():
@@ -89,9 +95,10 @@ FOUR_SPARSE = {
 )
 def test_ranks_learn_what_one_rank_learns(stores, tmp_path, ranks, dense, sparse):
     layouts = {2: (TWO, TWO_SPARSE), 4: (FOUR, FOUR_SPARSE)}[ranks]
-    trained({"dense": made(stores), "with experts": made(stores, sparse=True)}, tmp_path, ranks=1)
-    many = {name: made(stores, **layouts[0][name]) for name in dense}
-    many |= {name: made(stores, sparse=True, **layouts[1][name]) for name in sparse}
+    alone = {"dense": slower(made(stores)), "with experts": slower(made(stores, sparse=True))}
+    trained(alone, tmp_path, ranks=1)
+    many = {name: slower(made(stores, **layouts[0][name])) for name in dense}
+    many |= {name: slower(made(stores, sparse=True, **layouts[1][name])) for name in sparse}
     trained(many, tmp_path, ranks=ranks)
     for name in many:
         assert_alike(tmp_path / name, tmp_path / ("dense" if name in dense else "with experts"))
@@ -99,7 +106,7 @@ def test_ranks_learn_what_one_rank_learns(stores, tmp_path, ranks, dense, sparse
 
 @pytest.mark.long
 def test_a_run_goes_on_with_other_ranks_and_layouts(stores, tmp_path):
-    run = made(stores, sparse=True)
+    run = slower(made(stores, sparse=True))
     run.batch_rows, run.checkpoint_every, run.checkpoints.keep = 6, 5, 9
     trained({"whole": run}, tmp_path, ranks=1)
     cut = run.model_copy(deep=True)
