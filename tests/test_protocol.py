@@ -16,7 +16,7 @@ from mm1.eval import fewshot, shots
 from mm1.eval.cells import compare, comparison, read_answers, read_results
 from mm1.eval.fewshot import Example, Pool, Task
 from mm1.eval.harness import Settings, evaluate_with, load_task
-from mm1.eval.metrics import exact_match
+from mm1.eval.metrics import cider, exact_match
 from mm1.eval.page import write_page
 from mm1.eval.shots import MM1, Protocol, Similar, draw_all, prompts
 
@@ -281,3 +281,20 @@ def test_marks_of_a_chat_stay_in_the_request():
         *(("user", 2), ("assistant", 1), ("user", 2))
     ]
     assert isinstance(document.pieces[-1], Mark)
+
+
+def test_a_caption_is_right_where_it_is_a_reference(tmp_path: Path):
+    task = a_task(metric=cider)
+    words = [f"a {word} circle beside the {word} square" for word in ("red", "green", "blue", "black", "grey")]
+    task = dataclasses.replace(
+        task, queries=[dataclasses.replace(one, answers=(text,)) for one, text in zip(task.queries, words, strict=True)]
+    )
+
+    class Says(Echo):
+        def write(self, asked, **how):
+            return [words[0], "a green thing", "nothing", *words[3:]]
+
+    settings = Settings(tmp_path, "says", with_blind=False)
+    page = write_page(tmp_path, [task], evaluate_with(Says(), tasks=[task], settings=settings, shots=(0,))).read_text()
+    states = [page.count(f"made-0shot={state} ") for state in ("right", "partly", "wrong")]
+    assert states == [3, 1, 1]

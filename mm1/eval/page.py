@@ -13,13 +13,17 @@ from mm1.data.image import UNREADABLE
 from mm1.disk import write_whole
 from mm1.document import Image
 from mm1.eval.cells import Results, read_answers
-from mm1.eval.fewshot import Task
+from mm1.eval.fewshot import Metric, Task
+from mm1.eval.metrics import cider
 
 SIDE = 192
 """Pixels of a thumbnail's longer side."""
 
 SHOWN = 400
 """Queries of one task at most."""
+
+BEST: dict[Metric, float] = {cider: 10.0}
+"""The score of an answer that can't be better, where it isn't 1."""
 
 
 def write_page(folder: Path, tasks: Sequence[Task], results: Results) -> Path:
@@ -40,10 +44,11 @@ def write_page(folder: Path, tasks: Sequence[Task], results: Results) -> Path:
 def _section(folder: Path, task: Task, results: Results) -> dict[str, Any]:
     cells = [cell for cell in results.cells if cell.task == task.name]
     answers = [{line["query"]: line for line in read_answers(folder, cell)} for cell in cells]
+    best = BEST.get(task.metric, 1.0)
     queries = []
     for query in task.queries[:SHOWN]:
         lines = [
-            {"cell": cell.name, "state": state(line["score"]), **line}
+            {"cell": cell.name, "state": state(line["score"], best=best), **line}
             for cell, of_cell in zip(cells, answers, strict=True)
             if (line := of_cell.get(query.id)) is not None
         ]
@@ -52,9 +57,9 @@ def _section(folder: Path, task: Task, results: Results) -> dict[str, Any]:
     return {"name": task.name, "cells": cells, "queries": queries, "all": len(task.queries)}
 
 
-def state(score: float) -> str:
-    """`right` for a score of 1 or more, `wrong` for 0, else `partly`."""
-    return "right" if score >= 1 else "partly" if score > 0 else "wrong"
+def state(score: float, *, best: float = 1.0) -> str:
+    """`right` for the best score there is, `wrong` for 0, else `partly`."""
+    return "right" if score > best - 1e-6 else "partly" if score > 0 else "wrong"
 
 
 def thumbnail(image: Image) -> str:
