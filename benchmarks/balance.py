@@ -75,12 +75,14 @@ def main() -> None:
             figures = (f"{figure:.3f}" for figure in (step, our_step, at_once, our_at_once))
             table.add_row(str(batch_rows), str(micro_rows), str(world), *figures)
         counts = [int(images[batch].sum()) for images, dealt in zip(steps, deals, strict=True) for batch in dealt]
-        plain = [int(images[b].sum()) for images in steps for b in in_order(batch_rows, micro_rows)]
-        eights, ours = [max(8, -(-count // 8) * 8) for count in plain], [padded(count) for count in counts]
-        figures = (f"{sum(eights) / sum(plain) - 1:.1%}", str(len(set(eights))))
-        sizes.add_row(
-            str(batch_rows), str(micro_rows), *figures, f"{sum(ours) / sum(counts) - 1:.1%}", str(len(set(ours)))
-        )
+        counts_plain = [int(images[b].sum()) for images in steps for b in in_order(batch_rows, micro_rows)]
+        shares = []
+        for real, filled in (
+            (counts_plain, [max(8, -(-count // 8) * 8) for count in counts_plain]),
+            (counts, [padded(count) for count in counts]),
+        ):
+            shares += [f"{sum(filled) / sum(real) - 1:.1%}", str(len(set(filled)))]
+        sizes.add_row(str(batch_rows), str(micro_rows), *shares)
     console = Console(width=120)
     console.print(table)
     console.print(sizes)

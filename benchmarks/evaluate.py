@@ -20,8 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the door sets it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -155,7 +157,7 @@ class Theirs:
 
 def opened(config: dict, state: dict[str, torch.Tensor], *, writes: bool = False):
     """A model of theirs from a folder in its published form."""
-    kind = transformers.AutoModelForCausalLM if writes else transformers.AutoModel
+    kind: Any = transformers.AutoModelForCausalLM if writes else transformers.AutoModel
     with tempfile.TemporaryDirectory() as folder:
         made = transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k != "architectures"})
         made.architectures = config.get("architectures")
@@ -167,6 +169,10 @@ def opened(config: dict, state: dict[str, torch.Tensor], *, writes: bool = False
         return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def pixels(data: bytes, size: int) -> torch.Tensor:
+    return torch.from_numpy(load(data, size))
+
+
 class Ours:
     """mm1's engine, with counts of what it did."""
 
@@ -176,9 +182,7 @@ class Ours:
 
     def prompt(self, encoded: Encoded) -> Prompt:
         size = self.subject.model.config.vision.image_size
-        images = [
-            Picture(str(hash(data)), lambda data=data: torch.from_numpy(load(data, size))) for data in encoded.images
-        ]
+        images = [Picture(str(hash(data)), partial(pixels, data, size)) for data in encoded.images]
         return Prompt(encoded.tokens.tolist(), images)
 
     def answer(self, prompts: Sequence[Encoded], *, tokens: int, ends: bool = True) -> list[list[int]]:
@@ -228,7 +232,7 @@ def evaluate(subject: Subject, options: argparse.Namespace, console: Console) ->
     for fixed in [part == "fixed" for part in options.parts if part != "decode"]:
         prompts = prompts_of(task, subject, fixed=fixed)
         ours = Ours(subject, rows=options.rows)
-        took, written = timed(lambda ours=ours, prompts=prompts: ours.answer(prompts, tokens=options.tokens))
+        took, written = timed(partial(ours.answer, prompts, tokens=options.tokens))
         mine = took / len(prompts)
         name = "fixed" if fixed else "drawn"
         row(table, name, "mm1", (subject.model, work_of_ours(prompts, ours)), (len(prompts), mine), ["", ""])

@@ -42,7 +42,7 @@ def make(folder: Path, layers: int) -> None:
 
 def measured(work: Callable[[], object]) -> str:
     """Run `work`; what it held at most of its own, what was mapped beside that, and its seconds."""
-    before, peaks, done = memory(), {"RssAnon": 0, "RssFile": 0}, threading.Event()
+    before, peaks, done = memory(), {"RssAnon": 0.0, "RssFile": 0.0}, threading.Event()
 
     def watch() -> None:
         while not done.wait(0.005):

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ PATCH = 12
 class Pair:
     """Two models with the same weights."""
 
-    theirs: torch.nn.Module
+    theirs: Any  # `transformers` LlavaForConditionalGeneration
     config: ModelConfig
 
     def ours(self) -> MLLM:
@@ -86,7 +86,7 @@ def pair(decoder: str, image_size: int) -> Pair:
 
     tokenizer = load_tokenizer("sample")
     shape = getattr(sizes, f"decoder_{decoder}")().model_copy(update={"qk_norm": False})
-    config = transformers.LlavaConfig(
+    config: Any = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(
             image_size=image_size,
             patch_size=PATCH,
@@ -185,12 +185,12 @@ def theirs(model: Pair, batches: dict[str, Batch], *, compiled: bool) -> Way:
     import transformers
 
     device = dist.device()
-    alone = transformers.LlamaForCausalLM(model.theirs.config.text_config)
+    alone: Any = transformers.LlamaForCausalLM(model.theirs.config.text_config)
     alone.model, alone.lm_head = model.theirs.model.language_model, model.theirs.lm_head
     steps: dict[str, Step] = {}
     for name in ("decoder", "padded"):
         inputs = {key: value.to(device) for key, value in inputs_of(batches[name], model.config).items()}
-        module = (alone if name == "decoder" else model.theirs).to(device).train()
+        module: Any = (alone if name == "decoder" else model.theirs).to(device).train()
         steps[name] = partial(their_loss, module, inputs)
         if compiled:
             steps[f"{name}, compiled"] = partial(their_loss, torch.compile(module), inputs)
@@ -205,7 +205,8 @@ def ours(model: Pair, batches: dict[str, Batch], *, compiled: bool) -> Way:
     device, image = dist.device(), load_tokenizer("sample").image
     dist.prepare_process()
     way = Way({}, [])
-    for ending, wanted in {"": "never", ", compiled": "always"}.items():
+    wanted: Literal["never", "always"]
+    for ending, wanted in (("", "never"), (", compiled", "always")):
         if wanted == "never" or compiled:
             mllm = model.ours().to(device).train()
             compile_blocks(mllm, wanted, device)
@@ -313,7 +314,7 @@ class Process:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"a process ended without an answer: {self._process.args}")
+            raise SystemExit(f"a process ended without an answer: {self._process.args!r}")
         return json.loads(line)
 
     def end(self) -> None:

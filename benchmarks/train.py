@@ -48,8 +48,8 @@ def turns(options: argparse.Namespace) -> Iterator[list[float]]:
     model, device, image = pair(options.decoder, options.image_size), dist.device(), load_tokenizer("sample").image
     if options.way == "mm1":
         dist.prepare_process()
-        trained: torch.nn.Module = model.ours().to(device).train()
-        objective = NextToken(trained, ["captions"], image=image)
+        ours = model.ours().to(device).train()
+        objective, trained = NextToken(ours, ["captions"], image=image), ours
         optimizer = optim.build(trained, OPTIM, peak=RATE)
     else:
         trained = model.theirs.to(device).train()
