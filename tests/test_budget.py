@@ -1,5 +1,6 @@
 """The budget of a run: its memory against what torch allocates, its shards against FSDP2's, its page."""
 
+import gc
 import json
 import re
 import shlex
@@ -54,6 +55,7 @@ def packed() -> Batch:
 def allocated(run: RunConfig, batches: list[Batch]) -> int:
     """The most bytes alive at any time of two real steps, since before there was a model."""
     objective_weight = 100
+    gc.collect()  # what an earlier test left would be freed within, and counted below nothing
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         with torch.device("meta"):
             model = MLLM(run.model)
