@@ -75,12 +75,14 @@ def train(
     Without --to the run's folder is runs/RECIPE. On several GPUs or machines torchrun starts it; parallel.* fields
     say how the model is spread, and SIGTERM saves and ends it with code 143.
     """
+    from mm1 import dist
     from mm1.train.run import train_run
 
     run = _run(recipe, assignments)
     with _continues():
         folder = train_run(run, to or Path("runs") / run.recipe)
-    typer.echo(f"trained: {folder}")
+    if dist.rank() == 0:
+        typer.echo(f"trained: {folder}")
 
 
 @app.command(

@@ -203,6 +203,7 @@ def test_torchrun_starts_the_door(stores, tmp_path):
     command += ["train", str(tmp_path / "run.json"), "parallel.shard=2", "--to", str(tmp_path / "run")]
     said = subprocess.run(command, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
+    assert said.stdout.count("trained: ") == 1  # what concerns all is said by one
     found = checkpoint.latest(tmp_path / "run")
     assert found is not None
     assert found.step == 2

@@ -1,6 +1,7 @@
 """A run from its recipe: set it up or take it up where it stopped, train, leave a finished folder."""
 
 import gc
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def train_run(run: RunConfig, folder: Path) -> Path:
         StoreError, CheckpointError: data or weights that cannot be read.
         Stopped: the process was told to end; what was done is saved.
     """
-    console.quiet = dist.rank() > 0
+    if dist.rank() > 0:  # rank 0 says what concerns all
+        console.quiet = True
+        logging.getLogger("mm1").setLevel(logging.ERROR)
     with dist.connected():
         return _train_run(run, folder)
 
@@ -63,8 +66,6 @@ def _train_run(run: RunConfig, folder: Path) -> Path:
         console.print(f"{folder.name}  already trained ({run.steps} steps)", highlight=False)
         return folder
     with console.status(f"{folder.name}: reading and measuring the documents"):
-        if dist.world() > 1:
-            dist.of_first(lambda: _opened(run, folder) and None)  # what it measures the others find in the folder
         rows, held_out = _opened(run, folder)
     _agree(run, rows)
     while not _take_up(run, folder, found, over=over, rows=rows, held_out=held_out):
@@ -74,10 +75,15 @@ def _train_run(run: RunConfig, folder: Path) -> Path:
 
 
 def _opened(run: RunConfig, folder: Path) -> tuple[Rows, dict[str, Rows]]:
-    """The rows of the run, and those of each validation store."""
-    return rows_of(run, folder), {
-        name: rows_of(run, folder, held_out={name: at}) for name, at in run.data.validation.items()
-    }
+    """The rows of the run, and those of each validation store; what rank 0 measures the others find in the folder."""
+
+    def every() -> tuple[Rows, dict[str, Rows]]:
+        rows = rows_of(run, folder)
+        return rows, {name: rows_of(run, folder, held_out={name: at}) for name, at in run.data.validation.items()}
+
+    first: list[tuple[Rows, dict[str, Rows]]] = []
+    dist.of_first(lambda: first.append(every()))
+    return first[0] if first else every()
 
 
 def _take_up(
