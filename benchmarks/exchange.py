@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
-from mm1 import checkpoint, config, exchange
-from mm1.architecture import DecoderConfig, ModelConfig
-from mm1.config import DataConfig, RunConfig
+from mm1 import checkpoint, exchange
+from mm1.config import run as config
+from mm1.config.model import DecoderConfig, ModelConfig
+from mm1.config.run import DataConfig, RunConfig
 from mm1.model.decoder import Decoder
 
 SHARD = 250 * 10**6

@@ -18,9 +18,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mm1.document import Text
-from mm1.prepare.markup import read_markup
-from mm1.prepare.packages import PackageError
-from mm1.prepare.pages import LARGER_MANUALS, MANUALS
+from mm1.prepare.html.markup import read_markup
+from sample_build.packages import PackageError
+from sample_build.pages import LARGER_MANUALS, MANUALS
 
 LABELS = Path(__file__).parents[1] / "tests" / "labels" / "pages.jsonl"
 _IMAGE = "img:"  # before the name of an image, where a label or an output has one

@@ -36,7 +36,7 @@ from PIL import Image as Pillow
 from rich.console import Console
 from rich.table import Table
 
-from mm1.config import DataConfig, SourceConfig
+from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.image import load
 from mm1.data.loader import Rows, batches
 from mm1.data.store import write_store

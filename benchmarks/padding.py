@@ -14,8 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mm1.config import DataConfig
-from mm1.data.measure import open_source
+from mm1.config.run import DataConfig
+from mm1.data.index import open_source
 from mm1.data.plan import Spans, pack_windows
 from mm1.data.store import open_store
 from mm1.data.tokenizer import load_tokenizer

@@ -24,9 +24,9 @@ from padding import made_lengths
 from rich.console import Console
 from rich.table import Table
 
-from mm1.config import DataConfig, SourceConfig
+from mm1.config.run import DataConfig, SourceConfig
+from mm1.data.index import append, mapped
 from mm1.data.loader import Rows
-from mm1.data.measure import append, mapped
 from mm1.data.plan import WINDOW, Packing, Plan, Spans, pack_windows, typed
 
 T, K = 4096, 64

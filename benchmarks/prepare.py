@@ -28,12 +28,12 @@ import numpy as np
 import PIL.Image
 
 from mm1.data.image import load
-from mm1.prepare.markup import read_markup
-from mm1.prepare.part import Part
-from mm1.prepare.read_tars import read_tars
-from mm1.prepare.read_web import read_html
-from mm1.prepare.screen import Bounds, screened
-from mm1.prepare.sources import GIMP
+from mm1.prepare.filters.image_filters import Bounds, screened
+from mm1.prepare.html.markup import read_markup
+from mm1.prepare.readers.tars import read_tars
+from mm1.prepare.readers.web import read_html
+from mm1.prepare.shard import Part
+from sample_build.sources import GIMP
 
 SIDE = 336
 _PAGES_OF_A_PART, _EVERY = 20, 4  # every fourth page of the manual: a round takes seconds

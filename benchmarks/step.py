@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mm1 import dist
-from mm1.architecture import ConnectorConfig, ModelConfig
-from mm1.config import RunConfig
+from mm1.config.model import ConnectorConfig, ModelConfig
+from mm1.config.run import RunConfig
 from mm1.data.encode import encode_many
 from mm1.data.image import load
 from mm1.data.pack import pack
@@ -44,7 +44,7 @@ from mm1.model import sizes
 from mm1.model.attention import document_mask
 from mm1.model.mllm import MLLM
 from mm1.model.vision import normalise
-from mm1.train.loss import LOGITS, NextToken, cross_entropy
+from mm1.objectives.next_token import LOGITS, NextToken, cross_entropy
 from mm1.train.meter import costs, peak_flops
 from mm1.train.parallel import compile_blocks, missing_compiler
 

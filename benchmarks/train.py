@@ -26,11 +26,11 @@ from rich.table import Table
 from step import PATCH, WAYS, Pair, Process, captions, ceiling, clock_of, inputs_of, packed, padded, pair, their_loss
 
 from mm1 import dist
-from mm1.config import OptimConfig, RunConfig
+from mm1.config.run import OptimConfig, RunConfig
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Batch
+from mm1.objectives.next_token import LOGITS, NextToken, cross_entropy
 from mm1.train import optim
-from mm1.train.loss import LOGITS, NextToken, cross_entropy
 from mm1.train.meter import costs
 
 TOLERANCE = 1e-3

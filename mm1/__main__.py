@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mm1.config import RunConfig
+    from mm1.config.run import RunConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,7 +55,7 @@ def demo(
 
     Stopped half-way, the same command continues.
     """
-    from mm1.ablate.demo import run_demo
+    from mm1.demo import run_demo
 
     with _continues():
         run_demo(to)
@@ -100,7 +100,7 @@ def budget(
 
     Without parallel.* fields it looks for the fastest layout that fits; one that doesn't fit is refused.
     """
-    from mm1.train import offer
+    from mm1.budget import report as offer
     from mm1.train.log import console
 
     run = _run(recipe, assignments)
@@ -154,7 +154,7 @@ def evaluate(
     Answers, scores and a page of them go to RUN/eval. Finished parts are not done again.
     """
     from mm1.cluster import Runner
-    from mm1.eval.call import Call, compare_runs
+    from mm1.eval.command import Call, compare_runs
 
     if compare is not None:
         compare_runs(*compare)
@@ -192,7 +192,7 @@ def chat(
 ) -> None:
     """Ask a trained run about pictures. A run that was not fine-tuned continues the text instead."""
     from mm1.checkpoint import load_for_use
-    from mm1.serve.engine import answer
+    from mm1.serve.chat import answer
 
     typer.echo(answer(load_for_use(folder), question, images=image or [], tokens=tokens))
 
@@ -209,11 +209,11 @@ def show(
     """Write an HTML page of one packed row of a run (or one document of a store), or of a run's mix."""
     is_run = (Path(what) / "config.json").is_file()
     if mix:
-        from mm1.ablate.mix import show_mix_of
+        from mm1.report.mix import show_mix_of
 
         page = show_mix_of(Path(what))
     else:
-        from mm1.data.show import show_document_of, show_row_of
+        from mm1.report.sequence import show_document_of, show_row_of
 
         page = show_row_of(Path(what), row) if is_run else show_document_of(what, row)
     target = to or Path(f"{Path(what.replace(':', '-')).name}-{'mix' if mix else row}.html")
@@ -224,7 +224,7 @@ def show(
 @app.command(epilog="Example: `mm1 report runs/demo/tiny`")
 def report(folder: RunFolder) -> None:
     """Write RUN/report.html: losses, few-shot table, sample answers, the mix as it came."""
-    from mm1.ablate.report import report as write_report
+    from mm1.report.page import report as write_report
 
     typer.echo(f"report: {write_report(folder)}")
 
@@ -233,38 +233,27 @@ def report(folder: RunFolder) -> None:
     epilog="Examples: `mm1 prepare laion/ --to captions --workers 8`, "
     "`mm1 prepare site/ crawl.warc.gz filters=gopher,c4 language=en repeats=10 --to pages`, "
     "`mm1 prepare talk.json pictures=coco/train2017 against=sample:vqa-test --to chats`, "
-    "`mm1 prepare laion/ --runner ray --address ray://head:10001 --workers 64 --to captions`, "
-    "`mm1 prepare sample --large --to my-sample --cache packages`"
+    "`mm1 prepare laion/ --runner ray --address ray://head:10001 --workers 64 --to captions`"
 )
 def prepare(
     words: Annotated[
         list[str],
-        typer.Argument(
-            metavar="INPUT... [FIELD=VALUE ...]", help="Files and folders, or the word sample; and what may stay."
-        ),
+        typer.Argument(metavar="INPUT... [FIELD=VALUE ...]", help="Files and folders; and what may stay."),
     ],
     to: To = None,
     kind: Annotated[str, typer.Option(help="What the input is; told from its files unless given.")] = "",
     workers: Annotated[int, typer.Option(help="Parts that are done at once.", min=1)] = 1,
     runner: Annotated[Engine, typer.Option(help="native: on this machine. ray: on a cluster.")] = Engine.native,
     address: Annotated[str, typer.Option(help="Of the Ray cluster; without it Ray is started here.")] = "",
-    cache: Annotated[Path, typer.Option(help="sample: where fetched packages are kept.")] = Path(".cache/packages"),
-    large: Annotated[bool, typer.Option("--large", help="sample: all sources, not only those that ship.")] = False,
 ) -> None:
     """Turn what you have into document stores, clean and without copies, with a card beside them.
 
     Reads tars, parquet, JSON lines, LLaVA and COCO files, folders of pictures or pages, WARC. Fields such as
     filters=gopher,c4 side=512 against=sample:captions-test say what may stay. Stopped, the same command continues.
     """
-    if words == ["sample"]:
-        from mm1.prepare.sample import build_sample
-
-        build_sample(to or Path("sample"), cache=cache, large=large)
-        typer.echo(f"card: {(to or Path('sample')) / 'card.html'}")
-        return
     from mm1.cluster import Runner
-    from mm1.prepare.order import order_of
-    from mm1.prepare.work import prepare as prepare_inputs
+    from mm1.prepare.pipeline import prepare as prepare_inputs
+    from mm1.prepare.request import order_of
 
     order = order_of(words, kind=kind)
     folder = to or Path(f"{Path(order.inputs[0].path).resolve().name}-prepared")
@@ -339,7 +328,7 @@ def import_model(
 
 def _run(recipe: str, assignments: list[str] | None) -> "RunConfig":
     """The run that a verb's words describe."""
-    from mm1 import config
+    from mm1.config import run as config
     from mm1.recipes.index import recipe as find_recipe
 
     run = config.load(Path(recipe)) if recipe.endswith(".json") else find_recipe(recipe)
@@ -349,7 +338,7 @@ def _run(recipe: str, assignments: list[str] | None) -> "RunConfig":
 @contextmanager
 def _continues() -> Iterator[None]:
     """Ctrl-C and SIGTERM say what to do next; Typer would end the process without a word."""
-    from mm1.train.ranks import Stopped
+    from mm1.train.coordinator import Stopped
 
     try:
         yield

@@ -29,13 +29,14 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from mm1 import config, dist
-from mm1.config import CheckpointConfig, RunConfig
+from mm1 import dist
+from mm1.config import run as config
+from mm1.config.base import ConfigError
+from mm1.config.run import CheckpointConfig, RunConfig
 from mm1.data.chat import TEMPLATE
-from mm1.data.template import Template
+from mm1.data.chat_template import Template
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
 from mm1.disk import sync
-from mm1.fields import ConfigError
 from mm1.model.layers import placed_like, stretched
 from mm1.model.mllm import MLLM
 from mm1.model.vision import Vision

@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from mm1 import config
-from mm1.architecture import ModelConfig
 from mm1.checkpoint import Weights, save_weights
-from mm1.config import DataConfig, RunConfig
+from mm1.config import run as config
+from mm1.config.base import ConfigError
+from mm1.config.model import ModelConfig
+from mm1.config.run import DataConfig, RunConfig
 from mm1.data.chat import TEMPLATE, learned_chat
 from mm1.data.store import StoreError
 from mm1.data.tokenizer import load_tokenizer
 from mm1.disk import sync
-from mm1.fields import ConfigError
 from mm1.hf import encoder, files, llava
 from mm1.hf.convert import decoder_config_to_hf, decoder_from_hf, decoder_to_hf
 from mm1.hf.language import Language, downloaded, read_language, tensors_of, with_room

@@ -55,7 +55,8 @@ class Pair:
 
 def train_all(rank: int, jobs: list[tuple[Path, Path]]) -> None:
     """Train the runs recorded in JSON files, one after the other, each in its folder."""
-    from mm1 import config, dist
+    from mm1 import dist
+    from mm1.config import run as config
     from mm1.train.run import train_run
 
     with dist.connected():
@@ -64,7 +65,7 @@ def train_all(rank: int, jobs: list[tuple[Path, Path]]) -> None:
 
 
 def _as_rank(rank: int, ranks: int, port: int, errors: Any, work: Callable[..., None], arguments: tuple) -> None:
-    from mm1.train.ranks import Stopped
+    from mm1.train.coordinator import Stopped
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

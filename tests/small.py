@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from mm1.architecture import ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
-from mm1.config import DataConfig, RunConfig, SourceConfig
+from mm1.config.model import ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
+from mm1.config.run import DataConfig, RunConfig, SourceConfig
 from mm1.document import IGNORED, Batch
 from mm1.model.mllm import MLLM
 

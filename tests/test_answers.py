@@ -9,7 +9,8 @@ import random_text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm1.eval import answers, metrics
+from mm1.eval.metrics import scores as metrics
+from mm1.eval.metrics import short_answers as answers
 
 OFFICIAL = json.loads((Path(__file__).parent / "fixtures" / "random_scores.json").read_text())
 SEED = OFFICIAL["seed"]

@@ -8,11 +8,11 @@ import torch
 from small import IMAGE, doc
 from test_generate import MODEL, prompt
 
-from mm1.model.beam import Beams, search, search_all
-from mm1.model.generate import score
+from mm1.generate.beam import Beams, search, search_all
+from mm1.generate.engine import score
+from mm1.generate.prompt import Prompt
+from mm1.generate.sampling import Decoding
 from mm1.model.mllm import MLLM
-from mm1.model.prompt import Prompt
-from mm1.model.sampling import Decoding
 
 ENDS = [7, 9, 11, 13, 20, 30]
 

@@ -17,17 +17,18 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from typer.testing import CliRunner
 
 from mm1.__main__ import app
-from mm1.architecture import SparseConfig
-from mm1.config import DataConfig, RunConfig, override
+from mm1.budget import report as offer
+from mm1.budget.hardware import GPUS
+from mm1.budget.planner import Planner, Setup, fastest, full_rows
+from mm1.config.model import SparseConfig
+from mm1.config.run import DataConfig, RunConfig, override
 from mm1.document import Batch
 from mm1.model import attention
 from mm1.model.mllm import MLLM
+from mm1.objectives.next_token import NextToken
 from mm1.recipes.index import recipe
-from mm1.train import offer, optim, parallel
-from mm1.train.budget import Planner, Setup, fastest, full_rows
-from mm1.train.loss import NextToken
+from mm1.train import optim, parallel
 from mm1.train.meter import costs
-from mm1.train.rates import GPUS
 
 PAGE = Path(__file__).parents[1] / "docs/budget.md"
 BLOCK = re.compile(r"^```console\n\$ mm1 (budget [^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

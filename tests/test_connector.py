@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mm1.architecture import ConnectorConfig, VisionConfig
-from mm1.fields import choices
+from mm1.config.base import choices
+from mm1.config.model import ConnectorConfig, VisionConfig
 from mm1.model.connector import KINDS, Average, Bottleneck, average, sample
 from mm1.model.layers import initialise
 from mm1.model.sizes import c_abstractor_144, vit_h_14_378

@@ -6,18 +6,18 @@ import torch
 import torch.nn.functional as F
 from small import IMAGE, ROWS, doc, pack
 
-from mm1.model.contrastive import LARGEST_SCALE, Contrastive
+from mm1.objectives.contrastive import LARGEST_SCALE, ContrastiveModel
 
 
-def build(**vision) -> Contrastive:
+def build(**vision) -> ContrastiveModel:
     config = small.config()
     config.vision = config.vision.model_copy(update=vision)
-    model = Contrastive(config)
+    model = ContrastiveModel(config)
     model.initialise(0)
     return model
 
 
-def by_formula(model: Contrastive, documents) -> torch.Tensor:
+def by_formula(model: ContrastiveModel, documents) -> torch.Tensor:
     """The summed loss from a loop over documents of one image each."""
     images, texts = [], []
     for d in documents:

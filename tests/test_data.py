@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Canvas
 
-from mm1.config import DataConfig, SourceConfig
+from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.chat import prompt
 from mm1.data.encode import cut, encode
 from mm1.data.image import ImageError, load

@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 from small import IMAGE, doc
 from test_generate import MODEL, PIECES, prompt, written_without_cache
 
-from mm1.architecture import SparseConfig
-from mm1.model import generate as engine
-from mm1.model import session
+from mm1.config.model import SparseConfig
+from mm1.generate import engine, session
+from mm1.generate.engine import Engine, score
+from mm1.generate.prompt import Features, Prompt, alike, content, picture
+from mm1.generate.sampling import Choices, Decoding
+from mm1.generate.session import Prefix, Session, prefill
 from mm1.model.cache import Segment
-from mm1.model.generate import Engine, score
 from mm1.model.mllm import MLLM
-from mm1.model.prompt import Features, Prompt, alike, content, picture
-from mm1.model.sampling import Choices, Decoding
-from mm1.model.session import Prefix, Session, prefill
 
 FOUR = Decoding(tokens=4)
 

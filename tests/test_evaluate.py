@@ -17,10 +17,10 @@ from mm1.__main__ import app
 from mm1.checkpoint import load_for_use
 from mm1.data.image import load
 from mm1.document import Document, Text
-from mm1.eval.answerers import Ours, name_of, open_answerer
-from mm1.eval.cells import read_answers, read_results
 from mm1.eval.fewshot import prompt
 from mm1.eval.harness import load_task
+from mm1.eval.models import Ours, name_of, open_answerer
+from mm1.eval.results import read_answers, read_results
 from mm1.train.run import train_run
 
 

@@ -13,25 +13,26 @@ import torch
 from PIL import Image as Picture
 from safetensors.torch import load_file
 
-from mm1 import checkpoint, config, exchange
+from mm1 import checkpoint, exchange
 from mm1.__main__ import main
-from mm1.architecture import ConnectorConfig, DecoderConfig, ModelConfig, SparseConfig, VisionConfig
-from mm1.config import DataConfig, RunConfig, SourceConfig
+from mm1.config import run as config
+from mm1.config.base import ConfigError
+from mm1.config.model import ConnectorConfig, DecoderConfig, ModelConfig, SparseConfig, VisionConfig
+from mm1.config.run import DataConfig, RunConfig, SourceConfig
 from mm1.data import image
 from mm1.data.encode import encode
 from mm1.data.store import write_store
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
-from mm1.fields import ConfigError
+from mm1.generate.engine import generate
+from mm1.generate.prompt import Prompt
+from mm1.generate.prompt import picture as named
+from mm1.generate.sampling import Decoding
 from mm1.hf.files import modelling_file
 from mm1.hf.shards import bytes_of
 from mm1.model.encoders import clip
-from mm1.model.generate import generate
 from mm1.model.layers import initialise
 from mm1.model.mllm import MLLM
-from mm1.model.prompt import Prompt
-from mm1.model.prompt import picture as named
-from mm1.model.sampling import Decoding
 
 transformers = pytest.importorskip("transformers")
 

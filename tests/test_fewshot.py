@@ -15,20 +15,21 @@ from rich.console import Console
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from mm1.architecture import ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
+from mm1.config.model import ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
 from mm1.data.encode import encode
 from mm1.data.image import load
 from mm1.data.store import write_store
 from mm1.data.tokenizer import MARKS, Tokenizer
 from mm1.document import IGNORED, Batch, Document, Image, Mark, Text
-from mm1.eval import fewshot, harness, writer
+from mm1.eval import fewshot, harness
 from mm1.eval.fewshot import Example, Pool, Task
 from mm1.eval.harness import Settings, evaluate, read_answers, read_results, table
-from mm1.eval.metrics import exact_match
+from mm1.eval.metrics.scores import exact_match
 from mm1.eval.tasks import captions as captions_task
 from mm1.eval.tasks import easy_vqa, easy_vqa_plain
-from mm1.eval.writer import Writer
-from mm1.model.generate import Completion
+from mm1.generate import writer
+from mm1.generate.engine import Completion
+from mm1.generate.writer import Writer
 from mm1.model.mllm import MLLM
 
 

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import IMAGE, PLACES, doc
 
+from mm1.generate.engine import generate, score
+from mm1.generate.prompt import Prompt, picture
+from mm1.generate.sampling import Decoding, choose
+from mm1.generate.session import Session
 from mm1.model.cache import Cache
-from mm1.model.generate import generate, score
-from mm1.model.prompt import Prompt, picture
-from mm1.model.sampling import Decoding, choose
-from mm1.model.session import Session
 
 MODEL = small.model(kind="c_abstractor")
 ENOUGH = Decoding(tokens=6)

@@ -8,17 +8,17 @@ import small
 import torch
 from weights import SMOLLM2, fetched
 
-from mm1.architecture import DecoderConfig
+from mm1.config.model import DecoderConfig
 from mm1.data.tokenizer import Tokenizer
+from mm1.generate.engine import generate
+from mm1.generate.prompt import Prompt
+from mm1.generate.sampling import Decoding
 from mm1.hf.gguf import NAMES, Gguf
 from mm1.hf.names import translate
 from mm1.hf.vocabulary import extended, with_marks
 from mm1.model.decoder import Decoder
-from mm1.model.generate import generate
 from mm1.model.layers import initialise
 from mm1.model.mllm import MLLM
-from mm1.model.prompt import Prompt
-from mm1.model.sampling import Decoding
 
 gguf = pytest.importorskip("gguf")
 

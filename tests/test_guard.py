@@ -11,12 +11,12 @@ import small
 import torch
 
 from mm1 import checkpoint
-from mm1.config import RunConfig, Stage
+from mm1.config.run import RunConfig, Stage
+from mm1.objectives.next_token import NextToken
 from mm1.train import guard
 from mm1.train import run as trained
 from mm1.train.guard import Guard, Spike, Verdict, read_spikes
 from mm1.train.log import read_metrics
-from mm1.train.loss import NextToken
 from mm1.train.run import train_run
 
 

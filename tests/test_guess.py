@@ -8,13 +8,12 @@ from hypothesis import strategies as st
 from small import IMAGE, doc
 from test_generate import MODEL, PROMPTS, prompt, written_without_cache
 
-from mm1.model import generate as engine
-from mm1.model import threads
-from mm1.model.generate import Engine
-from mm1.model.guess import Guesses, continued
-from mm1.model.sampling import Decoding
-from mm1.model.session import Session
-from mm1.model.threads import threads_for
+from mm1.generate import engine, threads
+from mm1.generate.engine import Engine
+from mm1.generate.prompt_lookup import Guesses, continued
+from mm1.generate.sampling import Decoding
+from mm1.generate.session import Session
+from mm1.generate.threads import threads_for
 
 NINE = Decoding(tokens=9)
 

@@ -16,12 +16,12 @@ import pytest
 import zstandard
 
 from mm1.document import Document, Image, Text
-from mm1.prepare import part as part_module
-from mm1.prepare import read_lines
-from mm1.prepare.markup import Address, read_markup
-from mm1.prepare.part import InputError, lines_of
-from mm1.prepare.readers import KINDS, parts_of
-from mm1.prepare.screen import Bounds, screened
+from mm1.prepare import shard as part_module
+from mm1.prepare.filters.image_filters import Bounds, screened
+from mm1.prepare.html.markup import Address, read_markup
+from mm1.prepare.readers import json_lines as read_lines
+from mm1.prepare.readers.kinds import KINDS, parts_of
+from mm1.prepare.shard import InputError, lines_of
 from tests.conftest import picture
 
 RED = picture(0, 1)[0]
@@ -140,7 +140,7 @@ def test_names_and_links_in_a_tar_write_nothing(tmp_path):
 
 
 def test_a_large_member_of_a_tar_is_left_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr("mm1.prepare.read_tars.LARGEST_FILE", 1000)
+    monkeypatch.setattr("mm1.prepare.readers.tars.LARGEST_FILE", 1000)
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
         member = tarfile.TarInfo("1.jpg")
         member.size = 5_000_000

@@ -8,10 +8,11 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from mm1 import checkpoint, config, exchange
-from mm1.config import override
+from mm1 import checkpoint, exchange
+from mm1.config import run as config
+from mm1.config.base import ConfigError
+from mm1.config.run import override
 from mm1.data.tokenizer import Tokenizer
-from mm1.fields import ConfigError
 from mm1.hf import language
 from mm1.model.decoder import Decoder
 from mm1.model.mllm import MLLM

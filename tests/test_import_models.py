@@ -10,17 +10,18 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from mm1 import checkpoint, config, exchange
-from mm1.architecture import VisionConfig
+from mm1 import checkpoint, exchange
 from mm1.checkpoint import load_for_use
-from mm1.eval.answerers import open_answerer
-from mm1.fields import ConfigError
+from mm1.config import run as config
+from mm1.config.base import ConfigError
+from mm1.config.model import VisionConfig
+from mm1.eval.models import open_answerer
 from mm1.hf.llava import llava_config_from_hf
 from mm1.hf.vision import vision_config_from_openclip
 from mm1.model import sizes
 from mm1.model.mllm import MLLM
 from mm1.model.vision import Vision
-from mm1.serve.engine import answer
+from mm1.serve.chat import answer
 from mm1.train.run import train_run
 
 transformers = pytest.importorskip("transformers")

@@ -12,9 +12,10 @@ import small
 import torch
 from pair import Pair, train_all
 
-from mm1 import checkpoint, config
+from mm1 import checkpoint
 from mm1.checkpoint import CheckpointError
-from mm1.config import RunConfig
+from mm1.config import run as config
+from mm1.config.run import RunConfig
 from mm1.train.log import read_metrics
 from mm1.train.run import train_run
 

@@ -12,8 +12,8 @@ import yaml
 from small import run as small_run
 from torch.distributed.run import get_args_parser
 
-from mm1 import config
 from mm1.__main__ import app
+from mm1.config import run as config
 from mm1.recipes.index import recipe
 
 ROOT = Path(__file__).parents[1]

@@ -8,8 +8,9 @@ from small import IMAGE
 
 from mm1.document import IGNORED, Batch
 from mm1.model.mllm import MLLM
-from mm1.train import loss
-from mm1.train.loss import Loss, NextToken, cross_entropy
+from mm1.objectives import next_token as loss
+from mm1.objectives.loss import Loss
+from mm1.objectives.next_token import NextToken, cross_entropy
 
 VOCABULARY = 64
 CHUNKS = (1, 2 * loss.ALIGNED * VOCABULARY, 2**20)

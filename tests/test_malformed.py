@@ -10,9 +10,9 @@ import layouts
 import pyarrow.parquet as pq
 import pytest
 
+from mm1.eval.data.rows import TaskError
 from mm1.eval.harness import load_task
-from mm1.eval.metrics import exact_match
-from mm1.eval.rows import TaskError
+from mm1.eval.metrics.scores import exact_match
 
 
 def hub(name: str, change: Callable[[list[dict]], object], *, split: str = "validation", images=("image",)) -> Callable:

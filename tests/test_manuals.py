@@ -9,9 +9,9 @@ import PIL.Image
 import pytest
 
 from mm1.document import Document
-from mm1.prepare.packages import PackageError
-from mm1.prepare.readers import KINDS, parts_of
-from mm1.prepare.sources import GIMP
+from mm1.prepare.readers.kinds import KINDS, parts_of
+from sample_build.packages import PackageError
+from sample_build.sources import GIMP
 
 CACHE = Path(os.environ.get("MM1_PACKAGES", ".cache/packages"))
 

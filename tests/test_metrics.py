@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm1.eval import metrics
-from mm1.eval.ptb import tokens
+from mm1.eval.metrics import scores as metrics
+from mm1.eval.metrics.ptb_tokenizer import tokens
 
 OFFICIAL = json.loads((Path(__file__).parent / "fixtures" / "official_scores.json").read_text())
 CASES = OFFICIAL["captions"]

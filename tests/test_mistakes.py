@@ -11,12 +11,13 @@ import pytest
 import small
 import torch
 
-from mm1 import checkpoint, config
+from mm1 import checkpoint
 from mm1.checkpoint import CheckpointError
-from mm1.config import RunConfig
+from mm1.config import run as config
+from mm1.config.base import ConfigError
+from mm1.config.run import RunConfig
 from mm1.data.image import load
 from mm1.data.store import StoreError
-from mm1.fields import ConfigError
 from mm1.train.log import read_metrics
 from mm1.train.run import train_run
 

@@ -6,8 +6,8 @@ import torch
 from small import IMAGE, PLACES, ROWS, doc, pack
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from mm1.architecture import DecoderConfig, VisionConfig
-from mm1.fields import choices
+from mm1.config.base import choices
+from mm1.config.model import DecoderConfig, VisionConfig
 from mm1.model import attention as kernels
 from mm1.model import sizes
 from mm1.model.attention import Causal, Groups, attention, dense_mask, document_mask

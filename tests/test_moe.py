@@ -5,17 +5,17 @@ import small
 import torch
 import torch.nn.functional as F
 
-from mm1.architecture import DecoderConfig, SparseConfig
-from mm1.config import RunConfig, override
+from mm1.config.base import ConfigError
+from mm1.config.model import DecoderConfig, SparseConfig
+from mm1.config.run import RunConfig, override
 from mm1.document import Batch
-from mm1.fields import ConfigError
 from mm1.model import moe
 from mm1.model.cache import Cache
 from mm1.model.decoder import Decoder
 from mm1.model.layers import initialise
 from mm1.model.mllm import MLLM
 from mm1.model.moe import Routing, SparseFeedForward, upcycled
-from mm1.train.loss import NextToken
+from mm1.objectives.next_token import NextToken
 
 ROWS, PLACES, WIDTH = 3, 20, 16
 

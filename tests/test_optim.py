@@ -10,12 +10,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
 from mm1 import checkpoint
-from mm1.config import OptimConfig, RunConfig
-from mm1.fields import ConfigError
+from mm1.config.base import ConfigError
+from mm1.config.run import OptimConfig, RunConfig
 from mm1.model.mllm import MLLM
 from mm1.train import optim, schedule
 from mm1.train.log import read_metrics
-from mm1.train.parts import freeze
+from mm1.train.parameters import freeze
 from mm1.train.run import train_run
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mm1.config import DataConfig, SourceConfig, Stage, parse
+from mm1.config.base import ConfigError
+from mm1.config.run import DataConfig, SourceConfig, Stage, parse
 from mm1.data.loader import Rows, batches
 from mm1.document import IGNORED, Batch
-from mm1.fields import ConfigError
 
 BATCH, MICRO = 24, 1  # micro-batches that 1, 2, 3, 4 and 8 ranks share out evenly
 STEPS = 2
@@ -112,7 +112,7 @@ def _rows_of(made: Rows, origin: int, count: int) -> list[int]:
 def test_what_was_measured_is_kept_and_gives_the_same_rows(index, tmp_path, monkeypatch):
     first = Rows(SAMPLE, image_size=24, seed=1, batch_rows=BATCH, folder=tmp_path)
     unkept = rows(index)
-    monkeypatch.setattr("mm1.data.measure.encode_many", None)  # a second start reads no text
+    monkeypatch.setattr("mm1.data.index.encode_many", None)  # a second start reads no text
     second = Rows(SAMPLE, image_size=24, seed=1, batch_rows=BATCH, folder=tmp_path)
     sent = pickle.loads(pickle.dumps(second))
     for number in (0, 3, 30, 77, 10**6):

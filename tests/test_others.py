@@ -17,11 +17,11 @@ from mm1 import exchange
 from mm1.data.chat import TEMPLATE
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
-from mm1.eval import answerers
-from mm1.eval.answerers import HubModel, Server, open_answerer, until
-from mm1.eval.cells import read_answers
+from mm1.eval import models as answerers
 from mm1.eval.fewshot import draw_shots, prompt
 from mm1.eval.harness import Settings, evaluate_with, load_task
+from mm1.eval.models import HubModel, Server, open_answerer, until
+from mm1.eval.results import read_answers
 from mm1.eval.shots import Protocol
 from mm1.hf.files import chat_template
 

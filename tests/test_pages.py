@@ -10,9 +10,9 @@ import pytest
 
 from benchmarks.extractors import folder_of, labels, ours, page_of, score
 from mm1.document import Text
-from mm1.prepare.markup import Address, PageError, read_markup
-from mm1.prepare.packages import PackageError
-from mm1.prepare.readers import KINDS, parts_of
+from mm1.prepare.html.markup import Address, PageError, read_markup
+from mm1.prepare.readers.kinds import KINDS, parts_of
+from sample_build.packages import PackageError
 
 CACHE = Path(os.environ.get("MM1_PACKAGES", ".cache/packages"))
 PROSE = "The house of the painter stood on a hill that looked over the town and its many gardens."
@@ -156,7 +156,7 @@ def test_a_page_of_too_many_bytes_is_refused():
 
 
 def test_a_page_of_too_many_elements_is_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr("mm1.prepare.markup._MOST", 100)
+    monkeypatch.setattr("mm1.prepare.html.markup._MOST", 100)
     (tmp_path / "a.html").write_text(f"<p>{PROSE}</p>" + "<br>" * 100)
     (tmp_path / "b.html").write_text(f"<p>{PROSE}</p>" + "<br>" * 90)
     drops: Counter[str] = Counter()

@@ -10,11 +10,12 @@ import small
 import torch
 from pair import Pair, train_all
 
-from mm1 import checkpoint, config, dist
-from mm1.architecture import SparseConfig
-from mm1.config import ParallelConfig, RunConfig
-from mm1.fields import ConfigError
-from mm1.train import ranks as ranks_module
+from mm1 import checkpoint, dist
+from mm1.config import run as config
+from mm1.config.base import ConfigError
+from mm1.config.model import SparseConfig
+from mm1.config.run import ParallelConfig, RunConfig
+from mm1.train import coordinator as ranks_module
 from mm1.train.log import read_metrics
 from mm1.train.parallel import layout
 from mm1.train.run import train_run

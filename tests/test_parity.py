@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mm1.architecture import DecoderConfig, SparseConfig
+from mm1.config.model import DecoderConfig, SparseConfig
 from mm1.hf import convert
 from mm1.model.decoder import Decoder
 

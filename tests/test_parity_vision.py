@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mm1.architecture import VisionConfig
+from mm1.config.model import VisionConfig
 from mm1.hf.layouts import vision_from_hf, vision_to_hf
 from mm1.hf.vision import vision_config_from_hf, vision_config_to_hf
 from mm1.model.vision import Vision

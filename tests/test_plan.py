@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm1.data import plan as plan_module
-from mm1.data.deal import micro_batches, of_rank, padded
+from mm1.data.microbatches import micro_batches, of_rank, padded
 from mm1.data.mixture import LARGEST_DECK, PRECISION, Mixture, row_shares
 from mm1.data.pack import pack
 from mm1.data.plan import Packing, Plan, Spans, joined, pack_windows

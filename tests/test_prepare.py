@@ -18,14 +18,14 @@ import webdataset
 
 from mm1.data.store import Store, write_store
 from mm1.document import Document, Image, Text
-from mm1.prepare import work
+from mm1.prepare import pipeline as work
 from mm1.prepare.card import Prepared, write_card
-from mm1.prepare.copies import Prints, PrintsFile, copies, guard_of, joined, prints_of, repeated_pictures, signature
-from mm1.prepare.engine import Runner
-from mm1.prepare.order import Input, Order
-from mm1.prepare.prose import FILTERS, Filter, c4, fineweb, gopher, repetition
-from mm1.prepare.screen import Bounds, Seen, screened
-from mm1.prepare.work import BusyError, prepare
+from mm1.prepare.dedup import Prints, PrintsFile, copies, guard_of, joined, prints_of, repeated_pictures, signature
+from mm1.prepare.executor import Runner
+from mm1.prepare.filters.image_filters import Bounds, Seen, screened
+from mm1.prepare.filters.text_filters import FILTERS, Filter, c4, fineweb, gopher, repetition
+from mm1.prepare.pipeline import BusyError, prepare
+from mm1.prepare.request import Input, Order
 
 PROSE = """The house of the painter stood on a hill that looked over the town. It was built of grey stone, and the
 windows were small. In the evening the light of the sun fell on the wall of the garden. A path led to the gate.
@@ -176,7 +176,7 @@ def order_of(*paths: Path, kind: str = "tars", **more) -> Order:
 
 STOPPED = """
 import os, sys, time
-from mm1.prepare import work
+from mm1.prepare import pipeline as work
 once = work.do_part
 def do_part(order, part, place, *, guard):
     if part.name == "00002.tar":
@@ -240,7 +240,7 @@ def test_the_result_does_not_depend_on_the_workers(tmp_path):
 
 ON_RAY = """
 import sys
-from mm1.prepare import work
+from mm1.prepare import pipeline as work
 order, to = work.Order.model_validate_json(sys.argv[1]), work.Path(sys.argv[2])
 work.prepare(order, to, runner=work.Runner("ray", workers=2))
 """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mm1.prepare.prose import c4, fineweb, gopher, language_of, repetition
+from mm1.prepare.filters.text_filters import c4, fineweb, gopher, language_of, repetition
 
 WORDS = ["the", "painter", "and", "a", "house", "that", "have", "windows", "of", "grey", "stone", "with", "light"]
 

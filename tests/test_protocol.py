@@ -13,11 +13,11 @@ from conftest import picture
 
 from mm1.document import Document, Image, Mark, Text
 from mm1.eval import fewshot, shots
-from mm1.eval.cells import compare, comparison, read_answers, read_results
+from mm1.eval.answers_page import write_page
 from mm1.eval.fewshot import Example, Pool, Task
 from mm1.eval.harness import Settings, evaluate_with, load_task
-from mm1.eval.metrics import cider, exact_match
-from mm1.eval.page import write_page
+from mm1.eval.metrics.scores import cider, exact_match
+from mm1.eval.results import compare, comparison, read_answers, read_results
 from mm1.eval.shots import MM1, Protocol, Similar, draw_all, prompts
 
 
@@ -272,7 +272,7 @@ def test_a_judge_is_needed_and_asked_once(tmp_path: Path):
 
 
 def test_marks_of_a_chat_stay_in_the_request():
-    from mm1.eval.answerers import as_text, messages
+    from mm1.eval.models import as_text, messages
 
     task = a_task(form="chat", ask=lambda one: one.question)
     document = asked(task, MM1, count=1)[0]

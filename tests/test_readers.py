@@ -17,10 +17,10 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from mm1.document import Document, Image, Text
-from mm1.prepare import web
-from mm1.prepare.part import InputError
-from mm1.prepare.readers import KINDS, kind_of, parts_of
-from mm1.prepare.web import Web, WebError
+from mm1.prepare import fetch as web
+from mm1.prepare.fetch import Web, WebError
+from mm1.prepare.readers.kinds import KINDS, kind_of, parts_of
+from mm1.prepare.shard import InputError
 from tests.conftest import picture
 
 RED, GREEN = picture(0, 1)[0], picture(0, 2)[0]

@@ -13,11 +13,11 @@ import pytest
 import typer
 from PIL import Image as Picture
 
-from mm1 import config
 from mm1.__main__ import app
+from mm1.config import run as config
 from mm1.data.store import SAMPLE, write_store
 from mm1.document import Document, Text
-from mm1.prepare.order import Order
+from mm1.prepare.request import Order
 from mm1.recipes.index import recipe
 
 ROOT = Path(__file__).parents[1]

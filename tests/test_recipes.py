@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from mm1.config import RunConfig
-from mm1.model.contrastive import Contrastive
+from mm1.config.run import RunConfig
 from mm1.model.mllm import MLLM
 from mm1.model.sizes import non_embedding_parameters
+from mm1.objectives.contrastive import ContrastiveModel
 from mm1.recipes.index import RECIPES, recipe
 from mm1.scaling import law
 from mm1.train import optim, schedule
@@ -26,7 +26,7 @@ GOLDEN = {
 
 def build(run: RunConfig) -> torch.nn.Module:
     with torch.device("meta"):
-        return Contrastive(run.model) if run.objective == "contrastive" else MLLM(run.model)
+        return ContrastiveModel(run.model) if run.objective == "contrastive" else MLLM(run.model)
 
 
 @pytest.mark.parametrize("name", RECIPES)

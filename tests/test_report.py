@@ -9,17 +9,17 @@ import pytest
 import torch
 from conftest import picture
 
-from mm1 import config
-from mm1.ablate.figures import REWOUND, SKIPPED, Marks, Panel, losses, panels
-from mm1.ablate.progress import marks, progress
-from mm1.ablate.report import findings, realised_mix, report
-from mm1.config import DataConfig, RunConfig, SourceConfig
+from mm1.config import run as config
+from mm1.config.run import DataConfig, RunConfig, SourceConfig
 from mm1.data.loader import Rows
-from mm1.data.show import proofs, show_document, show_row
 from mm1.document import Batch, Document, Image, Mark, Text
+from mm1.eval.caption_loss import CaptionLoss
 from mm1.eval.harness import Cell, Results, load_task
-from mm1.eval.metrics import Interval
-from mm1.eval.writer import CaptionLoss
+from mm1.eval.metrics.scores import Interval
+from mm1.report.figures import REWOUND, SKIPPED, Marks, Panel, losses, panels
+from mm1.report.page import findings, realised_mix, report
+from mm1.report.progress import marks, progress
+from mm1.report.sequence import proofs, show_document, show_row
 from mm1.train.log import read_metrics
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

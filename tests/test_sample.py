@@ -19,26 +19,18 @@ from tokenizers import Tokenizer
 
 from mm1.data.store import SAMPLE, Store
 from mm1.document import Document, Image, Text
-from mm1.prepare import packages
-from mm1.prepare.galleries import PLAIN, galleries
-from mm1.prepare.packages import Package, PackageError, fetch, unpack
-from mm1.prepare.pages import read_page
-from mm1.prepare.pictures import (
-    LARGEST_PIXELS,
-    Picture,
-    PictureError,
-    crop,
-    encode_webp,
-    fingerprint,
-    open_picture,
-    render_svg,
-    sha256,
-)
-from mm1.prepare.sample import card
-from mm1.prepare.sources import FLUENT
-from mm1.prepare.sources import SAMPLE as SOURCES
-from mm1.prepare.split import LOOK_ALIKE, Item, groups, held_out, look_alikes, same_words
-from mm1.prepare.vocabulary import SPECIAL_TOKENS
+from mm1.prepare.dedup import LOOK_ALIKE, same_words
+from mm1.prepare.images import LARGEST_PIXELS, PictureError, encode_webp, fingerprint, open_picture, sha256
+from sample_build import packages
+from sample_build.galleries import PLAIN, galleries
+from sample_build.packages import Package, PackageError, fetch, unpack
+from sample_build.pages import read_page
+from sample_build.pictures import Picture, crop, render_svg
+from sample_build.sample import card
+from sample_build.sources import FLUENT
+from sample_build.sources import SAMPLE as SOURCES
+from sample_build.split import Item, groups, held_out, look_alikes
+from sample_build.vocabulary import SPECIAL_TOKENS
 
 ROOT = Path(__file__).parents[1]
 STORES = [f"{name}-{split}" for name in ("captions", "interleaved", "text", "vqa") for split in ("train", "test")]

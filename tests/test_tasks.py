@@ -9,9 +9,9 @@ import pytest
 
 from mm1.document import Document, Image, Mark, Text
 from mm1.eval import fewshot
+from mm1.eval.data.published import Published
 from mm1.eval.fewshot import Task
 from mm1.eval.harness import load_task
-from mm1.eval.published import Published
 from mm1.eval.tasks import mathvista, mmmu, realworldqa
 
 LAYOUTS = [(name, "hub", make) for name, make in layouts.HUB.items()]

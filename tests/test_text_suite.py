@@ -9,7 +9,7 @@ import small
 import torch
 from pair import Pair
 
-from mm1.eval.answerers import Ours
+from mm1.eval.models import Ours
 
 pytest.importorskip("lm_eval", reason="the extra mm1[lm-eval] is not installed")
 

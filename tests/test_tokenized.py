@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mm1.__main__ import app
-from mm1.config import DataConfig, SourceConfig
+from mm1.config.run import DataConfig, SourceConfig
 from mm1.data import encode
 from mm1.data.loader import Rows
 from mm1.data.store import Store, StoreError, open_store, write_store

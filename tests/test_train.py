@@ -12,16 +12,18 @@ import pytest
 import small
 import torch
 
-from mm1 import checkpoint, config
-from mm1.architecture import SparseConfig
+from mm1 import checkpoint
 from mm1.checkpoint import CheckpointError
-from mm1.config import RunConfig, Stage
+from mm1.config import run as config
+from mm1.config.base import ConfigError
+from mm1.config.model import SparseConfig
+from mm1.config.run import RunConfig, Stage
 from mm1.data.loader import Rows
-from mm1.fields import ConfigError
 from mm1.model.mllm import MLLM
+from mm1.objectives.loss import Loss
+from mm1.objectives.next_token import NextToken
 from mm1.train import loop
 from mm1.train.log import read_metrics
-from mm1.train.loss import Loss, NextToken
 from mm1.train.parallel import compile_blocks, missing_compiler
 from mm1.train.run import train_run
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mm1.architecture import VisionConfig
-from mm1.fields import choices
+from mm1.config.base import choices
+from mm1.config.model import VisionConfig
 from mm1.model import encoders, sizes
 from mm1.model.layers import NORMS, initialise
 from mm1.model.vision import Vision

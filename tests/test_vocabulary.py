@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from mm1.architecture import DecoderConfig
+from mm1.config.model import DecoderConfig
 from mm1.data.tokenizer import MARKS, Tokenizer
 from mm1.hf.vocabulary import extended, with_marks
 from mm1.model.decoder import Decoder

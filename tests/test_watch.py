@@ -12,10 +12,10 @@ import small
 import torch
 
 from mm1 import checkpoint
-from mm1.config import RunConfig
+from mm1.config.base import ConfigError
+from mm1.config.run import RunConfig
 from mm1.data.loader import Rows
 from mm1.document import Batch
-from mm1.fields import ConfigError
 from mm1.model.mllm import MLLM
 from mm1.train.health import Health
 from mm1.train.log import read_metrics

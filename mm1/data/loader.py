@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mm1.config import DataConfig, RunConfig
-from mm1.data.deal import micro_batches, of_rank, padded
+from mm1.config.run import DataConfig, RunConfig
 from mm1.data.encode import encode_many
 from mm1.data.image import ImageError, load
-from mm1.data.measure import Source, open_source
+from mm1.data.index import Source, open_source
+from mm1.data.microbatches import micro_batches, of_rank, padded
 from mm1.data.mixture import Mixture, row_shares
 from mm1.data.store import StoreError, open_store
 from mm1.data.tokenizer import load_tokenizer
@@ -39,7 +39,7 @@ class Rows:
         stores: dict[str, str] | None = None,
         folder: Path | None = None,
     ):
-        """Steps of the curriculum have `batch_rows` rows. `folder` keeps what was measured (`data/measure.py`).
+        """Steps of the curriculum have `batch_rows` rows. `folder` keeps what was measured (`data/index.py`).
 
         `stores` (name -> store) replaces the config's sources, one row each in turn: validation.
         """

@@ -17,8 +17,8 @@ from types import ModuleType
 
 import pyarrow as pa
 
+from mm1.config.base import missing, nearest
 from mm1.document import Document, Image, Mark, Piece, Text
-from mm1.fields import missing, nearest
 
 _ZSTD = {
     "lance-encoding:compression": "zstd",

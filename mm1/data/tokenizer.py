@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer as HFTokenizer
 
+from mm1.data.chat_template import Template, Turns
 from mm1.data.store import SAMPLE
-from mm1.data.template import Template, Turns
 
 MARKS = ("pad", "begin", "end", "image", "user", "assistant")
 """Every special token the project uses; `<|NAME|>` in the tokenizer's file."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from mm1.data import chat
 from mm1.document import Document, Image, Mark, Piece, Text
-from mm1.eval.answers import LETTERS
+from mm1.eval.metrics.short_answers import LETTERS
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,14 @@ from mm1.data.tokenizer import Tokenizer
 from mm1.disk import write_whole
 from mm1.document import Document, Mark, Text
 from mm1.eval import tasks as task_folder
-from mm1.eval.answerers import Answerer, Ours, as_text, name_of
-from mm1.eval.answers import LETTERS
-from mm1.eval.cells import (
+from mm1.eval.caption_loss import caption_loss
+from mm1.eval.data.published import Published, by_likelihood
+from mm1.eval.fewshot import Task, blind, chance_answers, majority_answer
+from mm1.eval.judge import Judge
+from mm1.eval.metrics.scores import bootstrap, paired_difference
+from mm1.eval.metrics.short_answers import LETTERS
+from mm1.eval.models import Answerer, Ours, as_text, name_of
+from mm1.eval.results import (
     Cell,
     Results,
     answers_file,
@@ -39,12 +44,7 @@ from mm1.eval.cells import (
     save,
     table,
 )
-from mm1.eval.fewshot import Task, blind, chance_answers, majority_answer
-from mm1.eval.judge import Judge
-from mm1.eval.metrics import bootstrap, paired_difference
-from mm1.eval.published import Published, by_likelihood
 from mm1.eval.shots import MM1, Protocol, Similar, draw_all, prompts, reasoning_task
-from mm1.eval.writer import caption_loss
 from mm1.model.mllm import MLLM
 
 __all__ = ["Cell", "Results", "evaluate", "evaluate_run", "load_task", "read_answers", "read_results", "table"]

@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mm1.eval.answerers import Server
 from mm1.eval.fewshot import Example, Rule
+from mm1.eval.models import Server
 
 ATTEMPTS = 3
 

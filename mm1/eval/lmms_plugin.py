@@ -17,7 +17,7 @@ from mm1 import dist
 from mm1.checkpoint import load_for_use
 from mm1.data import chat
 from mm1.document import Document, Image, Piece, Text
-from mm1.eval.answerers import Ours, name_of
+from mm1.eval.models import Ours, name_of
 
 
 def manifest() -> ModelManifest:

@@ -17,10 +17,10 @@ except ImportError as error:
 from mm1 import dist
 from mm1.disk import write_whole
 from mm1.document import Document, Text
-from mm1.eval.answerers import Ours
 from mm1.eval.harness import PATIENCE
-from mm1.model.generate import score
-from mm1.model.prompt import Prompt
+from mm1.eval.models import Ours
+from mm1.generate.engine import score
+from mm1.generate.prompt import Prompt
 
 SUITE = {
     "arc_easy": "acc",

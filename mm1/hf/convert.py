@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mm1.architecture import DecoderConfig, SparseConfig
+from mm1.config.model import DecoderConfig, SparseConfig
 from mm1.hf.experts import gathered, spread
 from mm1.hf.names import DECODER, DECODER_DROPPED, reverse, translate
 

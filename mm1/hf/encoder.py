@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from mm1.architecture import VisionConfig
+from mm1.config.model import VisionConfig
 from mm1.hf.layouts import State, find, vision_from_hf
 from mm1.hf.vision import FAMILIES, vision_config_from_aim, vision_config_from_hf, vision_config_from_openclip
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mm1.architecture import ModelConfig, VisionConfig
+from mm1.config.model import ModelConfig, VisionConfig
 from mm1.data.tokenizer import Tokenizer, own_marks
 from mm1.hf.vocabulary import post_processor
 

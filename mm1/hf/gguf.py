@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mm1.architecture import DecoderConfig
+from mm1.config.model import DecoderConfig
 from mm1.hf.names import reverse, translate
 from mm1.hf.vocabulary import Words, words
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mm1.architecture import ConnectorConfig, ModelConfig
+from mm1.config.model import ConnectorConfig, ModelConfig
 from mm1.hf.convert import decoder_config_from_hf, decoder_config_to_hf, decoder_from_hf, decoder_to_hf
 from mm1.hf.layouts import LAYOUTS, find, vision_from_hf, write
 from mm1.hf.names import CONNECTOR, reverse, translate

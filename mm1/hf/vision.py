@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mm1.architecture import VisionConfig
+from mm1.config.model import VisionConfig
 from mm1.hf.names import reverse
 from mm1.model.encoders import CLIP_PIXELS, HALF_PIXELS, IMAGENET_PIXELS
 

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer as HFTokenizer
 
 from mm1.data.chat import TEMPLATE
-from mm1.data.template import Template
+from mm1.data.chat_template import Template
 from mm1.data.tokenizer import MARKS
 
 State = dict[str, torch.Tensor]

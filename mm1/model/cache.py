@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from mm1.architecture import DecoderConfig
+from mm1.config.model import DecoderConfig
 from mm1.model.attention import Causal, attention
 
 SCORES_AT_ONCE = 1 << 24

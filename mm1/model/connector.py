@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mm1.architecture import ConnectorConfig, VisionConfig
+from mm1.config.model import ConnectorConfig, VisionConfig
 from mm1.model.layers import Attention, FeedForward, linear, residual_scale, resize_grid
 
 

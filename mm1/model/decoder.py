@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mm1.architecture import DecoderConfig
+from mm1.config.model import DecoderConfig
 from mm1.model.attention import Causal, Mask, attention
 from mm1.model.cache import Cache, Reading
 from mm1.model.layers import RMSNorm, SwiGLU, linear, residual_scale, rotary_angles, rotate

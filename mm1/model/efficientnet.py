@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mm1.architecture import VisionConfig
+from mm1.config.model import VisionConfig
 from mm1.model.vision import Vision, normalise
 
 STAGES = (  # blocks, kernel, stride of the first, expansion, channels

@@ -3,7 +3,7 @@
 Sizes are (width, layers, heads, width of the feed-forward).
 """
 
-from mm1.architecture import VisionConfig
+from mm1.config.model import VisionConfig
 
 VIT = {
     "s": (384, 12, 6, 1536),  # Touvron et al., arXiv 2012.12877

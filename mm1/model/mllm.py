@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mm1.architecture import ModelConfig
+from mm1.config.model import ModelConfig
 from mm1.document import Batch
 from mm1.model import efficientnet
 from mm1.model.attention import document_mask

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from mm1.architecture import DecoderConfig, SparseConfig
+from mm1.config.model import DecoderConfig, SparseConfig
 from mm1.model.layers import linear
 
 

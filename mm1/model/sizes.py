@@ -6,7 +6,7 @@ Counts are without embedding and output matrices, as in the paper's learning-rat
 its name, and where Gala's shape is not, the reason of ours stands beside it.
 """
 
-from mm1.architecture import ConnectorConfig, DecoderConfig, ModelConfig, SparseConfig, VisionConfig
+from mm1.config.model import ConnectorConfig, DecoderConfig, ModelConfig, SparseConfig, VisionConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP; DFN keeps it
 CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)

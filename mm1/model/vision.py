@@ -6,7 +6,7 @@ Two letters beside the project's legend: R is registers, Q all tokens of an imag
 import torch
 from torch import nn
 
-from mm1.architecture import VisionConfig
+from mm1.config.model import VisionConfig
 from mm1.model.layers import NORMS, Attention, FeedForward, LayerScale, SwiGLU, linear, residual_scale, resize_grid
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import PIL.Image
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from mm1.data.show import places_of
+from mm1.data.preview import places_of
 from mm1.data.store import Store
-from mm1.prepare.prose import language_of
+from mm1.prepare.filters.text_filters import language_of
 
 _SHOWN = 20
 _MEASURED = 400  # documents that are looked at closely

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from mm1.config import RunConfig
-from mm1.fields import ConfigError, nearest
+from mm1.config.base import ConfigError, nearest
+from mm1.config.run import RunConfig
 from mm1.recipes import mm1, tiny
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {

@@ -6,8 +6,8 @@ project's marks, and the runs that encoder and language model start from. All ca
 `data.sources.captions.store=...`, `data.tokenizer=...`, `start_from.vision=...`, or `start_from={}`.
 """
 
-from mm1.architecture import ModelConfig
-from mm1.config import DataConfig, OptimConfig, RunConfig, SourceConfig
+from mm1.config.model import ModelConfig
+from mm1.config.run import DataConfig, OptimConfig, RunConfig, SourceConfig
 from mm1.model import sizes
 
 

@@ -5,7 +5,7 @@ joined and trained on captions, pages and text with nothing frozen (MM1, section
 questions. Two CPU cores do all four in about ten minutes.
 """
 
-from mm1.config import DataConfig, OptimConfig, RunConfig, SourceConfig
+from mm1.config.run import DataConfig, OptimConfig, RunConfig, SourceConfig
 from mm1.model.sizes import tiny as tiny_size
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1 import dist
-from mm1.config import RunConfig
+from mm1.config.run import RunConfig
 
 TO_DEVIATION = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation."""

@@ -22,7 +22,7 @@ from rich.progress import (
 
 from mm1 import dist
 from mm1.disk import write_whole
-from mm1.train.boards import Board
+from mm1.train.trackers import Board
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 

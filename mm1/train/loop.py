@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mm1.config import RunConfig
+from mm1.config.run import RunConfig
 from mm1.document import Batch
+from mm1.objectives.loss import Loss, Objective
+from mm1.train.coordinator import Ranks
 from mm1.train.guard import Guard, Verdict
 from mm1.train.health import Health
 from mm1.train.log import RunLog
-from mm1.train.loss import Loss, Objective
 from mm1.train.meter import Meter, over_ranks
 from mm1.train.parallel import clip
-from mm1.train.ranks import Ranks
 from mm1.train.schedule import rate, set_rate
 
 MAX_BROKEN = 1000

@@ -9,8 +9,8 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mm1.architecture import DecoderConfig, ModelConfig
-from mm1.config import RunConfig
+from mm1.config.model import DecoderConfig, ModelConfig
+from mm1.config.run import RunConfig
 from mm1.document import IGNORED, Batch
 from mm1.model.mllm import MLLM
 

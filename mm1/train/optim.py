@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from mm1.config import OptimConfig
-from mm1.train import parts
+from mm1.config.run import OptimConfig
+from mm1.train import parameters as parts
 
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)

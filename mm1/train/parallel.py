@@ -31,14 +31,14 @@ from torch.distributed.tensor.parallel import (
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mm1 import dist
-from mm1.architecture import DecoderConfig
-from mm1.config import ParallelConfig, RunConfig
-from mm1.fields import ConfigError
-from mm1.model.contrastive import Contrastive
+from mm1.config.base import ConfigError
+from mm1.config.model import DecoderConfig
+from mm1.config.run import ParallelConfig, RunConfig
 from mm1.model.layers import SwiGLU
 from mm1.model.mllm import MLLM
 from mm1.model.moe import SparseFeedForward
-from mm1.train.experts import DealtExperts
+from mm1.objectives.contrastive import ContrastiveModel
+from mm1.train.expert_parallel import DealtExperts
 
 log = logging.getLogger("mm1")
 
@@ -132,7 +132,7 @@ def _fits(run: RunConfig, asked: ParallelConfig, *, shard: int) -> None:
         )
 
 
-def spread(model: MLLM | Contrastive, run: RunConfig, *, over: Layout, precision: torch.dtype) -> None:
+def spread(model: MLLM | ContrastiveModel, run: RunConfig, *, over: Layout, precision: torch.dtype) -> None:
     """Cut the model's weights, deal its experts, recompute and compile its blocks, all in place.
 
     The model has no memory yet (it is on the meta device); parameter names don't change.
@@ -170,11 +170,11 @@ def _tensor_plan(block: nn.Module, config: DecoderConfig) -> dict[str, ParallelS
     return plan
 
 
-def _experts(model: MLLM | Contrastive) -> list[nn.Module]:
+def _experts(model: MLLM | ContrastiveModel) -> list[nn.Module]:
     return [module.experts for module in model.modules() if isinstance(module, SparseFeedForward)]
 
 
-def _shard(model: MLLM | Contrastive, over: Layout, *, precision: torch.dtype) -> None:
+def _shard(model: MLLM | ContrastiveModel, over: Layout, *, precision: torch.dtype) -> None:
     """FSDP2: each block a unit, the encoder's rest and the connector one each, embedding and output with the root.
 
     Logits are made after the root's forward pass, which keeps its weights whole until the backward pass is through.
@@ -207,7 +207,7 @@ def _shard(model: MLLM | Contrastive, over: Layout, *, precision: torch.dtype) -
 
 
 @torch.no_grad()
-def materialise(model: MLLM | Contrastive, seed: int) -> None:
+def materialise(model: MLLM | ContrastiveModel, seed: int) -> None:
     """Give the model memory on this rank's device and its initial weights, the same for every layout."""
     model.to_empty(device=dist.device())
     for module in model.modules():
@@ -245,7 +245,7 @@ def _local(x: torch.Tensor) -> torch.Tensor:
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def _recompute(model: MLLM | Contrastive, wanted: Literal["none", "selective", "full"]) -> None:
+def _recompute(model: MLLM | ContrastiveModel, wanted: Literal["none", "selective", "full"]) -> None:
     """Let blocks keep only their input, or only what is costly; the rest is made again in the backward pass.
 
     Of sparse blocks `selective` takes the attention: what experts keep are products, nearly all.
@@ -266,7 +266,9 @@ def _keeps(context: Any, operation: Any, *arguments: Any, **keywords: Any) -> Ch
     return CheckpointPolicy.MUST_SAVE if operation in COSTLY else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def compile_blocks(model: MLLM | Contrastive, wanted: Literal["auto", "always", "never"], device: torch.device) -> None:
+def compile_blocks(
+    model: MLLM | ContrastiveModel, wanted: Literal["auto", "always", "never"], device: torch.device
+) -> None:
     """Compile the decoder's and the encoder's blocks in place, where it pays and can be done.
 
     `auto` compiles on a GPU. On a CPU a compiled step is 1.03 times as fast and the compiler takes about half a

@@ -8,30 +8,32 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mm1 import checkpoint, config, dist
-from mm1.architecture import SparseConfig
-from mm1.config import RunConfig
+from mm1 import checkpoint, dist
+from mm1.config import run as config
+from mm1.config.base import ConfigError
+from mm1.config.model import SparseConfig
+from mm1.config.run import RunConfig
 from mm1.data.loader import Rows, batches, rows_of
 from mm1.document import Batch
-from mm1.fields import ConfigError
-from mm1.model.contrastive import Contrastive as ContrastiveModel
 from mm1.model.layers import placed_like
 from mm1.model.mllm import MLLM
 from mm1.model.moe import upcycled
 from mm1.model.sizes import non_embedding_parameters
+from mm1.objectives.contrastive import Contrastive, ContrastiveModel
+from mm1.objectives.loss import Objective
+from mm1.objectives.next_token import NextToken
 from mm1.scaling import law
 from mm1.train import optim
-from mm1.train.boards import boards
+from mm1.train.coordinator import Ranks, Stopped, meet
 from mm1.train.guard import Guard
 from mm1.train.health import Health
 from mm1.train.log import RunLog, console, read_metrics
 from mm1.train.loop import Trainer, train, validate
-from mm1.train.loss import Contrastive, NextToken, Objective
 from mm1.train.meter import Meter, peak_flops
 from mm1.train.parallel import Layout, layout, materialise, spread
-from mm1.train.parts import freeze
+from mm1.train.parameters import freeze
 from mm1.train.profile import Profile
-from mm1.train.ranks import Ranks, Stopped, meet
+from mm1.train.trackers import boards
 
 FREE = ("data.workers", "tensorboard", "wandb", "profile", "health_every", "parallel", "checkpoints")
 """Fields, and groups of them, that a run may change from one start to the next: no row, loss or weight depends on them

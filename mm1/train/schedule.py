@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from mm1.config import OptimConfig
+from mm1.config.run import OptimConfig
 
 
 def rate(optim: OptimConfig, step: int, *, steps: int, peak: float) -> float:

@@ -1,7 +1,7 @@
 """AI2D, test: questions about diagrams of school books, four choices."""
 
-from mm1.eval.answers import same_word
-from mm1.eval.published import Published
+from mm1.eval.data.published import Published
+from mm1.eval.metrics.short_answers import same_word
 
 task = Published(
     name="ai2d",

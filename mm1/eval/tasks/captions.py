@@ -3,7 +3,7 @@
 from mm1.data.store import open_store
 from mm1.document import Document
 from mm1.eval.fewshot import CAPTION_STOPS, Example, Pool, Task, ask_caption, stream
-from mm1.eval.metrics import cider
+from mm1.eval.metrics.scores import cider
 
 
 def task(limit: int, *, seed: int, queries: str = "sample:captions-test", pool: str = "sample:captions-train") -> Task:

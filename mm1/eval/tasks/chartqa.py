@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mm1.eval.answers import relaxed_accuracy
+from mm1.eval.data.original_releases import Reader, listed, several
+from mm1.eval.data.published import Published
 from mm1.eval.fewshot import Example
-from mm1.eval.originals import Reader, listed, several
-from mm1.eval.published import Published
+from mm1.eval.metrics.short_answers import relaxed_accuracy
 
 
 def totals(queries: Sequence[Example], answers: Sequence[str], scores: np.ndarray) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """COCO captions of Karpathy's test split, shots from train and restval, by CIDEr."""
 
-from mm1.eval.metrics import cider
-from mm1.eval.originals import karpathy
-from mm1.eval.published import Published
+from mm1.eval.data.original_releases import karpathy
+from mm1.eval.data.published import Published
+from mm1.eval.metrics.scores import cider
 
 task = Published(
     name="coco",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mm1.data.store import Store, open_store
 from mm1.document import Document, Text
 from mm1.eval.fewshot import Example, Pool, Task, stream
-from mm1.eval.metrics import exact_match
+from mm1.eval.metrics.scores import exact_match
 
 
 def task(limit: int, *, seed: int, queries: str = "sample:vqa-test", pool: str = "sample:vqa-train") -> Task:

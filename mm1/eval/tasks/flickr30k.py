@@ -1,8 +1,8 @@
 """Flickr30k captions of Karpathy's test split, by CIDEr."""
 
-from mm1.eval.metrics import cider
-from mm1.eval.originals import karpathy
-from mm1.eval.published import Published
+from mm1.eval.data.original_releases import karpathy
+from mm1.eval.data.published import Published
+from mm1.eval.metrics.scores import cider
 
 task = Published(
     name="flickr30k",

@@ -1,8 +1,8 @@
 """GQA, balanced test-dev, by accuracy: one answer is right, letter for letter."""
 
-from mm1.eval.answers import same_text
-from mm1.eval.originals import first, joined, named_rows
-from mm1.eval.published import Published
+from mm1.eval.data.original_releases import first, joined, named_rows
+from mm1.eval.data.published import Published
+from mm1.eval.metrics.short_answers import same_text
 
 task = Published(
     name="gqa",

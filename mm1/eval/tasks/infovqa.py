@@ -1,8 +1,8 @@
 """InfographicVQA, validation, by ANLS."""
 
-from mm1.eval.answers import anls
-from mm1.eval.originals import listed
-from mm1.eval.published import Published
+from mm1.eval.data.original_releases import listed
+from mm1.eval.data.published import Published
+from mm1.eval.metrics.short_answers import anls
 
 task = Published(
     name="infovqa",

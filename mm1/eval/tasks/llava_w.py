@@ -5,10 +5,10 @@ The question to the judge is ours, so scores compare only with others of this fi
 
 import re
 
-from mm1.eval.answers import same_word
+from mm1.eval.data.original_releases import llava_bench
+from mm1.eval.data.published import Published
 from mm1.eval.fewshot import Example, Rule
-from mm1.eval.originals import llava_bench
-from mm1.eval.published import Published
+from mm1.eval.metrics.short_answers import same_word
 
 
 def ask_judge(query: Example, answer: str) -> str:

@@ -1,10 +1,10 @@
 """MathVista, testmini. GPT-4's cutting out of answers is replaced by rules, see `math_answer`."""
 
-from mm1.eval.answers import LETTERS, math_answer, same_text
+from mm1.eval.data.original_releases import named_rows
+from mm1.eval.data.published import Published
+from mm1.eval.data.rows import Row
 from mm1.eval.fewshot import Example
-from mm1.eval.originals import named_rows
-from mm1.eval.published import Published
-from mm1.eval.rows import Row
+from mm1.eval.metrics.short_answers import LETTERS, math_answer, same_text
 
 
 def right(row: Row) -> str | int:

@@ -1,9 +1,9 @@
 """MMBench, English dev, each question asked once (the paper's CircularEval asks it with the choices in all orders)."""
 
-from mm1.eval.answers import same_word
-from mm1.eval.originals import tsv
-from mm1.eval.published import Published, lettered
-from mm1.eval.rows import Row
+from mm1.eval.data.original_releases import tsv
+from mm1.eval.data.published import Published, lettered
+from mm1.eval.data.rows import Row
+from mm1.eval.metrics.short_answers import same_word
 
 
 def hinted(row: Row) -> str:

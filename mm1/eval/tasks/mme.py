@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mm1.eval.answers import mme_scores, mme_word, same_word
+from mm1.eval.data.original_releases import mme_folders
+from mm1.eval.data.published import Published
+from mm1.eval.data.rows import TaskError
 from mm1.eval.fewshot import Example
-from mm1.eval.originals import mme_folders
-from mm1.eval.published import Published
-from mm1.eval.rows import TaskError
+from mm1.eval.metrics.short_answers import mme_scores, mme_word, same_word
 
 
 def totals(queries: Sequence[Example], answers: Sequence[str], scores: np.ndarray) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """MMMU, validation: college questions with up to seven pictures. Where no letter can be read, none is guessed."""
 
-from mm1.eval.answers import open_answer
-from mm1.eval.published import Published
-from mm1.eval.rows import Row
+from mm1.eval.data.published import Published
+from mm1.eval.data.rows import Row
+from mm1.eval.metrics.short_answers import open_answer
 
 
 def pictures(row: Row) -> list:

@@ -1,8 +1,8 @@
 """NoCaps, validation, by CIDEr. It has no training split: shots come from validation too, as MM1 does."""
 
-from mm1.eval.metrics import cider
-from mm1.eval.originals import coco_captions
-from mm1.eval.published import Published
+from mm1.eval.data.original_releases import coco_captions
+from mm1.eval.data.published import Published
+from mm1.eval.metrics.scores import cider
 
 task = Published(
     name="nocaps",

@@ -1,8 +1,8 @@
 """POPE: is an object in the picture? Accuracy as the score, F1 and the share of yes beside it."""
 
-from mm1.eval.answers import pope_scores, same_word, yes_or_no
-from mm1.eval.originals import Reader, listed, several
-from mm1.eval.published import Published
+from mm1.eval.data.original_releases import Reader, listed, several
+from mm1.eval.data.published import Published
+from mm1.eval.metrics.short_answers import pope_scores, same_word, yes_or_no
 
 
 def _file(category: str) -> Reader:

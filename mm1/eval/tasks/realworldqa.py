@@ -2,9 +2,9 @@
 
 import re
 
-from mm1.eval.answers import same_word
-from mm1.eval.published import Published
-from mm1.eval.rows import Row
+from mm1.eval.data.published import Published
+from mm1.eval.data.rows import Row
+from mm1.eval.metrics.short_answers import same_word
 
 CHOICE = re.compile(r"^([A-H])\. *(.+)$", re.MULTILINE)
 

@@ -1,9 +1,9 @@
 """ScienceQA, the test questions with a picture (SQA-I); its solutions serve as chain-of-thought shots."""
 
-from mm1.eval.answers import same_word
-from mm1.eval.originals import scienceqa_files
-from mm1.eval.published import Published
-from mm1.eval.rows import Row
+from mm1.eval.data.original_releases import scienceqa_files
+from mm1.eval.data.published import Published
+from mm1.eval.data.rows import Row
+from mm1.eval.metrics.short_answers import same_word
 
 
 def hinted(row: Row) -> str:

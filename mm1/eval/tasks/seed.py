@@ -1,8 +1,8 @@
 """SEED-Bench, the questions about single pictures (SEED-I). The paper chooses by likelihood: `--by likelihood`."""
 
-from mm1.eval.answers import same_word
-from mm1.eval.originals import listed
-from mm1.eval.published import Published
+from mm1.eval.data.original_releases import listed
+from mm1.eval.data.published import Published
+from mm1.eval.metrics.short_answers import same_word
 
 task = Published(
     name="seed",

@@ -1,8 +1,8 @@
 """TextCaps, validation: captions that read the text in a picture, by CIDEr."""
 
-from mm1.eval.metrics import cider
-from mm1.eval.originals import grouped, listed
-from mm1.eval.published import Published
+from mm1.eval.data.original_releases import grouped, listed
+from mm1.eval.data.published import Published
+from mm1.eval.metrics.scores import cider
 
 task = Published(
     name="textcaps",

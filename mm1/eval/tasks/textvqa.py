@@ -1,8 +1,8 @@
 """TextVQA, validation, by VQA accuracy, without OCR tokens in the prompt."""
 
-from mm1.eval.metrics import vqa_accuracy
-from mm1.eval.originals import listed
-from mm1.eval.published import Published, people
+from mm1.eval.data.original_releases import listed
+from mm1.eval.data.published import Published, people
+from mm1.eval.metrics.scores import vqa_accuracy
 
 task = Published(
     name="textvqa",

@@ -1,8 +1,8 @@
 """VQAv2, validation, by VQA accuracy. (MM1 reports test-dev, whose answers are not public.)"""
 
-from mm1.eval.metrics import vqa_accuracy
-from mm1.eval.originals import vqa_files
-from mm1.eval.published import Published, people
+from mm1.eval.data.original_releases import vqa_files
+from mm1.eval.data.published import Published, people
+from mm1.eval.metrics.scores import vqa_accuracy
 
 task = Published(
     name="vqav2",

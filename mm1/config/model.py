@@ -1,0 +1,136 @@
+"""What a model is made of: encoder, connector, decoder.
+
+Defaults are the simplest case; the sizes of the paper stand in `model/sizes.py`.
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mm1.config.base import Config
+
+
+class VisionConfig(Config):
+    """An image encoder. The defaults are a plain pre-norm ViT without class token."""
+
+    kind: Literal["vit", "efficientnet_lite0"] = "vit"  # the latter has one shape: see `model/encoders.py`
+    image_size: int = Field(96, gt=0)  # pixels of a side
+    patch_size: int = Field(12, gt=0)
+    width: int = Field(192, gt=0)
+    layers: int = Field(6, gt=0)
+    heads: int = Field(3, gt=0)
+    mlp_width: int = Field(768, gt=0)
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    gated: bool = False  # a SwiGLU in place of the activation (AIMv2, DINOv2's giant)
+    bias: bool = True  # of attention and feed-forward
+    norm: Literal["layer", "rms"] = "layer"
+    norm_epsilon: float = 1e-6
+    layer_scale: bool = False  # a learned factor for each channel on both residual branches (DINOv2)
+    class_token: bool = False
+    registers: int = Field(0, ge=0)  # learned tokens without position (DINOv2)
+    patch_bias: bool = True
+    patch_norm: bool = False  # AIM normalises before adding positions
+    input_norm: bool = False  # CLIP normalises after adding positions
+    fixed_positions: bool = False  # sines and cosines in place of learned positions (AIM)
+    antialias: bool = False  # smooth learned positions where a smaller grid samples them (OpenCLIP, registers)
+    feature_layer: int = Field(
+        -1, lt=0
+    )  # -1: output of the last layer, final norm applied; -2: the one before, no norm
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of RGB in [0, 1]
+    deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @model_validator(mode="after")
+    def _divides(self) -> "VisionConfig":
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}; "
+                f"try {self.image_size - self.image_size % self.patch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_lite0(self) -> "VisionConfig":
+        shape = (self.patch_size, self.width, self.feature_layer)
+        if self.kind == "efficientnet_lite0" and shape != (32, 1280, -1):
+            raise ValueError(
+                f"efficientnet_lite0 has patch_size, width, feature_layer (32, 1280, -1), but found {shape}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_the_layer(self) -> "VisionConfig":
+        if self.feature_layer < -self.layers - 1:
+            raise ValueError(
+                f"feature_layer {self.feature_layer} is before the first of {self.layers} layers; "
+                f"{-self.layers - 1} is the embedded patches, -1 the last layer's output"
+            )
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+
+class ConnectorConfig(Config):
+    """What turns P patch features into S image tokens of the decoder's width."""
+
+    kind: Literal["c_abstractor", "average", "attention", "linear", "mlp", "pixel_shuffle"] = "average"
+    tokens: int = Field(16, gt=0)  # S, a square number
+    width: int = Field(192, gt=0)  # inner width (c_abstractor, attention)
+    depth: int = Field(1, gt=0)  # blocks before and after pooling (c_abstractor), layers (attention)
+    heads: int = Field(3, gt=0)  # attention only
+
+    @model_validator(mode="after")
+    def _square(self) -> "ConnectorConfig":
+        if round(self.tokens**0.5) ** 2 != self.tokens:
+            raise ValueError(f"connector.tokens is {self.tokens}, but must be a square number (64, 144)")
+        return self
+
+
+class SparseConfig(Config):
+    """Experts in place of a decoder's feed-forwards; with 0 experts every layer is dense."""
+
+    experts: int = Field(0, ge=0)
+    every: int = Field(1, ge=1)  # each every-th layer is sparse, the last of its group
+    chosen: int = Field(2, ge=2)  # experts a place goes through; of a single one the router would learn nothing
+    capacity: float | None = Field(None, gt=0)  # even shares an expert takes of a row, the rest is dropped; null: all
+    balance_weight: float = Field(0.0, ge=0)  # of the load-balance loss
+    z_weight: float = Field(0.0, ge=0)  # of the router's z loss
+
+    @model_validator(mode="after")
+    def _enough(self) -> "SparseConfig":
+        if 0 < self.experts < self.chosen:
+            raise ValueError(f"chosen is {self.chosen}, but there are only {self.experts} experts; lower it")
+        return self
+
+    def at(self, layer: int) -> bool:
+        """Whether this layer, counted from 0, has experts."""
+        return self.experts > 0 and (layer + 1) % self.every == 0
+
+
+class DecoderConfig(Config):
+    """A decoder-only transformer: RMSNorm, RoPE, SwiGLU, grouped-query attention."""
+
+    vocabulary: int = Field(8192, gt=0)
+    width: int = Field(192, gt=0)
+    layers: int = Field(6, gt=0)
+    heads: int = Field(3, gt=0)
+    kv_heads: int = Field(3, gt=0)
+    head_width: int = Field(64, gt=0)
+    mlp_width: int = Field(512, gt=0)
+    rope_base: float = 10_000.0
+    # Llama 3.1's stretching of slow rotations: factor, low and high frequency factor, places trained before
+    rope_scaling: tuple[float, float, float, int] | None = None
+    unrotated: tuple[int, ...] = ()  # layers without rotary positions, counted from 0: every fourth of SmolLM3
+    norm_epsilon: float = 1e-5
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    tied: bool = True  # the output matrix is the embedding matrix
+    sparse: SparseConfig = Field(default_factory=SparseConfig)
+
+
+class ModelConfig(Config):
+    vision: VisionConfig = Field(default_factory=VisionConfig)
+    connector: ConnectorConfig = Field(default_factory=ConnectorConfig)
+    decoder: DecoderConfig = Field(default_factory=DecoderConfig)

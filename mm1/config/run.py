@@ -1,0 +1,269 @@
+"""The record of a run: what it is, how to change it by `a.b=c`, save it, load it, compare two.
+
+Defaults are the simplest case. The paper's numbers stand in `recipes/`, each with its source.
+Counts are plural nouns; sizes are in the unit of their name.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from mm1.config.base import Config, ConfigError, flatten, missing, nearest
+from mm1.config.model import ModelConfig
+from mm1.disk import write_whole
+
+
+class SourceConfig(Config):
+    """One source of the mix: a store and its part of the rows."""
+
+    store: str  # a folder NAME.lance, an object-store URI, or sample:NAME for the shipped sample
+    only: str = "*"  # documents whose own `source` matches this pattern; several sources may share a store
+    share: int = Field(1, ge=0)  # rows of this source in a deck of sum(shares) rows; 0: only a later stage has it
+
+
+class Stage(Config):
+    """Shares that hold from a step on, as MM1.5's 45:45:10 became 50:10:40; a source left out gives no rows."""
+
+    step: int = Field(ge=0)  # the stage's first step, counted from 0
+    shares: dict[str, int]
+
+
+class DataConfig(Config):
+    sources: dict[str, SourceConfig] = Field(default_factory=dict)
+    curriculum: list[Stage] = Field(default_factory=list)  # after the shares of `sources`, in order of steps
+    unit: Literal["rows", "tokens"] = "rows"  # what shares count: rows, or tokens that are trained
+    validation: dict[str, str] = Field(default_factory=dict)  # name -> store
+    tokenizer: str = "sample"  # a tokenizer.json, a folder with one, or `sample`
+    row_length: int = Field(512, gt=1)  # T, places of a row
+    row_images: int = Field(32, ge=0)  # images a row may hold at most
+    image_tokens: int = Field(16, ge=1)  # S, places an image takes
+    workers: int = Field(1, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DataConfig":
+        if self.image_tokens + 2 > self.row_length:
+            raise ValueError(
+                f"an image takes {self.image_tokens} places and a document two more, but row_length is "
+                f"{self.row_length}; raise data.row_length or lower data.image_tokens"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _deals(self) -> "DataConfig":
+        begun = -1
+        for stage in self.stages() if self.sources else []:
+            shares = stage.shares
+            if unknown := sorted(shares.keys() - self.sources.keys()):
+                raise ValueError(
+                    f"the stage of step {stage.step} names {unknown[0]!r}; {nearest(unknown[0], [*self.sources])}"
+                )
+            if min(shares.values(), default=0) < 0 or sum(shares.values()) < 1:
+                raise ValueError(f"shares from step {stage.step} on must be 0 or more, one of them above 0: {shares}")
+            if stage.step <= begun:
+                raise ValueError(f"data.curriculum must be in order of steps: {stage.step} comes after {begun}")
+            begun = stage.step
+        return self
+
+    def stages(self) -> list[Stage]:
+        """The shares of `sources`, from step 0, and the curriculum's after them."""
+        start = Stage(step=0, shares={name: source.share for name, source in self.sources.items()})
+        return [start, *self.curriculum]
+
+
+class OptimConfig(Config):
+    kind: Literal["adamw", "adafactor", "muon"] = "adamw"  # muon: of hidden matrices, adamw of the rest
+    learning_rate: float | Literal["law"] = "law"  # law: scaling.py at the run's own parameter count
+    multipliers: dict[str, float] = Field(default_factory=dict)  # part or pattern of names -> times learning_rate
+    weight_decay: float = 0.1  # torch's coupling: multiplied by the learning rate at every step
+    betas: tuple[float, float] = (0.9, 0.95)  # of adamw
+    epsilon: float = 1e-8  # of adamw
+    warmup_steps: int = 0
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"  # wsd: constant, then linear decay
+    decay_fraction: float = Field(0.1, gt=0, le=1)  # the last part of the steps, in which wsd decays
+    final_fraction: float = 0.1  # cosine and wsd end at this fraction of the peak
+    clip_norm: float = 1.0
+
+
+class ParallelConfig(Config):
+    """How a run is spread over `replicas x shard x tensor` ranks. No row and no loss depends on it."""
+
+    replicas: int = Field(1, ge=1)  # groups of ranks that each hold the whole model (HSDP)
+    shard: int | None = Field(None, ge=1)  # ranks a weight is spread over (FSDP2); null: all that are left
+    tensor: int = Field(1, ge=1)  # ranks that share each matrix of the decoder's layers, and their rows
+    expert: int = Field(1, ge=1)  # ranks the experts are dealt to; of the `shard` ones, so it divides them
+    recompute: Literal["none", "selective", "full"] = "none"  # activations made again in the backward pass
+
+
+class CheckpointConfig(Config):
+    """Where and how checkpoints are kept. No row and no loss depends on it."""
+
+    keep: int = Field(2, ge=1)  # the newest so many stay
+    milestone_every: int = Field(0, ge=0)  # steps; those of its multiples stay for good; 0: none do
+    background: bool = True  # written while the next steps are done; false: training waits
+    folder: str = ""  # an object store's, s3://bucket/run; else `checkpoints` in the run's folder
+
+
+class GuardConfig(Config):
+    """When a run passes over a step, goes back, or stops (train/guard.py)."""
+
+    skips: int = Field(3, ge=1)  # steps in a row without a finite loss or gradient that stop the run
+    spike: float | None = Field(None, gt=0)  # deviations above the usual loss that are too high; null: not looked for
+    spike_steps: int = Field(2, ge=1)  # losses in a row, all too high, that make a spike
+    window: int = Field(128, ge=8)  # losses that say what is usual
+    rewinds: int = Field(5, ge=1)  # times a run goes back before it stops
+
+
+class RunConfig(Config):
+    """Everything that decides a run; its JSON stands in the run's folder as `config.json`."""
+
+    recipe: str = ""
+    objective: Literal["next_token", "contrastive"] = "next_token"
+    seed: int = Field(0, ge=0)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    z_weight: float = Field(0.0, ge=0)  # of the squared log-sum of the logits, mean over trained tokens
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
+    steps: int = Field(100, ge=1)
+    batch_rows: int = Field(8, ge=1)  # rows of a step, over all ranks and micro-batches
+    micro_rows: int = Field(8, ge=1)  # rows of one forward pass
+    start_from: dict[Literal["vision", "decoder", "model"], str] = Field(default_factory=dict)  # part -> run folder
+    frozen: list[str] = Field(default_factory=list)  # parts (vision, decoder.blocks.0) or patterns of names (*.norm.*)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "always", "never"] = "auto"
+    checkpoint_every: int = Field(100, ge=1)  # steps
+    checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    validate_every: int = Field(0, ge=0)  # steps; 0: only at the end
+    validation_rows: int = Field(16, ge=1)  # per validation store
+    health_every: int = Field(50, ge=0)  # steps; 0: never (train/health.py)
+    tensorboard: bool = False
+    wandb: str = ""  # a W&B project
+    profile: tuple[int, int] | None = None  # first and last step, from 1: a trace of them in the run's folder
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "RunConfig":
+        if self.batch_rows % self.micro_rows:
+            divisor = max(n for n in range(1, self.micro_rows + 1) if self.batch_rows % n == 0)
+            raise ValueError(
+                f"batch_rows {self.batch_rows} is no multiple of micro_rows {self.micro_rows}; try micro_rows={divisor}"
+            )
+        if self.objective == "contrastive" and self.model.decoder.sparse.experts:
+            raise ValueError("objective contrastive has no router losses; set model.decoder.sparse.experts=0")
+        if self.objective == "contrastive" and self.z_weight:
+            raise ValueError("objective contrastive has no z loss; set z_weight=0")
+        if self.profile and not 1 <= self.profile[0] <= self.profile[1]:
+            raise ValueError(f"profile is [first, last] step, counted from 1, but found {[*self.profile]}")
+        return self
+
+
+def override(run: RunConfig, assignments: list[str]) -> RunConfig:
+    """`run` with each `a.b=c` applied, validated as a whole.
+
+    Values are read as JSON where they are JSON (`3`, `true`, `[1,2]`), else as plain text.
+
+    Raises:
+        ConfigError: unknown field (with the nearest right one) or a value of the wrong type.
+    """
+    data = run.model_dump(mode="json")
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"{assignment!r} is not an override; write FIELD=VALUE, for example steps=200")
+        _assign(data, path, _value(text))
+    return parse(data)
+
+
+def parse(data: dict[str, Any]) -> RunConfig:
+    """A run from its JSON form; every mistake in one `ConfigError`."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def save(run: RunConfig, path: Path) -> None:
+    """Write the run to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, run.model_dump_json(indent=2) + "\n")
+
+
+def load(path: Path) -> RunConfig:
+    """The run recorded at `path` (a `config.json`)."""
+    try:
+        found = json.loads(path.read_text())
+        if "model_type" in found:
+            raise ConfigError(
+                f"{path.parent} holds a model of transformers, not a run; `mm1 import {path.parent} --to RUN` makes "
+                "one, and `mm1 eval` takes it with hf: before its name"
+            )
+        return parse(found)
+    except FileNotFoundError:
+        if path.name != "config.json":
+            raise ConfigError(missing(path, "file")) from None
+        if path.parent.is_dir():
+            raise ConfigError(f"no run at {path.parent}: it has no config.json") from None
+        raise ConfigError(missing(path.parent, "run")) from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+
+
+def differences(ours: RunConfig, theirs: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Every dotted field whose value differs, with both values; empty when the runs are the same."""
+    left, right = flatten(ours.model_dump(mode="json")), flatten(theirs.model_dump(mode="json"))
+    return {
+        name: (left.get(name), right.get(name))
+        for name in sorted(left.keys() | right.keys())
+        if left.get(name) != right.get(name)
+    }
+
+
+def _assign(data: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    place = data
+    for name in parents:
+        place = place.setdefault(name, {})
+        if not isinstance(place, dict):
+            near = nearest(path, _names(data))
+            raise ConfigError(f"no field {path!r} in a run: {name!r} is a single value; {near}")
+    if isinstance(place.get(last), dict) and not isinstance(value, dict):
+        inside = ", ".join(f"{path}.{name}" for name in place[last]) or f"{path}.NAME"
+        raise ConfigError(f"{path!r} is a group of fields; set one of them: {inside}")
+    place[last] = value
+
+
+def _names(data: dict[str, Any]) -> list[str]:
+    """The dotted names of all fields and groups."""
+    leaves = list(flatten(data))
+    groups = {name.rsplit(".", depth)[0] for name in leaves for depth in range(1, name.count(".") + 1)}
+    return leaves + sorted(groups)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "run"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"no field {where!r} in a run; {nearest(where, _known_beside(problem['loc']))}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {message} (found {problem['input']!r})" if where != "run" else message)
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _known_beside(place: tuple[int | str, ...]) -> list[str]:
+    """The dotted names that could have been meant at `place`; a source or stage is in no default run."""
+    groups: dict[str, type[Config]] = {"sources": SourceConfig, "curriculum": Stage}
+    inside = groups.get(str(place[1])) if len(place) == 4 else None
+    if inside is None or place[0] != "data":
+        return _names(RunConfig().model_dump(mode="json"))
+    return [".".join(map(str, (*place[:3], name))) for name in inside.model_fields]

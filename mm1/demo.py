@@ -1,0 +1,73 @@
+"""The whole of MM1 in small: four trainings, two evaluations, a report, two answers about pictures."""
+
+import io
+import time
+from pathlib import Path
+
+from PIL import Image as Pillow
+from rich.rule import Rule
+
+from mm1.checkpoint import Loaded, load_for_use
+from mm1.data.chat import prompt
+from mm1.data.store import open_store
+from mm1.document import Document, Text
+from mm1.eval.harness import evaluate_run, table
+from mm1.recipes import tiny
+from mm1.report.page import report
+from mm1.serve.chat import continue_document
+from mm1.train.log import console
+from mm1.train.run import train_run
+
+CAPTIONS, QUESTIONS = 400, 600
+"""Held-out queries that are scored."""
+
+
+def run_demo(folder: Path) -> Path:
+    """Run or continue the demo in `folder`; the path of its report.
+
+    Every stage is an ordinary run of its own: `mm1 show`, `chat`, `eval` and `report` work on each.
+    """
+    started = time.monotonic()
+    root = str(folder)
+    _say("1/5  image encoder: which caption belongs to which picture")
+    train_run(tiny.tiny_encoder(), folder / "tiny_encoder")
+    _say("2/5  language model: text alone")
+    train_run(tiny.tiny_language(), folder / "tiny_language")
+    _say("3/5  multimodal: captions, pages and text, nothing frozen")
+    multimodal = train_run(tiny.tiny(root), folder / "tiny")
+    _say("4/5  few-shot captions, each also with another picture in place of its own (blind)")
+    pretrained = load_for_use(multimodal)
+    captions = evaluate_run(pretrained, tasks=["captions"], shots=(0, 4, 8), limit=CAPTIONS, seed=0)
+    _say("5/5  fine-tuning on questions about pictures")
+    tuned_folder = train_run(tiny.tiny_sft(root), folder / "tiny_sft")
+    tuned = load_for_use(tuned_folder)
+    answers = evaluate_run(tuned, tasks=["easy_vqa"], shots=(0,), limit=QUESTIONS, seed=0)
+    page = report(multimodal, others=[folder / "tiny_encoder", folder / "tiny_language", tuned_folder])
+    _say("Results")
+    console.print(table(captions))
+    console.print(table(answers))
+    _say_two_answers(pretrained, tuned, folder)
+    console.print(f"{(time.monotonic() - started) / 60:.1f} minutes; report: {page}", highlight=False)
+    return page
+
+
+def _say_two_answers(pretrained: Loaded, tuned: Loaded, root: Path) -> None:
+    """About the first picture of each held-out store, whatever they are; the second is left in `root` to ask on."""
+    shown = open_store("sample:captions-test").take([0])[0]
+    said = continue_document(pretrained, Document((shown.images[0], Text(" A photo of"))), tokens=24)
+    first_line = said.partition("\n")[0]
+    console.print(
+        f"Picture {shown.id}: a photo of {first_line!r} (its caption: {shown.text.strip()!r})", highlight=False
+    )
+    asked = open_store("sample:vqa-test").take([0])[0]
+    question, answer = [piece for piece in asked.pieces if isinstance(piece, Text)][:2]
+    said = continue_document(tuned, prompt([asked.images[0], question]), tokens=8)
+    console.print(f"Picture {asked.id}: {question.text} {said!r} (right: {answer.text!r})", highlight=False)
+    picture = root / "picture.png"
+    Pillow.open(io.BytesIO(asked.images[0].data)).save(picture)
+    command = f'mm1 chat {tuned.folder} --image {picture} "{question.text}"'
+    console.print(f"Ask on: {command}", highlight=False, soft_wrap=True)
+
+
+def _say(line: str) -> None:
+    console.print(Rule(f"[bold]{line}", align="left"))

@@ -1,0 +1,83 @@
+"""Pictures of a document: decoded once, safely, and kept, shrunk or left out; and what they look like."""
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+import PIL.Image
+
+from mm1.document import Document, Image, Piece, Text
+from mm1.prepare.images import PictureError, encode_webp, fingerprint_of, open_picture, shrink
+
+QUALITY = 85
+"""WebP quality of a picture that had to be shrunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Which pictures count. OBELICS keeps sides of 150 pixels or more, at most 2 to 1.
+
+    https://arxiv.org/abs/2306.16527, section 3.4 and appendix A.1; icons and formulas of manuals are smaller.
+
+
+    smallest   pixels of the shorter side, at least
+    aspect     longer side over shorter side, at most
+    a_page     pictures of one document, at most
+    side       pixels of the longer side; a larger picture is shrunk to it; 0 leaves all as they are
+    """
+
+    smallest: int = 32
+    aspect: float = 12.0
+    a_page: int = 30
+    side: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A document, and the 64-bit fingerprints of its pictures in order."""
+
+    document: Document
+    looks: np.ndarray
+
+
+def screened(document: Document, bounds: Bounds, drops: Counter[str]) -> Seen:
+    """The document with the pictures that count; what was left out is counted by its reason.
+
+    A picture is decoded once: to see whether it is whole, to be shrunk, and for its fingerprint.
+    """
+    pieces: list[Piece] = []
+    looks: list[int] = []
+    for piece in document.pieces:
+        if isinstance(piece, Text) and pieces and isinstance(last := pieces[-1], Text) and last.train == piece.train:
+            pieces[-1] = Text(last.text + piece.text, train=piece.train)  # a picture that stood between them is gone
+        elif not isinstance(piece, Image):
+            pieces.append(piece)
+        elif len(looks) == bounds.a_page:
+            drops[f"picture after the {bounds.a_page}th of a document"] += 1
+        else:
+            try:
+                image = _checked(piece.data, bounds)
+                looks.append(fingerprint_of(image))
+                shrunk = bounds.side and max(image.size) > bounds.side
+                pieces.append(Image(encode_webp(shrink(image, side=bounds.side), quality=QUALITY)) if shrunk else piece)
+            except PictureError as error:
+                drops[str(error)] += 1
+    return Seen(replace(document, pieces=tuple(pieces)), np.array(looks, np.uint64))
+
+
+def _checked(data: bytes, bounds: Bounds) -> PIL.Image.Image:
+    """The decoded picture.
+
+    Raises:
+        PictureError: too small, too long, too large, or not a picture.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # LARGEST_PIXELS is the bound
+        image = open_picture(data)
+    short, long = sorted(image.size)
+    if short < bounds.smallest:
+        raise PictureError(f"picture of fewer than {bounds.smallest} pixels")
+    if long > bounds.aspect * short:
+        raise PictureError(f"picture longer than {bounds.aspect:g} to 1")
+    return image

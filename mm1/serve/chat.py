@@ -1,0 +1,52 @@
+"""An answer from a trained run, through the same document path as training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mm1.checkpoint import Loaded
+from mm1.config.base import missing
+from mm1.data.chat import learned_chat, prompt
+from mm1.data.encode import encode
+from mm1.data.image import ImageError, load
+from mm1.document import Document, Image, Piece, Text
+from mm1.generate.engine import generate
+from mm1.generate.prompt import Prompt, picture
+from mm1.generate.sampling import Decoding
+
+
+def answer(loaded: Loaded, question: str, *, images: Sequence[Path], tokens: int) -> str:
+    """What the model says to `question` about `images`: a chat's turn, or how it continues the text.
+
+    Raises:
+        ValueError: an image that does not exist or cannot be decoded, named; or one for a model that doesn't see.
+    """
+    if images and not loaded.sees:
+        raise ValueError(f"{loaded.folder} holds a language model, which takes no pictures; ask it without --image")
+    pieces: list[Piece] = [Image(_read(path)) for path in images]
+    pieces.append(Text(question, train=False))
+    document = prompt(pieces) if learned_chat(loaded.run, loaded.folder) else Document(tuple(pieces))
+    return continue_document(loaded, document, tokens=tokens)
+
+
+def continue_document(loaded: Loaded, document: Document, *, tokens: int) -> str:
+    """The model's greedy continuation of an open document, at most `tokens` long."""
+    data, vision = loaded.run.data, loaded.run.model.vision
+    encoded = encode(document, loaded.tokenizer, image_tokens=data.image_tokens, end=False)
+    pixels = [torch.from_numpy(load(image, vision.image_size)) for image in encoded.images]
+    given = Prompt(encoded.tokens.tolist(), [picture(pixels_CYX) for pixels_CYX in pixels])
+    decoding = Decoding(tokens=tokens, stop_tokens=loaded.tokenizer.ends)
+    (completion,) = generate(loaded.model, [given], image_token=loaded.tokenizer.image, decoding=decoding)
+    return loaded.tokenizer.decode(completion.tokens).strip()
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise ValueError(missing(path, "image"))
+    data = path.read_bytes()
+    try:
+        load(data, 8)
+    except ImageError as error:
+        raise ValueError(f"{path} is {error}") from None
+    return data

@@ -1,0 +1,244 @@
+"""The sample that ships with the package, and the larger set that does not, built from packages of public registries.
+
+Two builds from the same packages give the same rows.
+"""
+
+import hashlib
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mm1.data.store import Store, write_store
+from mm1.document import Document, Image, Text
+from mm1.prepare.card import Prepared, card_of, page_of
+from mm1.prepare.dedup import same_words
+from mm1.prepare.images import fingerprint, sha256
+from sample_build.captions import clip_art_pictures, emoji_pictures, english_words
+from sample_build.galleries import galleries, said_of
+from sample_build.larger import bible_books, larger_pictures
+from sample_build.pages import LARGER_MANUALS, MANUALS, manual_pages
+from sample_build.pictures import Picture
+from sample_build.questions import easy_vqa
+from sample_build.split import Item, groups, held_out
+from sample_build.texts import austen_chapters, wikipedia_summaries
+from sample_build.vocabulary import balanced, train_tokenizer
+
+SEED = 2403
+"""Of the hold-out, of the galleries and of the order of documents (after arXiv 2403.09611)."""
+
+_TEST_PICTURES, _LARGEST_GROUP = 450, 24
+_TEST_PAGES = 30
+_TEST_TEXTS = 0.02
+_TEST_GALLERIES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much is built: gallery pages of the training store, other pages with images, entries of the tokenizer.
+
+    Of the manuals' pages those with the most images a word are kept: the shipped sample is small, and a quarter of
+    the places of its interleaved rows should be galleries, which teach a model to go on as a page began.
+    """
+
+    galleries: int
+    pages: int
+    vocabulary: int
+
+
+SHIPPED = Extent(galleries=940, pages=570, vocabulary=4096)
+LARGE = Extent(galleries=2000, pages=1_000_000, vocabulary=8192)
+
+
+@dataclass(slots=True)
+class Sample:
+    """What goes into the stores, before it is written: documents by store name, and what was left out and why."""
+
+    stores: dict[str, list[Document]] = field(default_factory=dict)
+    drops: Counter[str] = field(default_factory=Counter)
+
+
+def build_sample(to: Path, cache: Path, *, large: bool = False, show: bool = True) -> dict:
+    """The card of the sample (see `card`), which lies in the folder `to` afterwards: stores, tokenizer, card.
+
+    `to` appears whole or not at all. `cache` keeps the packages and what was in them: 1 GB; 3 GB for the `large` set,
+    which adds every source of `sources.LARGER` to the same stores. `show` draws a progress bar.
+
+    Raises:
+        FileExistsError: `to` exists.
+        PackageError: a package is gone, is not what it was, or its client is missing.
+    """
+    if to.exists():
+        raise FileExistsError(f"{to} exists; remove it first or build elsewhere")
+    part = to.with_name(to.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    extent = LARGE if large else SHIPPED
+    with _progress(show) as progress:
+        task = progress.add_task("sample", total=15 if large else 9)
+
+        def step(title: str) -> None:
+            progress.update(task, description=title, advance=1)
+
+        sample = collect(cache, step, large=large)
+        step("writing stores")
+        for name, documents in sample.stores.items():
+            write_store(documents, part / f"{name}.lance")
+        step("training the tokenizer")
+        train_tokenizer(_tokenizer_texts(sample.stores), part / "tokenizer.json", size=extent.vocabulary)
+        said = card(part, sample.drops)
+        (part / "card.json").write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        whole = card_of(part, Prepared(dict.fromkeys(said["stores"], 0), said["dropped"], {}, {}))
+        (part / "card.html").write_text(page_of(part, whole, title=to.name), encoding="utf-8")
+        part.rename(to)
+    return said
+
+
+def collect(cache: Path, step: Callable[[str], None], *, large: bool = False) -> Sample:
+    """All documents of the sample by store, in the order in which they are written.
+
+    `step` is called with the name of each stage as it begins.
+    """
+    sample = Sample()
+    drops = sample.drops
+    step("texts")
+    summaries = list(wikipedia_summaries(cache, drops))
+    texts = [*summaries, *austen_chapters(cache, drops)]
+    step("emoji")
+    pictures = list(emoji_pictures(cache, drops))
+    step("clip art")
+    pictures += clip_art_pictures(cache, drops, english=english_words(cache, summaries))
+    if large:
+        step("further pictures")
+        pictures += larger_pictures(cache, drops)
+        step("further texts")
+        texts += bible_books(cache, drops)
+    pictures = _without_copies(pictures, drops)
+    pages = []
+    for manual in MANUALS + LARGER_MANUALS if large else MANUALS:
+        step(manual.source.title)
+        pages += list(manual_pages(manual, cache, drops))
+    texts += [page for page in pages if not page.images]
+    step("hold-out and galleries")
+    extent = LARGE if large else SHIPPED
+    split(sample, pictures, _showing_most(pages, extent.pages), extent=extent)
+    texts = _distinct_texts(texts, drops)
+    sample.stores["text-train"] = [text for text in texts if not _chosen(text.id, _TEST_TEXTS)]
+    sample.stores["text-test"] = [text for text in texts if _chosen(text.id, _TEST_TEXTS)]
+    sample.stores["vqa-train"] = list(easy_vqa(cache, drops, split="train"))
+    sample.stores["vqa-test"] = list(easy_vqa(cache, drops, split="test"))
+    for name, documents in sample.stores.items():
+        random.Random(f"{SEED}/{name}").shuffle(documents)
+    return sample
+
+
+def split(sample: Sample, pictures: Sequence[Picture], pages: Sequence[Document], *, extent: Extent) -> None:
+    """Nothing; caption and interleaved stores of `sample` are filled, the test ones with whole groups only."""
+    items = [_item_of_picture(picture) for picture in pictures] + [_item_of_page(page) for page in pages]
+    whole = groups(items)
+    of_pictures = [group for group in whole if group[-1] < len(pictures)]
+    of_pages = [group for group in whole if group[0] >= len(pictures)]
+    test = held_out(items, of_pictures, wanted=_TEST_PICTURES, largest=_LARGEST_GROUP, seed=SEED)
+    test |= held_out(items, of_pages, wanted=_TEST_PAGES, largest=_LARGEST_GROUP, seed=SEED)
+    kept = [picture for picture in pictures if picture.id not in test]
+    away = [picture for picture in pictures if picture.id in test]
+    said = frozenset(same_words(label) for picture in away for label in (picture.caption, *picture.labels.values()))
+    sample.stores["captions-train"] = [caption_document(picture) for picture in kept]
+    sample.stores["captions-test"] = [caption_document(picture) for picture in away]
+    sample.stores["interleaved-train"] = [
+        *(page for page in pages if page.id not in test),
+        *galleries(kept, extent.galleries, seed=SEED, avoid=said),
+    ]
+    sample.stores["interleaved-test"] = [
+        *(page for page in pages if page.id in test),
+        *galleries(away, _TEST_GALLERIES, seed=SEED + 1, avoid=frozenset()),
+    ]
+
+
+def _showing_most(pages: Sequence[Document], count: int) -> list[Document]:
+    """At most `count` pages with images, those with the most images a word, in their order."""
+    shown = [page for page in pages if page.images]
+    shown.sort(key=lambda page: (len(page.text.split()) / len(page.images), page.id))
+    kept = {page.id for page in shown[:count]}
+    return [page for page in pages if page.id in kept]
+
+
+def caption_document(picture: Picture) -> Document:
+    """The picture, then its caption after a space: so its words have the ids that words within a text have."""
+    return Document(
+        (Image(picture.data), Text(f" {picture.caption}")),
+        id=picture.id,
+        source=picture.source.name,
+        metadata=said_of([picture]) | {"group": picture.group},
+    )
+
+
+def card(folder: Path, drops: Counter[str]) -> dict:
+    """What the stores in `folder` hold, for card.json: documents, words, images, bytes, licences; and the drops.
+
+    Read back from the stores, so that it says what is there and not what was meant.
+    """
+    stores = {}
+    for path in sorted(folder.glob("*.lance")):
+        documents = list(Store(path).scan())
+        images = [image.data for document in documents for image in document.images]
+        stores[path.stem] = {
+            "documents": len(documents),
+            "words": sum(len(document.text.split()) for document in documents),
+            "images": len(images),
+            "unique_images": len(set(images)),
+            "image_bytes": sum(map(len, images)),
+            "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+            "sources": dict(sorted(Counter(document.source for document in documents).items())),
+            "licences": dict(sorted(Counter(document.metadata["licence"] for document in documents).items())),
+        }
+    return {"seed": SEED, "stores": stores, "dropped": dict(sorted(drops.items()))}
+
+
+def _item_of_picture(picture: Picture) -> Item:
+    captions = {same_words(label) for label in (picture.caption, *picture.labels.values())}
+    keys = {f"family {picture.family}", f"bytes {sha256(picture.data)}", *(f"caption {c}" for c in captions)}
+    return Item(picture.id, frozenset(keys), frozenset([fingerprint(picture.data)]))
+
+
+def _item_of_page(page: Document) -> Item:
+    images = [image.data for image in page.images]
+    return Item(page.id, frozenset(f"bytes {sha256(i)}" for i in images), frozenset(map(fingerprint, images)))
+
+
+def _without_copies(pictures: Iterable[Picture], drops: Counter[str]) -> list[Picture]:
+    """The pictures without those that repeat both bytes and caption of an earlier one (clip art in two folders)."""
+    kept: dict[tuple[str, str], Picture] = {}
+    for picture in pictures:
+        if kept.setdefault((sha256(picture.data), same_words(picture.caption)), picture) is not picture:
+            drops[f"{picture.source.name}: copy of an earlier picture and caption"] += 1
+    return list(kept.values())
+
+
+def _distinct_texts(texts: Iterable[Document], drops: Counter[str]) -> list[Document]:
+    kept: dict[str, Document] = {}
+    for text in texts:
+        if kept.setdefault(sha256(text.text.encode()), text) is not text:
+            drops[f"{text.source}: copy of an earlier text"] += 1
+    return list(kept.values())
+
+
+def _chosen(name: str, share: float) -> bool:
+    """Whether a seeded hash of the name falls within the share."""
+    digest = hashlib.sha256(f"{SEED}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def _tokenizer_texts(stores: dict[str, list[Document]]) -> Iterable[str]:
+    shares = {"text-train": 4.0, "interleaved-train": 2.0, "captions-train": 4.0, "vqa-train": 0.5}
+    return balanced([(stores[name], share) for name, share in shares.items()])
+
+
+def _progress(show: bool) -> Progress:
+    columns = (TextColumn("{task.description:30}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, disable=not show)

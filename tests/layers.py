@@ -1,0 +1,92 @@
+"""The layers of the package: the one source of the import test and of the map in README.md and docs/design.md.
+
+`python tests/layers.py` writes the map into both pages.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Packages and single files that import only from the layers below, and not from each other."""
+
+    names: tuple[str, ...]
+    does: str
+
+
+# From the bottom up.
+LAYERS = (
+    Layer(("document", "disk", "config", "dist", "cluster", "scaling"), "what everything shares"),
+    Layer(("model", "data"), "batch -> logits; documents -> batch"),
+    Layer(("objectives",), "what is learned: loss, heads, units"),
+    Layer(("hf",), "names and configs, theirs and ours"),
+    Layer(("generate", "checkpoint"), "inference engine; weights on disk"),
+    Layer(("recipes", "exchange"), "named runs; published models in, runs out"),
+    Layer(("prepare", "train", "eval", "serve"), "one verb each"),
+    Layer(("budget", "report"), "what a run will take; what it did"),
+    Layer(("demo", "ablate"), "many runs"),
+    Layer(("__main__",), "the command line"),
+)
+LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.names}
+
+# The files of a package in import order: each uses only those before it. Files not listed may stand anywhere, as long
+# as no circle appears.
+ORDER = {
+    "config": ("base", "model", "run"),
+    "data": (
+        *("store", "chat", "chat_template", "tokenizer", "image", "preview", "tokenized", "encode", "pack", "plan"),
+        *("index", "mixture", "microbatches", "loader"),
+    ),
+    "model": (
+        *("layers", "vision", "efficientnet", "encoders", "connector", "moe", "cache", "decoder", "mllm"),
+        "sizes",
+    ),
+    "objectives": ("loss", "next_token", "contrastive"),
+    "generate": ("prompt", "sampling", "threads", "session", "prompt_lookup", "engine", "beam", "writer"),
+    "hf": ("names", "layouts", "vision", "encoder", "vocabulary", "convert", "llava", "files", "shards"),
+    "train": (
+        *("parameters", "optim", "schedule", "expert_parallel", "parallel", "coordinator", "trackers", "log", "meter"),
+        *("guard", "health", "profile", "loop", "run"),
+    ),
+    "budget": ("simulate", "hardware", "planner", "report"),
+    "eval": (
+        *("metrics", "fewshot", "shots", "data", "models", "caption_loss", "judge", "results", "tasks", "harness"),
+        *("text_suite", "answers_page", "ray_workers", "command", "lmms_plugin"),
+    ),
+    "report": ("sequence", "figures", "progress", "page", "mix"),
+    "ablate": ("sweep", "runner", "law", "page"),
+}
+
+PAGES = ("README.md", "docs/design.md")
+BEGIN, END = "<!-- layers: written by tests/layers.py -->\n", "<!-- end of layers -->\n"
+
+
+def drawing() -> str:
+    """The layers as text, the highest first."""
+    rows = []
+    for number, layer in reversed(list(enumerate(LAYERS, start=1))):
+        names = "  ".join(shown(name) for name in layer.names)
+        rows.append((f"{number:2}  {names}", layer.does))
+    width = max(len(row) for row, _ in rows)
+    return "\n".join(f"{row:{width}}   {does}" for row, does in rows) + "\n"
+
+
+def shown(name: str) -> str:
+    """`name.py` for a file, `name/` for a package."""
+    return f"{name}.py" if (ROOT / "mm1" / f"{name}.py").is_file() else f"{name}/"
+
+
+def with_map(page: str) -> str:
+    """The text of a page with today's map between its two comments."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}```\n{drawing()}```\n{END}{after}"
+
+
+if __name__ == "__main__":
+    for name in PAGES:
+        path = ROOT / name
+        path.write_text(with_map(path.read_text()))
