@@ -32,15 +32,15 @@ def waiting(images: np.ndarray, ranks: list[list[list[int]]]) -> tuple[float, fl
     return counts.sum(1).max() / mean, counts.max(0).sum() / mean
 
 
-def in_order(rows: int, micro_rows: int) -> list[list[int]]:
-    return [list(range(first, first + micro_rows)) for first in range(0, rows, micro_rows)]
+def in_order(rows: int, micro_batch_size: int) -> list[list[int]]:
+    return [list(range(first, first + micro_batch_size)) for first in range(0, rows, micro_batch_size)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
-    rows = Rows(DataConfig(sources=MIX, workers=0), image_size=96, seed=0, batch_rows=64)
+    rows = Rows(DataConfig(sources=MIX, workers=0), image_size=96, seed=0, batch_size=64)
     table = Table(title="images of the busiest rank over the mean rank's")
     for column in (
         "batch",
@@ -55,34 +55,34 @@ def main() -> None:
     sizes = Table(title="images the encoder is given beyond the real ones")
     for column in ("batch", "micro", "to eights", "sizes", "mm1", "sizes"):
         sizes.add_column(column, justify="right")
-    for batch_rows, micro_rows in ((8, 8), (64, 8), (64, 4), (64, 1)):
+    for batch_size, micro_batch_size in ((8, 8), (64, 8), (64, 4), (64, 1)):
         steps = [
-            np.array([rows.images(n) for n in range(step * batch_rows, (step + 1) * batch_rows)])
+            np.array([rows.images(n) for n in range(step * batch_size, (step + 1) * batch_size)])
             for step in range(options.steps)
         ]
-        deals = [micro_batches(images.tolist(), micro_rows=micro_rows) for images in steps]
+        deals = [micro_batches(images.tolist(), micro_batch_size=micro_batch_size) for images in steps]
         for world in (2, 4, 8):
-            if batch_rows % (micro_rows * world):
+            if batch_size % (micro_batch_size * world):
                 continue
             found = []
             for images, dealt in zip(steps, deals, strict=True):
-                each = batch_rows // micro_rows // world
-                plain = in_order(batch_rows, micro_rows)
+                each = batch_size // micro_batch_size // world
+                plain = in_order(batch_size, micro_batch_size)
                 plain_ranks = [plain[rank * each : (rank + 1) * each] for rank in range(world)]
                 ours = [of_rank(dealt, rank=rank, world=world) for rank in range(world)]
                 found.append((*waiting(images, plain_ranks), *waiting(images, ours)))
             step, at_once, our_step, our_at_once = np.mean(found, axis=0)
             figures = (f"{figure:.3f}" for figure in (step, our_step, at_once, our_at_once))
-            table.add_row(str(batch_rows), str(micro_rows), str(world), *figures)
+            table.add_row(str(batch_size), str(micro_batch_size), str(world), *figures)
         counts = [int(images[batch].sum()) for images, dealt in zip(steps, deals, strict=True) for batch in dealt]
-        counts_plain = [int(images[b].sum()) for images in steps for b in in_order(batch_rows, micro_rows)]
+        counts_plain = [int(images[b].sum()) for images in steps for b in in_order(batch_size, micro_batch_size)]
         shares = []
         for real, filled in (
             (counts_plain, [max(8, -(-count // 8) * 8) for count in counts_plain]),
             (counts, [padded(count) for count in counts]),
         ):
             shares += [f"{sum(filled) / sum(real) - 1:.1%}", str(len(set(filled)))]
-        sizes.add_row(str(batch_rows), str(micro_rows), *shares)
+        sizes.add_row(str(batch_size), str(micro_batch_size), *shares)
     console = Console(width=120)
     console.print(table)
     console.print(sizes)

@@ -44,18 +44,26 @@ SIZE = (
     *("model.vision.mlp_width=768", "data.workers=0", "start_from={}"),
 )
 WAYS = {
-    "one process": (1, ("batch_rows=4", "micro_rows=4")),
-    "one process, two micro-batches": (1, ("batch_rows=4", "micro_rows=2")),
-    "one process, all recomputed": (1, ("batch_rows=4", "micro_rows=4", "parallel.recompute=full")),
-    "two ranks, sharded": (2, ("batch_rows=4", "micro_rows=2", "parallel.shard=2")),
-    "two ranks, replicas": (2, ("batch_rows=4", "micro_rows=2", "parallel.shard=1", "parallel.replicas=2")),
+    "one process": (1, ("batch_size=4", "micro_batch_size=4")),
+    "one process, two micro-batches": (1, ("batch_size=4", "micro_batch_size=2")),
+    "one process, all recomputed": (
+        1,
+        ("batch_size=4", "micro_batch_size=4", "parallel.activation_checkpointing=full"),
+    ),
+    "two ranks, sharded": (2, ("batch_size=4", "micro_batch_size=2", "parallel.dp_shard=2")),
+    "two ranks, replicas": (
+        2,
+        ("batch_size=4", "micro_batch_size=2", "parallel.dp_shard=1", "parallel.dp_replicate=2"),
+    ),
 }
 
 
 def steps_of(run: RunConfig, folder: Path, *, rank: int, ranks: int, steps: int) -> list[list[Batch]]:
     """The micro-batches of a rank's first steps."""
     rows = rows_of(run, folder)
-    stream = batches(rows, start_row=0, batch_rows=run.batch_rows, micro_rows=run.micro_rows, rank=rank, world=ranks)
+    stream = batches(
+        rows, start_row=0, batch_size=run.batch_size, micro_batch_size=run.micro_batch_size, rank=rank, world=ranks
+    )
     return [next(stream) for _ in range(steps)]
 
 
@@ -97,7 +105,7 @@ def prepared(run: RunConfig, over: parallel.Layout):
 
     def step(micro_batches: list[Batch]) -> None:
         for batch in micro_batches:
-            objective.loss(batch).objective(weight=1000, rows=run.batch_rows).backward()
+            objective.loss(batch).objective(weight=1000, rows=run.batch_size).backward()
         parallel.clip(model.parameters(), largest=run.optim.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -115,9 +115,7 @@ class Theirs:
         self.decoder = opened(decoder, decoder_to_hf(model.decoder.state_dict()), writes=True)
         self.connector = copy.deepcopy(model.connector)
         shape = (1, -1, 1, 1)
-        self.mean, self.deviation = (
-            torch.tensor(x).view(shape) for x in (model.config.vision.mean, model.config.vision.deviation)
-        )
+        self.mean, self.std = (torch.tensor(x).view(shape) for x in (model.config.vision.mean, model.config.vision.std))
 
     def embed(self, encoded: Encoded) -> torch.Tensor:
         """A prompt's input [T, D], image features in the places of image tokens."""
@@ -126,7 +124,7 @@ class Theirs:
         x_TD = self.decoder.get_input_embeddings()(tokens_T)
         if encoded.images:
             pixels = torch.stack([torch.from_numpy(load(data, config.image_size)) for data in encoded.images])
-            hidden = self.vision((pixels / 255 - self.mean) / self.deviation).last_hidden_state
+            hidden = self.vision((pixels / 255 - self.mean) / self.std).last_hidden_state
             features_NSD = self.connector(hidden[:, -(config.grid**2) :])
             x_TD = x_TD.masked_scatter((tokens_T == image)[:, None], features_NSD)
         self.work.pictures += len(encoded.images)

@@ -33,7 +33,7 @@ def make(folder: Path, layers: int) -> None:
     )
     weights = {f"decoder.{name}": x.normal_(std=0.02) for name, x in Decoder(decoder).state_dict().items()}
     checkpoint.save_weights(folder / "made", weights)
-    run = RunConfig(model=ModelConfig(decoder=decoder), data=DataConfig(row_images=0))
+    run = RunConfig(model=ModelConfig(decoder=decoder), data=DataConfig(max_images=0))
     config.save(run, folder / "made/config.json")
     exchange.export_run(folder / "made", folder / "published", shard_bytes=SHARD)
     theirs = json.loads((folder / "published/config.json").read_text())

@@ -61,15 +61,15 @@ def ours(samples: list[Sample], folder: Path) -> dict[str, Stream]:
     write_store(documents, folder / "captions.lance")
     data = DataConfig(
         sources={"captions": SourceConfig(store=str(folder / "captions.lance"))},
-        row_length=2048,
-        row_images=16,
+        sequence_length=2048,
+        max_images=16,
         image_tokens=144,
         workers=0,
     )
-    rows = Rows(data, image_size=SIZE, seed=0, batch_rows=2, folder=folder / "index")
+    rows = Rows(data, image_size=SIZE, seed=0, batch_size=2, folder=folder / "index")
 
     def stream() -> Iterator[int]:
-        for step in batches(rows, start_row=0, batch_rows=2, micro_rows=2):
+        for step in batches(rows, start_row=0, batch_size=2, micro_batch_size=2):
             yield sum(batch.images for batch in step)
 
     return {"mm1": stream}

@@ -57,11 +57,11 @@ def write(folder: Path, *, documents: int, packed: int) -> float:
     spans = mapped(Spans, folder)
     if documents <= packed:
         start = time.perf_counter()
-        append(Packing, pack_windows(spans, row_length=T, row_images=K), folder)
+        append(Packing, pack_windows(spans, sequence_length=T, max_images=K), folder)
         return (time.perf_counter() - start) / documents
     first = Spans(**{field.name: getattr(spans, field.name)[:packed] for field in fields(Spans)})
     start = time.perf_counter()
-    found = list(pack_windows(first, row_length=T, row_images=K))
+    found = list(pack_windows(first, sequence_length=T, max_images=K))
     seconds = time.perf_counter() - start
     windows = len(np.linspace(0, documents, -(-documents // WINDOW) + 1)) - 1
     edges = np.linspace(0, documents, windows + 1).astype(np.int64)
@@ -73,7 +73,7 @@ def _fitted(packing: Packing, spans: int) -> Packing:
     """The packing for a window of one span more or fewer, which goes to the last row."""
     sizes = packing.sizes.copy()
     sizes[-1] += spans - len(packing.order)
-    return Packing(np.resize(packing.order, spans), sizes, packing.row_images, packing.rows)
+    return Packing(np.resize(packing.order, spans), sizes, packing.max_images, packing.rows)
 
 
 def ask(folder: Path) -> dict[str, float]:
@@ -96,8 +96,8 @@ def ask(folder: Path) -> dict[str, float]:
 
 def reading() -> float:
     """Seconds the loader takes for a document of the sample's captions: read, encode, decode to 336 pixels."""
-    data = DataConfig(sources={"captions": SourceConfig(store="sample:captions-test")}, row_length=T, workers=0)
-    rows = Rows(data, image_size=336, seed=0, batch_rows=1)
+    data = DataConfig(sources={"captions": SourceConfig(store="sample:captions-test")}, sequence_length=T, workers=0)
+    rows = Rows(data, image_size=336, seed=0, batch_size=1)
     rows.batch([0])
     start = time.process_time()
     documents = sum(int(rows.batch([n]).document_BT.max()) for n in range(1, 7))

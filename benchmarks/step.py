@@ -72,7 +72,7 @@ class Pair:
         """A new model of ours with their weights."""
         model, state = MLLM(self.config), self.theirs.state_dict()
         model.vision.load_state_dict(vision_from_hf(state))
-        model.decoder.load_state_dict(decoder_from_hf(state, tied=self.config.decoder.tied))
+        model.decoder.load_state_dict(decoder_from_hf(state, tie_embeddings=self.config.decoder.tie_embeddings))
         for ours, their in (("up", "linear_1"), ("out", "linear_2")):
             for leaf in ("weight", "bias"):
                 source = state[f"model.multi_modal_projector.{their}.{leaf}"]
@@ -98,7 +98,7 @@ def pair(decoder: str, image_size: int) -> Pair:
         text_config=transformers.LlamaConfig(**decoder_config_to_hf(shape, places=2048)),
         image_token_index=tokenizer.image,
         image_seq_length=(image_size // PATCH) ** 2,
-        tie_word_embeddings=shape.tied,
+        tie_word_embeddings=shape.tie_embeddings,
     )
     torch.manual_seed(0)
     theirs = transformers.LlavaForConditionalGeneration(config)
@@ -124,7 +124,7 @@ def packed(documents: list[Encoded], image_size: int, *, rows: int) -> Batch:
     sizes_ = np.array([len(document.tokens) for document in documents])
     images = np.array([len(document.images) for document in documents])
     length = -(-int(sizes_.sum()) // rows)
-    while len(found := pack(sizes_, images, row_length=length, row_images=len(documents))) > rows:
+    while len(found := pack(sizes_, images, sequence_length=length, max_images=len(documents))) > rows:
         length += 1
     return batch([[documents[number] for number in row] for row in found], length, image_size=image_size)
 

@@ -63,7 +63,7 @@ def demo(
 
 @app.command(
     epilog="Examples: `mm1 train tiny steps=300 optim.learning_rate=1e-3 --to runs/longer`, "
-    "`torchrun --nproc-per-node 8 -m mm1 train mm1_3b parallel.recompute=selective --to runs/3b`"
+    "`torchrun --nproc-per-node 8 -m mm1 train mm1_3b parallel.activation_checkpointing=selective --to runs/3b`"
 )
 def train(
     recipe: Recipe,
@@ -87,7 +87,7 @@ def train(
 
 @app.command(
     epilog="Examples: `mm1 budget mm1_30b --gpus 256 --gpu h100`, "
-    "`mm1 budget mm1_30b parallel.shard=64 parallel.replicas=4 --gpus 256 --gpu h100 --json budget.json`"
+    "`mm1 budget mm1_30b parallel.dp_shard=64 parallel.dp_replicate=4 --gpus 256 --gpu h100 --json budget.json`"
 )
 def budget(
     recipe: Recipe,
@@ -138,10 +138,14 @@ def evaluate(
     trials: Annotated[int, typer.Option(help="Times that shots are drawn.", min=1)] = 1,
     same_shots: Annotated[bool, typer.Option("--same-shots", help="One draw of shots for all queries.")] = False,
     similar_shots: Annotated[bool, typer.Option("--similar-shots", help="Shots with similar pictures: RICES.")] = False,
-    text_shots: Annotated[int, typer.Option(help="At zero shots: examples without pictures.", min=0)] = 0,
+    text_only_shots: Annotated[int, typer.Option(help="At zero shots: examples without pictures.", min=0)] = 0,
     reasoning: Annotated[bool, typer.Option("--reasoning", help="Chain-of-thought shots.")] = False,
-    full_shots: Annotated[int, typer.Option(help="Query and last shots in full resolution; -1: none.", min=-1)] = -1,
-    by: Annotated[str, typer.Option(help="written answers, or choices by likelihood.")] = "written",
+    subimage_shots: Annotated[
+        int, typer.Option(help="Query and last shots in full resolution; -1: none.", min=-1)
+    ] = -1,
+    scoring: Annotated[
+        str, typer.Option(help="generate: written answers. loglikelihood: the likeliest choice.")
+    ] = "written",
     beams: Annotated[int, typer.Option(help="Texts followed side by side; 1: greedy.", min=1)] = 1,
     judge: Annotated[str, typer.Option(help="Server whose model judges open answers, http://.../v1.")] = "",
     judge_model: Annotated[str, typer.Option(help="Its model's name.")] = "",
@@ -161,7 +165,7 @@ def evaluate(
         return
     if not what:
         raise ValueError("name a run's folder, hf:FOLDER or http://... of a server, or give --compare A B")
-    drawn = [name for name, chosen in (("same", same_shots), ("similar", similar_shots)) if chosen]
+    drawn = [name for name, selected in (("same", same_shots), ("similar", similar_shots)) if selected]
     Call(
         what=what,
         tasks=tuple(name.strip() for name in tasks.split(",")),
@@ -171,10 +175,10 @@ def evaluate(
         where={"data": data, "split": split, "form": _one_of(form, "--form", ("", "plain", "chat"))},
         trials=trials,
         draw=drawn,
-        text_only=text_shots,
+        text_only=text_only_shots,
         reasoning=reasoning,
-        full=None if full_shots < 0 else full_shots,
-        by=_one_of(by, "--by", ("written", "likelihood")),
+        full=None if subimage_shots < 0 else subimage_shots,
+        scoring=_one_of(scoring, "--scoring", ("generate", "loglikelihood")),
         beams=beams,
         judge=(judge, judge_model),
         model=model,
@@ -231,8 +235,8 @@ def report(folder: RunFolder) -> None:
 
 @app.command(
     epilog="Examples: `mm1 prepare laion/ --to captions --workers 8`, "
-    "`mm1 prepare site/ crawl.warc.gz filters=gopher,c4 language=en repeats=10 --to pages`, "
-    "`mm1 prepare talk.json pictures=coco/train2017 against=sample:vqa-test --to chats`, "
+    "`mm1 prepare site/ crawl.warc.gz filters=gopher,c4 language=en max_image_repeats=10 --to pages`, "
+    "`mm1 prepare talk.json pictures=coco/train2017 decontaminate=sample:vqa-test --to chats`, "
     "`mm1 prepare laion/ --runner ray --address ray://head:10001 --workers 64 --to captions`"
 )
 def prepare(
@@ -249,7 +253,8 @@ def prepare(
     """Turn what you have into document stores, clean and without copies, with a card beside them.
 
     Reads tars, parquet, JSON lines, LLaVA and COCO files, folders of pictures or pages, WARC. Fields such as
-    filters=gopher,c4 side=512 against=sample:captions-test say what may stay. Stopped, the same command continues.
+    filters=gopher,c4 max_side=512 decontaminate=sample:captions-test say what may stay. Stopped, the same command
+    continues.
     """
     from mm1.cluster import Runner
     from mm1.prepare.pipeline import prepare as prepare_inputs
@@ -362,12 +367,23 @@ def _one_of(text: str, option: str, words: tuple[str, ...]) -> str:
     return text
 
 
+def _refuse_renamed_options(arguments: list[str]) -> None:
+    """Tell the new name of an option that has been renamed."""
+    from mm1.config.renamed import OPTIONS
+
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if option in OPTIONS:
+            raise ValueError(f"there is no option {option}; it is now {OPTIONS[option]}")
+
+
 def main() -> None:
     """Run a verb. A user's mistake is one line and exit code 2; MM1_TRACEBACK=1 shows where it arose."""
     # Threads that wait for each other give the core away after a microsecond instead of a tenth of a second: where
     # something else runs too, a step on a CPU is twice as fast, and nowhere slower. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
+        _refuse_renamed_options(sys.argv[1:])
         app()
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("MM1_TRACEBACK"):

@@ -135,12 +135,12 @@ def _write(run: Path, step: int, content: dict[str, Any], *, place: str, group: 
     final = f"{place}/step-{step}"
     part = final if _is_remote(place) else f"{final}.part"
     try:
-        dist.of_first(lambda: _make_anew(part), group)
+        dist.on_rank_zero(lambda: _make_anew(part), group)
         writer = dcp.FileSystemWriter(part) if part != final else FsspecWriter(part, sync_files=False)
         with _alone():
             dcp.save(content, storage_writer=writer, process_group=group, no_dist=group is None)
         files = dict(ChainMap(*dist.everywhere(lambda: _digests(part, rank=dist.rank()), group)))
-        dist.of_first(lambda: _finish(part, final, {"step": step, "files": files}), group)
+        dist.on_rank_zero(lambda: _finish(part, final, {"step": step, "files": files}), group)
     except (Exception, CheckpointException) as error:  # DCP's own is no Exception
         if dist.rank() == 0:
             _remove(part)
@@ -360,7 +360,7 @@ def _problem(path: str) -> str | None:
                 return f"{name} is not what was written (checksum differs)"
         return None
 
-    return next((problem for problem in dist.gathered(look()) if problem), None)
+    return next((problem for problem in dist.all_gather_object(look()) if problem), None)
 
 
 def _digest(folder: str, name: str) -> str:

@@ -60,7 +60,7 @@ def apart() -> Group | None:
     return torch_dist.new_group(backend="gloo") if world() > 1 else None
 
 
-def gathered(value: Found, group: Group | None = None) -> list[Found]:
+def all_gather_object(value: Found, group: Group | None = None) -> list[Found]:
     """What every rank says, in order of ranks."""
     if world() == 1:
         return [value]
@@ -80,7 +80,7 @@ def everywhere(act: Callable[[], Found], group: Group | None = None) -> list[Fou
         found = act()
     except Exception as error:
         failure = error
-    answers = gathered((found, failure and f"{type(failure).__name__}: {failure}"), group)
+    answers = all_gather_object((found, failure and f"{type(failure).__name__}: {failure}"), group)
     if failure is not None:
         raise failure
     for number, (_, problem) in enumerate(answers):
@@ -89,7 +89,7 @@ def everywhere(act: Callable[[], Found], group: Group | None = None) -> list[Fou
     return [answer for answer, _ in answers]  # type: ignore[misc]
 
 
-def of_first(act: Callable[[], Found], group: Group | None = None) -> Found:
+def on_rank_zero(act: Callable[[], Found], group: Group | None = None) -> Found:
     """What `act` gives on rank 0, where alone it is done.
 
     Raises:

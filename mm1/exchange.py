@@ -71,7 +71,11 @@ def export_run(run_folder: Path, to: Path, *, dtype: str = "stored", shard_bytes
 
     types = [typed(weights.shapes[name]).dtype for name in names]
     form.config["dtype"] = str(max(types, key=lambda each: (each.is_floating_point, each.itemsize))).rpartition(".")[2]
-    form.config["mm1"] = {"part": part, "row_length": run.data.row_length, "model": run.model.model_dump(mode="json")}
+    form.config["mm1"] = {
+        "part": part,
+        "sequence_length": run.data.sequence_length,
+        "model": run.model.model_dump(mode="json"),
+    }
     half = to.with_name(f".{to.name}.part")
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)
@@ -111,7 +115,7 @@ def _part(run: RunConfig, weights: Weights) -> str:
     held = {name.partition(".")[0] for name in weights.shapes}
     if run.objective == "contrastive" or "decoder" not in held:
         return "vision"
-    only_text = run.data.row_images == 0 and not run.start_from.keys() & {"vision", "model"}
+    only_text = run.data.max_images == 0 and not run.start_from.keys() & {"vision", "model"}
     return "decoder" if only_text or "vision" not in held else "model"
 
 
@@ -124,7 +128,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
 
 
 def _form(run: RunConfig, part: str, names: list[str]) -> Form:
-    model, places = run.model, run.data.row_length
+    model, places = run.model, run.data.sequence_length
     if part == "vision":
         layout = layout_of({name.removeprefix("vision.") for name in names})
         return Form(vision_config_to_hf(model.vision), lambda ours: vision_to_hf(_inside(ours, "vision."), layout))
@@ -160,7 +164,7 @@ def _small_files(run_folder: Path, run: RunConfig, part: str, form: Form) -> dic
         return made
     tokenizer = load_tokenizer(run.data.tokenizer)
     made["tokenizer.json"] = files.tokenizer_file(json.loads(tokenizer.path.read_text()), tokenizer)
-    places, processor = run.data.row_length, part == "model"
+    places, processor = run.data.sequence_length, part == "model"
     made["tokenizer_config.json"] = files.tokenizer_config(tokenizer, places=places, processor=processor)
     made["generation_config.json"] = files.generation_config(tokenizer)
     if part == "model":
@@ -238,12 +242,12 @@ def _folder_of(name: str) -> Path:
 
 def _import_llava(path: Path, theirs: dict[str, Any], folder: Path) -> Imported:
     model = llava.llava_config_from_hf(theirs)
-    model.vision.mean, model.vision.deviation = encoder.pixels_of(path, model.vision)
+    model.vision.mean, model.vision.std = encoder.pixels_of(path, model.vision)
     image = theirs.get("image_token_index", theirs.get("image_token_id"))
     found, weights = _with_room(model, llava.llava_from_hf(tensors_of(path), model), read_words(path, image=image))
     model.decoder = found.config
     tokens = model.connector.tokens
-    data = DataConfig(image_tokens=tokens, row_length=max(4 * tokens, 512))
+    data = DataConfig(image_tokens=tokens, sequence_length=max(4 * tokens, 512))
     _write(folder, "model", weights, model=model, data=data, words=found.words)
     return Imported(folder, llava.NOT_READ.get(theirs["model_type"], ""))
 
@@ -262,10 +266,13 @@ def _import_export(path: Path, theirs: dict[str, Any], folder: Path) -> Imported
     if native and part == "vision":
         state = {f"vision.{name}": x for name, x in vision_from_hf(state).items()}
     elif native and part == "decoder":
-        state = {f"decoder.{name}": x for name, x in decoder_from_hf(state, tied=model.decoder.tied).items()}
+        state = {
+            f"decoder.{name}": x
+            for name, x in decoder_from_hf(state, tie_embeddings=model.decoder.tie_embeddings).items()
+        }
     elif native:
         state = llava.llava_from_hf(state, model)
-    data = DataConfig(row_length=record["row_length"], image_tokens=model.connector.tokens)
+    data = DataConfig(sequence_length=record["sequence_length"], image_tokens=model.connector.tokens)
     words = None
     if part != "vision":
         template = (path / TEMPLATE).read_text() if (path / TEMPLATE).is_file() else ""

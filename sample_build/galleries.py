@@ -85,18 +85,18 @@ def galleries(pictures: Sequence[Picture], pages: int, *, seed: int, avoid: froz
             pool = draw.sample(whole, min(len(whole), 64))
         style = PLAIN if number % 8 > 1 else _fitting_style(pool, draw)
         wanted = draw.randint(_FEWEST, _MOST)
-        chosen = _distinct(pool, style, wanted=wanted, avoid=avoid)
-        if len(chosen) < _FEWEST:  # too few of them have tags of their own
+        selected = _distinct(pool, style, wanted=wanted, avoid=avoid)
+        if len(selected) < _FEWEST:  # too few of them have tags of their own
             style = PLAIN
-            chosen = _distinct(pool, style, wanted=wanted, avoid=avoid)
+            selected = _distinct(pool, style, wanted=wanted, avoid=avoid)
         pieces: list[Piece] = []
-        for place, (picture, line) in enumerate(chosen, start=1):
+        for place, (picture, line) in enumerate(selected, start=1):
             pieces += [Image(picture.data), Text(line.replace("{number}", str(place)))]
         yield Document(
             tuple(pieces),
             id=f"gallery/{number}/{name}",
             source=f"{name.partition('/')[0]}-galleries",
-            metadata=said_of([picture for picture, _ in chosen])
+            metadata=said_of([picture for picture, _ in selected])
             | {"group": name, "style": style.line.strip("\n"), "language": style.language},
         )
 
@@ -140,7 +140,7 @@ def _fitting_style(pool: list[Picture], draw: random.Random) -> Style:
 
 def _distinct(pool: list[Picture], style: Style, *, wanted: int, avoid: frozenset[str]) -> list[tuple[Picture, str]]:
     """The first `wanted` pictures whose lines differ, each with its line."""
-    chosen: dict[str, tuple[Picture, str]] = {}
+    selected: dict[str, tuple[Picture, str]] = {}
     for picture in pool:
         label = picture.caption if style.language == "en" else picture.labels[style.language]
         tags = [tag for tag in picture.tags if same_words(tag) not in avoid][:4]
@@ -148,7 +148,7 @@ def _distinct(pool: list[Picture], style: Style, *, wanted: int, avoid: frozense
             continue
         line = style.line.replace("{label}", label).replace("{LABEL}", label.upper())
         line = line.replace("{tags}", ", ".join(tags))
-        chosen.setdefault(line, (picture, line))
-        if len(chosen) == wanted:
+        selected.setdefault(line, (picture, line))
+        if len(selected) == wanted:
             break
-    return list(chosen.values())
+    return list(selected.values())

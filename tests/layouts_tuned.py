@@ -224,14 +224,14 @@ def ai2d(folder: Path) -> None:
 
 def realworldqa(folder: Path) -> None:
     ask = "\nPlease answer directly with "
-    chosen = f"Which way?\n\nA. left\nB. right\nC. on{ask}only the letter of the correct option and nothing else."
+    selected = f"Which way?\n\nA. left\nB. right\nC. on{ask}only the letter of the correct option and nothing else."
     free = f"How many cars?{ask}a single word or number."
 
     def row(n: int) -> dict[str, Any]:
         return {
             "image": cell(n),
             "image_path": f"{n}.webp",
-            "question": [chosen, free][n % 2],
+            "question": [selected, free][n % 2],
             "answer": ["B", "3"][n % 2],
         }
 

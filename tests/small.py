@@ -46,14 +46,14 @@ def run(stores: dict[str, Path]) -> RunConfig:
                 "captions": SourceConfig(store=str(stores["captions"]), share=3),
                 "text": SourceConfig(store=str(stores["text"]), share=1),
             },
-            row_length=64,
-            row_images=8,
+            sequence_length=64,
+            max_images=8,
             image_tokens=4,
             workers=0,
         ),
         steps=8,
-        batch_rows=4,
-        micro_rows=2,
+        batch_size=4,
+        micro_batch_size=2,
         checkpoint_every=2,
     )
 

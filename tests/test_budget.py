@@ -37,12 +37,15 @@ BLOCK = re.compile(r"^```console\n\$ mm1 (budget [^\n]*)\n(.*?)^```$", re.MULTIL
 def run(*words: str, sparse: bool = False) -> RunConfig:
     """A model wide enough for activations to be most of its memory, deep enough for blocks to repeat."""
     made = RunConfig(
-        recipe="small", model=small_model(), data=DataConfig(row_length=256, row_images=4, image_tokens=4), micro_rows=2
+        recipe="small",
+        model=small_model(),
+        data=DataConfig(sequence_length=256, max_images=4, image_tokens=4),
+        micro_batch_size=2,
     )
     made.model.decoder.layers, made.model.decoder.mlp_width, made.model.vision.layers = 4, 64, 3
     if sparse:
         made.model.decoder.sparse = SparseConfig(experts=4, every=2)
-    return override(made, ["batch_rows=2", *words])
+    return override(made, ["batch_size=2", *words])
 
 
 def packed() -> Batch:
@@ -80,16 +83,16 @@ def allocated(run: RunConfig, batches: list[Batch]) -> int:
 @pytest.mark.parametrize("kind", ["none", "selective", "full"])
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 def test_predicted_memory_is_what_torch_allocates(kind: str, sparse: bool):
-    given, batch = run(f"parallel.recompute={kind}", sparse=sparse), packed()
+    given, batch = run(f"parallel.activation_checkpointing={kind}", sparse=sparse), packed()
     planner = Planner(given, GPUS["h100"], precision=torch.float32, batch=batch)
-    predicted = planner.budget(Setup(recompute=kind, micro_rows=2)).bytes
+    predicted = planner.budget(Setup(activation_checkpointing=kind, micro_batch_size=2)).bytes
     assert predicted == pytest.approx(allocated(given, [batch]), rel=0.05)
 
 
 def test_gradients_of_earlier_micro_batches_are_counted():
-    given, batch = run("batch_rows=4"), packed()
+    given, batch = run("batch_size=4"), packed()
     planner = Planner(given, GPUS["h100"], precision=torch.float32, batch=batch)
-    predicted = planner.budget(Setup(micro_rows=2)).bytes
+    predicted = planner.budget(Setup(micro_batch_size=2)).bytes
     assert predicted == pytest.approx(allocated(given, [batch, batch]), rel=0.05)
 
 
@@ -98,7 +101,7 @@ def test_simulated_arithmetic_is_the_meters(sparse: bool):
     """Counted operation by operation, and by the formula that MFU is taken of."""
     given = run(sparse=sparse)
     batch = full_rows(given, 2)
-    flops = Planner(given, GPUS["h100"], precision=torch.float32, batch=batch).budget(Setup(micro_rows=2)).flops
+    flops = Planner(given, GPUS["h100"], precision=torch.float32, batch=batch).budget(Setup(micro_batch_size=2)).flops
     formula = costs(given)
     assert flops["encoder"] == pytest.approx(formula.encoder * batch.images, rel=1e-6)
     assert flops["connector"] == pytest.approx(formula.connector * batch.images, rel=1e-6)
@@ -109,11 +112,11 @@ def test_simulated_arithmetic_is_the_meters(sparse: bool):
 
 
 @pytest.mark.parametrize(
-    "setup", [Setup(1, 4), Setup(2, 2), Setup(1, 2, 2), Setup(1, 4, expert=2)], ids=lambda s: s.overrides()
+    "setup", [Setup(1, 4), Setup(2, 2), Setup(1, 2, 2), Setup(1, 4, ep=2)], ids=lambda s: s.overrides()
 )
 def test_a_rank_keeps_what_the_budget_says(setup: Setup, monkeypatch: pytest.MonkeyPatch):
     """FSDP2, tensor and expert parallelism applied in a process group that is none, as the first of 4 ranks."""
-    given = run(*setup.overrides().split(), "batch_rows=8", sparse=setup.expert > 1)
+    given = run(*setup.overrides().split(), "batch_size=8", sparse=setup.ep > 1)
     monkeypatch.setenv("WORLD_SIZE", "4")
     torch_dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     try:
@@ -133,7 +136,7 @@ def invoke(*words: str) -> tuple[int, str, str]:
 
 
 def test_a_layout_that_does_not_fit_is_refused_and_one_proposed():
-    given = run("batch_rows=4", "parallel.shard=1", "parallel.replicas=2")
+    given = run("batch_size=4", "parallel.dp_shard=1", "parallel.dp_replicate=2")
     roomy = Planner(given, GPUS["h100"], precision=torch.float32)
     bytes_ = roomy.budget(offer.asked(given, 2, node=8)).bytes
     tight = Planner(given, replace(GPUS["h100"], memory=bytes_ * 0.9), precision=torch.float32)
@@ -146,8 +149,10 @@ def test_a_layout_that_does_not_fit_is_refused_and_one_proposed():
 
 
 def test_a_model_too_large_names_how_many_gpus_are_enough():
-    given = run("batch_rows=8", "data.row_length=64")  # weights are most of it
-    enough = Planner(given, GPUS["h100"], precision=torch.float32).budget(Setup(1, 8, recompute="full")).bytes
+    given = run("batch_size=8", "data.sequence_length=64")  # weights are most of it
+    enough = (
+        Planner(given, GPUS["h100"], precision=torch.float32).budget(Setup(1, 8, activation_checkpointing="full")).bytes
+    )
     planner = Planner(given, replace(GPUS["h100"], memory=enough), precision=torch.float32)
     with pytest.raises(ValueError, match=r"no layout of 2 GPUs fits: the smallest needs .* take --gpus (4|8)"):
         offer.offer(planner, 2)
@@ -157,8 +162,8 @@ def test_a_model_too_large_names_how_many_gpus_are_enough():
     ("words", "why"),
     [
         (["--gpu", "h1000"], "did you mean 'h100'"),
-        (["parallel.shard=3", "--gpus", "4"], "is 3, but --gpus is 4"),
-        (["parallel.tensor=4", "--gpus", "4"], "unevenly"),
+        (["parallel.dp_shard=3", "--gpus", "4"], "is 3, but --gpus is 4"),
+        (["parallel.tp=4", "--gpus", "4"], "unevenly"),
     ],
 )
 def test_mistakes_are_named(words: list[str], why: str):
@@ -169,7 +174,7 @@ def test_mistakes_are_named(words: list[str], why: str):
 
 def test_json_holds_what_the_table_shows(tmp_path: Path):
     path = tmp_path / "budget.json"
-    code, said, _ = invoke("tiny", "parallel.shard=2", "micro_rows=1", "--gpus", "2", "--json", str(path))
+    code, said, _ = invoke("tiny", "parallel.dp_shard=2", "micro_batch_size=1", "--gpus", "2", "--json", str(path))
     assert code == 0
     found = json.loads(path.read_text())
     assert found["fits"]

@@ -30,7 +30,7 @@ def mm1(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
         (("train", "tiny", "model.decoder.width=-3"), "model.decoder.width: Input should be greater than 0"),
         (("train", "tiny", "seed=-1"), "seed: Input should be greater than or equal to 0"),
         (("train", "tiny", "steps=many"), "steps: Input should be a valid integer"),
-        (("train", "tiny", "batch_rows=9"), "is no multiple of micro_rows"),
+        (("train", "tiny", "batch_size=9"), "is no multiple of micro_batch_size"),
         (("train", "tiny", "model.connector.tokens=15"), "must be a square number"),
         (("train", "tiny", "data.image_tokens=64", "--to", "x"), "make them equal"),
         (("train", "tiny", "data.sources.captions.store=nowhere", "--to", "x"), "no document store at nowhere"),
@@ -48,7 +48,10 @@ def mm1(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
         (("import", "run/tiny", "--to", "x"), "run/tiny has no config.json"),
         (("prepare", "samples"), "there is no samples; expected a file or a folder"),
         (("prepare", "sample.txt", "--kind", "tar"), "kind: Input should be 'tars'"),
-        (("prepare", "x", "sidee=3", "--kind", "tars"), "no field 'sidee' in a preparation; did you mean 'side'?"),
+        (
+            ("prepare", "x", "max_sidee=3", "--kind", "tars"),
+            "no field 'max_sidee' in a preparation; did you mean 'max_side'?",
+        ),
         (("tran",), "Did you mean"),
     ],
 )

@@ -74,8 +74,8 @@ def aim_state(*, gated: bool) -> dict[str, torch.Tensor]:
     return random_state(shapes)
 
 
-def pixels(mean, deviation) -> torch.Tensor:
-    return (IMAGES / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
+def pixels(mean, std) -> torch.Tensor:
+    return (IMAGES / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
 def attend(x, qkv: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -121,9 +121,9 @@ def aim_by_formula(state: dict[str, torch.Tensor], *, gated: bool) -> torch.Tens
             return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
         return F.layer_norm(x, (WIDTH,), weight, state[name + ".bias"], 1e-6)
 
-    mean, deviation = CLIP_PIXELS if gated else IMAGENET_PIXELS
+    mean, std = CLIP_PIXELS if gated else IMAGENET_PIXELS
     patch, bias = (state["preprocessor.patchifier.proj." + leaf] for leaf in ("weight", "bias"))
-    x = norm(F.conv2d(pixels(mean, deviation), patch, bias, PATCH).flatten(2).mT, "preprocessor.patchifier.norm")
+    x = norm(F.conv2d(pixels(mean, std), patch, bias, PATCH).flatten(2).mT, "preprocessor.patchifier.norm")
     x = x + (state["preprocessor.pos_embed"] if gated else aim_positions())
     for block in (f"trunk.blocks.{n}." for n in range(LAYERS)):
         x = (
@@ -205,8 +205,8 @@ def test_a_name_of_openclip_is_fetched_from_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     config, _ = read_encoder("ViT-H-14-378-quickgelu/dfn5b")
     assert config.width == WIDTH
-    chosen = ["open_clip_config.json", "open_clip_pytorch_model.bin", "preprocessor_config.json"]
-    assert asked == {"apple/DFN5B-CLIP-ViT-H-14-378": chosen}
+    selected = ["open_clip_config.json", "open_clip_pytorch_model.bin", "preprocessor_config.json"]
+    assert asked == {"apple/DFN5B-CLIP-ViT-H-14-378": selected}
 
 
 def test_shards_and_what_else_they_hold_are_one_model(tmp_path):

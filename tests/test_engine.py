@@ -11,7 +11,7 @@ from test_generate import MODEL, PIECES, prompt, written_without_cache
 from mm1.config.model import SparseConfig
 from mm1.generate import engine, session
 from mm1.generate.engine import Engine, score
-from mm1.generate.prompt import Features, Prompt, alike, content, picture
+from mm1.generate.prompt import Features, Prompt, common_prefix, content, picture
 from mm1.generate.sampling import Choices, Decoding
 from mm1.generate.session import Prefix, Session, prefill
 from mm1.model.cache import Segment
@@ -65,7 +65,7 @@ def test_choices_after_shared_questions_have_the_scores_of_a_full_forward(docs, 
 KINDS = {
     "grouped keys": {"kv_heads": 1, "qk_norm": False},
     "stretched": {"rope_scaling": (4.0, 1.0, 4.0, 16)},
-    "unrotated": {"layers": 3, "unrotated": (1,), "qkv_bias": True},
+    "no_rope_layers": {"layers": 3, "no_rope_layers": (1,), "qkv_bias": True},
     "experts": {"sparse": SparseConfig(experts=4, every=2)},
 }
 
@@ -170,10 +170,10 @@ def test_a_prompt_without_the_sessions_prefix_is_refused():
 def test_contents_tell_pictures_apart():
     settings = {"image_token": IMAGE, "image_tokens": small.PLACES}
     ours, same, other = (content(prompt(doc(2, "image", 3, seed=seed)), **settings) for seed in (1, 1, 2))
-    assert alike(ours, same) == len(ours)
+    assert common_prefix(ours, same) == len(ours)
     swapped = content(Prompt(doc(2, "image", 3, seed=1).tokens, [picture(small.image(9))]), **settings)
-    assert alike(ours, swapped) == 2
-    assert alike(ours, other) < 2
+    assert common_prefix(ours, swapped) == 2
+    assert common_prefix(ours, other) < 2
 
 
 def test_pictures_beyond_the_memory_are_forgotten_oldest_first():

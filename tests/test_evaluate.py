@@ -78,7 +78,7 @@ def test_workers_of_ray_give_what_one_process_gives(run: Path, tmp_path: Path, c
 
 
 @pytest.mark.parametrize(
-    "options", [("--similar-shots",), ("--full-shots", "1"), ("--by", "likelihood"), ("--beams", "3")]
+    "options", [("--similar-shots",), ("--subimage-shots", "1"), ("--scoring", "loglikelihood"), ("--beams", "3")]
 )
 def test_every_protocol_runs_on_a_run(run: Path, tmp_path: Path, options: tuple[str, ...]):
     layouts_tuned.scienceqa(tmp_path / "data")
@@ -134,8 +134,8 @@ def test_likelihoods_of_choices_are_those_of_a_plain_pass(run: Path, tmp_path: P
                 hidden_BTD = ours.model.decoder(x_BTD, torch.arange(tokens_BT.shape[1])[None])
                 likely = ours.model.decoder.logits(hidden_BTD)[0].log_softmax(-1)
             start = len(before.tokens)
-            chosen = likely[start - 1 : -1].gather(1, tokens_BT[0, start:, None])
-            assert value == pytest.approx(float(chosen.mean()), abs=1e-5)
+            selected = likely[start - 1 : -1].gather(1, tokens_BT[0, start:, None])
+            assert value == pytest.approx(float(selected.mean()), abs=1e-5)
     assert ours.features([query.image for query in task.queries]).shape[0] == 2
     assert ours.places(Document((Text("a"),))) >= 2
 
@@ -145,11 +145,11 @@ def test_likelihoods_of_choices_are_those_of_a_plain_pass(run: Path, tmp_path: P
     [
         ((), "name a run's folder, hf:FOLDER or http"),
         (("x", "--same-shots", "--similar-shots"), "two ways to draw; give one"),
-        (("x", "--text-shots", "2"), "give it with --shots 0"),
-        (("x", "--by", "likelihood", "--beams", "3"), "--beams is for written answers"),
+        (("x", "--text-only-shots", "2"), "give it with --shots 0"),
+        (("x", "--scoring", "loglikelihood", "--beams", "3"), "--beams is for written answers"),
         (("x", "--workers", "2"), "--workers and --address are for --runner ray"),
         (("x", "--form", "poem"), "--form is plain or chat; found 'poem'"),
-        (("x", "--by", "luck"), "--by is written or likelihood; found 'luck'"),
+        (("x", "--scoring", "luck"), "--scoring is generate or loglikelihood; found 'luck'"),
         (("x", "--tasks", "vqav2", "--data", "nowhere"), "no folder nowhere; --data takes the folder of vqav2"),
         (("--compare", "x", "y"), "x has no scores; run mm1 eval x first"),
     ],

@@ -46,7 +46,13 @@ DINO = VISION.model_copy(
 AIMV2 = VISION.model_copy(update={"norm": "rms", "gated": True, "bias": False, "patch_norm": True})
 AIM = VISION.model_copy(update={"bias": False, "patch_norm": True, "fixed_positions": True, "feature_layer": -1})
 DECODER = DecoderConfig(vocabulary=4096, width=32, layers=2, heads=4, kv_heads=2, head_width=8, mlp_width=48)
-STRETCHED = {"rope_scaling": (4.0, 1.0, 4.0, 16), "unrotated": (1,), "qkv_bias": True, "qk_norm": True, "tied": False}
+STRETCHED = {
+    "rope_scaling": (4.0, 1.0, 4.0, 16),
+    "no_rope_layers": (1,),
+    "qkv_bias": True,
+    "qk_norm": True,
+    "tie_embeddings": False,
+}
 
 
 def model(vision: VisionConfig, kind: str, tokens: int, **decoder) -> ModelConfig:
@@ -56,7 +62,7 @@ def model(vision: VisionConfig, kind: str, tokens: int, **decoder) -> ModelConfi
 
 NATIVE = {
     "CLIP, Llama": model(CLIP, "mlp", 16),
-    "SigLIP, Qwen": model(SIGLIP, "mlp", 16, qkv_bias=True, tied=False),
+    "SigLIP, Qwen": model(SIGLIP, "mlp", 16, qkv_bias=True, tie_embeddings=False),
     "SigLIP, Mixtral": model(SIGLIP, "mlp", 16, sparse=SparseConfig(experts=4)),
 }
 OWN = {
@@ -84,7 +90,7 @@ def write_run(folder: Path, run: RunConfig, *, part: str = "") -> MLLM:
 
 
 def run_of(shape: ModelConfig, **data) -> RunConfig:
-    return RunConfig(model=shape, data=DataConfig(image_tokens=shape.connector.tokens, row_length=256, **data))
+    return RunConfig(model=shape, data=DataConfig(image_tokens=shape.connector.tokens, sequence_length=256, **data))
 
 
 def picture() -> bytes:
@@ -159,7 +165,7 @@ def test_padded_texts_are_continued_as_each_alone(tmp_path):
     ("change", "kind"),
     [
         ({}, "LlamaForCausalLM"),
-        ({"qk_norm": True, "tied": False}, "Qwen3ForCausalLM"),
+        ({"qk_norm": True, "tie_embeddings": False}, "Qwen3ForCausalLM"),
         ({"sparse": SparseConfig(experts=4)}, "MixtralForCausalLM"),
         (STRETCHED, "MM1ForConditionalGeneration"),
     ],
@@ -167,7 +173,7 @@ def test_padded_texts_are_continued_as_each_alone(tmp_path):
 def test_a_language_model_is_exported_as_one(change, kind, tmp_path):
     """A run without pictures, though its checkpoint holds an encoder that nothing trained."""
     shape = ModelConfig(vision=VISION, decoder=DECODER.model_copy(update=change))
-    ours = write_run(tmp_path / "run", run_of(shape, row_images=0))
+    ours = write_run(tmp_path / "run", run_of(shape, max_images=0))
     exchange.export_run(tmp_path / "run", tmp_path / "out")
     theirs = opened(tmp_path / "out", "AutoModelForCausalLM")
     assert type(theirs).__name__ == kind

@@ -50,13 +50,17 @@ def write(path: Path, decoder: Decoder, architecture: str, **fields) -> None:
     writer.close()
 
 
-FAMILIES = {"llama": {}, "qwen2": {"qkv_bias": True, "tied": True}, "qwen3": {"qk_norm": True, "norm_epsilon": 1e-6}}
+FAMILIES = {
+    "llama": {},
+    "qwen2": {"qkv_bias": True, "tie_embeddings": True},
+    "qwen3": {"qk_norm": True, "norm_epsilon": 1e-6},
+}
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_a_gguf_is_read_as_what_was_written(architecture, tmp_path):
     shape = {"vocabulary": 64, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 16, "mlp_width": 64}
-    config = DecoderConfig(**shape | {"tied": False} | FAMILIES[architecture])
+    config = DecoderConfig(**shape | {"tie_embeddings": False} | FAMILIES[architecture])
     decoder = Decoder(config)
     initialise(decoder, 0)
     write(tmp_path / "model.gguf", decoder, architecture)

@@ -65,7 +65,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n(x) ru
 )
 def test_a_picture_that_would_eat_the_memory_is_counted(data, why):
     drops: Counter[str] = Counter()
-    document = screened(Document((Text("a"), Image(data), Text("b"))), Bounds(smallest=1), drops).document
+    document = screened(Document((Text("a"), Image(data), Text("b"))), Bounds(min_side=1), drops).document
     assert document.pieces == (Text("ab"),)
     assert drops == {why: 1}
 

@@ -70,8 +70,8 @@ def our_logits(made, pixels_NCYX: torch.Tensor, tokens: list[int]) -> torch.Tens
 
 
 def normalised(images_NCYX: torch.Tensor, vision: VisionConfig) -> torch.Tensor:
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (vision.mean, vision.deviation))
-    return (images_NCYX / 255 - mean) / deviation
+    mean, std = (torch.tensor(values)[:, None, None] for values in (vision.mean, vision.std))
+    return (images_NCYX / 255 - mean) / std
 
 
 LLAVAS = {
@@ -123,7 +123,7 @@ def test_an_imported_llava_answers_trains_and_is_started_from(tmp_path, stores):
     published(tmp_path / "theirs", "Llava", vision, text)
     made = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
     assert isinstance(answer(load_for_use(made), "USER: what is it? ASSISTANT:", images=[], tokens=4), str)
-    changes = [f"data.sources.captions.store={stores['captions']}", "steps=1", "batch_rows=1", "micro_rows=1"]
+    changes = [f"data.sources.captions.store={stores['captions']}", "steps=1", "batch_size=1", "micro_batch_size=1"]
     run = config.override(config.load(made / "config.json"), [*changes, "data.workers=0", "optim.learning_rate=0"])
     before = load_for_use(made).model.state_dict()
     trained = load_for_use(train_run(run, tmp_path / "on")).model.state_dict()

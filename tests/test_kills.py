@@ -23,7 +23,7 @@ from mm1.train.run import train_run
 @pytest.fixture
 def run(stores) -> RunConfig:
     made = small.run(stores)
-    made.micro_rows, made.steps = 1, 30
+    made.micro_batch_size, made.steps = 1, 30
     return made
 
 

@@ -79,7 +79,7 @@ def test_kubernetes_gives_a_command_that_there_is():
     parameters = typer.main.get_command(app).commands[verb].make_context(verb, rest).params
     run = config.override(recipe(parameters["recipe"]), parameters["assignments"])
     layout = run.parallel
-    assert layout.replicas * (layout.shard or ranks) * layout.tensor == ranks
+    assert layout.dp_replicate * (layout.dp_shard or ranks) * layout.tp == ranks
 
 
 @pytest.mark.long
@@ -98,7 +98,14 @@ def test_scripts_train_on_two_processes(name: str, stores: dict[str, Path], tmp_
 @pytest.mark.long
 def test_ray_trains_on_two_workers(tmp_path: Path):
     pytest.importorskip("ray.train")
-    words = ["batch_rows=2", "micro_rows=1", "steps=1", "validation_rows=1", "start_from={}", "data.workers=0"]
+    words = [
+        "batch_size=2",
+        "micro_batch_size=1",
+        "steps=1",
+        "validation_sequences=1",
+        "start_from={}",
+        "data.workers=0",
+    ]
     command = [sys.executable, str(LAUNCH / "ray_train.py"), "--workers", "2", "--cpu", "--to", "out", "tiny", *words]
     answer = start(command, tmp_path, programs(tmp_path) | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"})
     assert answer.returncode == 0, answer.stderr

@@ -20,19 +20,19 @@ CHUNKS = (1, 2 * loss.ALIGNED * VOCABULARY, 2**20)
 def batch() -> Batch:
     """The rows of `small` in two sources, about half of their places trained."""
     made = small.pack(small.ROWS)
-    chosen = torch.rand(made.tokens_BT.shape, generator=torch.Generator().manual_seed(0)) < 0.5
-    made.targets_BT = torch.where(chosen & (made.document_BT > 0), made.tokens_BT, IGNORED)
+    selected = torch.rand(made.tokens_BT.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    made.targets_BT = torch.where(selected & (made.document_BT > 0), made.tokens_BT, IGNORED)
     made.source_B = torch.tensor([0, 1, 1])
     return made
 
 
-def model(*, tied: bool) -> MLLM:
+def model(*, tie_embeddings: bool) -> MLLM:
     config = small.config()
-    config.decoder.tied = tied
+    config.decoder.tie_embeddings = tie_embeddings
     made = MLLM(config)
     made.initialise(0)
     with torch.no_grad():
-        made.decoder.output_weight().mul_(20 if tied else 2)  # logits as far apart as a trained model's
+        made.decoder.output_weight().mul_(20 if tie_embeddings else 2)  # logits as far apart as a trained model's
     return made
 
 
@@ -42,24 +42,24 @@ def gradients(made: MLLM, objective: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
 
 
-def with_whole_logits(made: MLLM, rows: Batch, *, z_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+def with_whole_logits(made: MLLM, rows: Batch, *, z_loss_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of each place, and the z loss times its weight, summed."""
     learned = rows.targets_BT != IGNORED
     logits = made.decoder.logits(made.hidden(rows, IMAGE))[learned].float()
     losses = F.cross_entropy(logits, rows.targets_BT[learned], reduction="none")
-    return losses, z_weight * logits.exp().sum(-1).log().square().sum()
+    return losses, z_loss_weight * logits.exp().sum(-1).log().square().sum()
 
 
 @pytest.mark.parametrize("frozen", ["", "vision", "decoder", "decoder.output", "decoder.blocks"])
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("z_weight", [0.0, 0.01])
-def test_loss_and_gradients_are_those_of_whole_logits(tied, z_weight, frozen, monkeypatch):
-    made, rows = model(tied=tied), batch()
+@pytest.mark.parametrize("tie_embeddings", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("z_loss_weight", [0.0, 0.01])
+def test_loss_and_gradients_are_those_of_whole_logits(tie_embeddings, z_loss_weight, frozen, monkeypatch):
+    made, rows = model(tie_embeddings=tie_embeddings), batch()
     for name, parameter in made.named_parameters():
         parameter.requires_grad_(not frozen or not name.startswith(frozen))
-    losses, z = with_whole_logits(made, rows, z_weight=z_weight)
+    losses, z = with_whole_logits(made, rows, z_loss_weight=z_loss_weight)
     wanted = gradients(made, (losses.sum() + z) / len(losses))
-    objective = NextToken(made, ["one", "two"], image=IMAGE, z_weight=z_weight)
+    objective = NextToken(made, ["one", "two"], image=IMAGE, z_loss_weight=z_loss_weight)
     for at_once in CHUNKS:
         monkeypatch.setitem(loss.LOGITS, "cpu", at_once)
         found = objective.loss(rows)
@@ -80,8 +80,8 @@ def test_loss_and_gradients_are_those_of_whole_logits(tied, z_weight, frozen, mo
 
 def test_parts_of_a_batch_add_up_to_it(monkeypatch):
     monkeypatch.setitem(loss.LOGITS, "cpu", CHUNKS[1])
-    made, rows = model(tied=True), batch()
-    objective = NextToken(made, ["one", "two"], image=IMAGE, z_weight=0.01)
+    made, rows = model(tie_embeddings=True), batch()
+    objective = NextToken(made, ["one", "two"], image=IMAGE, z_loss_weight=0.01)
     whole = objective.loss(rows)
     wanted = gradients(made, whole.objective(weight=whole.weight, rows=3))
     made.zero_grad(set_to_none=True)
@@ -100,18 +100,18 @@ def test_parts_of_a_batch_add_up_to_it(monkeypatch):
 
 
 def test_no_trained_place_is_no_loss_and_no_gradient():
-    made, rows = model(tied=False), batch()
+    made, rows = model(tie_embeddings=False), batch()
     rows.targets_BT = torch.full_like(rows.targets_BT, IGNORED)
-    found = NextToken(made, ["one", "two"], image=IMAGE, z_weight=0.01).loss(rows)
+    found = NextToken(made, ["one", "two"], image=IMAGE, z_loss_weight=0.01).loss(rows)
     assert float(found.total) == float(found.z) == found.weight == 0
     assert not any(grad.any() for grad in gradients(made, found.objective(weight=0, rows=3)).values())
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_low_precision_is_near_and_no_further_off_in_chunks(tied, monkeypatch):
+@pytest.mark.parametrize("tie_embeddings", [True, False], ids=["tied", "untied"])
+def test_low_precision_is_near_and_no_further_off_in_chunks(tie_embeddings, monkeypatch):
     """bfloat16 has 8 bits: gradients are compared to 2 % of the largest."""
-    made, rows = model(tied=tied), batch()
-    losses, _ = with_whole_logits(made, rows, z_weight=0)
+    made, rows = model(tie_embeddings=tie_embeddings), batch()
+    losses, _ = with_whole_logits(made, rows, z_loss_weight=0)
     wanted = gradients(made, losses.sum())
     for at_once in CHUNKS:
         monkeypatch.setitem(loss.LOGITS, "cpu", at_once)
@@ -119,16 +119,16 @@ def test_low_precision_is_near_and_no_further_off_in_chunks(tied, monkeypatch):
             found = NextToken(made, ["one", "two"], image=IMAGE).loss(rows)
         assert found.total.dtype == found.by_source.dtype == torch.float32
         torch.testing.assert_close(found.total, losses.sum(), rtol=5e-3, atol=0)
-        low = gradients(made, found.total)[made_output(tied)]
-        torch.testing.assert_close(low, wanted[made_output(tied)], rtol=0, atol=0.02 * float(low.abs().max()))
+        low = gradients(made, found.total)[made_output(tie_embeddings)]
+        torch.testing.assert_close(low, wanted[made_output(tie_embeddings)], rtol=0, atol=0.02 * float(low.abs().max()))
 
 
-def made_output(tied: bool) -> str:
-    return "decoder.embedding.weight" if tied else "decoder.output.weight"
+def made_output(tie_embeddings: bool) -> str:
+    return "decoder.embedding.weight" if tie_embeddings else "decoder.output.weight"
 
 
 def test_infinite_logits_are_no_finite_loss():
-    made = model(tied=False)
+    made = model(tie_embeddings=False)
     hidden = torch.ones(5, 32)
     hidden[2] = torch.inf
     targets, places = torch.arange(5), torch.tensor([0, 1, 2, 4])

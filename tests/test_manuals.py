@@ -28,7 +28,7 @@ def manual() -> list[Document]:
 
 
 def shown(page: Document) -> int:
-    """The pictures that stay with `smallest=40`."""
+    """The pictures that stay with `min_side=40`."""
     return sum(min(PIL.Image.open(io.BytesIO(image.data)).size) >= 40 for image in page.images)
 
 

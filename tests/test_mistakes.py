@@ -52,8 +52,8 @@ def test_a_mistaken_validation_store_is_named_before_the_first_step(run, tmp_pat
     with pytest.raises(StoreError, match="nowhere"):
         train_run(run, tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
-    with pytest.raises(ConfigError, match="validation_rows"):
-        config.override(run, ["validation_rows=0"])
+    with pytest.raises(ConfigError, match="validation_sequences"):
+        config.override(run, ["validation_sequences=0"])
 
 
 def test_torn_checkpoints_make_room_for_those_of_a_run_that_begins_again(run, tmp_path):

@@ -271,7 +271,7 @@ def test_resized_positions_keep_a_constant_and_a_slope():
 
 def test_pixels_are_normalised_inside():
     """A picture of the mean colour is zero everywhere, one deviation above it is one."""
-    vision = Vision(VisionConfig(image_size=12, patch_size=6, mean=(0.2, 0.4, 0.6), deviation=(0.2, 0.2, 0.4)))
+    vision = Vision(VisionConfig(image_size=12, patch_size=6, mean=(0.2, 0.4, 0.6), std=(0.2, 0.2, 0.4)))
     mean, above = torch.tensor([51, 102, 153]), torch.tensor([102, 153, 255])
     for colour, value in ((mean, 0.0), (above, 1.0)):
         images_NCYX = colour.byte()[None, :, None, None].expand(1, 3, 12, 12)

@@ -172,7 +172,7 @@ def train_unbalanced(**sparse) -> list[dict[str, float]]:
 
 
 def test_a_64_expert_layers_balance_loss_falls_in_training():
-    balanced, left = train_unbalanced(balance_weight=0.01), train_unbalanced()
+    balanced, left = train_unbalanced(load_balance_weight=0.01), train_unbalanced()
     assert balanced[0]["experts/balance"] > 5
     assert balanced[-1]["experts/balance"] < 1.3  # 1 is even
     assert balanced[-1]["experts/idle"] == 0
@@ -180,7 +180,7 @@ def test_a_64_expert_layers_balance_loss_falls_in_training():
 
 
 def test_the_z_loss_keeps_logits_small():
-    assert train_unbalanced(z_weight=0.01)[-1]["experts/z"] < 0.7 * train_unbalanced()[-1]["experts/z"]
+    assert train_unbalanced(router_z_weight=0.01)[-1]["experts/z"] < 0.7 * train_unbalanced()[-1]["experts/z"]
 
 
 def sparse_config(**sparse):
@@ -212,13 +212,13 @@ def step_gradients(model: MLLM, batches: list) -> dict[str, torch.Tensor]:
 
 
 def test_router_losses_reach_the_step_and_micro_batches_do_not_change_them():
-    model = MLLM(sparse_config(balance_weight=0.5, z_weight=0.5))
+    model = MLLM(sparse_config(load_balance_weight=0.5, router_z_weight=0.5))
     model.initialise(0)
     whole = step_gradients(model, [trained(small.ROWS)])
     parts = step_gradients(model, [trained([row]) for row in small.ROWS])
     twice = step_gradients(model, [trained(small.ROWS), trained(small.ROWS)])
-    model.decoder.config.sparse.balance_weight = model.decoder.config.sparse.z_weight = 0.0
-    model.config.decoder.sparse.balance_weight = model.config.decoder.sparse.z_weight = 0.0
+    model.decoder.config.sparse.load_balance_weight = model.decoder.config.sparse.router_z_weight = 0.0
+    model.config.decoder.sparse.load_balance_weight = model.config.decoder.sparse.router_z_weight = 0.0
     without = step_gradients(model, [trained(small.ROWS)])
     router = "decoder.blocks.1.feed_forward.router.weight"
     assert float((whole[router] - without[router]).abs().max()) > 0.01

@@ -103,7 +103,7 @@ def test_muon_makes_hidden_matrices_orthogonal_and_leaves_the_rest_to_adamw():
 
 def test_muon_takes_no_table_no_output_no_router_and_no_stack():
     config = small.config(kind="c_abstractor")
-    config.decoder.sparse.experts, config.decoder.tied = 4, False
+    config.decoder.sparse.experts, config.decoder.tie_embeddings = 4, False
     model = MLLM(config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = optim.build(model, OptimConfig(kind="muon"), peak=1e-3).param_groups
@@ -120,7 +120,7 @@ def test_muon_takes_no_table_no_output_no_router_and_no_stack():
 
 @pytest.mark.parametrize("kind", ["adafactor", "muon"])
 def test_a_stopped_run_continues_bit_for_bit_with_every_optimizer(run, tmp_path, monkeypatch, kind):
-    run.optim.kind, run.optim.multipliers, run.steps = kind, {"vision": 0.5}, 6
+    run.optim.kind, run.optim.lr_multipliers, run.steps = kind, {"vision": 0.5}, 6
     train_run(run, tmp_path / "whole")
     save = checkpoint.Saver.save
 
@@ -142,7 +142,7 @@ def test_a_stopped_run_continues_bit_for_bit_with_every_optimizer(run, tmp_path,
 
 def test_the_last_multiplier_that_means_a_parameter_counts():
     model = MLLM(small.config())
-    config = OptimConfig(multipliers={"vision": 0.1, "*.bias": 3.0, "decoder.blocks.1": 0.5})
+    config = OptimConfig(lr_multipliers={"vision": 0.1, "*.bias": 3.0, "decoder.blocks.1": 0.5})
     optimizer = optim.build(model, config, peak=1.0)
     schedule.set_rate(optimizer, 0.01)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -170,7 +170,7 @@ def test_what_a_pattern_freezes_does_not_move_or_decay(run, tmp_path, kind):
     [
         ("frozen", "visoin", "did you mean 'vision'"),
         ("frozen", "decoder.blocks.7", "did you mean 'decoder.blocks.1'"),
-        ("optim.multipliers", "decodr.*", "did you mean 'decoder'"),
+        ("optim.lr_multipliers", "decodr.*", "did you mean 'decoder'"),
         ("frozen", "xyz", "known: connector, decoder, vision"),
     ],
 )
@@ -178,7 +178,7 @@ def test_a_pattern_that_means_nothing_is_an_error_that_names_the_nearest(run, tm
     if field == "frozen":
         run.frozen = [pattern]
     else:
-        run.optim.multipliers = {pattern: 0.1}
+        run.optim.lr_multipliers = {pattern: 0.1}
     with pytest.raises(ConfigError, match=f"{field}: '{pattern.replace('*', '.')}' is no parameter .*{said}"):
         train_run(run, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()

@@ -39,7 +39,7 @@ def index(tmp_path_factory) -> Path:
 
 
 def rows(index: Path, data: DataConfig = SAMPLE) -> Rows:
-    return Rows(data, image_size=24, seed=1, batch_rows=BATCH, folder=index / data.unit)
+    return Rows(data, image_size=24, seed=1, batch_size=BATCH, folder=index / data.unit)
 
 
 def digest(batch: Batch) -> str:
@@ -52,7 +52,9 @@ def global_batches(made: Rows, *, start: int, world: int, workers: int) -> list[
     made.data = made.data.model_copy(update={"workers": workers})
     found: list[list[str]] = [[] for _ in range(STEPS)]
     for rank in range(world):
-        stream = batches(made, start_row=start * BATCH, batch_rows=BATCH, micro_rows=MICRO, rank=rank, world=world)
+        stream = batches(
+            made, start_row=start * BATCH, batch_size=BATCH, micro_batch_size=MICRO, rank=rank, world=world
+        )
         for step, parts in enumerate(itertools.islice(stream, STEPS)):
             found[step] += [digest(batch) for batch in parts]
     return [sorted(step) for step in found]
@@ -68,14 +70,14 @@ def test_every_rank_and_worker_count_reads_the_same_global_batches(index, world,
 def _alone(made: Rows, start: int) -> list[list[str]]:
     """The same by one process, one step after the other from the run's start."""
     made.data = made.data.model_copy(update={"workers": 0})
-    stream = batches(made, start_row=0, batch_rows=BATCH, micro_rows=MICRO)
+    stream = batches(made, start_row=0, batch_size=BATCH, micro_batch_size=MICRO)
     steps = itertools.islice(stream, start, start + STEPS)
     return [sorted(digest(batch) for batch in step) for step in steps]
 
 
 def test_a_far_step_is_reached_at_once(index):
     made = rows(index)
-    stream = batches(made, start_row=10**6 * BATCH, batch_rows=BATCH, micro_rows=MICRO)
+    stream = batches(made, start_row=10**6 * BATCH, batch_size=BATCH, micro_batch_size=MICRO)
     assert {int(source) for batch in next(stream) for source in batch.source_B} == {1}  # the last stage's only source
 
 
@@ -86,7 +88,9 @@ def test_rows_hold_the_images_the_plan_counts(index):
 
 
 def test_the_sample_fills_its_rows(index):
-    made = Rows(SAMPLE.model_copy(update={"row_length": 4096, "row_images": 64}), image_size=24, seed=1, batch_rows=1)
+    made = Rows(
+        SAMPLE.model_copy(update={"sequence_length": 4096, "max_images": 64}), image_size=24, seed=1, batch_size=1
+    )
     for source in made.sources:
         places = int(source.spans.length.sum())
         least = max(-(-places // 4096), -(-int(source.spans.images.sum()) // 64))
@@ -110,10 +114,10 @@ def _rows_of(made: Rows, origin: int, count: int) -> list[int]:
 
 
 def test_what_was_measured_is_kept_and_gives_the_same_rows(index, tmp_path, monkeypatch):
-    first = Rows(SAMPLE, image_size=24, seed=1, batch_rows=BATCH, folder=tmp_path)
+    first = Rows(SAMPLE, image_size=24, seed=1, batch_size=BATCH, folder=tmp_path)
     unkept = rows(index)
     monkeypatch.setattr("mm1.data.index.encode_many", None)  # a second start reads no text
-    second = Rows(SAMPLE, image_size=24, seed=1, batch_rows=BATCH, folder=tmp_path)
+    second = Rows(SAMPLE, image_size=24, seed=1, batch_size=BATCH, folder=tmp_path)
     sent = pickle.loads(pickle.dumps(second))
     for number in (0, 3, 30, 77, 10**6):
         assert len({digest(made.batch([number])) for made in (first, second, sent, unkept)}) == 1
@@ -122,10 +126,10 @@ def test_what_was_measured_is_kept_and_gives_the_same_rows(index, tmp_path, monk
 
 def test_another_store_under_the_same_name_is_noticed_and_measured_again(stores, tmp_path, caplog):
     held = tmp_path / "held.lance"
-    data = DataConfig(sources={"held": SourceConfig(store=str(held))}, image_tokens=4, row_length=64)
+    data = DataConfig(sources={"held": SourceConfig(store=str(held))}, image_tokens=4, sequence_length=64)
 
     def open_rows() -> Rows:
-        return Rows(data, image_size=8, seed=0, batch_rows=1, folder=tmp_path / "index")
+        return Rows(data, image_size=8, seed=0, batch_size=1, folder=tmp_path / "index")
 
     shutil.copytree(stores["text"], held)
     before = open_rows()
@@ -142,10 +146,10 @@ def test_another_store_under_the_same_name_is_noticed_and_measured_again(stores,
 
 @pytest.mark.parametrize("spoiled", ["short column", "no column", "no about", "half an about"])
 def test_a_measure_that_a_crash_spoiled_is_made_again(stores, tmp_path, spoiled):
-    data = DataConfig(sources={"text": SourceConfig(store=str(stores["text"]))}, image_tokens=4, row_length=64)
+    data = DataConfig(sources={"text": SourceConfig(store=str(stores["text"]))}, image_tokens=4, sequence_length=64)
 
     def open_rows() -> Rows:
-        return Rows(data, image_size=8, seed=0, batch_rows=1, folder=tmp_path)
+        return Rows(data, image_size=8, seed=0, batch_size=1, folder=tmp_path)
 
     expected = digest(open_rows().batch([3]))
     kept = next((tmp_path / "text").glob("*/about.json")).parent

@@ -184,8 +184,8 @@ def test_labelled_pages_lose_their_navigation_and_nothing_else(manual):
         root = folder_of(manual, CACHE, fetch=manual == "gimp-help")
     except PackageError as error:
         pytest.skip(f"the package is not to be had here: {error}")
-    chosen = [label for label in labels() if label.manual == manual]
-    scores = {label.page: score(label, ours(page_of(label, root))) for label in chosen}
+    selected = [label for label in labels() if label.manual == manual]
+    scores = {label.page: score(label, ours(page_of(label, root))) for label in selected}
     assert not {page: one.lost for page, one in scores.items() if one.lost}
     assert not {page: one.lost_images for page, one in scores.items() if one.lost_images}
     assert not {page: one.misplaced for page, one in scores.items() if one.misplaced}

@@ -20,13 +20,13 @@ from mm1.train.log import read_metrics
 from mm1.train.parallel import layout
 from mm1.train.run import train_run
 
-SPARSE = SparseConfig(experts=4, every=2, balance_weight=0.01, z_weight=0.001)
+SPARSE = SparseConfig(experts=4, every=2, load_balance_weight=0.01, router_z_weight=0.001)
 
 
 def made(stores, *, sparse: bool = False, **parallel) -> RunConfig:
     """Twenty steps of a run whose heads can be cut; half of its rows are text, so that a rank may have no image."""
     run = small.run(stores)
-    run.steps, run.micro_rows, run.checkpoint_every = 20, 1, 10
+    run.steps, run.micro_batch_size, run.checkpoint_every = 20, 1, 10
     run.data.sources["text"].share = 3
     run.model.decoder = run.model.decoder.model_copy(update={"heads": 2, "kv_heads": 2, "qk_norm": True})
     run.model.decoder.sparse = SPARSE if sparse else SparseConfig()
@@ -64,29 +64,29 @@ def assert_alike(left: Path, right: Path) -> None:
 
 TWO = {
     "fully sharded": {},
-    "hybrid": {"replicas": 2},
-    "tensor": {"tensor": 2},
-    "recomputed": {"recompute": "full"},
-    "recomputed in part": {"recompute": "selective"},
+    "hybrid": {"dp_replicate": 2},
+    "tensor": {"tp": 2},
+    "recomputed": {"activation_checkpointing": "full"},
+    "recomputed in part": {"activation_checkpointing": "selective"},
 }
 TWO_SPARSE = {
     "sparse": {},
-    "expert": {"expert": 2},
-    "sparse tensor": {"tensor": 2},
-    "expert, recomputed": {"expert": 2, "recompute": "selective"},
+    "expert": {"ep": 2},
+    "sparse tensor": {"tp": 2},
+    "expert, recomputed": {"ep": 2, "activation_checkpointing": "selective"},
 }
-FOUR = {"hybrid": {"replicas": 2, "shard": 2}, "tensor": {"shard": 2, "tensor": 2}}
+FOUR = {"hybrid": {"dp_replicate": 2, "dp_shard": 2}, "tensor": {"dp_shard": 2, "tp": 2}}
 FOUR_SPARSE = {
-    "expert of four": {"expert": 2},
-    "expert in replicas": {"replicas": 2, "expert": 2},
-    "expert and tensor": {"expert": 2, "tensor": 2},
+    "expert of four": {"ep": 2},
+    "expert in replicas": {"dp_replicate": 2, "ep": 2},
+    "expert and tensor": {"ep": 2, "tp": 2},
 }
 
 
 @pytest.mark.parametrize(
     ("ranks", "dense", "sparse"),
     [
-        (2, ["fully sharded", "tensor"], ["expert"]),
+        (2, ["fully sharded", "tp"], ["ep"]),
         pytest.param(
             2, ["hybrid", "recomputed", "recomputed in part"], ["sparse", "sparse tensor"], marks=pytest.mark.long
         ),
@@ -108,10 +108,10 @@ def test_ranks_learn_what_one_rank_learns(stores, tmp_path, ranks, dense, sparse
 @pytest.mark.long
 def test_a_run_goes_on_with_other_ranks_and_layouts(stores, tmp_path):
     run = slower(made(stores, sparse=True))
-    run.batch_rows, run.checkpoint_every, run.checkpoints.keep = 6, 5, 9
+    run.batch_size, run.checkpoint_every, run.checkpoints.keep = 6, 5, 9
     trained({"whole": run}, tmp_path, ranks=1)
     cut = run.model_copy(deep=True)
-    cut.parallel.expert = 2
+    cut.parallel.ep = 2
     trained({"moved": cut}, tmp_path, ranks=2)
     for ranks, start in ((1, 5), (3, 10)):
         for step in range(start + 5, 21, 5):
@@ -133,22 +133,22 @@ def test_what_else_a_run_may_be_is_the_same_on_two_ranks(stores, tmp_path):
     started.start_from = {"model": str(tmp_path / "dense")}
     runs = {"contrastive": contrast, "adafactor": adafactor, "muon": muon, "frozen": frozen, "started": started}
     trained({f"one {name}": run for name, run in runs.items()}, tmp_path, ranks=1)
-    started.parallel.expert = adafactor.parallel.expert = 2
+    started.parallel.ep = adafactor.parallel.ep = 2
     trained(runs, tmp_path, ranks=2)
     for name in runs:
         one, two = (read_metrics(tmp_path / folder) for folder in (f"one {name}", name))
         for left, right in zip(one, two, strict=True):
-            for figure in {"loss", "gradient_norm", "retrieval", "rows/text", "validation/captions"} & left.keys():
+            for figure in {"loss", "gradient_norm", "retrieval", "sequences/text", "validation/captions"} & left.keys():
                 assert right[figure] == pytest.approx(left[figure], abs=1e-4), (name, left["step"], figure)
 
 
 def test_layouts_that_cannot_be_are_refused(stores, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     for change, words in {
-        "parallel.shard=3": "3 x 1 is 3, but there are 4 ranks",
-        "parallel.tensor=4": "model.decoder.heads 2 is no multiple",
-        "parallel.expert=3": "4 experts are no multiple",
-        "micro_rows=2": "must be a multiple of micro_rows x ranks with rows of their own = 2 x 4",
+        "parallel.dp_shard=3": "3 x 1 is 3, but there are 4 ranks",
+        "parallel.tp=4": "model.decoder.heads 2 is no multiple",
+        "parallel.ep=3": "4 experts are no multiple",
+        "micro_batch_size=2": "must be a multiple of micro_batch_size x ranks with rows of their own = 2 x 4",
     }.items():
         with pytest.raises(ConfigError, match=words):
             layout(config.override(made(stores, sparse=True), [change]))
@@ -201,7 +201,7 @@ def test_torchrun_starts_the_door(stores, tmp_path):
     run.steps = 2
     config.save(run, tmp_path / "run.json")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mm1"]
-    command += ["train", str(tmp_path / "run.json"), "parallel.shard=2", "--to", str(tmp_path / "run")]
+    command += ["train", str(tmp_path / "run.json"), "parallel.dp_shard=2", "--to", str(tmp_path / "run")]
     said = subprocess.run(command, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     assert said.stdout.count("trained: ") == 1  # what concerns all is said by one

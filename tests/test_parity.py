@@ -69,7 +69,7 @@ def build(family: str, settings: dict):
 def our_decoder(theirs) -> Decoder:
     config = convert.decoder_config_from_hf(theirs.config.to_dict())
     decoder = Decoder(config)
-    decoder.load_state_dict(convert.decoder_from_hf(published(theirs), tied=config.tied))
+    decoder.load_state_dict(convert.decoder_from_hf(published(theirs), tie_embeddings=config.tie_embeddings))
     return decoder
 
 
@@ -97,7 +97,7 @@ def test_decoder_logits_equal_theirs(name):
 def test_decoder_goes_there_and_back_unchanged(name):
     ours = our_decoder(build(name.split(",")[0], DECODER | DECODERS[name]))
     theirs = convert.decoder_to_hf(ours.state_dict())
-    back = convert.decoder_from_hf(theirs, tied=ours.config.tied)
+    back = convert.decoder_from_hf(theirs, tie_embeddings=ours.config.tie_embeddings)
     config = convert.decoder_config_to_hf(ours.config, places=64)
     assert convert.decoder_config_from_hf(config) == ours.config
     assert back.keys() == ours.state_dict().keys()
@@ -136,7 +136,7 @@ def test_a_decoder_is_found_inside_a_larger_model():
     decoder = build("llama", DECODER)
     whole = {"language_model." + name: x for name, x in decoder.state_dict().items()}
     whole |= {"vision_tower.post_layernorm.weight": torch.zeros(2), "logit_scale": torch.zeros(())}
-    assert convert.decoder_from_hf(whole, tied=False).keys() == our_decoder(decoder).state_dict().keys()
+    assert convert.decoder_from_hf(whole, tie_embeddings=False).keys() == our_decoder(decoder).state_dict().keys()
 
 
 @pytest.mark.parametrize(
@@ -160,20 +160,20 @@ def test_smollm3_without_a_list_of_layers_leaves_every_fourth_unrotated():
     listed = convert.decoder_config_from_hf(config)
     del config["no_rope_layers"]
     assert convert.decoder_config_from_hf(config) == listed
-    assert listed.unrotated == (3, 7)
+    assert listed.no_rope_layers == (3, 7)
 
 
 def test_a_missing_expert_is_refused():
     state = published(build("mixtral", DECODER | DECODERS["mixtral"]))
     del state["model.layers.1.block_sparse_moe.experts.3.w2.weight"]
     with pytest.raises(ValueError, match=r"layers\.1.*experts\.w2\.weight.*\[0, 1, 2, 4\]"):
-        convert.decoder_from_hf(state, tied=False)
+        convert.decoder_from_hf(state, tie_embeddings=False)
 
 
 def test_a_tensor_of_another_family_is_refused():
     state = build("qwen3", DECODER).state_dict() | {"model.layers.0.self_attn.sinks": torch.zeros(4)}
     with pytest.raises(ValueError, match="sinks"):
-        convert.decoder_from_hf(state, tied=False)
+        convert.decoder_from_hf(state, tie_embeddings=False)
 
 
 def test_what_no_family_has_is_not_written():

@@ -58,8 +58,8 @@ def our_vision(theirs, folder) -> Vision:
 
 def pixels(images_NCYX: torch.Tensor, config: VisionConfig) -> torch.Tensor:
     """What their image processor would make of the same uint8 image."""
-    mean, deviation = (torch.tensor(x)[:, None, None] for x in (config.mean, config.deviation))
-    return (images_NCYX / 255 - mean) / deviation
+    mean, std = (torch.tensor(x)[:, None, None] for x in (config.mean, config.std))
+    return (images_NCYX / 255 - mean) / std
 
 
 def images(size: int) -> torch.Tensor:

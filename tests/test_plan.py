@@ -25,7 +25,7 @@ def spans(shape: list[tuple[int, int]]) -> Spans:
 
 def plan(shape: list[tuple[int, int]], seed: int) -> Plan:
     made = spans(shape)
-    return Plan(made, joined(Packing, pack_windows(made, row_length=T, row_images=K)), seed=(seed,))
+    return Plan(made, joined(Packing, pack_windows(made, sequence_length=T, max_images=K)), seed=(seed,))
 
 
 @pytest.fixture(autouse=True)
@@ -70,21 +70,21 @@ def test_epochs_and_seeds_pair_spans_differently(monkeypatch):
 def test_caption_like_lengths_pack_with_under_half_a_percent_of_padding():
     random = np.random.default_rng(1)
     length = 18 + random.gamma(2.0, 4.0, 4096).astype(int)
-    rows = pack(length, np.ones_like(length), row_length=512, row_images=32)
+    rows = pack(length, np.ones_like(length), sequence_length=512, max_images=32)
     assert 1 - length.sum() / (512 * len(rows)) < 0.005
 
 
 def test_where_images_are_what_is_scarce_no_row_has_room_for_one_more():
     random = np.random.default_rng(2)
     length, images = random.integers(5, 20, 500), random.integers(1, 4, 500)
-    rows = pack(length, images, row_length=512, row_images=12)
+    rows = pack(length, images, sequence_length=512, max_images=12)
     assert sorted(item for row in rows for item in row) == list(range(500))
     assert len(rows) <= -(-images.sum() // 12) + 1
 
 
 def test_a_span_larger_than_a_row_is_refused_with_its_size():
     with pytest.raises(ValueError, match="65 places"):
-        pack(np.array([65]), np.array([0]), row_length=64, row_images=4)
+        pack(np.array([65]), np.array([0]), sequence_length=64, max_images=4)
 
 
 SHARES = st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any)
@@ -155,11 +155,11 @@ images_of_a_step = st.integers(1, 6).flatmap(
 
 
 @settings(max_examples=40, deadline=None)
-@given(images=images_of_a_step, micro_rows=st.sampled_from([1, 2, 3]))
-def test_every_number_of_ranks_shares_out_the_same_micro_batches(images, micro_rows):
-    found = micro_batches(images, micro_rows=micro_rows)
+@given(images=images_of_a_step, micro_batch_size=st.sampled_from([1, 2, 3]))
+def test_every_number_of_ranks_shares_out_the_same_micro_batches(images, micro_batch_size):
+    found = micro_batches(images, micro_batch_size=micro_batch_size)
     assert sorted(row for batch in found for row in batch) == list(range(len(images)))
-    assert {len(batch) for batch in found} == {micro_rows}
+    assert {len(batch) for batch in found} == {micro_batch_size}
     for world in (ranks for ranks in (1, 2, 3, 4, 8) if len(found) % ranks == 0):
         ranks = [of_rank(found, rank=rank, world=world) for rank in range(world)]
         assert sorted(batch for rank in ranks for batch in rank) == sorted(found)
@@ -168,7 +168,7 @@ def test_every_number_of_ranks_shares_out_the_same_micro_batches(images, micro_r
 
 def test_ranks_get_alike_numbers_of_images():
     images = np.random.default_rng(0).choice([0, 2, 9, 27], 64).tolist()
-    found = micro_batches(images, micro_rows=4)
+    found = micro_batches(images, micro_batch_size=4)
     sums = [sum(images[row] for batch in of_rank(found, rank=rank, world=8) for row in batch) for rank in range(8)]
     in_order = [sum(images[8 * rank : 8 * rank + 8]) for rank in range(8)]
     assert max(sums) <= 1.05 * np.mean(sums)

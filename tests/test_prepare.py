@@ -154,9 +154,9 @@ def test_pictures_that_do_not_count_are_left_out_by_reason():
     data = [photo(1), tiny.getvalue(), long.getvalue(), photo(2), photo(3)]
     document = Document((*map(Image, data), Text("x")))
     drops: Counter[str] = Counter()
-    assert len(screened(document, Bounds(a_page=2, side=48), drops).document.images) == 2
+    assert len(screened(document, Bounds(max_images=2, max_side=48), drops).document.images) == 2
     assert sum(drops.values()) == 3
-    small = screened(document, Bounds(side=48), Counter()).document.images[0]
+    small = screened(document, Bounds(max_side=48), Counter()).document.images[0]
     assert max(PIL.Image.open(io.BytesIO(small.data)).size) == 48
 
 
@@ -218,7 +218,7 @@ def test_a_folder_of_another_preparation_is_left_alone(tmp_path):
     with work._begun(order, tmp_path / "out"), pytest.raises(BusyError, match="another process"):
         prepare(order, tmp_path / "out")
     with pytest.raises(BusyError, match="another preparation"):
-        prepare(order_of(tmp_path / "in", smallest=99), tmp_path / "out")
+        prepare(order_of(tmp_path / "in", min_side=99), tmp_path / "out")
 
 
 def test_a_part_that_fails_is_named_and_stops_nobody(tmp_path):
@@ -287,7 +287,7 @@ def test_documents_without_pictures_go_to_the_text_store_and_nothing_is_lost_unc
         own = f"<img src={number}.png>" if number < 3 else ""
         said = f"Page {number} is about the number {number} and about {'nothing ' * number} else at all, as we said."
         (folder / f"{number}.html").write_text(f"<p>{said}<img src=head.png>{own}<p>The end.")
-    result = prepare(order_of(folder, kind="html", repeats=4, licence="CC0-1.0"), tmp_path / "out")
+    result = prepare(order_of(folder, kind="html", max_image_repeats=4, licence="CC0-1.0"), tmp_path / "out")
     assert result.stores == {"images": 3, "text": 3}
     assert result.before == {"documents": 6, "pictures": 9}
     assert result.drops == {"picture in more than 4 documents": 6}
@@ -297,7 +297,9 @@ def test_documents_without_pictures_go_to_the_text_store_and_nothing_is_lost_unc
 
 def test_contaminated_documents_are_counted(tmp_path):
     write_store([pair(other_encoding(photo(0)), "x")], tmp_path / "test.lance")
-    result = prepare(order_of(tars(tmp_path / "in", 1), against=(str(tmp_path / "test.lance"),)), tmp_path / "out")
+    result = prepare(
+        order_of(tars(tmp_path / "in", 1), decontaminate=(str(tmp_path / "test.lance"),)), tmp_path / "out"
+    )
     assert result.stores == {"images": 3}
     assert result.drops == {"contaminated: shows a picture of an evaluation set": 1}
 

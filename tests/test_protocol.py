@@ -122,7 +122,7 @@ def test_the_last_shots_are_shown_in_parts():
 def test_choices_are_taken_by_likelihood(tmp_path: Path):
     layouts_tuned.mmbench(tmp_path)
     task = load_task("mmbench", limit=9, seed=0, data=str(tmp_path))
-    settings = Settings(tmp_path / "eval", "echo", protocol=Protocol(by="likelihood"))
+    settings = Settings(tmp_path / "eval", "echo", protocol=Protocol(scoring="loglikelihood"))
     results = evaluate_with(Echo(), tasks=[task], settings=settings, shots=(0,))
     lines = read_answers(settings.folder, results.cells[0])
     assert all(line["answer"] == "A" for line in lines)  # red is the shortest
@@ -137,12 +137,12 @@ def test_trials_differ_in_their_shots_alone(tmp_path: Path):
     results = evaluate_with(echo, tasks=[task], settings=settings, shots=(0, 2))
     none, two = results.cells
     assert (none.trials, two.trials) == (1, 3)
-    assert none.deviation is None
+    assert none.std is None
     files = [read_answers(tmp_path, two, trial=trial) for trial in range(3)]
     assert len({json.dumps([line["shots"] for line in lines]) for lines in files}) == 3
     means = [100 * np.mean([line["score"] for line in lines]) for lines in files]
     assert two.score.mean == pytest.approx(np.mean(means))
-    assert two.deviation == pytest.approx(np.std(means, ddof=1))
+    assert two.std == pytest.approx(np.std(means, ddof=1))
     before = len(echo.asked)
     assert evaluate_with(echo, tasks=[task], settings=settings, shots=(0, 2)) == results
     assert len(echo.asked) == before  # all from files

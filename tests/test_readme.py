@@ -131,7 +131,7 @@ def test_python_block_runs(block: Block, tmp_path: Path):
 
 
 SHORTER = {
-    "train": ["steps=2", "batch_rows=1", "micro_rows=1", "validation_rows=1"],
+    "train": ["steps=2", "batch_size=1", "micro_batch_size=1", "validation_sequences=1"],
     "eval": ["--limit", "2"],
     "chat": ["--tokens", "4"],
 }

@@ -97,8 +97,14 @@ def a_run(folder: Path, *, start_from: dict[str, str] | None = None) -> Path:
     )
     config.save(run, folder / "config.json")
     records = [
-        {"step": step, "loss": 5.0 - step, "loss/captions": 4.5 - step, "seconds": 1.0, "learning_rate": 1e-3}
-        | {"rows/captions": 6, "rows/text": 2, "tokens/captions": 100, "tokens/text": 300, "images/captions": 12}
+        {"step": step, "loss": 5.0 - step, "loss/captions": 4.5 - step, "step_seconds": 1.0, "learning_rate": 1e-3}
+        | {
+            "sequences/captions": 6,
+            "sequences/text": 2,
+            "tokens/captions": 100,
+            "tokens/text": 300,
+            "images/captions": 12,
+        }
         for step in (1, 2)
     ]
     records += [{"step": 3, "loss": 1.5}, {"step": 3, "validation/captions": 1.25}]
@@ -153,7 +159,7 @@ def test_a_report_draws_how_the_run_went_and_marks_what_went_wrong(tmp_path: Pat
     run = a_run(tmp_path / "main")
     records = [
         {"step": step, "loss": 1.0, "gradient_norm": 0.5, "gradient_norm/vision": 0.1, "mfu": 0.4, "memory_gib": 7.25}
-        | {"stall": 0.1, "mfu/vision": 0.1, "health/connector/rms": 1.0, "health/connector/huge": 0.0}
+        | {"data_wait": 0.1, "mfu/vision": 0.1, "health/connector/rms": 1.0, "health/connector/huge": 0.0}
         for step in range(1, 9)
     ]
     records[2] = {"step": 3, "gradient_norm": 0.5, "skipped": 1}
@@ -245,9 +251,9 @@ def test_a_score_is_above_guessing_only_when_its_interval_is():
 @pytest.fixture
 def row(stores: dict[str, Path]) -> tuple[Batch, Rows]:
     data = DataConfig(
-        sources={"interleaved": SourceConfig(store=str(stores["interleaved"]))}, row_length=384, image_tokens=4
+        sources={"interleaved": SourceConfig(store=str(stores["interleaved"]))}, sequence_length=384, image_tokens=4
     )
-    rows = Rows(data, image_size=24, seed=0, batch_rows=12)
+    rows = Rows(data, image_size=24, seed=0, batch_size=12)
     found = (rows.batch([n]) for n in range(rows.sources[0].plan.epoch_rows))
     batch = next(batch for batch in found if not batch.document_BT[0, -1])  # one with a place left empty
     assert int(batch.document_BT.max()) >= 3

@@ -125,8 +125,8 @@ def test_choices_are_read_out_of_a_question():
 
 def test_math_answers_are_read_by_the_question(tmp_path: Path):
     layouts_tuned.mathvista(tmp_path)
-    chosen, free = load_task("mathvista", limit=9, seed=0, data=str(tmp_path)).queries[:2]
-    assert mathvista.read("The answer is (B) No", chosen) == "B"
+    selected, free = load_task("mathvista", limit=9, seed=0, data=str(tmp_path)).queries[:2]
+    assert mathvista.read("The answer is (B) No", selected) == "B"
     assert mathvista.read("So it is 1.49", free) == "1.5"
 
 

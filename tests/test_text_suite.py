@@ -61,7 +61,7 @@ def three_tasks(folder: Path) -> list[dict]:
     """A task of each kind of request."""
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    chosen = a_task(
+    selected = a_task(
         "arc_easy",
         path,
         output_type="multiple_choice",
@@ -87,7 +87,7 @@ def three_tasks(folder: Path) -> list[dict]:
         generation_kwargs={"until": ["\n"], "max_gen_toks": 4},
         metric_list=[{"metric": "exact_match"}],
     )
-    return [chosen, rolled, written]
+    return [selected, rolled, written]
 
 
 @pytest.mark.long  # lm-eval looks through its thousands of task files first

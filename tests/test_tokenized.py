@@ -41,9 +41,9 @@ def other(tmp_path_factory) -> Path:
 
 def rows(store: Path, tokenizer: str = "sample", folder: Path | None = None) -> Rows:
     data = DataConfig(
-        sources={"pages": SourceConfig(store=str(store))}, tokenizer=tokenizer, row_length=384, image_tokens=4
+        sources={"pages": SourceConfig(store=str(store))}, tokenizer=tokenizer, sequence_length=384, image_tokens=4
     )
-    return Rows(data, image_size=16, seed=0, batch_rows=1, folder=folder)
+    return Rows(data, image_size=16, seed=0, batch_size=1, folder=folder)
 
 
 def tokenize(store: Path, tokenizer: Tokenizer, name: str = "sample") -> list[str]:

@@ -42,12 +42,12 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
         assert torch.equal(tensor, right[name]), name
 
 
-def gradients(run: RunConfig, micro_rows: int) -> tuple[Loss, list[torch.Tensor]]:
-    rows = Rows(run.data, image_size=16, seed=0, batch_rows=12)
+def gradients(run: RunConfig, micro_batch_size: int) -> tuple[Loss, list[torch.Tensor]]:
+    rows = Rows(run.data, image_size=16, seed=0, batch_size=12)
     model = MLLM(run.model)
     model.initialise(0)
     objective = NextToken(model, rows.names, image=rows.tokenizer.image)
-    batches = [rows.batch(list(range(first, first + micro_rows))) for first in range(0, 4, micro_rows)]
+    batches = [rows.batch(list(range(first, first + micro_batch_size))) for first in range(0, 4, micro_batch_size)]
     weight = sum(objective.weight(batch) for batch in batches)
     losses = []
     for batch in batches:
@@ -56,10 +56,10 @@ def gradients(run: RunConfig, micro_rows: int) -> tuple[Loss, list[torch.Tensor]
     return Loss.sum([loss.detach() for loss in losses]), [p.grad for p in model.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("micro_rows", [1, 2])
-def test_accumulated_micro_batches_equal_one_big_batch(run, micro_rows):
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+def test_accumulated_micro_batches_equal_one_big_batch(run, micro_batch_size):
     whole, whole_gradients = gradients(run, 4)
-    parts, parts_gradients = gradients(run, micro_rows)
+    parts, parts_gradients = gradients(run, micro_batch_size)
     assert parts.weight == whole.weight
     torch.testing.assert_close(parts.total, whole.total)
     torch.testing.assert_close(parts.by_source, whole.by_source)
@@ -241,7 +241,9 @@ def _broken(data: bytes, size: int):
 @pytest.mark.skipif(missing_compiler(torch.device("cpu")) is not None, reason="no C++ compiler on this machine")
 def test_compiled_blocks_learn_what_plain_ones_learn(run, tmp_path):
     run.steps = 2
-    run.model.decoder.sparse = SparseConfig(experts=4, every=2, balance_weight=0.01)  # a dense block and a sparse one
+    run.model.decoder.sparse = SparseConfig(
+        experts=4, every=2, load_balance_weight=0.01
+    )  # a dense block and a sparse one
     train_run(run, tmp_path / "plain")
     train_run(run.model_copy(update={"compile": "always"}), tmp_path / "compiled")
     plain, compiled = (list(read_metrics(tmp_path / name)) for name in ("plain", "compiled"))
@@ -262,7 +264,7 @@ def test_a_sparse_run_starts_from_a_dense_one_logs_its_experts_and_resumes(run, 
     run.steps = 2
     train_run(run, tmp_path / "dense")
     sparse = run.model_copy(deep=True)
-    sparse.model.decoder.sparse = SparseConfig(experts=4, every=2, balance_weight=0.01, z_weight=0.001)
+    sparse.model.decoder.sparse = SparseConfig(experts=4, every=2, load_balance_weight=0.01, router_z_weight=0.001)
     sparse.start_from = {"model": str(tmp_path / "dense")}
     sparse.optim.learning_rate, dense = 0.0, run.model_copy(deep=True)
     dense.optim.learning_rate, dense.start_from = 0.0, sparse.start_from
@@ -282,10 +284,10 @@ def test_a_sparse_run_starts_from_a_dense_one_logs_its_experts_and_resumes(run, 
 
 def test_micro_batches_do_not_change_the_step_of_a_sparse_run(run, tmp_path):
     run.steps = 1
-    run.model.decoder.sparse = SparseConfig(experts=4, every=2, balance_weight=1.0, z_weight=1.0)
+    run.model.decoder.sparse = SparseConfig(experts=4, every=2, load_balance_weight=1.0, router_z_weight=1.0)
     norms = []
-    for micro_rows in (1, 2, 4):
-        run.micro_rows = micro_rows
-        train_run(run, tmp_path / str(micro_rows))
-        norms.append(next(iter(read_metrics(tmp_path / str(micro_rows))))["gradient_norm"])
+    for micro_batch_size in (1, 2, 4):
+        run.micro_batch_size = micro_batch_size
+        train_run(run, tmp_path / str(micro_batch_size))
+        norms.append(next(iter(read_metrics(tmp_path / str(micro_batch_size))))["gradient_norm"])
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)

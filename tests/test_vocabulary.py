@@ -16,10 +16,17 @@ from mm1.model.decoder import Decoder
 from mm1.model.layers import initialise
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_new_tokens_take_no_more_than_their_share_and_never_win(tied):
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_new_tokens_take_no_more_than_their_share_and_never_win(tie_embeddings):
     config = DecoderConfig(
-        vocabulary=60, width=16, layers=2, heads=2, kv_heads=1, head_width=8, mlp_width=24, tied=tied
+        vocabulary=60,
+        width=16,
+        layers=2,
+        heads=2,
+        kv_heads=1,
+        head_width=8,
+        mlp_width=24,
+        tie_embeddings=tie_embeddings,
     )
     old = Decoder(config)
     initialise(old, 0)

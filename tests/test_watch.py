@@ -33,7 +33,7 @@ def run(stores) -> RunConfig:
 @pytest.fixture
 def batch(run) -> tuple[Batch, int]:
     """Two rows with pictures, a black one behind them, and the image token."""
-    rows = Rows(run.data, image_size=16, seed=0, batch_rows=4)
+    rows = Rows(run.data, image_size=16, seed=0, batch_size=4)
     found = next(batch for batch in (rows.batch([n, n + 1]) for n in range(0, 8, 2)) if batch.images)
     found.images_NCYX = torch.cat([found.images_NCYX, torch.zeros(1, 3, 16, 16, dtype=torch.uint8)])
     return found, rows.tokenizer.image
@@ -105,9 +105,9 @@ def test_mfu_counts_pictures_and_padding_apart(run, batch):
     found, image = batch
     meter = Meter(run, image=image, peak=1e9)
     figures = meter.step([found], waited=0.0)
-    vision, whole, padded = (figures[name] for name in ("mfu/vision", "mfu", "mfu/with_padding"))
+    vision, whole, padded = (figures[name] for name in ("mfu/vision", "mfu", "hfu"))
     cost = costs(run)
-    able = figures["seconds"] * 1e9
+    able = figures["step_seconds"] * 1e9
     assert vision * able == pytest.approx(3 * found.images * (cost.encoder + cost.connector))
     assert (whole - vision) * able == pytest.approx(cost.text([found]))
     empty = int((found.document_BT == 0).sum())

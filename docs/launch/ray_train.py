@@ -1,4 +1,4 @@
-"""A run on a Ray cluster: ray_train.py --workers 64 mm1_3b parallel.recompute=selective --to /shared/runs/3b
+"""A run on a Ray cluster: ray_train.py --workers 64 mm1_3b parallel.dp_shard=32 --to /shared/runs/3b
 
 Ray Train sets what torchrun would; a worker that is lost brings all back from the last checkpoint, three times at most.
 """

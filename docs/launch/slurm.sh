@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# sbatch slurm.sh mm1_30b parallel.shard=256 parallel.recompute=selective --to /shared/runs/30b
+# sbatch slurm.sh mm1_30b parallel.dp_shard=256 parallel.activation_checkpointing=selective --to /shared/runs/30b
 #SBATCH --job-name=mm1
 #SBATCH --nodes=32
 #SBATCH --ntasks-per-node=1

@@ -34,27 +34,27 @@ SPLIT = re.compile(r"decoder\.blocks\.\d+\.(attention\.(query|key|value|out)|fee
 class Setup(NamedTuple):
     """How the ranks share the work, as in `ParallelConfig`, and the rows of one forward pass."""
 
-    replicas: int = 1
-    shard: int = 1
-    tensor: int = 1
-    expert: int = 1
-    recompute: Literal["none", "selective", "full"] = "none"
-    micro_rows: int = 1
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    tp: int = 1
+    ep: int = 1
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    micro_batch_size: int = 1
 
     @property
     def ranks(self) -> int:
-        return self.replicas * self.shard * self.tensor
+        return self.dp_replicate * self.dp_shard * self.tp
 
     @property
     def readers(self) -> int:
         """Ranks, or groups that share their rows, with rows of their own."""
-        return self.replicas * self.shard
+        return self.dp_replicate * self.dp_shard
 
     def overrides(self) -> str:
         """The words to give `mm1 train`."""
-        names = ("replicas", "shard", "tensor", "expert", "recompute")
+        names = ("dp_replicate", "dp_shard", "tp", "ep", "activation_checkpointing")
         return " ".join(
-            [*(f"parallel.{name}={getattr(self, name)}" for name in names), f"micro_rows={self.micro_rows}"]
+            [*(f"parallel.{name}={getattr(self, name)}" for name in names), f"micro_batch_size={self.micro_batch_size}"]
         )
 
 
@@ -115,14 +115,14 @@ class Weight(NamedTuple):
 
     def spread(self, setup: Setup) -> int:
         """Ranks it is gathered from."""
-        return setup.shard // setup.expert if ".experts." in self.name else setup.shard
+        return setup.dp_shard // setup.ep if ".experts." in self.name else setup.dp_shard
 
     def _cut(self, setup: Setup) -> int:
         """Its first axis without what other ranks of the tensor and expert groups have."""
         first = self.shape[0] if self.shape else 1
         if ".experts." in self.name:
-            return first // setup.expert
-        return first // setup.tensor if SPLIT.fullmatch(self.name) else first
+            return first // setup.ep
+        return first // setup.tp if SPLIT.fullmatch(self.name) else first
 
 
 class Sizes(NamedTuple):
@@ -139,7 +139,7 @@ class Planner:
     """Budgets of one run, in any layout, on one kind of device."""
 
     def __init__(self, run: RunConfig, rates: Rates, *, precision: torch.dtype, batch: Batch | None = None):
-        """`batch` is a real micro-batch in place of a full one, which has `row_images` images in each row."""
+        """`batch` is a real micro-batch in place of a full one, which has `max_images` images in each row."""
         if run.objective != "next_token":
             raise ConfigError(f"objective {run.objective} has no budget; only next_token has one")
         self.run, self.rates, self.precision, self.batch = run, rates, precision, batch
@@ -160,9 +160,9 @@ class Planner:
         flops: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         for segment in segments:
             if not segment.backward:
-                split = setup.tensor if segment.part == "decoder" and segment.block is not None else 1
+                split = setup.tp if segment.part == "decoder" and segment.block is not None else 1
                 flops[segment.part] += segment.flops() * self._share(segment) * split
-        micro_batches = self.run.batch_rows / setup.micro_rows
+        micro_batches = self.run.batch_size / setup.micro_batch_size
         flops = {part: value * micro_batches for part, value in flops.items()}
         flops["logits"] /= self._loss_passes
         seconds = self._seconds(setup, segments)
@@ -176,7 +176,7 @@ class Planner:
 
     def _segments(self, setup: Setup) -> list[Segment]:
         """One micro-batch on one rank. Rows are alike, so those of a full batch are simulated once and multiplied."""
-        key = (setup.tensor, setup.recompute, setup.ranks == 1)
+        key = (setup.tp, setup.activation_checkpointing, setup.ranks == 1)
         if key not in self._simulated:
             local = _local(self.run, setup)
             self._simulated[key] = simulate(
@@ -186,7 +186,7 @@ class Planner:
                 precision=self.precision,
                 prepare=lambda mllm: _prepare(mllm, local, self.precision),
             )
-        return [_times(segment, 1 if self.batch else setup.micro_rows) for segment in self._simulated[key]]
+        return [_times(segment, 1 if self.batch else setup.micro_batch_size) for segment in self._simulated[key]]
 
     def _share(self, segment: Segment) -> float:
         """Of the encoder's and the connector's work what a mean row has: half of its places, if it has room for that.
@@ -194,13 +194,13 @@ class Planner:
         MM1 has about as many image tokens as text tokens (section 4); memory is that of a row with all its images.
         """
         data = self.run.data
-        if self.batch or segment.part not in ("encoder", "connector") or not data.row_images:
+        if self.batch or segment.part not in ("encoder", "connector") or not data.max_images:
             return 1.0
-        return min(1.0, data.row_length / 2 / data.image_tokens / data.row_images)
+        return min(1.0, data.sequence_length / 2 / data.image_tokens / data.max_images)
 
     def _unit_sizes(self, setup: Setup) -> dict[str, Sizes]:
         """Of every unit; "" is what is in no block."""
-        key = setup._replace(replicas=1, recompute="none", micro_rows=1)
+        key = setup._replace(dp_replicate=1, activation_checkpointing="none", micro_batch_size=1)
         if key not in self._sizes:
             self._sizes[key] = {name: _sizes(unit, setup) for name, unit in self.units.items()}
         return self._sizes[key]
@@ -215,7 +215,7 @@ class Planner:
     def _memory(self, setup: Setup, segments: list[Segment]) -> dict[str, float]:
         """Bytes alive at the worst moment of a micro-batch, with the gradients of the ones before it, if any."""
         sizes, fixed = self._unit_sizes(setup), self._fixed(setup)
-        again = self.run.batch_rows > setup.micro_rows * setup.readers
+        again = self.run.batch_size > setup.micro_batch_size * setup.readers
         gradients = fixed["gradients"] if again else 0
         alive: defaultdict[str, float] = defaultdict(float)
         through: set[str] = set()
@@ -237,7 +237,7 @@ class Planner:
 
     def _images(self, setup: Setup) -> int:
         batch = self.batch or full_rows(self.run, 1)
-        return batch.images_NCYX.numel() * (1 if self.batch else setup.micro_rows)
+        return batch.images_NCYX.numel() * (1 if self.batch else setup.micro_batch_size)
 
     def _gathered(self, setup: Setup, rest: Sizes, *, unit: Sizes, backward: bool) -> float:
         """Bytes of whole weights and gradients of FSDP: of the block at work and the next, and of what is in none."""
@@ -263,7 +263,7 @@ class Planner:
                 found["exchange"] += max(sharding - work, self.rates.shown * sharding)
             if segment.part == "decoder" and segment.block is not None:
                 found["exchange"] += self._inside(setup, segment.block)
-        micro_batches = self.run.batch_rows // (setup.micro_rows * setup.readers)
+        micro_batches = self.run.batch_size // (setup.micro_batch_size * setup.readers)
         found = {name: value * micro_batches for name, value in found.items()}
         trained = sum(unit.trained_kept for unit in sizes.values())
         # AdamW reads weight, gradient and moments and writes all but the gradient; the norm reads the gradient
@@ -273,10 +273,10 @@ class Planner:
     def _sharding(self, setup: Setup, unit: Sizes, *, backward: bool) -> float:
         """Seconds to gather a block's weights, and on the way back to add up and share out its gradients."""
         sent = unit.sent * (self.precision.itemsize + (GRADIENT if backward else 0))
-        found = sent / self.rates.link(setup.shard, stride=setup.tensor)
+        found = sent / self.rates.link(setup.dp_shard, stride=setup.tp)
         if backward:
-            summed = 2 * unit.trained_kept * GRADIENT * (1 - 1 / setup.replicas)
-            found += summed / self.rates.link(setup.replicas, stride=setup.shard * setup.tensor)
+            summed = 2 * unit.trained_kept * GRADIENT * (1 - 1 / setup.dp_replicate)
+            found += summed / self.rates.link(setup.dp_replicate, stride=setup.dp_shard * setup.tp)
         return found
 
     def _inside(self, setup: Setup, block: int) -> float:
@@ -285,11 +285,16 @@ class Planner:
         Tensor: the outputs of attention and feed-forward are added up, on the way back the gradients of their inputs.
         Experts: each assignment goes to its expert's rank and back.
         """
-        places = setup.micro_rows * self.run.data.row_length * self.run.model.decoder.width * self.precision.itemsize
-        found = 4 * places * (1 - 1 / setup.tensor) / self.rates.link(setup.tensor, stride=1)
-        if self.run.model.decoder.sparse.at(block) and setup.expert > 1:
-            near = setup.expert * setup.tensor <= self.rates.node
-            sent = 2 * self.run.model.decoder.sparse.chosen * places * (1 - 1 / setup.expert)
+        places = (
+            setup.micro_batch_size
+            * self.run.data.sequence_length
+            * self.run.model.decoder.width
+            * self.precision.itemsize
+        )
+        found = 4 * places * (1 - 1 / setup.tp) / self.rates.link(setup.tp, stride=1)
+        if self.run.model.decoder.sparse.at(block) and setup.ep > 1:
+            near = setup.ep * setup.tp <= self.rates.node
+            sent = 2 * self.run.model.decoder.sparse.top_k * places * (1 - 1 / setup.ep)
             found += sent / (self.rates.inside if near else self.rates.across)
         return found
 
@@ -297,15 +302,15 @@ class Planner:
 def full_rows(run: RunConfig, rows: int) -> Batch:
     """Full rows of one document each, with as many images as a row may have; all that is no image is trained."""
     data, size = run.data, run.model.vision.image_size
-    images = rows * data.row_images
-    document_BT = torch.ones(rows, data.row_length, dtype=torch.int64)
+    images = rows * data.max_images
+    document_BT = torch.ones(rows, data.sequence_length, dtype=torch.int64)
     targets_BT = torch.ones_like(document_BT)
-    targets_BT[:, : min(data.row_length, data.row_images * data.image_tokens)] = IGNORED
+    targets_BT[:, : min(data.sequence_length, data.max_images * data.image_tokens)] = IGNORED
     return Batch(
         tokens_BT=torch.zeros_like(document_BT),
         targets_BT=targets_BT,
         document_BT=document_BT,
-        position_BT=torch.arange(data.row_length).repeat(rows, 1),
+        position_BT=torch.arange(data.sequence_length).repeat(rows, 1),
         images_NCYX=torch.zeros(max(1, images), 3, size, size, dtype=torch.uint8),
         images=images,
         source_B=torch.zeros(rows, dtype=torch.int64),
@@ -316,12 +321,12 @@ def _local(run: RunConfig, setup: Setup) -> RunConfig:
     """The run in the shapes of one rank."""
     local = run.model_copy(deep=True)
     local.compile = "never"  # what compiled code would keep is not known before it is compiled
-    local.parallel.recompute = setup.recompute
+    local.parallel.activation_checkpointing = setup.activation_checkpointing
     decoder = local.model.decoder
-    decoder.heads //= setup.tensor
-    decoder.kv_heads //= setup.tensor
+    decoder.heads //= setup.tp
+    decoder.kv_heads //= setup.tp
     if not decoder.sparse.experts:  # whose matrices are not cut
-        decoder.mlp_width //= setup.tensor
+        decoder.mlp_width //= setup.tp
     return local
 
 
@@ -359,22 +364,22 @@ def _unit(segment: Segment) -> str:
 def setups(run: RunConfig, ranks: int, *, node: int) -> Iterator[Setup]:
     """Every layout of so many ranks that `parallel.layout` takes."""
     decoder = run.model.decoder
-    for tensor in (1, 2, 4, 8):
+    for tp in (1, 2, 4, 8):
         cut = (decoder.heads, decoder.kv_heads, decoder.mlp_width)
-        if tensor > node or ranks % tensor or any(size % tensor for size in cut):
+        if tp > node or ranks % tp or any(size % tp for size in cut):
             continue
-        readers = ranks // tensor
-        for shard in divisors(readers):
-            for expert in divisors(shard) if decoder.sparse.experts else [1]:
-                for rows in divisors(run.batch_rows // readers) if run.batch_rows % readers == 0 else []:
-                    if expert == 1 or _deals_evenly(decoder, expert, rest=shard // expert):
+        readers = ranks // tp
+        for dp_shard in divisors(readers):
+            for ep in divisors(dp_shard) if decoder.sparse.experts else [1]:
+                for rows in divisors(run.batch_size // readers) if run.batch_size % readers == 0 else []:
+                    if ep == 1 or _deals_evenly(decoder, ep, rest=dp_shard // ep):
                         for kind in ("none", "selective", "full"):
-                            yield Setup(readers // shard, shard, tensor, expert, kind, rows)
+                            yield Setup(readers // dp_shard, dp_shard, tp, ep, kind, rows)
 
 
-def _deals_evenly(decoder: DecoderConfig, expert: int, *, rest: int) -> bool:
-    """Whether `expert` ranks get as many experts each, and `rest` ranks as many rows of each one's matrices."""
-    return not (decoder.sparse.experts % expert or decoder.mlp_width % rest or decoder.width % rest)
+def _deals_evenly(decoder: DecoderConfig, ep: int, *, rest: int) -> bool:
+    """Whether `ep` ranks get as many experts each, and `rest` ranks as many rows of each one's matrices."""
+    return not (decoder.sparse.experts % ep or decoder.mlp_width % rest or decoder.width % rest)
 
 
 def divisors(number: int) -> list[int]:

@@ -32,8 +32,8 @@ def planner(run: RunConfig, *, gpu: str, gpus: int) -> Planner:
 
 def shapes(run: RunConfig) -> Shapes:
     """What a processor is measured at."""
-    decoder, row = run.model.decoder, run.data.row_length
-    return Shapes(run.micro_rows * row, decoder.width, decoder.mlp_width, decoder.head_width, row)
+    decoder, row = run.model.decoder, run.data.sequence_length
+    return Shapes(run.micro_batch_size * row, decoder.width, decoder.mlp_width, decoder.head_width, row)
 
 
 def offer(planner: Planner, ranks: int) -> Budget:
@@ -58,16 +58,18 @@ def asked(run: RunConfig, ranks: int, *, node: int) -> Setup:
         ConfigError: it has another number of ranks, or the model or its rows can't be cut like that.
     """
     wanted = run.parallel
-    shard = wanted.shard or max(1, ranks // (wanted.replicas * wanted.tensor))
-    setup = Setup(wanted.replicas, shard, wanted.tensor, wanted.expert, wanted.recompute, run.micro_rows)
+    dp_shard = wanted.dp_shard or max(1, ranks // (wanted.dp_replicate * wanted.tp))
+    setup = Setup(
+        wanted.dp_replicate, dp_shard, wanted.tp, wanted.ep, wanted.activation_checkpointing, run.micro_batch_size
+    )
     if setup.ranks != ranks:
         raise ConfigError(
-            f"parallel.replicas x shard x tensor = {setup.replicas} x {shard} x {setup.tensor} is {setup.ranks}, but "
-            f"--gpus is {ranks}; make them equal, or leave parallel.* out to get a layout"
+            f"parallel.dp_replicate x dp_shard x tp = {setup.dp_replicate} x {dp_shard} x {setup.tp} is {setup.ranks}, "
+            f"but --gpus is {ranks}; make them equal, or leave parallel.* out to get a layout"
         )
     if setup not in set(setups(run, ranks, node=node)):
         raise ConfigError(
-            f"{setup.overrides()} cuts heads, experts or the {run.batch_rows} rows of a step unevenly; change one of "
+            f"{setup.overrides()} cuts heads, experts or the {run.batch_size} rows of a step unevenly; change one of "
             "them, or leave parallel.* out to get a layout"
         )
     return setup
@@ -89,12 +91,12 @@ def refusal(planner: Planner, budget: Budget) -> str:
 def _too_few(planner: Planner, ranks: int) -> str:
     budgets = [planner.budget(setup) for setup in setups(planner.run, ranks, node=planner.rates.node)]
     if not budgets:
-        return f"{planner.run.batch_rows} rows a step can't be dealt to {ranks} GPUs; choose a divisor"
+        return f"{planner.run.batch_size} rows a step can't be dealt to {ranks} GPUs; choose a divisor"
     least = min(budgets, key=lambda budget: budget.bytes)
     more = ranks * 2
     while more <= MOST and fastest(planner, more) is None:
         more *= 2
-    advice = f"take --gpus {more}" if more <= MOST else "lower data.row_length or data.row_images"
+    advice = f"take --gpus {more}" if more <= MOST else "lower data.sequence_length or data.max_images"
     return (
         f"no layout of {ranks} GPUs fits: the smallest needs {_gb(least.bytes)} GB a GPU of {_gb(least.limit)} "
         f"({least.setup.overrides()}); {advice}"

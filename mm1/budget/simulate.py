@@ -129,7 +129,7 @@ def shallow(model: ModelConfig) -> ModelConfig:
     if model.vision.kind == "vit":
         made.vision.feature_layer, made.vision.layers = -1, min(2, _used(model))
     made.decoder.layers = min(model.decoder.layers, 2 * _group(model))
-    made.decoder.unrotated = ()
+    made.decoder.no_rope_layers = ()
     return made
 
 

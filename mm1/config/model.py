@@ -37,7 +37,7 @@ class VisionConfig(Config):
         -1, lt=0
     )  # -1: output of the last layer, final norm applied; -2: the one before, no norm
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of RGB in [0, 1]
-    deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     @model_validator(mode="after")
     def _divides(self) -> "VisionConfig":
@@ -93,15 +93,15 @@ class SparseConfig(Config):
 
     experts: int = Field(0, ge=0)
     every: int = Field(1, ge=1)  # each every-th layer is sparse, the last of its group
-    chosen: int = Field(2, ge=2)  # experts a place goes through; of a single one the router would learn nothing
+    top_k: int = Field(2, ge=2)  # experts a place goes through; of a single one the router would learn nothing
     capacity: float | None = Field(None, gt=0)  # even shares an expert takes of a row, the rest is dropped; null: all
-    balance_weight: float = Field(0.0, ge=0)  # of the load-balance loss
-    z_weight: float = Field(0.0, ge=0)  # of the router's z loss
+    load_balance_weight: float = Field(0.0, ge=0)  # of the load-balance loss
+    router_z_weight: float = Field(0.0, ge=0)  # of the router's z loss
 
     @model_validator(mode="after")
     def _enough(self) -> "SparseConfig":
-        if 0 < self.experts < self.chosen:
-            raise ValueError(f"chosen is {self.chosen}, but there are only {self.experts} experts; lower it")
+        if 0 < self.experts < self.top_k:
+            raise ValueError(f"top_k is {self.top_k}, but there are only {self.experts} experts; lower it")
         return self
 
     def at(self, layer: int) -> bool:
@@ -122,11 +122,11 @@ class DecoderConfig(Config):
     rope_base: float = 10_000.0
     # Llama 3.1's stretching of slow rotations: factor, low and high frequency factor, places trained before
     rope_scaling: tuple[float, float, float, int] | None = None
-    unrotated: tuple[int, ...] = ()  # layers without rotary positions, counted from 0: every fourth of SmolLM3
+    no_rope_layers: tuple[int, ...] = ()  # layers without rotary positions, counted from 0: every fourth of SmolLM3
     norm_epsilon: float = 1e-5
     qk_norm: bool = False
     qkv_bias: bool = False
-    tied: bool = True  # the output matrix is the embedding matrix
+    tie_embeddings: bool = True  # the output matrix is the embedding matrix
     sparse: SparseConfig = Field(default_factory=SparseConfig)
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from mm1.config.base import Config, ConfigError, flatten, missing, nearest
 from mm1.config.model import ModelConfig
+from mm1.config.renamed import new_name
 from mm1.disk import write_whole
 
 
@@ -36,17 +37,17 @@ class DataConfig(Config):
     unit: Literal["rows", "tokens"] = "rows"  # what shares count: rows, or tokens that are trained
     validation: dict[str, str] = Field(default_factory=dict)  # name -> store
     tokenizer: str = "sample"  # a tokenizer.json, a folder with one, or `sample`
-    row_length: int = Field(512, gt=1)  # T, places of a row
-    row_images: int = Field(32, ge=0)  # images a row may hold at most
+    sequence_length: int = Field(512, gt=1)  # T, places of a row
+    max_images: int = Field(32, ge=0)  # images a row may hold at most
     image_tokens: int = Field(16, ge=1)  # S, places an image takes
     workers: int = Field(1, ge=0)
 
     @model_validator(mode="after")
     def _fits(self) -> "DataConfig":
-        if self.image_tokens + 2 > self.row_length:
+        if self.image_tokens + 2 > self.sequence_length:
             raise ValueError(
-                f"an image takes {self.image_tokens} places and a document two more, but row_length is "
-                f"{self.row_length}; raise data.row_length or lower data.image_tokens"
+                f"an image takes {self.image_tokens} places and a document two more, but sequence_length is "
+                f"{self.sequence_length}; raise data.sequence_length or lower data.image_tokens"
             )
         return self
 
@@ -75,7 +76,7 @@ class DataConfig(Config):
 class OptimConfig(Config):
     kind: Literal["adamw", "adafactor", "muon"] = "adamw"  # muon: of hidden matrices, adamw of the rest
     learning_rate: float | Literal["law"] = "law"  # law: scaling.py at the run's own parameter count
-    multipliers: dict[str, float] = Field(default_factory=dict)  # part or pattern of names -> times learning_rate
+    lr_multipliers: dict[str, float] = Field(default_factory=dict)  # part or pattern of names -> times learning_rate
     weight_decay: float = 0.1  # torch's coupling: multiplied by the learning rate at every step
     betas: tuple[float, float] = (0.9, 0.95)  # of adamw
     epsilon: float = 1e-8  # of adamw
@@ -87,13 +88,15 @@ class OptimConfig(Config):
 
 
 class ParallelConfig(Config):
-    """How a run is spread over `replicas x shard x tensor` ranks. No row and no loss depends on it."""
+    """How a run is spread over `dp_replicate x dp_shard x tp` ranks. No row and no loss depends on it."""
 
-    replicas: int = Field(1, ge=1)  # groups of ranks that each hold the whole model (HSDP)
-    shard: int | None = Field(None, ge=1)  # ranks a weight is spread over (FSDP2); null: all that are left
-    tensor: int = Field(1, ge=1)  # ranks that share each matrix of the decoder's layers, and their rows
-    expert: int = Field(1, ge=1)  # ranks the experts are dealt to; of the `shard` ones, so it divides them
-    recompute: Literal["none", "selective", "full"] = "none"  # activations made again in the backward pass
+    dp_replicate: int = Field(1, ge=1)  # groups of ranks that each hold the whole model (HSDP)
+    dp_shard: int | None = Field(None, ge=1)  # ranks a weight is spread over (FSDP2); null: all that are left
+    tp: int = Field(1, ge=1)  # ranks that share each matrix of the decoder's layers, and their rows
+    ep: int = Field(1, ge=1)  # ranks the experts are dealt to; of the `dp_shard` ones, so it divides them
+    activation_checkpointing: Literal["none", "selective", "full"] = (
+        "none"  # activations made again in the backward pass
+    )
 
 
 class CheckpointConfig(Config):
@@ -123,12 +126,12 @@ class RunConfig(Config):
     seed: int = Field(0, ge=0)
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
-    z_weight: float = Field(0.0, ge=0)  # of the squared log-sum of the logits, mean over trained tokens
+    z_loss_weight: float = Field(0.0, ge=0)  # of the squared log-sum of the logits, mean over trained tokens
     optim: OptimConfig = Field(default_factory=OptimConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
     steps: int = Field(100, ge=1)
-    batch_rows: int = Field(8, ge=1)  # rows of a step, over all ranks and micro-batches
-    micro_rows: int = Field(8, ge=1)  # rows of one forward pass
+    batch_size: int = Field(8, ge=1)  # rows of a step, over all ranks and micro-batches
+    micro_batch_size: int = Field(8, ge=1)  # rows of one forward pass
     start_from: dict[Literal["vision", "decoder", "model"], str] = Field(default_factory=dict)  # part -> run folder
     frozen: list[str] = Field(default_factory=list)  # parts (vision, decoder.blocks.0) or patterns of names (*.norm.*)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -137,7 +140,7 @@ class RunConfig(Config):
     checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     validate_every: int = Field(0, ge=0)  # steps; 0: only at the end
-    validation_rows: int = Field(16, ge=1)  # per validation store
+    validation_sequences: int = Field(16, ge=1)  # per validation store
     health_every: int = Field(50, ge=0)  # steps; 0: never (train/health.py)
     tensorboard: bool = False
     wandb: str = ""  # a W&B project
@@ -145,15 +148,16 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _agrees(self) -> "RunConfig":
-        if self.batch_rows % self.micro_rows:
-            divisor = max(n for n in range(1, self.micro_rows + 1) if self.batch_rows % n == 0)
+        if self.batch_size % self.micro_batch_size:
+            divisor = max(n for n in range(1, self.micro_batch_size + 1) if self.batch_size % n == 0)
             raise ValueError(
-                f"batch_rows {self.batch_rows} is no multiple of micro_rows {self.micro_rows}; try micro_rows={divisor}"
+                f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}; "
+                f"try micro_batch_size={divisor}"
             )
         if self.objective == "contrastive" and self.model.decoder.sparse.experts:
             raise ValueError("objective contrastive has no router losses; set model.decoder.sparse.experts=0")
-        if self.objective == "contrastive" and self.z_weight:
-            raise ValueError("objective contrastive has no z loss; set z_weight=0")
+        if self.objective == "contrastive" and self.z_loss_weight:
+            raise ValueError("objective contrastive has no z loss; set z_loss_weight=0")
         if self.profile and not 1 <= self.profile[0] <= self.profile[1]:
             raise ValueError(f"profile is [first, last] step, counted from 1, but found {[*self.profile]}")
         return self
@@ -253,7 +257,9 @@ def _explain(error: ValidationError) -> str:
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or "run"
         if problem["type"] == "extra_forbidden":
-            lines.append(f"no field {where!r} in a run; {nearest(where, _known_beside(problem['loc']))}")
+            new = new_name(where)
+            hint = f"it is now {new!r}" if new else nearest(where, _known_beside(problem["loc"]))
+            lines.append(f"no field {where!r} in a run; {hint}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {message} (found {problem['input']!r})" if where != "run" else message)

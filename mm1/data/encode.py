@@ -83,8 +83,8 @@ def cut(
     *,
     image: int,
     image_tokens: int,
-    row_length: int,
-    row_images: int,
+    sequence_length: int,
+    max_images: int,
 ) -> list[Span]:
     """The spans of a document, each fitting a row; one span when the whole document fits.
 
@@ -96,8 +96,8 @@ def cut(
     seen = np.concatenate([[0], np.cumsum(is_image)])  # image places before each place
     spans, start = [], 0
     while start < len(tokens):
-        last_image_fits = np.searchsorted(seen, seen[start] + row_images * image_tokens, side="right") - 1
-        stop = min(start + row_length, int(last_image_fits))
+        last_image_fits = np.searchsorted(seen, seen[start] + max_images * image_tokens, side="right") - 1
+        stop = min(start + sequence_length, int(last_image_fits))
         if stop < len(tokens):
             stop = _best_stop(tokens, breaks, seen, start=start, stop=stop, image_tokens=image_tokens)
         spans.append(Span(start, stop, int(seen[stop] - seen[start]) // image_tokens))

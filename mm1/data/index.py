@@ -79,7 +79,7 @@ def open_source(
         ValueError: no document can be trained on, or images where a row may hold none.
     """
     dropped: Counter[str] = Counter()
-    limits = {"row_length": data.row_length, "row_images": data.row_images}
+    limits = {"sequence_length": data.sequence_length, "max_images": data.max_images}
     parts = _measured(name, store, tokenizer, data=data, only=only, dropped=dropped)
     if folder is None:
         spans = joined(Spans, parts)
@@ -114,8 +114,8 @@ def _measured(
         spans: list[tuple[int, ...]] = []
         encodings = encode_many([document for _, document in part], tokenizer, image_tokens=data.image_tokens)
         for (position, _), encoded in zip(part, encodings, strict=True):
-            if encoded.images and not data.row_images:
-                raise ValueError(f"source {name!r} has images but data.row_images is 0; set it to 1 or more")
+            if encoded.images and not data.max_images:
+                raise ValueError(f"source {name!r} has images but data.max_images is 0; set it to 1 or more")
             cuts = _taught(encoded, breaks, image=tokenizer.image, data=data, dropped=dropped)
             spans += [(position, *span) for span in cuts]
         if spans:
@@ -141,8 +141,8 @@ def _taught(
         breaks,
         image=image,
         image_tokens=data.image_tokens,
-        row_length=data.row_length,
-        row_images=data.row_images,
+        sequence_length=data.sequence_length,
+        max_images=data.max_images,
     )
     trained = [int(encoded.train[span.start + 1 : span.stop].sum()) for span in spans]
     dropped["parts of a long document without text to learn"] += trained.count(0)

@@ -35,11 +35,11 @@ class Rows:
         *,
         image_size: int,
         seed: int,
-        batch_rows: int,
+        batch_size: int,
         stores: dict[str, str] | None = None,
         folder: Path | None = None,
     ):
-        """Steps of the curriculum have `batch_rows` rows. `folder` keeps what was measured (`data/index.py`).
+        """Steps of the curriculum have `batch_size` rows. `folder` keeps what was measured (`data/index.py`).
 
         `stores` (name -> store) replaces the config's sources, one row each in turn: validation.
         """
@@ -64,7 +64,7 @@ class Rows:
             self.mixture = Mixture([1] * len(stores), seed)
             return
         first, *later = data.stages()
-        changes = [(stage.step * batch_rows, self._shares(stage.shares)) for stage in later]
+        changes = [(stage.step * batch_size, self._shares(stage.shares)) for stage in later]
         self.mixture = Mixture(self._shares(first.shares), seed, changes=changes)
 
     @property
@@ -85,7 +85,7 @@ class Rows:
 
     def batch(self, numbers: list[int]) -> Batch:
         """Rows `numbers` of the run, packed, with their pictures decoded."""
-        length = self.data.row_length
+        length = self.data.sequence_length
         tokens_BT = torch.zeros(len(numbers), length, dtype=torch.int64)
         targets_BT = torch.full_like(tokens_BT, IGNORED)
         document_BT, position_BT = torch.zeros_like(tokens_BT), torch.zeros_like(tokens_BT)
@@ -146,7 +146,7 @@ class Rows:
 
     def _stack(self, pictures: list[np.ndarray]) -> torch.Tensor:
         """All pictures, and black ones up to the next of few sizes; none in a run that allows no images."""
-        size = padded(len(pictures)) if self.data.row_images else 0
+        size = padded(len(pictures)) if self.data.max_images else 0
         images_NCYX = torch.empty(size, 3, self.image_size, self.image_size, dtype=torch.uint8)
         for number, picture in enumerate(pictures):
             images_NCYX[number] = torch.from_numpy(picture)
@@ -163,7 +163,7 @@ def rows_of(run: RunConfig, folder: Path, *, held_out: dict[str, str] | None = N
         run.data,
         image_size=run.model.vision.image_size,
         seed=0 if held_out else run.seed,
-        batch_rows=run.batch_rows,
+        batch_size=run.batch_size,
         stores=held_out,
         folder=folder / "index" / ("validation" if held_out else "train"),
     )
@@ -202,7 +202,7 @@ def _end_with_the_run(worker: int) -> None:
 
 
 def batches(
-    rows: Rows, *, start_row: int, batch_rows: int, micro_rows: int, rank: int = 0, world: int = 1
+    rows: Rows, *, start_row: int, batch_size: int, micro_batch_size: int, rank: int = 0, world: int = 1
 ) -> Iterator[list[Batch]]:
     """For each step from `start_row` on, the micro-batches of this rank. Never ends.
 
@@ -210,15 +210,17 @@ def batches(
         ValueError: the rows of a step cannot be dealt evenly.
         StoreError: a store that could not be read on.
     """
-    each, left = divmod(batch_rows, micro_rows * world)
-    if left or start_row % batch_rows:
-        raise ValueError(f"batch_rows {batch_rows} must be a multiple of micro_rows x ranks = {micro_rows} x {world}")
+    each, left = divmod(batch_size, micro_batch_size * world)
+    if left or start_row % batch_size:
+        raise ValueError(
+            f"batch_size {batch_size} must be a multiple of micro_batch_size x ranks = {micro_batch_size} x {world}"
+        )
 
     def numbers() -> Iterator[list[int]]:
-        for first in count(start_row, batch_rows):
-            images = [rows.images(first + row) for row in range(batch_rows)]
-            for chosen in of_rank(micro_batches(images, micro_rows=micro_rows), rank=rank, world=world):
-                yield [first + row for row in chosen]
+        for first in count(start_row, batch_size):
+            images = [rows.images(first + row) for row in range(batch_size)]
+            for selected in of_rank(micro_batches(images, micro_batch_size=micro_batch_size), rank=rank, world=world):
+                yield [first + row for row in selected]
 
     workers = rows.data.workers
     start = get_context("forkserver")  # Lance's threads do not survive a fork; the server has none, and torch loaded

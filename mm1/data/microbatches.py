@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 
 
-def micro_batches(images: Sequence[int], *, micro_rows: int) -> list[list[int]]:
-    """The step's rows (numbers within it) in micro-batches of `micro_rows`, most images first.
+def micro_batches(images: Sequence[int], *, micro_batch_size: int) -> list[list[int]]:
+    """The step's rows (numbers within it) in micro-batches of `micro_batch_size`, most images first.
 
     Rows go, those with most images first, to the micro-batch with the fewest images that has room (LPT). Which rows
     stand together depends on the step only, so every number of ranks computes the same micro-batches.
     """
-    batches: list[list[int]] = [[] for _ in range(len(images) // micro_rows)]
+    batches: list[list[int]] = [[] for _ in range(len(images) // micro_batch_size)]
     open_ = [(0, number) for number in range(len(batches))]  # images so far, micro-batch
     heapify(open_)
     for row in sorted(range(len(images)), key=lambda row: (-images[row], row)):
         total, number = heappop(open_)
         batches[number].append(row)
-        if len(batches[number]) < micro_rows:
+        if len(batches[number]) < micro_batch_size:
             heappush(open_, (total + images[row], number))
     batches = [sorted(batch) for batch in batches]
     return sorted(batches, key=lambda batch: (-sum(images[row] for row in batch), batch[0]))

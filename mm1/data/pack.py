@@ -14,8 +14,8 @@ GAP = 512
 """A row is full enough when less than 1 / GAP of it is empty."""
 
 
-def pack(length: np.ndarray, images: np.ndarray, *, row_length: int, row_images: int) -> list[list[int]]:
-    """Rows of item numbers, none over `row_length` places or `row_images` images.
+def pack(length: np.ndarray, images: np.ndarray, *, sequence_length: int, max_images: int) -> list[list[int]]:
+    """Rows of item numbers, none over `sequence_length` places or `max_images` images.
 
     Minimum bin slack (Gupta and Ho 1999, https://doi.org/10.1080/095372899233244): a row is opened by the longest
     item if that is long, filled from all lengths alike so that rows are alike, and finished by the subset of a few
@@ -24,19 +24,19 @@ def pack(length: np.ndarray, images: np.ndarray, *, row_length: int, row_images:
     Raises:
         ValueError: an item fits no empty row.
     """
-    if len(length) and (int(length.max()) > row_length or int(images.max()) > row_images):
+    if len(length) and (int(length.max()) > sequence_length or int(images.max()) > max_images):
         raise ValueError(
             f"a span of {length.max()} places and {images.max()} images fits no row of "
-            f"{row_length} places and {row_images} images"
+            f"{sequence_length} places and {max_images} images"
         )
     pool, rows = _Pool(length, images), []
     while pool.items:
-        row = _Row(pool, room=row_length, pictures=row_images)
-        if pool.sizes[-1] > row_length // LONG:
+        row = _Row(pool, room=sequence_length, pictures=max_images)
+        if pool.sizes[-1] > sequence_length // LONG:
             row.take([len(pool.items) - 1])
         while row.fill(CANDIDATES):
             pass
-        if row.room > row_length // GAP and row.fill(4 * CANDIDATES):
+        if row.room > sequence_length // GAP and row.fill(4 * CANDIDATES):
             while row.fill(CANDIDATES):
                 pass
         rows.append(row.items)
@@ -117,9 +117,9 @@ def _fullest(sizes: list[int], pictures: list[int], *, room: int, most_pictures:
         (((reached[-1] >> number * stride) & level).bit_length() - 1, -number) for number in range(levels + 1)
     )
     at = total - at * stride
-    chosen = []
+    selected = []
     for number in range(len(steps) - 1, -1, -1):
         if not reached[number] >> at & 1:
-            chosen.append(number)
+            selected.append(number)
             at -= steps[number]
-    return chosen[::-1]
+    return selected[::-1]

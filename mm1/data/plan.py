@@ -23,7 +23,7 @@ WINDOW = 8192
 
 
 DTYPES = {"document": "u4", "start": "u4", "length": "u4", "images": "u2", "trained": "u4"}
-DTYPES |= {"order": "u2", "sizes": "u2", "row_images": "u4", "rows": "u4"}
+DTYPES |= {"order": "u2", "sizes": "u2", "max_images": "u4", "rows": "u4"}
 """What each column of `Spans` and `Packing` holds, in memory and on disk."""
 
 
@@ -47,7 +47,7 @@ class Packing:
 
     order: np.ndarray  # for each place of a window the span that stands there, as a number within the window
     sizes: np.ndarray  # for each row how many of them it takes
-    row_images: np.ndarray  # for each row its images
+    max_images: np.ndarray  # for each row its images
     rows: np.ndarray  # for each window its rows
 
 
@@ -75,7 +75,7 @@ class Plan:
         """How many images row k holds: known without dealing its window."""
         epoch, window, place = self._find(k)
         packed = int(_row_order(self, epoch, window)[place])
-        return int(self.packing.row_images[self.first_row[window] + packed])
+        return int(self.packing.max_images[self.first_row[window] + packed])
 
     def _find(self, k: int) -> tuple[int, int, int]:
         """Epoch and window of row k, and which row of the window it is."""
@@ -85,16 +85,16 @@ class Plan:
         return epoch, int(order[turn]), k - (int(ends[turn - 1]) if turn else 0)
 
 
-def pack_windows(spans: Spans, *, row_length: int, row_images: int) -> Iterator[Packing]:
+def pack_windows(spans: Spans, *, sequence_length: int, max_images: int) -> Iterator[Packing]:
     """The packing of each window in turn."""
     edges = _edges(len(spans))
     for first, last in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         images = np.asarray(spans.images[first:last], np.int64)
         length = np.asarray(spans.length[first:last], np.int64)
-        rows = pack(length, images, row_length=row_length, row_images=row_images)
+        rows = pack(length, images, sequence_length=sequence_length, max_images=max_images)
         order, sizes = np.concatenate(rows), np.array([len(row) for row in rows])
         pictures = np.add.reduceat(images[order], np.cumsum(sizes) - sizes)
-        yield typed(Packing, order=order, sizes=sizes, row_images=pictures, rows=[len(rows)])
+        yield typed(Packing, order=order, sizes=sizes, max_images=pictures, rows=[len(rows)])
 
 
 def typed(table: type[Table], **columns: ArrayLike) -> Table:

@@ -37,7 +37,7 @@ class Call:
     text_only: int
     reasoning: bool
     full: int | None
-    by: Any
+    scoring: Any
     beams: int
     judge: tuple[str, str]
     model: str
@@ -80,14 +80,14 @@ class Call:
         if len(self.draw) > 1:
             raise ValueError("--same-shots and --similar-shots are two ways to draw; give one")
         if self.text_only and self.shots != (0,):
-            raise ValueError("--text-shots shows what stands for zero shots elsewhere: give it with --shots 0")
-        if self.beams > 1 and self.by == "likelihood":
+            raise ValueError("--text-only-shots shows what stands for zero shots elsewhere: give it with --shots 0")
+        if self.beams > 1 and self.scoring == "loglikelihood":
             raise ValueError("--beams is for written answers; choices by likelihood are not searched for")
         return [load_task(name, limit=self.limit, seed=self.seed, **self.where) for name in self.tasks if name != TEXT]
 
     def _settings(self, answerer: Answerer) -> Settings:
         draw: Any = self.draw[0] if self.draw else "query"
-        protocol = Protocol(draw, self.text_only, self.reasoning, self.full, self.by, self.beams)
+        protocol = Protocol(draw, self.text_only, self.reasoning, self.full, self.scoring, self.beams)
         judge = Judge(Server(self.judge[0], model=self.judge[1]), self._folder) if self.judge[0] else None
         return Settings(self._folder, answerer.name, self.seed, self.limit, True, self.trials, protocol, judge)
 

@@ -152,7 +152,7 @@ def _as_asked(task: Task, settings: Settings) -> Task:
     """`task` under the protocol of this call."""
     if task.judge is not None and settings.judge is None:
         raise ValueError(f"task {task.name} is scored by a judge: give --judge http://.../v1 (and --judge-model)")
-    if settings.protocol.by == "likelihood":
+    if settings.protocol.scoring == "loglikelihood":
         task = by_likelihood(task)
     return reasoning_task(task) if settings.protocol.reasoning else task
 
@@ -183,7 +183,7 @@ def _answer_own_part(asking: Sequence["_Asking"], shots: Sequence[int]) -> None:
     for make in _parts(asking, shots)[dist.rank() :: dist.world()]:
         make()
     with dist.connected(patience=PATIENCE):
-        dist.gathered(None)
+        dist.all_gather_object(None)
 
 
 def _put_loss(results: Results, task: Task, answerer: Ours, settings: Settings, progress: Progress) -> None:
@@ -266,7 +266,7 @@ class _Asking:
     def _answers(self, asked: Sequence[Document], *, done) -> list[str]:
         """The answer to be scored of each prompt; the second half belongs to the same queries, blind."""
         queries = [self.task.queries[number % len(self.task.queries)] for number in range(len(asked))]
-        if self.settings.protocol.by == "likelihood":
+        if self.settings.protocol.scoring == "loglikelihood":
             found = self.answerer.likelihoods(asked, choices=[query.choices for query in queries], done=done)
             return [LETTERS[int(np.argmax(nats))] for nats in found]
         beams = self.settings.protocol.beams
@@ -307,7 +307,7 @@ class _Asking:
             limit=settings.limit,
             protocol=settings.protocol.name,
             trials=len(trials),
-            deviation=_deviation(trials),
+            std=_std_of_means(trials),
             totals=self._totals(trials, guess=guess, guessed=guessed),
             judge=settings.judge.name if settings.judge is not None and task.judge is not None else "",
         )
@@ -339,13 +339,13 @@ class _Asking:
             "prompts": [_hash(document) for document in asked],
             "references": self.references,
             "choices": [query.choices for query in task.queries],
-            "decoding": [task.stops, task.longest, self.settings.protocol.by, self.settings.protocol.beams],
+            "decoding": [task.stops, task.longest, self.settings.protocol.scoring, self.settings.protocol.beams],
             "scoring": [task.metric.__name__, getattr(task.clean, "__qualname__", ""), judge.name if judge else ""],
         }
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
 
-def _deviation(trials: list[list[Line]]) -> float | None:
+def _std_of_means(trials: list[list[Line]]) -> float | None:
     """The deviation of the trials' means, in points; None of a single one."""
     means = [points(lines, "score").mean() for lines in trials]
     return float(np.std(means, ddof=1)) if len(means) > 1 else None

@@ -234,7 +234,7 @@ class Server:
     def likelihoods(
         self, prompts: Sequence[Document], *, choices: Sequence[Sequence[str]], done: Done
     ) -> list[list[float]]:
-        raise ValueError("a server gives no likelihoods of prompts with pictures; leave --by likelihood out")
+        raise ValueError("a server gives no likelihoods of prompts with pictures; leave --scoring loglikelihood out")
 
     def features(self, images: Sequence[Image]) -> np.ndarray:
         raise ValueError("similar shots need a model that gives features of pictures: one of mm1's runs")

@@ -21,7 +21,7 @@ from mm1.eval.metrics.scores import Interval, paired_difference
 class Cell:
     """One task at one number of shots; scores in points, intervals of 95 %.
 
-    Of several trials, which differ in their shots, scores are means by query; `deviation` is that of their means.
+    Of several trials, which differ in their shots, scores are means by query; `std` is that of their means.
     """
 
     task: str
@@ -40,7 +40,7 @@ class Cell:
     limit: int
     protocol: str = ""  # what differs from MM1's
     trials: int = 1
-    deviation: float | None = None
+    std: float | None = None
     totals: dict[str, dict[str, float]] = field(default_factory=dict)  # of all answers: score, blind, majority, chance
     judge: str = ""
 
@@ -117,7 +117,7 @@ def table(results: Results) -> Table:
         if cell.difference and cell.difference.above_zero:
             difference = f"[green]{difference}[/green]"
         task = f"{cell.task} ({cell.protocol})" if cell.protocol else cell.task
-        score = _shown(cell.score) + (f" ± {cell.deviation:.1f}" if cell.deviation is not None else "")
+        score = _shown(cell.score) + (f" ± {cell.std:.1f}" if cell.std is not None else "")
         found.add_row(
             *(task, str(cell.shots), str(cell.queries)),
             *(score, _shown(cell.blind), difference),

@@ -27,7 +27,7 @@ class Protocol:
     text_only  at zero shots, so many examples without their pictures: what Flamingo and IDEFICS call zero-shot
     reasoning  shots show how one comes to the answer, and the model is to do so too
     full       the query and so many last shots also in four parts at full resolution; None: every picture once
-    by         answers are `written`, or the likeliest choice is taken (`likelihood`)
+    scoring    answers are written (`generate`), or the likeliest choice is taken (`loglikelihood`)
     beams      texts that are followed side by side where answers are written; 1 is greedy
     """
 
@@ -35,7 +35,7 @@ class Protocol:
     text_only: int = 0
     reasoning: bool = False
     full: int | None = None
-    by: Literal["written", "likelihood"] = "written"
+    scoring: Literal["generate", "loglikelihood"] = "generate"
     beams: int = 1
 
     @property
@@ -46,7 +46,7 @@ class Protocol:
             f"text{self.text_only}": self.text_only > 0,
             "reasoning": self.reasoning,
             f"full{self.full}": self.full is not None,
-            self.by: self.by != "written",
+            self.scoring: self.scoring != "generate",
             f"beams{self.beams}": self.beams != 1,
         }
         return "-".join(part for part, differs in parts.items() if differs)

@@ -58,14 +58,14 @@ class TextModel(TemplateLM):
         return (self._begins or [self.eot_token_id])[0]
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        return torch.stack(dist.gathered(tensor))
+        return torch.stack(dist.all_gather_object(tensor))
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        found = dist.gathered(obj)
+        found = dist.all_gather_object(obj)
         return found if dist.rank() == dst else None
 
     def barrier(self) -> None:
-        dist.gathered(None)
+        dist.all_gather_object(None)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         return self.ours.tokenizer.encode(string)

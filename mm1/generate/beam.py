@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from mm1.generate.engine import Completion
-from mm1.generate.prompt import Features, Prompt, alike, content, whole_images
+from mm1.generate.prompt import Features, Prompt, common_prefix, content, whole_images
 from mm1.generate.sampling import Decoding, writable
 from mm1.generate.session import LEAST, Prefix, begun, prefill
 from mm1.model.cache import Cache
@@ -41,7 +41,7 @@ def search_all(
     features = features or Features(model)
     image_tokens = model.config.connector.tokens
     contents = [content(prompt, image_token=image_token, image_tokens=image_tokens) for prompt in prompts]
-    shared = min(alike(contents[0], other[:-1]) for other in contents)  # the last place's logits are wanted
+    shared = min(common_prefix(contents[0], other[:-1]) for other in contents)  # the last place's logits are wanted
     shared = whole_images(contents[0], shared, image_tokens=image_tokens)
     prefixes: list[Prefix] = []
     if shared >= LEAST and len(prompts) > 1:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mm1.generate.prompt import Features, Prompt, alike, content, whole_images
+from mm1.generate.prompt import Features, Prompt, common_prefix, content, whole_images
 from mm1.generate.prompt_lookup import Guesses
 from mm1.generate.sampling import Decoding, choose, stream, writable
 from mm1.generate.session import LEAST, Session, begun
@@ -171,7 +171,7 @@ class Engine:
         if not requests:
             return []
         ordered = sorted(requests, key=lambda request: request.content.tobytes())
-        shared = alike(ordered[0].content, ordered[-1].content)  # bytes in order: so have all between
+        shared = common_prefix(ordered[0].content, ordered[-1].content)  # bytes in order: so have all between
         shared = min(shared, *(len(request.content) - request.wanted for request in requests))
         shared = whole_images(ordered[0].content, shared, image_tokens=self.model.config.connector.tokens)
         self._make_room(requests, shared if len(requests) > 2 else 0)
@@ -179,7 +179,7 @@ class Engine:
         groups: list[list[_Request]] = []
         assert self.session is not None
         for request in ordered:
-            common = alike(groups[-1][-1].content, request.content) if groups else 0
+            common = common_prefix(groups[-1][-1].content, request.content) if groups else 0
             if common >= self.session.before + LEAST:
                 groups[-1].append(request)
             else:
@@ -194,7 +194,8 @@ class Engine:
         # an error may have left rows in use
         if session is not None and session.free == self.rows and session.places + session.before >= longest:
             begins = session.prefix is None or (
-                alike(session.prefix.content, requests[0].content) >= session.before and shared >= session.before
+                common_prefix(session.prefix.content, requests[0].content) >= session.before
+                and shared >= session.before
             )
             if begins and shared < session.before + LEAST:
                 return
@@ -225,18 +226,18 @@ class Engine:
         One that begins like another of them, and not yet like a row, waits until that one's row can be read.
         """
         assert self.session is not None
-        chosen: list[_Request] = []
+        selected: list[_Request] = []
         longest = 0
         for request in waiting[: 4 * self.rows]:
             known = self.session.known(request.content)
             longest = max(longest, len(request.content) - known)
-            if len(chosen) == self.session.free or (chosen and longest * (len(chosen) + 1) > PLACES_AT_ONCE):
+            if len(selected) == self.session.free or (selected and longest * (len(selected) + 1) > PLACES_AT_ONCE):
                 break
-            if all(alike(request.content, other.content) < known + LEAST for other in chosen):
-                chosen.append(request)
-        taken = {request.number for request in chosen}
+            if all(common_prefix(request.content, other.content) < known + LEAST for other in selected):
+                selected.append(request)
+        taken = {request.number for request in selected}
         waiting[:] = [request for request in waiting if request.number not in taken]
-        return chosen
+        return selected
 
 
 def generate(

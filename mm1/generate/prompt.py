@@ -59,7 +59,7 @@ def content(prompt: Prompt, *, image_token: int, image_tokens: int) -> np.ndarra
     return found
 
 
-def alike(ours: np.ndarray, theirs: np.ndarray) -> int:
+def common_prefix(ours: np.ndarray, theirs: np.ndarray) -> int:
     """How many places two contents have in common from the first on."""
     shorter = min(len(ours), len(theirs))
     differs = np.flatnonzero(ours[:shorter] != theirs[:shorter])

@@ -34,7 +34,7 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How tokens are chosen, and when a completion ends.
+    """How tokens are selected, and when a completion ends.
 
     `stopped` gets all tokens written so far and says whether the text holds a stop string. With `temperature` 0
     the likeliest token is taken; otherwise prompt i draws from its own stream (seed, i), so what is written

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mm1.generate.prompt import Features, Prompt, alike, content, embed_from, whole_images
+from mm1.generate.prompt import Features, Prompt, common_prefix, content, embed_from, whole_images
 from mm1.generate.threads import threads_for
 from mm1.model.cache import Cache, Segment
 from mm1.model.mllm import MLLM
@@ -111,7 +111,7 @@ class Session:
                 f"{len(prompts)} prompts of up to {longest} tokens don't fit into a cache with {self.free} free rows "
                 f"of {self.places} places; make it larger or admit fewer"
             )
-        if self.prefix and any(alike(whole, self.prefix.content) < self.before for whole in contents):
+        if self.prefix and any(common_prefix(whole, self.prefix.content) < self.before for whole in contents):
             raise ValueError(f"a prompt doesn't begin with the {self.before} places that all rows share")
         starts, rows = [], []
         for whole, owner, last in zip(contents, owners, wanted, strict=True):

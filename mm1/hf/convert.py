@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mm1.config.model import DecoderConfig, SparseConfig
-from mm1.hf.experts import gathered, spread
+from mm1.hf.experts import spread, stacked
 from mm1.hf.names import DECODER, DECODER_DROPPED, reverse, translate
 
 State = dict[str, torch.Tensor]
@@ -76,13 +76,13 @@ def decoder_config_from_hf(theirs: dict[str, Any]) -> DecoderConfig:
         norm_epsilon=theirs["rms_norm_eps"],
         qk_norm=family == "qwen3",
         qkv_bias=family == "qwen2",
-        unrotated=_unrotated(theirs) if family == "smollm3" else (),
-        tied=theirs.get("tie_word_embeddings", family == "smollm3"),
+        no_rope_layers=_no_rope_layers(theirs) if family == "smollm3" else (),
+        tie_embeddings=theirs.get("tie_word_embeddings", family == "smollm3"),
         sparse=_sparse(theirs) if family == "mixtral" else SparseConfig(),
     )
 
 
-def _unrotated(theirs: dict[str, Any]) -> tuple[int, ...]:
+def _no_rope_layers(theirs: dict[str, Any]) -> tuple[int, ...]:
     layers, interval = theirs["num_hidden_layers"], theirs.get("no_rope_layer_interval", 4)
     rotated = theirs.get("no_rope_layers") or [(layer + 1) % interval for layer in range(layers)]
     return tuple(layer for layer in range(layers) if not rotated[layer])  # of their "no rope" 1 means rope
@@ -91,8 +91,8 @@ def _unrotated(theirs: dict[str, Any]) -> tuple[int, ...]:
 def _sparse(theirs: dict[str, Any]) -> SparseConfig:
     return SparseConfig(
         experts=theirs["num_local_experts"],
-        chosen=theirs["num_experts_per_tok"],
-        balance_weight=theirs.get("router_aux_loss_coef", 0.0),
+        top_k=theirs["num_experts_per_tok"],
+        load_balance_weight=theirs.get("router_aux_loss_coef", 0.0),
     )
 
 
@@ -147,7 +147,7 @@ def decoder_config_to_hf(config: DecoderConfig, *, places: int) -> dict[str, Any
         "rms_norm_eps": config.norm_epsilon,
         "rope_parameters": rope,
         "rope_theta": config.rope_base,  # where versions before 5 look for it
-        "tie_word_embeddings": config.tied,
+        "tie_word_embeddings": config.tie_embeddings,
         "attention_bias": False,
     } | extra
 
@@ -160,32 +160,32 @@ def _family(config: DecoderConfig) -> tuple[str, dict[str, Any]]:
         found["qwen2"] = {}
     if config.qk_norm:
         found["qwen3"] = {}
-    if config.unrotated:
-        rotated = [int(layer not in config.unrotated) for layer in range(config.layers)]
+    if config.no_rope_layers:
+        rotated = [int(layer not in config.no_rope_layers) for layer in range(config.layers)]
         found["smollm3"] = {"no_rope_layers": rotated, "pad_token_id": None}  # its default is beyond small vocabularies
     if any(sparse.at(layer) for layer in range(config.layers)):
         if sparse.capacity is not None or not all(sparse.at(layer) for layer in (0, last)):
             raise ValueError("Mixtral has experts in every layer and no capacity; this decoder differs")
         found["mixtral"] = {
             "num_local_experts": sparse.experts,
-            "num_experts_per_tok": sparse.chosen,
-            "router_aux_loss_coef": sparse.balance_weight,
+            "num_experts_per_tok": sparse.top_k,
+            "router_aux_loss_coef": sparse.load_balance_weight,
         }
     if len(found) > 1:
         raise ValueError(
-            "Qwen2 has qkv_bias, Qwen3 qk_norm, SmolLM3 unrotated layers and Mixtral experts, but no family has "
+            "Qwen2 has qkv_bias, Qwen3 qk_norm, SmolLM3 no_rope_layers layers and Mixtral experts, but no family has "
             f"two of these, as {' with '.join(found)} would be"
         )
     return next(iter(found.items()), ("llama", {}))
 
 
-def decoder_from_hf(theirs: State, *, tied: bool) -> State:
+def decoder_from_hf(theirs: State, *, tie_embeddings: bool) -> State:
     """The state of our `Decoder` in a state dict of theirs, wherever in it the decoder stands."""
     prefix = _prefix(theirs, "embed_tokens.weight")
     inside = {name: x for name, x in _inside(theirs, prefix).items() if not DECODER_DROPPED.match(name)}
-    inside = gathered(inside)
+    inside = stacked(inside)
     ours = {name: inside[their] for their, name in translate(inside, reverse(DECODER)).items()}
-    if not tied:
+    if not tie_embeddings:
         ours["output.weight"] = theirs[_prefix(theirs, "lm_head.weight") + "lm_head.weight"]
     return ours
 

@@ -41,7 +41,7 @@ def read_encoder(where: str) -> tuple[VisionConfig, State]:
     if config == "open_clip_config.json":
         return vision_config_from_openclip(theirs), state
     ours = vision_config_from_aim(theirs) if "num_blocks" in theirs else vision_config_from_hf(theirs)
-    ours.mean, ours.deviation = pixels_of(folder, ours)
+    ours.mean, ours.std = pixels_of(folder, ours)
     return ours, state
 
 
@@ -58,7 +58,7 @@ def pixels_of(folder: Path, config: VisionConfig) -> tuple[Any, Any]:
         file = folder / "processor_config.json"  # where newer versions keep the image processor, one level deeper
     said = _json(file) if file.is_file() else {}
     said = said.get("image_processor", said)
-    return said.get("image_mean", config.mean), said.get("image_std", config.deviation)
+    return said.get("image_mean", config.mean), said.get("image_std", config.std)
 
 
 def _choose(names: list[str], where: str) -> tuple[str, list[str]]:

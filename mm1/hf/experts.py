@@ -10,7 +10,7 @@ _ONE = re.compile(r"(.*\.experts\.)(\d+)\.(w[123]\.weight)")
 _ALL = re.compile(r"(.*\.experts\.)(w[123]\.weight)")
 
 
-def gathered(theirs: State) -> State:
+def stacked(theirs: State) -> State:
     """Their state dict with the experts of a layer stacked, [J, O, I], under the name without a number.
 
     Raises:

@@ -124,7 +124,7 @@ def preprocessor_config(vision: VisionConfig, *, processor: bool) -> dict[str, A
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(vision.mean),
-        "image_std": list(vision.deviation),
+        "image_std": list(vision.std),
     } | ({"processor_class": "LlavaProcessor"} if processor else {})
 
 

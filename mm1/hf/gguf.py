@@ -96,7 +96,7 @@ class Gguf:
             norm_epsilon=float(str(np.float32(self._field("attention.layer_norm_rms_epsilon")))),
             qk_norm="blk.0.attn_q_norm.weight" in shapes,
             qkv_bias="blk.0.attn_q.bias" in shapes,
-            tied="output.weight" not in shapes,
+            tie_embeddings="output.weight" not in shapes,
         )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

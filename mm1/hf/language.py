@@ -40,7 +40,7 @@ def read_language(name: str) -> Language:
         if not (path / needed).is_file():
             raise ValueError(f"{path} has no {needed} and not just one .gguf; is it a model's folder?")
     config = decoder_config_from_hf(json.loads((path / "config.json").read_text()))
-    weights = decoder_from_hf(tensors_of(path), tied=config.tied)
+    weights = decoder_from_hf(tensors_of(path), tie_embeddings=config.tie_embeddings)
     return with_room(config, weights, read_words(path))
 
 

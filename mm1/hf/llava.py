@@ -50,8 +50,8 @@ def llava_config_from_hf(theirs: dict[str, Any]) -> ModelConfig:
     text = theirs.get("text_config")
     if text is None:
         raise ValueError("config.json has no text_config, which says what the decoder is")
-    tied = text.get("tie_word_embeddings") or theirs.get("tie_word_embeddings", False)
-    decoder = decoder_config_from_hf({"model_type": "llama"} | text | {"tie_word_embeddings": tied})
+    tie_embeddings = text.get("tie_word_embeddings") or theirs.get("tie_word_embeddings", False)
+    decoder = decoder_config_from_hf({"model_type": "llama"} | text | {"tie_word_embeddings": tie_embeddings})
     return ModelConfig(vision=vision, connector=ConnectorConfig(kind="mlp", tokens=vision.grid**2), decoder=decoder)
 
 
@@ -81,7 +81,7 @@ def llava_config_to_hf(config: ModelConfig, *, places: int, image: int) -> dict[
         "image_token_index": image,
         "image_token_id": image,
         "image_seq_length": connector.tokens,
-        "tie_word_embeddings": config.decoder.tied,
+        "tie_word_embeddings": config.decoder.tie_embeddings,
     }
 
 
@@ -94,7 +94,9 @@ def llava_from_hf(theirs: State, config: ModelConfig) -> State:
     between = {ending + name.partition(ending)[2]: x for name, x in theirs.items() if ending in name}
     ours |= {f"connector.{name}": between[their] for their, name in translate(between, reverse(CONNECTOR)).items()}
     rest = {name: x for name, x in theirs.items() if not name.startswith(prefix) and ending not in name}
-    return ours | {f"decoder.{n}": x for n, x in decoder_from_hf(rest, tied=config.decoder.tied).items()}
+    return ours | {
+        f"decoder.{n}": x for n, x in decoder_from_hf(rest, tie_embeddings=config.decoder.tie_embeddings).items()
+    }
 
 
 def llava_to_hf(ours: State) -> State:

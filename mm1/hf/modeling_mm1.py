@@ -238,7 +238,7 @@ def sample(x_NYXC, side):
 class SelfAttention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
-        self.layer, self.head_width, self.rotates = layer, config.head_width, layer not in config.unrotated
+        self.layer, self.head_width, self.rotates = layer, config.head_width, layer not in config.no_rope_layers
         queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
         self.query = nn.Linear(config.width, queries, bias=config.qkv_bias)
         self.key = nn.Linear(config.width, keys, bias=config.qkv_bias)
@@ -281,7 +281,7 @@ class SparseFeedForward(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.chosen = config.sparse["chosen"]
+        self.top_k = config.sparse["top_k"]
         self.router = nn.Linear(config.width, config.sparse["experts"], bias=False)
         inner, width = config.mlp_width, config.width
         shapes = {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
@@ -290,7 +290,7 @@ class SparseFeedForward(nn.Module):
 
     def forward(self, x_BTD):
         x_AD = x_BTD.flatten(0, 1)
-        shares, experts = F.linear(x_AD.float(), self.router.weight.float()).softmax(-1).topk(self.chosen)
+        shares, experts = F.linear(x_AD.float(), self.router.weight.float()).softmax(-1).topk(self.top_k)
         shares = (shares / shares.sum(-1, keepdim=True)).to(x_AD.dtype)
         y_AD = torch.zeros_like(x_AD)
         for expert in experts.unique().tolist():
@@ -322,7 +322,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.layers))
         self.norm = nn.RMSNorm(config.width, config.norm_epsilon)
-        self.output = None if config.tied else nn.Linear(config.width, config.vocabulary, bias=False)
+        self.output = None if config.tie_embeddings else nn.Linear(config.width, config.vocabulary, bias=False)
 
     def forward(self, x_BTD, position_BT, mask, cache):
         angles = rotary_angles(position_BT, self.config)

@@ -15,7 +15,7 @@ class Family:
     """What `transformers` leaves unsaid of a family, and what makes it one.
 
     `defaults` are those of its config class, which a config inside a config leaves out; `pixels` mean and
-    deviation of its preprocessor_config.json; `parts` our fields that every encoder of it shares.
+    std of its preprocessor_config.json; `parts` our fields that every encoder of it shares.
     """
 
     architecture: str
@@ -86,7 +86,7 @@ def vision_config_from_hf(theirs: dict[str, Any]) -> VisionConfig:
     whole = family.defaults | theirs
     _refuse(whole)
     gated = family.parts.get("gated") or whole.get("use_swiglu_ffn", False)
-    mean, deviation = family.pixels
+    mean, std = family.pixels
     return VisionConfig(
         image_size=whole["image_size"] - whole["image_size"] % whole["patch_size"],
         patch_size=whole["patch_size"],
@@ -100,7 +100,7 @@ def vision_config_from_hf(theirs: dict[str, Any]) -> VisionConfig:
         registers=whole.get("num_register_tokens", 0),
         fixed_positions=whole.get("is_native", False),
         mean=mean,
-        deviation=deviation,
+        std=std,
         **{name: value for name, value in family.parts.items() if name != "gated"},
     )
 
@@ -134,7 +134,7 @@ def _refuse(theirs: dict[str, Any]) -> None:
 def vision_config_to_hf(config: VisionConfig) -> dict[str, Any]:
     """A vision config of the family that has the parts of `config`.
 
-    Mean, deviation and feature layer stand elsewhere in theirs; a position embedding is stretched by the rule
+    Mean, std and feature layer stand elsewhere in theirs; a position embedding is stretched by the rule
     of the family, whatever `config.antialias` says.
 
     Raises:
@@ -143,7 +143,7 @@ def vision_config_to_hf(config: VisionConfig) -> dict[str, Any]:
     differing = {}
     for name, family in FAMILIES.items():
         theirs = {"model_type": name, "architectures": [family.architecture], **_fields(config, family.defaults)}
-        elsewhere = {key: getattr(config, key) for key in ("mean", "deviation", "feature_layer", "antialias")}
+        elsewhere = {key: getattr(config, key) for key in ("mean", "std", "feature_layer", "antialias")}
         back = vision_config_from_hf(theirs).model_copy(update=elsewhere)
         if back == config:
             heads = {"siglip_vision_model": {"vision_use_head": False}, "aimv2_vision_model": {"use_head": False}}
@@ -190,7 +190,7 @@ def vision_config_from_openclip(theirs: dict[str, Any]) -> VisionConfig:
         raise ValueError(
             f"vision_cfg has {', '.join(sorted(unknown)) or 'layers of a ResNet'}; only plain ViTs are read"
         )
-    mean, deviation = CLIP_PIXELS
+    mean, std = CLIP_PIXELS
     width = vision["width"]
     return VisionConfig(
         image_size=vision["image_size"],
@@ -204,7 +204,7 @@ def vision_config_from_openclip(theirs: dict[str, Any]) -> VisionConfig:
         layer_scale=vision.get("ls_init_value") is not None,
         antialias=True,  # its resize_pos_embed
         mean=tuple(pixels.get("mean", mean)),
-        deviation=tuple(pixels.get("std", deviation)),
+        std=tuple(pixels.get("std", std)),
         **FAMILIES["clip_vision_model"].parts,
     )
 
@@ -222,5 +222,5 @@ def vision_config_from_aim(theirs: dict[str, Any]) -> VisionConfig:
         patch_norm=True,
         fixed_positions=True,
         mean=IMAGENET_PIXELS[0],
-        deviation=IMAGENET_PIXELS[1],
+        std=IMAGENET_PIXELS[1],
     )

@@ -18,7 +18,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         if config.heads % config.kv_heads:
             raise ValueError(f"heads {config.heads} is no multiple of kv_heads {config.kv_heads}; change one")
-        self.layer, self.head_width, self.rotates = layer, config.head_width, layer not in config.unrotated
+        self.layer, self.head_width, self.rotates = layer, config.head_width, layer not in config.no_rope_layers
         queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
         self.query = linear(config.width, queries, bias=config.qkv_bias)
         self.key = linear(config.width, keys, bias=config.qkv_bias)
@@ -89,7 +89,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.blocks = nn.ModuleList(DecoderBlock(config, layer=layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_epsilon)
-        self.output = None if config.tied else linear(config.width, config.vocabulary, bias=False)
+        self.output = None if config.tie_embeddings else linear(config.width, config.vocabulary, bias=False)
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """Token embeddings [B, T, D]."""

@@ -79,7 +79,7 @@ def efficientnet_lite0(image_size: int = 224) -> VisionConfig:
         patch_size=32,
         width=1280,
         mean=(127 / 255,) * 3,
-        deviation=(128 / 255,) * 3,
+        std=(128 / 255,) * 3,
     )
 
 
@@ -99,5 +99,5 @@ def _plain(
         heads=heads,
         mlp_width=mlp_width,
         mean=pixels[0],
-        deviation=pixels[1],
+        std=pixels[1],
     )

@@ -122,12 +122,12 @@ def initialise(model: nn.Module, seed: int) -> None:
     """
     for prefix, module in model.named_modules():
         for leaf, parameter in module.named_parameters(prefix=prefix, recurse=False):
-            mean, deviation = _initial(module, leaf.rpartition(".")[2])
+            mean, std = _initial(module, leaf.rpartition(".")[2])
             digest = hashlib.sha256(f"{seed} {leaf}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
             value = torch.full(parameter.shape, mean)
-            if deviation:
-                value.normal_(mean, deviation, generator=generator)
+            if std:
+                value.normal_(mean, std, generator=generator)
             parameter.copy_(placed_like(value, parameter))
 
 

@@ -50,7 +50,7 @@ class Routing:
         if not layers:
             return None
         balance_L, z_L, load_LJ = (torch.stack(figures) for figures in zip(*layers, strict=True))
-        penalty = sparse.balance_weight * balance_L.sum() + sparse.z_weight * z_L.sum()
+        penalty = sparse.load_balance_weight * balance_L.sum() + sparse.router_z_weight * z_L.sum()
         return cls(rows, penalty, balance_L.detach(), z_L.detach(), load_LJ.detach())
 
     @classmethod
@@ -166,7 +166,7 @@ class SparseFeedForward(nn.Module):
         return y_BTD, None if real_BT is None else _figures(logits_BTJ, choice, real_BT=real_BT)
 
     def _choose(self, logits_BTJ: torch.Tensor, real_BT: torch.Tensor | None) -> Choice:
-        share_BTZ, expert_BTZ = logits_BTJ.softmax(-1).topk(self.sparse.chosen, dim=-1)
+        share_BTZ, expert_BTZ = logits_BTJ.softmax(-1).topk(self.sparse.top_k, dim=-1)
         share_BTZ = share_BTZ / share_BTZ.sum(-1, keepdim=True)
         kept_BTZ = torch.ones_like(expert_BTZ, dtype=torch.bool)
         if self.sparse.capacity is not None:
@@ -186,7 +186,7 @@ class SparseFeedForward(nn.Module):
         sorted_A, order_A = expert_A.sort(stable=True)
         back_A = torch.empty_like(order_A).scatter_(0, order_A, torch.arange(len(order_A), device=order_A.device))
         ends_J = torch.searchsorted(sorted_A, torch.arange(self.sparse.experts, device=expert_A.device), right=True)
-        x_AD = Deal.apply(x_BTD.flatten(0, 1), order_A, back_A, self.sparse.chosen)
+        x_AD = Deal.apply(x_BTD.flatten(0, 1), order_A, back_A, self.sparse.top_k)
         return Deal.apply(self.experts(x_AD, ends_J.to(torch.int32)), back_A, order_A, 1)
 
     def _within_capacity(self, x_BTD: torch.Tensor, choice: Choice) -> torch.Tensor:
@@ -198,7 +198,7 @@ class SparseFeedForward(nn.Module):
         slot_BTZ = (choice.expert_BTZ * rows + row_B11) * limit + rank_BTZ
         none = experts * rows * limit  # one slot more, of all that is dropped
         slot_A = slot_BTZ.where(choice.kept_BTZ, none).flatten()
-        place_A = torch.arange(len(slot_A), device=x_BTD.device) // self.sparse.chosen
+        place_A = torch.arange(len(slot_A), device=x_BTD.device) // self.sparse.top_k
         place_of_slot = torch.full((none + 1,), rows * places, device=x_BTD.device).scatter_(0, slot_A, place_A)
         x_SD = F.pad(x_BTD.flatten(0, 1), (0, 0, 0, 1)).index_select(0, place_of_slot[:-1])
         ends_J = torch.arange(1, experts + 1, device=x_BTD.device, dtype=torch.int32) * (rows * limit)

@@ -9,7 +9,7 @@ its name, and where Gala's shape is not, the reason of ours stands beside it.
 from mm1.config.model import ConnectorConfig, DecoderConfig, ModelConfig, SparseConfig, VisionConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP; DFN keeps it
-CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def tiny() -> ModelConfig:
@@ -26,7 +26,7 @@ def tiny() -> ModelConfig:
             head_width=64,
             mlp_width=384,
             qk_norm=True,
-            tied=True,
+            tie_embeddings=True,
         ),
     )
 
@@ -46,7 +46,7 @@ def vit_l_14_336() -> VisionConfig:
         patch_bias=False,
         input_norm=True,
         mean=CLIP_MEAN,
-        deviation=CLIP_DEVIATION,
+        std=CLIP_STD,
     )
 
 
@@ -166,7 +166,7 @@ def _experts(experts: int, *, every: int) -> SparseConfig:
 
     AXLearn's layer has a capacity of two even shares, but dropping was a limit of its hardware; none is dropped here.
     """
-    return SparseConfig(experts=experts, every=every, chosen=2, balance_weight=0.01, z_weight=0.001)
+    return SparseConfig(experts=experts, every=every, top_k=2, load_balance_weight=0.01, router_z_weight=0.001)
 
 
 def _gala(*, width: int, layers: int, head_width: int, mlp_width: int | None = None) -> DecoderConfig:
@@ -181,5 +181,5 @@ def _gala(*, width: int, layers: int, head_width: int, mlp_width: int | None = N
         mlp_width=mlp_width or -(-width * 8 // 3 // 256) * 256,
         norm_epsilon=1e-5,
         qk_norm=True,
-        tied=True,
+        tie_embeddings=True,
     )

@@ -113,11 +113,11 @@ class Vision(nn.Module):
 
 
 def normalise(images_NCYX: torch.Tensor, config: VisionConfig) -> torch.Tensor:
-    """uint8 pixels as the encoder wants them, in fp32: mean taken off each channel, deviation one."""
+    """uint8 pixels as the encoder wants them, in fp32: mean taken off each channel, std one."""
     return torch.stack(
         [
-            (channel_NYX.float() / 255 - mean) / deviation
-            for channel_NYX, mean, deviation in zip(images_NCYX.unbind(1), config.mean, config.deviation, strict=True)
+            (channel_NYX.float() / 255 - mean) / std
+            for channel_NYX, mean, std in zip(images_NCYX.unbind(1), config.mean, config.std, strict=True)
         ],
         1,
     )

@@ -53,7 +53,7 @@ class ContrastiveModel(nn.Module):
         self.config = config
         self.vision = KINDS[config.vision.kind](config.vision)
         # tied: the tower makes no logits, and an output matrix would never get a gradient
-        self.decoder = Decoder(config.decoder.model_copy(update={"tied": True}))
+        self.decoder = Decoder(config.decoder.model_copy(update={"tie_embeddings": True}))
         self.image_projection = linear(config.vision.width, config.decoder.width, bias=False)
         self.text_projection = linear(config.decoder.width, config.decoder.width, bias=False)
         self.log_scale = nn.Parameter(torch.zeros(1))  # 1-d: FSDP shards no scalars

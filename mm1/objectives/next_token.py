@@ -21,9 +21,9 @@ ALIGNED = 16
 class NextToken:
     """Cross-entropy of the next token, over trained text only (MM1: image places are no targets)."""
 
-    def __init__(self, model: MLLM, sources: list[str], *, image: int, z_weight: float = 0.0):
-        """`z_weight` is that of the mean over trained tokens of log(sum of exp(logits)) squared (PaLM, section 5)."""
-        self._model, self.sources, self._image, self._z_weight = model, sources, image, z_weight
+    def __init__(self, model: MLLM, sources: list[str], *, image: int, z_loss_weight: float = 0.0):
+        """`z_loss_weight` weighs the mean over trained tokens of log(sum of exp(logits)) squared (PaLM, section 5)."""
+        self._model, self.sources, self._image, self._z_loss_weight = model, sources, image, z_loss_weight
 
     def weight(self, batch: Batch) -> int:
         return int((batch.targets_BT != IGNORED).sum())
@@ -37,7 +37,7 @@ class NextToken:
             hidden_BTD.flatten(0, 1),
             targets=targets,
             places=learned,
-            z_weight=self._z_weight,
+            z_loss_weight=self._z_loss_weight,
             at_once=LOGITS[targets.device.type],
         )
         losses = found.losses
@@ -49,7 +49,7 @@ class NextToken:
             by_source=zeros.index_add(0, origin, losses),
             weight_by_source=zeros.index_add(0, origin, torch.ones_like(losses)),
             routing=Routing.of(layers, self._model.config.decoder.sparse, rows=len(batch.tokens_BT)),
-            z=found.z if self._z_weight else None,
+            z=found.z if self._z_loss_weight else None,
         )
 
 
@@ -72,16 +72,16 @@ def cross_entropy(
     targets: torch.Tensor,
     places: torch.Tensor,
     at_once: int,
-    z_weight: float = 0.0,
+    z_loss_weight: float = 0.0,
 ) -> CrossEntropy:
     """The loss of the next token at `places`, with about `at_once` logits in memory."""
     rows = F.embedding(places, hidden)  # an index whose backward is deterministic
     make = _CrossEntropy.apply if torch.is_grad_enabled() else _without_gradients
-    return CrossEntropy(*make(rows, model.decoder.output_weight(), targets[places], z_weight, at_once))
+    return CrossEntropy(*make(rows, model.decoder.output_weight(), targets[places], z_loss_weight, at_once))
 
 
 def _without_gradients(
-    x_RD: torch.Tensor, weight_VD: torch.Tensor, target_R: torch.Tensor, z_weight: float, at_once: int
+    x_RD: torch.Tensor, weight_VD: torch.Tensor, target_R: torch.Tensor, z_loss_weight: float, at_once: int
 ) -> tuple[torch.Tensor, ...]:
     """The fields of `CrossEntropy`, some classes C of all places at a time: few enough logits to stay in a cache."""
     rows, x_RD, target_R = _aligned(x_RD, target_R)
@@ -96,7 +96,7 @@ def _without_gradients(
         logs.append(_log_sum(logits_RC, 1)[0])
     logs_R = torch.stack(logs).logsumexp(0)[:rows]
     losses_R = logs_R - chosen_R[:rows]
-    return losses_R, losses_R.sum(), z_weight * logs_R.square().sum()
+    return losses_R, losses_R.sum(), z_loss_weight * logs_R.square().sum()
 
 
 def _aligned(x_RD: torch.Tensor, target_R: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor]:
@@ -125,7 +125,7 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_RD, weight_VD, target_R, z_weight, at_once):
+    def forward(ctx, x_RD, weight_VD, target_R, z_loss_weight, at_once):
         device = x_RD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_RD.dtype
         ctx.dtypes = x_RD.dtype, weight_VD.dtype
@@ -145,8 +145,8 @@ class _CrossEntropy(torch.autograd.Function):
                 chosen_P = logits_VP.gather(0, target_1P)[0]
                 logs_P, part_VP = _log_sum(logits_VP, 0)
                 losses_R[here], logs_R[here] = logs_P - chosen_P, logs_P
-                if z_weight:
-                    part_VP *= 1 + 2 * z_weight * logs_P
+                if z_loss_weight:
+                    part_VP *= 1 + 2 * z_loss_weight * logs_P
                 grad_VP = part_VP.scatter_(0, target_1P, part_VP.gather(0, target_1P) - 1).to(dtype)
                 if grad_x_RD is not None:
                     torch.mm(grad_VP.t(), weight_VD, out=grad_x_RD[here])
@@ -157,7 +157,7 @@ class _CrossEntropy(torch.autograd.Function):
                 else:
                     grad_weight_VD += grad_VP @ x_PD
         ctx.save_for_backward(None if grad_x_RD is None else grad_x_RD[:rows], grad_weight_VD)
-        losses_R, z = losses_R[:rows], z_weight * logs_R[:rows].square().sum()
+        losses_R, z = losses_R[:rows], z_loss_weight * logs_R[:rows].square().sum()
         ctx.mark_non_differentiable(losses_R, z)
         return losses_R, losses_R.sum(), z
 

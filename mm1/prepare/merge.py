@@ -17,7 +17,7 @@ from mm1.prepare.images import sha256
 _AT_ONCE = 16  # documents in memory at a time
 
 
-def join(parts: Sequence[Path], to: Path, *, repeats: int, failed: dict[str, str]) -> Prepared:
+def join(parts: Sequence[Path], to: Path, *, max_image_repeats: int, failed: dict[str, str]) -> Prepared:
     """What lies in the folder `to` afterwards: the stores `images` and `text`, each where it has documents.
 
     Raises:
@@ -31,9 +31,9 @@ def join(parts: Sequence[Path], to: Path, *, repeats: int, failed: dict[str, str
     found = copies(prints)
     drops["copy of an earlier document"] += len(found.exact)
     drops["near copy of an earlier document"] += len(found.near)
-    gone = repeated_pictures(prints, repeats) if repeats else np.zeros(0, np.uint64)
+    gone = repeated_pictures(prints, max_image_repeats) if max_image_repeats else np.zeros(0, np.uint64)
     hidden = np.isin(prints.bytes, gone)
-    drops[f"picture in more than {repeats} documents"] += int(hidden.sum())
+    drops[f"picture in more than {max_image_repeats} documents"] += int(hidden.sum())
     owner = np.repeat(np.arange(len(prints.pictures)), prints.pictures)
     shown = np.bincount(owner[~hidden], minlength=len(prints.pictures))
     kept = np.ones(len(prints.exact), bool)

@@ -60,7 +60,7 @@ def prepare(order: Order, to: Path, *, runner: Runner | None = None, show: bool 
         whole.mkdir()
         progress.update(task, description="leaving copies out")
         done = [place for place in places if place.is_dir()]
-        result = join(done, whole, repeats=order.repeats, failed=dict(sorted(failed.items())))
+        result = join(done, whole, max_image_repeats=order.max_image_repeats, failed=dict(sorted(failed.items())))
         progress.update(task, description="writing the card")
         (whole / "order.json").write_text(order.model_dump_json(indent=1) + "\n", encoding="utf-8")
         write_card(whole, result, title=to.name)
@@ -88,10 +88,10 @@ def _parts(order: Order, to: Path) -> list[Part]:
 
 def _guard(order: Order) -> Guard | None:
     """The guard against the evaluation sets that the order names."""
-    if not order.against:
+    if not order.decontaminate:
         return None
-    every = Bounds(smallest=1, aspect=math.inf, a_page=sys.maxsize)
-    return guard_of(screened(d, every, Counter()) for name in order.against for d in open_store(name).scan())
+    every = Bounds(min_side=1, max_aspect=math.inf, max_images=sys.maxsize)
+    return guard_of(screened(d, every, Counter()) for name in order.decontaminate for d in open_store(name).scan())
 
 
 @contextmanager

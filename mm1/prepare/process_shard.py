@@ -46,7 +46,7 @@ def do_part(order: Order, part: Part, place: Path, *, guard: Guard | None = None
 
 def _wanted(order: Order, part: Part, drops: Counter[str], *, guard: Guard | None) -> Iterator[Seen]:
     """The part's documents that may stay."""
-    bounds = Bounds(order.smallest, order.aspect, order.a_page, order.side)
+    bounds = Bounds(order.min_side, order.max_aspect, order.max_images, order.max_side)
     said = {"licence": order.licence, "language": order.language}
     for document in KINDS[part.kind](part, drops):
         drops["read"] += 1

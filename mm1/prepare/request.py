@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from mm1.config.base import Config, ConfigError, nearest
+from mm1.config.renamed import PREPARE_FIELDS
 from mm1.prepare.filters.text_filters import Filter
 from mm1.prepare.readers.kinds import Kind, kind_of
 
@@ -34,12 +35,12 @@ class Order(Config):
     fetch: bool = False
     filters: tuple[Filter, ...] = ()
     language: str = ""
-    smallest: int = Field(default=32, ge=1)
-    aspect: float = Field(default=12.0, ge=1)
-    a_page: int = Field(default=30, ge=0)
-    side: int = Field(default=0, ge=0)
-    repeats: int = Field(default=0, ge=0)
-    against: tuple[str, ...] = ()
+    min_side: int = Field(default=32, ge=1)
+    max_aspect: float = Field(default=12.0, ge=1)
+    max_images: int = Field(default=30, ge=0)
+    max_side: int = Field(default=0, ge=0)
+    max_image_repeats: int = Field(default=0, ge=0)
+    decontaminate: tuple[str, ...] = ()
 
 
 def order_of(words: Sequence[str], *, kind: str = "") -> Order:
@@ -59,8 +60,9 @@ def order_of(words: Sequence[str], *, kind: str = "") -> Order:
             continue
         if name not in Order.model_fields or name == "inputs":
             known = [field for field in Order.model_fields if field != "inputs"]
-            raise ConfigError(f"no field {name!r} in a preparation; {nearest(name, known)}")
-        listed = name in ("filters", "against")
+            hint = f"it is now {PREPARE_FIELDS[name]!r}" if name in PREPARE_FIELDS else nearest(name, known)
+            raise ConfigError(f"no field {name!r} in a preparation; {hint}")
+        listed = name in ("filters", "decontaminate")
         fields[name] = tuple(part for part in value.split(",") if part) if listed else value
     try:
         return Order(inputs=[{"path": path, "kind": kind or kind_of(Path(path))} for path in paths], **fields)  # type: ignore[arg-type]

@@ -20,16 +20,16 @@ def tiny_encoder() -> RunConfig:
         data=DataConfig(
             sources={"captions": SourceConfig(store="sample:captions-train")},
             validation={"captions": "sample:captions-test"},
-            row_length=512,
-            row_images=96,
+            sequence_length=512,
+            max_images=96,
             image_tokens=1,
         ),
         optim=OptimConfig(warmup_steps=20),
         steps=150,
-        batch_rows=2,
-        micro_rows=2,
+        batch_size=2,
+        micro_batch_size=2,
         checkpoint_every=50,
-        validation_rows=4,
+        validation_sequences=4,
     )
 
 
@@ -41,13 +41,13 @@ def tiny_language() -> RunConfig:
         data=DataConfig(
             sources={"text": SourceConfig(store="sample:text-train")},
             validation={"text": "sample:text-test"},
-            row_length=512,
-            row_images=0,
+            sequence_length=512,
+            max_images=0,
         ),
         optim=OptimConfig(warmup_steps=20),
         steps=220,
-        batch_rows=4,
-        micro_rows=4,
+        batch_size=4,
+        micro_batch_size=4,
         checkpoint_every=75,
         frozen=["vision", "connector"],
     )
@@ -79,8 +79,8 @@ def tiny(root: str = "runs") -> RunConfig:
         start_from={"vision": f"{root}/tiny_encoder", "decoder": f"{root}/tiny_language"},
         optim=OptimConfig(warmup_steps=50),
         steps=1000,
-        batch_rows=2,
-        micro_rows=2,
+        batch_size=2,
+        micro_batch_size=2,
         checkpoint_every=200,
     )
 
@@ -103,7 +103,7 @@ def tiny_sft(root: str = "runs") -> RunConfig:
         start_from={"model": f"{root}/tiny"},
         optim=OptimConfig(warmup_steps=20),
         steps=2200,
-        batch_rows=2,
-        micro_rows=2,
+        batch_size=2,
+        micro_batch_size=2,
         checkpoint_every=200,
     )

@@ -14,7 +14,7 @@ from mm1.report.figures import shares as draw_shares
 from mm1.train.log import read_metrics
 
 UNITS = {"rows": "rows", "tokens": "trained tokens", "images": "images"}
-"""What a metrics record counts of each source (`rows/NAME`), and what that is called."""
+"""What a metrics record counts of each source (`sequences/NAME`), and what that is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def show_mix_of(folder: Path) -> str:
         ConfigError: no run there.
     """
     run = config.load(folder / "config.json")
-    records = [record for record in read_metrics(folder) if f"rows/{next(iter(run.data.sources))}" in record]
+    records = [record for record in read_metrics(folder) if f"sequences/{next(iter(run.data.sources))}" in record]
     drawings = [
         draw_shares(
             unit,

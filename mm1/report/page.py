@@ -261,7 +261,7 @@ def _facts(run: RunConfig, records: Sequence[dict[str, Any]]) -> list[tuple[str,
         ("encoder", f"{_encoder(model.vision)}, {model.vision.image_size} px"),
         ("connector", f"{model.connector.kind.replace('_', '-')}, {model.connector.tokens} tokens an image"),
         ("decoder", f"{model.decoder.width} x {model.decoder.layers}, vocabulary {model.decoder.vocabulary:,}"),
-        ("rows", f"{run.batch_rows} a step of {data.row_length:,} places"),
+        ("rows", f"{run.batch_size} a step of {data.sequence_length:,} places"),
         ("frozen", ", ".join(run.frozen) or "nothing"),
         ("starts from", ", ".join(f"{part}: {Path(path).name}" for part, path in run.start_from.items()) or "-"),
         ("steps", f"{int(steps[-1]['step']) if steps else 0:,} of {run.steps:,}"),
@@ -270,7 +270,7 @@ def _facts(run: RunConfig, records: Sequence[dict[str, Any]]) -> list[tuple[str,
         return facts
     facts += [("loss", f"{steps[0]['loss']:.3f} to {steps[-1]['loss']:.3f}")]
     facts += [("peak learning rate", f"{max(step.get('learning_rate', 0) for step in steps):.2e}")]
-    seconds = sum(step.get("seconds", 0) for step in steps)
+    seconds = sum(step.get("step_seconds", 0) for step in steps)
     if seconds:
         facts += [("time in steps", f"{seconds / 60:.1f} min")]
     for key, name, shape in (
@@ -279,7 +279,7 @@ def _facts(run: RunConfig, records: Sequence[dict[str, Any]]) -> list[tuple[str,
         ("mfu", "MFU", "{:.1%}"),
         ("mfu/vision", "MFU of pictures", "{:.1%}"),
         ("padding", "padding", "{:.1%}"),
-        ("stall", "waiting for data", "{:.1%}"),
+        ("data_wait", "waiting for data", "{:.1%}"),
     ):
         values = sorted(step[key] for step in steps if key in step)
         if values:

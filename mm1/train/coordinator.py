@@ -40,7 +40,7 @@ def meet(run: RunConfig, step: int | None) -> None:
     Raises:
         ConfigError: a rank has another config, or found another checkpoint.
     """
-    answers = dist.gathered((run.model_dump(mode="json"), step))
+    answers = dist.all_gather_object((run.model_dump(mode="json"), step))
     for number, (theirs, found) in enumerate(answers):
         changed = config.differences(config.parse(answers[0][0]), config.parse(theirs))
         for name, (first, other) in changed.items():
@@ -96,7 +96,7 @@ class Ranks:
 
     def together(self, mine: Any) -> list[Any]:
         """What every rank with rows of its own says, in the order of these; tensors come on the CPU."""
-        found = dict(reversed(dist.gathered((self._data_rank, _plain(mine)))))
+        found = dict(reversed(dist.all_gather_object((self._data_rank, _plain(mine)))))
         return [found[number] for number in sorted(found)]
 
     @contextmanager

@@ -19,7 +19,7 @@ from typing import Any
 from mm1 import dist
 from mm1.config.run import RunConfig
 
-TO_DEVIATION = 1.4826
+TO_STD = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation."""
 
 
@@ -106,8 +106,8 @@ class Guard:
         if self._settings.spike is None or len(self._usual) < self._settings.window:
             return math.inf
         middle = statistics.median(self._usual)
-        deviation = TO_DEVIATION * statistics.median(abs(loss - middle) for loss in self._usual)
-        return middle + self._settings.spike * deviation
+        std = TO_STD * statistics.median(abs(loss - middle) for loss in self._usual)
+        return middle + self._settings.spike * std
 
     def _skip(self, step: int, loss: float, norm: float) -> Verdict:
         found = f"step {step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}; not finite"
@@ -116,7 +116,7 @@ class Guard:
             return Verdict.skip
         raise FloatingPointError(
             f"{found}, {self._broken} steps in a row. Lower optim.learning_rate or look at its first row: "
-            f"mm1 show {self._folder} --row {step * self._run.batch_rows}"
+            f"mm1 show {self._folder} --row {step * self._run.batch_size}"
         )
 
     def _rewind(self, step: int, loss: float) -> Verdict:
@@ -129,7 +129,7 @@ class Guard:
             raise FloatingPointError(
                 f"step {step + 1}: loss {loss:.4g} is the run's spike number {len(self._spikes) + 1}; guard.rewinds is "
                 f"{self._settings.rewinds}. Lower optim.learning_rate, raise guard.spike, or look at its first row: "
-                f"mm1 show {self._folder} --row {step * self._run.batch_rows}"
+                f"mm1 show {self._folder} --row {step * self._run.batch_size}"
             )
         spike = Spike(step + 1, first, loss, statistics.median(self._usual), self._limit())
         self._forget(first - 1)

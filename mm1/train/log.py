@@ -73,7 +73,7 @@ class RunLog:
         self._bar.update(self._task, completed=step, figures=figures)
         if not console.is_terminal and (time.monotonic() - self._said > PLAIN_EVERY or step == self.steps):
             self._said = time.monotonic()
-            left = (self.steps - step) * metrics["seconds"]
+            left = (self.steps - step) * metrics["step_seconds"]
             console.print(
                 f"{self.name}  step {step}/{self.steps}  {figures}  about {left:.0f} s left",
                 highlight=False,

@@ -72,7 +72,7 @@ def train(
         for batch in batches:
             with torch.autocast(trainer.device.type, trainer.precision, enabled=trainer.precision != torch.float32):
                 loss = trainer.objective.loss(batch.to(trainer.device))
-            loss.objective(weight=weight, rows=run.batch_rows).backward()
+            loss.objective(weight=weight, rows=run.batch_size).backward()
             losses.append(loss.detach())
         seen = health.look(step, batches)
         norm = clip(trainer.model.parameters(), largest=run.optim.clip_norm)

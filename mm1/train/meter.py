@@ -77,7 +77,7 @@ def layer_parameters(decoder: DecoderConfig, layer: int) -> int:
     attention = decoder.width * decoder.head_width * (2 * decoder.heads + 2 * decoder.kv_heads)
     feed_forward, sparse = 3 * decoder.width * decoder.mlp_width, decoder.sparse
     if sparse.at(layer):
-        return attention + sparse.chosen * feed_forward + decoder.width * sparse.experts
+        return attention + sparse.top_k * feed_forward + decoder.width * sparse.experts
     return attention + feed_forward
 
 
@@ -126,7 +126,7 @@ class Meter:
         """Throughput of real content, waiting, padding, MFU, memory, and what the step was made of.
 
         `mfu` is the arithmetic that training on real content needs, over what the device can do in that time;
-        `mfu/vision` is the pictures' part of it, `mfu/with_padding` counts padded places and pictures as content.
+        `mfu/vision` is the pictures' part of it, `hfu` counts padded places and pictures as content.
         """
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
@@ -136,19 +136,19 @@ class Meter:
         vision, able = self._costs.vision(images), seconds * self._peak
         padded = self._costs.vision(sum(len(batch.images_NCYX) for batch in batches))
         figures = {
-            "seconds": seconds,
-            "stall": waited / seconds,
+            "step_seconds": seconds,
+            "data_wait": waited / seconds,
             "tokens_per_second": real / seconds,
             "images_per_second": images / seconds,
             "padding": 1 - real / places,
             "mfu": (self._costs.text(batches) + vision) / able,
             "mfu/vision": vision / able,
-            "mfu/with_padding": (self._costs.text(batches, with_padding=True) + padded) / able,
+            "hfu": (self._costs.text(batches, with_padding=True) + padded) / able,
             "memory_gib": peak_memory() / 2**30,
         }
         for number, name in enumerate(self._names):
             rows = [batch.tokens_BT[batch.source_B == number] for batch in batches]
-            figures[f"rows/{name}"] = sum(len(part) for part in rows)
+            figures[f"sequences/{name}"] = sum(len(part) for part in rows)
             figures[f"images/{name}"] = sum(int((part == self._image).sum()) for part in rows) // self._image_tokens
         return figures
 
@@ -171,9 +171,9 @@ def over_ranks(figures: list[dict[str, float]]) -> dict[str, float]:
     found = {}
     for name in figures[0]:
         values = [each[name] for each in figures]
-        if name in ("seconds", "stall", "memory_gib"):
+        if name in ("step_seconds", "data_wait", "memory_gib"):
             found[name] = max(values)
-        elif name.endswith("_per_second") or name.startswith(("rows/", "images/")):
+        elif name.endswith("_per_second") or name.startswith(("sequences/", "images/")):
             found[name] = sum(values)
         else:
             found[name] = sum(values) / len(values)

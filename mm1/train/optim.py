@@ -125,7 +125,7 @@ def build(model: nn.Module, optim: OptimConfig, *, peak: float) -> torch.optim.O
     """The optimizer of a model's trained parameters, with decay on matrices only: norms, biases and single
     vectors are left alone.
 
-    Every group carries the `multiplier` of its learning rate; the last of `optim.multipliers` that means a
+    Every group carries the `multiplier` of its learning rate; the last of `optim.lr_multipliers` that means a
     parameter counts.
 
     Raises:
@@ -133,8 +133,8 @@ def build(model: nn.Module, optim: OptimConfig, *, peak: float) -> torch.optim.O
     """
     everything = [name for name, _ in model.named_parameters()]
     multiplier = dict.fromkeys(everything, 1.0)
-    for pattern, value in optim.multipliers.items():
-        multiplier |= dict.fromkeys(parts.found(pattern, everything, field="optim.multipliers"), value)
+    for pattern, value in optim.lr_multipliers.items():
+        multiplier |= dict.fromkeys(parts.found(pattern, everything, field="optim.lr_multipliers"), value)
     groups: dict[tuple, list[nn.Parameter]] = {}
     for name, parameter in parts.trained(model).items():
         orthogonal = optim.kind == "muon" and _is_hidden_matrix(name, parameter)

@@ -63,22 +63,22 @@ Attention by blocks on a CPU is made again: its batched products are changed in 
 class Layout:
     """Where this rank stands in the grid, and the groups it belongs to; no mesh where there is one rank."""
 
-    replicas: int
-    shard: int
-    tensor: int
-    expert: int
-    dense: DeviceMesh | None  # replicas, shard, tensor
+    dp_replicate: int
+    dp_shard: int
+    tp: int
+    ep: int
+    dense: DeviceMesh | None  # replicas, dp_shard, tensor
     sparse: DeviceMesh | None  # replicas, rest, expert, tensor: `shard` cut into rest x expert
 
     @property
     def data_ranks(self) -> int:
         """Among how many the rows of a step are dealt."""
-        return self.replicas * self.shard
+        return self.dp_replicate * self.dp_shard
 
     @property
     def data_rank(self) -> int:
         """Which of them this rank gets: the same for ranks of one `tensor` line."""
-        return dist.rank() // self.tensor
+        return dist.rank() // self.tp
 
 
 def layout(run: RunConfig) -> Layout:
@@ -88,47 +88,48 @@ def layout(run: RunConfig) -> Layout:
         ConfigError: they do not fit, or the model or the rows cannot be cut like that.
     """
     asked, world = run.parallel, dist.world()
-    others = asked.replicas * asked.tensor
-    shard = asked.shard or max(1, world // others)
-    if others * shard != world:
+    others = asked.dp_replicate * asked.tp
+    dp_shard = asked.dp_shard or max(1, world // others)
+    if others * dp_shard != world:
         raise ConfigError(
-            f"parallel.replicas x shard x tensor = {asked.replicas} x {shard} x {asked.tensor} is {others * shard}, "
-            f"but there are {world} ranks; start so many (torchrun --nproc-per-node) or change a field"
+            f"parallel.dp_replicate x dp_shard x tp = {asked.dp_replicate} x {dp_shard} x {asked.tp} is "
+            f"{others * dp_shard}, but there are {world} ranks; start so many (torchrun --nproc-per-node) or change a "
+            "field"
         )
-    _fits(run, asked, shard=shard)
+    _fits(run, asked, dp_shard=dp_shard)
     if world == 1:
         return Layout(1, 1, 1, 1, None, None)
     kind = dist.device().type
-    names = ("replicas", "shard", "tensor")
-    dense = init_device_mesh(kind, (asked.replicas, shard, asked.tensor), mesh_dim_names=names)
+    names = ("dp_replicate", "dp_shard", "tp")
+    dense = init_device_mesh(kind, (asked.dp_replicate, dp_shard, asked.tp), mesh_dim_names=names)
     sparse = None
-    if asked.expert > 1:
-        cut = (asked.replicas, shard // asked.expert, asked.expert, asked.tensor)
-        sparse = init_device_mesh(kind, cut, mesh_dim_names=("replicas", "rest", "expert", "tensor"))
-    return Layout(asked.replicas, shard, asked.tensor, asked.expert, dense, sparse)
+    if asked.ep > 1:
+        cut = (asked.dp_replicate, dp_shard // asked.ep, asked.ep, asked.tp)
+        sparse = init_device_mesh(kind, cut, mesh_dim_names=("dp_replicate", "rest", "ep", "tp"))
+    return Layout(asked.dp_replicate, dp_shard, asked.tp, asked.ep, dense, sparse)
 
 
-def _fits(run: RunConfig, asked: ParallelConfig, *, shard: int) -> None:
-    decoder, experts, data_ranks = run.model.decoder, run.model.decoder.sparse.experts, asked.replicas * shard
+def _fits(run: RunConfig, asked: ParallelConfig, *, dp_shard: int) -> None:
+    decoder, experts, data_ranks = run.model.decoder, run.model.decoder.sparse.experts, asked.dp_replicate * dp_shard
     for name in ("heads", "kv_heads", "mlp_width"):
-        if getattr(decoder, name) % asked.tensor:
+        if getattr(decoder, name) % asked.tp:
             raise ConfigError(
-                f"parallel.tensor is {asked.tensor}, but model.decoder.{name} {getattr(decoder, name)} is no multiple"
+                f"parallel.tp is {asked.tp}, but model.decoder.{name} {getattr(decoder, name)} is no multiple"
             )
-    if asked.expert > 1 and (experts % asked.expert or not experts):
-        raise ConfigError(f"parallel.expert is {asked.expert}, but the {experts} experts are no multiple of it")
-    if shard % asked.expert:
-        raise ConfigError(f"parallel.expert {asked.expert} must divide the {shard} ranks that share weights (shard)")
-    rest = shard // asked.expert
-    if asked.expert > 1 and (decoder.mlp_width % rest or decoder.width % rest):
+    if asked.ep > 1 and (experts % asked.ep or not experts):
+        raise ConfigError(f"parallel.ep is {asked.ep}, but the {experts} experts are no multiple of it")
+    if dp_shard % asked.ep:
+        raise ConfigError(f"parallel.ep {asked.ep} must divide the {dp_shard} ranks that share weights (dp_shard)")
+    rest = dp_shard // asked.ep
+    if asked.ep > 1 and (decoder.mlp_width % rest or decoder.width % rest):
         raise ConfigError(
             f"an expert's matrices of {decoder.width} and {decoder.mlp_width} rows can't be cut evenly over the {rest} "
-            f"ranks that share them (shard / expert); change parallel.expert"
+            f"ranks that share them (dp_shard / expert); change parallel.ep"
         )
-    if run.batch_rows % (run.micro_rows * data_ranks):
+    if run.batch_size % (run.micro_batch_size * data_ranks):
         raise ConfigError(
-            f"batch_rows {run.batch_rows} must be a multiple of micro_rows x ranks with rows of their own = "
-            f"{run.micro_rows} x {data_ranks}; change one of them"
+            f"batch_size {run.batch_size} must be a multiple of micro_batch_size x ranks with rows of their own = "
+            f"{run.micro_batch_size} x {data_ranks}; change one of them"
         )
 
 
@@ -137,13 +138,13 @@ def spread(model: MLLM | ContrastiveModel, run: RunConfig, *, over: Layout, prec
 
     The model has no memory yet (it is on the meta device); parameter names don't change.
     """
-    if over.dense is not None and over.tensor > 1:
+    if over.dense is not None and over.tp > 1:
         for block in model.decoder.blocks:
-            parallelize_module(block, over.dense["tensor"], _tensor_plan(block, model.decoder.config))
+            parallelize_module(block, over.dense["tp"], _tensor_plan(block, model.decoder.config))
     if over.sparse is not None:
         for experts in _experts(model):
-            parallelize_module(experts, over.sparse["expert"], DealtExperts())
-    _recompute(model, run.parallel.recompute)
+            parallelize_module(experts, over.sparse["ep"], DealtExperts())
+    _checkpoint_activations(model, run.parallel.activation_checkpointing)
     compile_blocks(model, run.compile, dist.device())
     if over.dense is not None:
         _shard(model, over, precision=precision)
@@ -186,9 +187,9 @@ def _shard(model: MLLM | ContrastiveModel, over: Layout, *, precision: torch.dty
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,  # rotary angles stay in fp32
     )
-    mesh = over.dense["replicas", "shard"] if over.replicas > 1 else over.dense["shard"]
+    mesh = over.dense["dp_replicate", "dp_shard"] if over.dp_replicate > 1 else over.dense["dp_shard"]
     if over.sparse is not None:
-        rest = over.sparse["replicas", "rest"] if over.replicas > 1 else over.sparse["rest"]
+        rest = over.sparse["dp_replicate", "rest"] if over.dp_replicate > 1 else over.sparse["rest"]
         for experts in _experts(model):  # cut along their rows: of experts a rank may have but one
             fully_shard(experts, mesh=rest, mp_policy=policy, shard_placement_fn=lambda weight: Shard(1))
     units: list[nn.Module] = [*model.vision.blocks, model.vision, *model.decoder.blocks]
@@ -245,7 +246,7 @@ def _local(x: torch.Tensor) -> torch.Tensor:
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def _recompute(model: MLLM | ContrastiveModel, wanted: Literal["none", "selective", "full"]) -> None:
+def _checkpoint_activations(model: MLLM | ContrastiveModel, wanted: Literal["none", "selective", "full"]) -> None:
     """Let blocks keep only their input, or only what is costly; the rest is made again in the backward pass.
 
     Of sparse blocks `selective` takes the attention: what experts keep are products, nearly all.

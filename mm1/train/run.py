@@ -84,7 +84,7 @@ def _opened(run: RunConfig, folder: Path) -> tuple[Rows, dict[str, Rows]]:
         return rows, {name: rows_of(run, folder, held_out={name: at}) for name, at in run.data.validation.items()}
 
     first: list[tuple[Rows, dict[str, Rows]]] = []
-    dist.of_first(lambda: first.append(every()))
+    dist.on_rank_zero(lambda: first.append(every()))
     return first[0] if first else every()
 
 
@@ -107,21 +107,21 @@ def _take_up(
     else:
         _start_from(run, trainer.model)
     # only now: a mistake in what is opened above claims no folder
-    dist.of_first(lambda: config.save(run, folder / "config.json"))
+    dist.on_rank_zero(lambda: config.save(run, folder / "config.json"))
     stream = batches(
         rows,
-        start_row=start * run.batch_rows,
-        batch_rows=run.batch_rows,
-        micro_rows=run.micro_rows,
+        start_row=start * run.batch_size,
+        batch_size=run.batch_size,
+        micro_batch_size=run.micro_batch_size,
         rank=over.data_rank,
         world=over.data_ranks,
     )
     saver, ranks = checkpoint.Saver(folder, run.checkpoints), Ranks(data_rank=over.data_rank)
     shown = boards(folder, run) if dist.rank() == 0 else ()
     with RunLog(folder, name=folder.name, start=start, steps=run.steps, boards=shown) as run_log:
-        records = dist.of_first(lambda: read_metrics(folder))
+        records = dist.on_rank_zero(lambda: read_metrics(folder))
         # ranks of one `tensor` line count the same places, and share the work
-        meter = Meter(run, image=rows.tokenizer.image, peak=over.tensor * peak_flops(trainer.device, trainer.precision))
+        meter = Meter(run, image=rows.tokenizer.image, peak=over.tp * peak_flops(trainer.device, trainer.precision))
         after = _after_step(
             trainer, folder, held_out, start=start, run_log=run_log, meter=meter, saver=saver, ranks=ranks
         )
@@ -168,7 +168,7 @@ def _agree(run: RunConfig, rows: Rows) -> None:
             f"the tokenizer has {vocabulary} entries; set model.decoder.vocabulary={vocabulary} (is {width})"
         )
     places, tokens = run.data.image_tokens, run.model.connector.tokens
-    if run.data.row_images and places != tokens:
+    if run.data.max_images and places != tokens:
         raise ConfigError(
             f"data.image_tokens is {places} but the connector gives {tokens} tokens an image; make them equal"
         )
@@ -184,7 +184,7 @@ def _trainer(run: RunConfig, rows: Rows, over: Layout) -> Trainer:
     if isinstance(model, ContrastiveModel):
         objective = Contrastive(model, rows.names, image=rows.tokenizer.image)
     else:
-        objective = NextToken(model, rows.names, image=rows.tokenizer.image, z_weight=run.z_weight)
+        objective = NextToken(model, rows.names, image=rows.tokenizer.image, z_loss_weight=run.z_loss_weight)
     freeze(model, run.frozen)
     spread(model, run, over=over, precision=precision)
     materialise(model, run.seed)
@@ -279,6 +279,6 @@ def _after_step(
 
 def _fixed_batches(rows: Rows, run: RunConfig) -> Iterator[Batch]:
     """The first rows of a validation store, at most one epoch of them; each rank does all, so that all do the same."""
-    count = min(run.validation_rows, rows.sources[0].plan.epoch_rows)
-    for first in range(0, count, run.micro_rows):
-        yield rows.batch(list(range(first, min(first + run.micro_rows, count))))
+    count = min(run.validation_sequences, rows.sources[0].plan.epoch_rows)
+    for first in range(0, count, run.micro_batch_size):
+        yield rows.batch(list(range(first, min(first + run.micro_batch_size, count))))

@@ -127,14 +127,14 @@ class Published:
         folder = self._folder(data)
         asked = self._rows(folder, (split,) if split else self.queries)
         positions = self._positions(asked)
-        chosen = self._draw(asked, positions, limit=limit, seed=seed)
+        selected = self._draw(asked, positions, limit=limit, seed=seed)
         shown = self._rows(folder, self.shots, else_=asked) if self.shots else asked
         pool = positions if shown is asked else self._positions(shown)
         style = STYLES[self.kind]
         how = form or style.form
         return Task(
             name=self.name,
-            queries=self._examples(asked, chosen),
+            queries=self._examples(asked, selected),
             pool=Pool(len(pool), lambda places: self._examples(shown, [pool[place] for place in places])),
             prior=list(self._prior(shown)),
             ask=style.chat if how == "chat" else style.plain,
@@ -195,15 +195,15 @@ class Published:
                 name = str(self._cell(row, self.together, where=f"{rows.name}, row {position}"))
                 groups.setdefault(name, []).append(position)
         names = list(groups)
-        chosen: list[int] = []
+        selected: list[int] = []
         for place in stream(seed, "queries", 0).permutation(len(names)).tolist():
-            if len(chosen) + len(groups[names[place]]) <= limit:
-                chosen += groups[names[place]]
-        if not chosen:
+            if len(selected) + len(groups[names[place]]) <= limit:
+                selected += groups[names[place]]
+        if not selected:
             raise TaskError(
                 f"{self.name} asks {len(groups[names[0]])} questions together; a limit of {limit} is too low"
             )
-        return sorted(chosen)
+        return sorted(selected)
 
     def _prior(self, rows: Rows) -> Iterator[str]:
         for position, row in numbered(rows):

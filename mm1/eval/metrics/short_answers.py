@@ -107,7 +107,7 @@ def _holds(answer: str, reference: str) -> bool:
 
 
 def letter_of(written: str, choices: Sequence[str]) -> str:
-    """The letter that `written` chooses, or "" where it chooses none: nothing is guessed.
+    """The letter that written (`generate`) chooses, or "" where it chooses none: nothing is guessed.
 
     In this order: the letter alone or at the beginning ("B", "(b)", "B. a dog"); after "answer is" or
     "answer:"; in brackets; a choice's whole text; the only choice whose text occurs.

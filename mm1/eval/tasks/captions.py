@@ -14,10 +14,10 @@ def task(limit: int, *, seed: int, queries: str = "sample:captions-test", pool: 
         ValueError: a document that is not a picture and a text.
     """
     held_out, training = open_store(queries), open_store(pool)
-    chosen = sorted(stream(seed, "queries", 0).permutation(len(held_out))[:limit].tolist())
+    selected = sorted(stream(seed, "queries", 0).permutation(len(held_out))[:limit].tolist())
     return Task(
         name="captions",
-        queries=[_example(document) for document in held_out.take(chosen)],
+        queries=[_example(document) for document in held_out.take(selected)],
         pool=Pool(len(training), lambda positions: [_example(document) for document in training.take(positions)]),
         prior=[document.text for document in training.scan(with_images=False)],
         ask=ask_caption,

@@ -6,7 +6,7 @@ from mm1.eval.metrics.short_answers import pope_scores, same_word, yes_or_no
 
 
 def _file(category: str) -> Reader:
-    """One of the three ways that absent objects were chosen."""
+    """One of the three ways that absent objects were selected."""
     return listed(f"coco_pope_{category}.json", image="{image}", folders=("val2014",), question="text", answer="label")
 
 

@@ -1,4 +1,4 @@
-"""SEED-Bench, the questions about single pictures (SEED-I). The paper chooses by likelihood: `--by likelihood`."""
+"""SEED-Bench, the questions about single pictures (SEED-I). The paper takes `--scoring loglikelihood`."""
 
 from mm1.eval.data.original_releases import listed
 from mm1.eval.data.published import Published

@@ -27,10 +27,10 @@ class Bounds:
     side       pixels of the longer side; a larger picture is shrunk to it; 0 leaves all as they are
     """
 
-    smallest: int = 32
-    aspect: float = 12.0
-    a_page: int = 30
-    side: int = 0
+    min_side: int = 32
+    max_aspect: float = 12.0
+    max_images: int = 30
+    max_side: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +53,16 @@ def screened(document: Document, bounds: Bounds, drops: Counter[str]) -> Seen:
             pieces[-1] = Text(last.text + piece.text, train=piece.train)  # a picture that stood between them is gone
         elif not isinstance(piece, Image):
             pieces.append(piece)
-        elif len(looks) == bounds.a_page:
-            drops[f"picture after the {bounds.a_page}th of a document"] += 1
+        elif len(looks) == bounds.max_images:
+            drops[f"picture after the {bounds.max_images}th of a document"] += 1
         else:
             try:
                 image = _checked(piece.data, bounds)
                 looks.append(fingerprint_of(image))
-                shrunk = bounds.side and max(image.size) > bounds.side
-                pieces.append(Image(encode_webp(shrink(image, side=bounds.side), quality=QUALITY)) if shrunk else piece)
+                shrunk = bounds.max_side and max(image.size) > bounds.max_side
+                pieces.append(
+                    Image(encode_webp(shrink(image, side=bounds.max_side), quality=QUALITY)) if shrunk else piece
+                )
             except PictureError as error:
                 drops[str(error)] += 1
     return Seen(replace(document, pieces=tuple(pieces)), np.array(looks, np.uint64))
@@ -76,8 +78,8 @@ def _checked(data: bytes, bounds: Bounds) -> PIL.Image.Image:
         warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # LARGEST_PIXELS is the bound
         image = open_picture(data)
     short, long = sorted(image.size)
-    if short < bounds.smallest:
-        raise PictureError(f"picture of fewer than {bounds.smallest} pixels")
-    if long > bounds.aspect * short:
-        raise PictureError(f"picture longer than {bounds.aspect:g} to 1")
+    if short < bounds.min_side:
+        raise PictureError(f"picture of fewer than {bounds.min_side} pixels")
+    if long > bounds.max_aspect * short:
+        raise PictureError(f"picture longer than {bounds.max_aspect:g} to 1")
     return image

@@ -1,0 +1,49 @@
+"""Names of 0.1 that have changed since: a config or a command that still uses one is told the new name."""
+
+FIELDS = {
+    "row_length": "sequence_length",
+    "row_images": "max_images",
+    "batch_rows": "batch_size",
+    "micro_rows": "micro_batch_size",
+    "validation_rows": "validation_sequences",
+    "replicas": "dp_replicate",
+    "shard": "dp_shard",
+    "tensor": "tp",
+    "expert": "ep",
+    "recompute": "activation_checkpointing",
+    "chosen": "top_k",
+    "balance_weight": "load_balance_weight",
+    "unrotated": "no_rope_layers",
+    "tied": "tie_embeddings",
+    "deviation": "std",
+    "multipliers": "lr_multipliers",
+}
+"""Fields of a run, by the last part of their dotted name."""
+
+Z_WEIGHTS = {"z_weight": "z_loss_weight", "model.decoder.sparse.z_weight": "model.decoder.sparse.router_z_weight"}
+"""One old name, two fields: by the whole dotted name."""
+
+PREPARE_FIELDS = {
+    "smallest": "min_side",
+    "aspect": "max_aspect",
+    "a_page": "max_images",
+    "side": "max_side",
+    "repeats": "max_image_repeats",
+    "against": "decontaminate",
+}
+"""Fields of `mm1 prepare`."""
+
+OPTIONS = {
+    "--by": "--scoring",
+    "--full-shots": "--subimage-shots",
+    "--text-shots": "--text-only-shots",
+}
+"""Options of the command line."""
+
+
+def new_name(dotted: str) -> str | None:
+    """The present name of a run's field that 0.1 called `dotted`; None where it had no such field."""
+    if dotted in Z_WEIGHTS:
+        return Z_WEIGHTS[dotted]
+    parents, _, last = dotted.rpartition(".")
+    return ".".join(filter(None, (parents, FIELDS[last]))) if last in FIELDS else None
