@@ -25,8 +25,8 @@ app = typer.Typer(
 )
 
 
-class Engine(StrEnum):
-    """Where parts are done."""
+class RunnerName(StrEnum):
+    """Where work is done."""
 
     native = "native"
     ray = "ray"
@@ -130,9 +130,7 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Folder of a published data set; with several, of folders by task.")] = "",
     split: Annotated[str, typer.Option(help="Split that is asked; each task has its own default.")] = "",
     form: Annotated[str, typer.Option(help="plain: a text to continue; chat: a turn; each task has a default.")] = "",
-    runner: Annotated[
-        Engine, typer.Option(help="native: here, or on torchrun's ranks. ray: on a cluster.")
-    ] = Engine.native,
+    runner: Annotated[RunnerName, typer.Option(help="native: here or on torchrun's ranks; ray.")] = RunnerName.native,
     workers: Annotated[int, typer.Option(help="Of Ray, each with the model.", min=1)] = 1,
     address: Annotated[str, typer.Option(help="Of the Ray cluster; without it Ray is started here.")] = "",
     trials: Annotated[int, typer.Option(help="Times that shots are drawn.", min=1)] = 1,
@@ -140,12 +138,8 @@ def evaluate(
     similar_shots: Annotated[bool, typer.Option("--similar-shots", help="Shots with similar pictures: RICES.")] = False,
     text_only_shots: Annotated[int, typer.Option(help="At zero shots: examples without pictures.", min=0)] = 0,
     reasoning: Annotated[bool, typer.Option("--reasoning", help="Chain-of-thought shots.")] = False,
-    subimage_shots: Annotated[
-        int, typer.Option(help="Query and last shots in full resolution; -1: none.", min=-1)
-    ] = -1,
-    scoring: Annotated[
-        str, typer.Option(help="generate: written answers. loglikelihood: the likeliest choice.")
-    ] = "written",
+    subimage_shots: Annotated[int, typer.Option(help="Query and last N shots in sub-images.", min=-1)] = -1,
+    scoring: Annotated[str, typer.Option(help="generate an answer, or rank by loglikelihood.")] = "generate",
     beams: Annotated[int, typer.Option(help="Texts followed side by side; 1: greedy.", min=1)] = 1,
     judge: Annotated[str, typer.Option(help="Server whose model judges open answers, http://.../v1.")] = "",
     judge_model: Annotated[str, typer.Option(help="Its model's name.")] = "",
@@ -247,7 +241,7 @@ def prepare(
     to: To = None,
     kind: Annotated[str, typer.Option(help="What the input is; told from its files unless given.")] = "",
     workers: Annotated[int, typer.Option(help="Parts that are done at once.", min=1)] = 1,
-    runner: Annotated[Engine, typer.Option(help="native: on this machine. ray: on a cluster.")] = Engine.native,
+    runner: Annotated[RunnerName, typer.Option(help="native: on this machine. ray: on a cluster.")] = RunnerName.native,
     address: Annotated[str, typer.Option(help="Of the Ray cluster; without it Ray is started here.")] = "",
 ) -> None:
     """Turn what you have into document stores, clean and without copies, with a card beside them.
