@@ -196,32 +196,35 @@ def chat(
 
 
 @app.command(
-    epilog="Examples: `mm1 show runs/demo/tiny --row 41`, `... --mix`, `mm1 show sample:captions-test --row 3`"
+    epilog="Examples: `mm1 show runs/demo/tiny --sequence 41`, `mm1 show runs/demo/tiny --mix`, "
+    "`mm1 show sample:captions-test --document 3`"
 )
 def show(
     what: Annotated[str, typer.Argument(metavar="RUN|STORE", help="A run's folder or a document store.")],
-    row: Annotated[int, typer.Option(help="Row of the run, or document of the store.", min=0)] = 0,
-    mix: Annotated[bool, typer.Option("--mix", help="The shares of the run's sources over its steps instead.")] = False,
-    to: To = None,
+    number: Annotated[
+        int, typer.Option("--sequence", "--document", help="Number of the run's sequence or store's document.", min=0)
+    ] = 0,
+    mix: Annotated[bool, typer.Option("--mix", help="Show the shares of the run's sources over its steps.")] = False,
+    to: Annotated[Path | None, typer.Option("--to", help="HTML file to write.")] = None,
 ) -> None:
-    """Write an HTML page of one packed row of a run (or one document of a store), or of a run's mix."""
+    """Write an HTML page of one packed sequence of a run, of one document of a store, or of a run's mix."""
     is_run = (Path(what) / "config.json").is_file()
     if mix:
-        from mm1.report.mix import show_mix_of
+        from mm1.report.mix import mix_page
 
-        page = show_mix_of(Path(what))
+        page = mix_page(Path(what))
     else:
-        from mm1.report.sequence import show_document_of, show_row_of
+        from mm1.report.sequence import run_sequence_page, store_document_page
 
-        page = show_row_of(Path(what), row) if is_run else show_document_of(what, row)
-    target = to or Path(f"{Path(what.replace(':', '-')).name}-{'mix' if mix else row}.html")
+        page = run_sequence_page(Path(what), number) if is_run else store_document_page(what, number)
+    target = to or Path(f"{Path(what.replace(':', '-')).name}-{'mix' if mix else number}.html")
     target.write_text(page)
     typer.echo(f"page: {target}")
 
 
 @app.command(epilog="Example: `mm1 report runs/demo/tiny`")
 def report(folder: RunFolder) -> None:
-    """Write RUN/report.html: losses, few-shot table, sample answers, the mix as it came."""
+    """Write RUN/report.html: losses, few-shot scores, sample answers, the real mix of sources."""
     from mm1.report.page import report as write_report
 
     typer.echo(f"report: {write_report(folder)}")

@@ -56,7 +56,7 @@ ORDER = {
         *("metrics", "fewshot", "shots", "data", "models", "caption_loss", "judge", "results", "tasks", "harness"),
         *("text_suite", "answers_page", "ray_workers", "command", "lmms_plugin"),
     ),
-    "report": ("sequence", "figures", "progress", "page", "mix"),
+    "report": ("templates", "sequence", "figures", "progress", "findings", "samples", "mix", "page"),
     "ablate": ("sweep", "runner", "law", "page"),
 }
 

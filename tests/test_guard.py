@@ -93,7 +93,7 @@ def test_a_step_that_is_not_finite_moves_nothing_and_the_run_goes_on(run, tmp_pa
 def test_steps_in_a_row_that_are_not_finite_stop_the_run_before_they_are_saved(run, tmp_path, spoil):
     run.checkpoint_every = 1
     spoil({2: math.nan, 3: math.nan, 5: math.nan, 6: math.nan, 7: math.nan})
-    with pytest.raises(FloatingPointError, match=f"step 7: loss nan.*3 steps in a row.*{tmp_path} --row 24"):
+    with pytest.raises(FloatingPointError, match=f"step 7: loss nan.*3 steps in a row.*{tmp_path} --sequence 24"):
         train_run(run, tmp_path)
     found = checkpoint.latest(tmp_path)
     assert found is not None
@@ -165,7 +165,7 @@ def test_one_hard_step_is_no_spike(run, tmp_path, spoil):
 def test_spikes_without_end_stop_the_run(run, tmp_path, spoil):
     spoil(dict.fromkeys(range(10, 17), 3.0))
     run.guard.rewinds = 2
-    with pytest.raises(FloatingPointError, match=r"number 3; guard.rewinds is 2.*--row "):
+    with pytest.raises(FloatingPointError, match=r"number 3; guard.rewinds is 2.*--sequence "):
         train_run(run, tmp_path)
     assert len(read_spikes(tmp_path)) == 2
 

@@ -92,7 +92,7 @@ def test_a_loss_that_is_not_finite_is_one_line_at_the_door(run, tmp_path):
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: step ")
-    assert f"mm1 show {tmp_path / 'a'} --row " in result.stderr
+    assert f"mm1 show {tmp_path / 'a'} --sequence " in result.stderr
 
 
 def test_ctrl_c_says_that_the_same_command_continues(run, tmp_path):

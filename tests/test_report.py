@@ -1,4 +1,4 @@
-"""The pages: a run's report, and the page of a packed row with its proofs."""
+"""The pages: a run's report, the mix, and a packed sequence with its checks."""
 
 import dataclasses
 import json
@@ -16,10 +16,12 @@ from mm1.document import Batch, Document, Image, Mark, Text
 from mm1.eval.caption_loss import CaptionLoss
 from mm1.eval.harness import Cell, Results, load_task
 from mm1.eval.metrics.scores import Interval
-from mm1.report.figures import REWOUND, SKIPPED, Marks, Panel, losses, panels
-from mm1.report.page import findings, realised_mix, report
-from mm1.report.progress import marks, progress
-from mm1.report.sequence import proofs, show_document, show_row
+from mm1.report.figures import REWOUND, SKIPPED, MarkedSteps, Panel, losses, panels
+from mm1.report.findings import findings
+from mm1.report.mix import mix_page, source_totals
+from mm1.report.page import report
+from mm1.report.progress import marked_steps, progress
+from mm1.report.sequence import checks, document_page, sequence_page
 from mm1.train.log import read_metrics
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -64,7 +66,7 @@ def cell(shots: int, *, difference: float, gain: float | None = None, score: flo
     def around(mean: float) -> Interval:
         return Interval(mean, mean - 2, mean + 2)
 
-    made = Cell(
+    base = Cell(
         task="captions",
         shots=shots,
         queries=8,
@@ -80,7 +82,7 @@ def cell(shots: int, *, difference: float, gain: float | None = None, score: flo
         seed=0,
         limit=8,
     )
-    return dataclasses.replace(made, **changes)
+    return dataclasses.replace(base, **changes)
 
 
 def a_run(folder: Path, *, start_from: dict[str, str] | None = None) -> Path:
@@ -171,26 +173,26 @@ def test_a_report_draws_how_the_run_went_and_marks_what_went_wrong(tmp_path: Pat
     assert "Step 6: loss 9.000, where 1.000 was usual and 2.000 the limit." in text
     assert "without a finite loss or gradient: step 3." in text
     assert "7.2 GiB" in text
-    for title in ("gradient norm", "waiting for data", "peak memory, GiB", "RMS of what layers give", "with padding"):
+    for title in ("gradient norm", "waiting for data", "peak memory, GiB", "RMS of layer outputs", "with padding"):
         assert (title in text) == (title != "with padding")  # what is not on record is not drawn
-    marked = marks(run, records)
+    marked = marked_steps(run, records)
     assert (marked.skipped, marked.rewound) == ([3, 5, 6], [6])
     drawing = progress("main", records, marked=marked)
-    panels = drawing.count("-axes_")
-    assert drawing.count(SKIPPED) == 3 * panels
-    assert drawing.count(REWOUND) == panels
+    axes = drawing.count("-axes_")
+    assert drawing.count(SKIPPED) == 3 * axes
+    assert drawing.count(REWOUND) == axes
 
 
 def test_a_long_run_is_drawn_with_few_points():
     points = [(step, 1.0 + step % 7) for step in range(1, 20_001)]
     for drawing in (
-        losses("a", {"text": points}, held_out={}, unit="token", marks=Marks()),
-        panels("b", [Panel("speed", {"": points})], marks=Marks()),
+        losses("a", {"text": points}, held_out={}, unit="token", marked=MarkedSteps()),
+        panels("b", [Panel("speed", {"": points})], marked=MarkedSteps()),
     ):
         assert len(drawing) < 100_000
 
 
-def test_a_report_shows_stages_in_the_order_they_were_trained(tmp_path: Path):
+def test_a_report_shows_runs_in_the_order_they_were_trained(tmp_path: Path):
     encoder = a_run(tmp_path / "encoder")
     main = a_run(tmp_path / "main", start_from={"vision": str(encoder)})
     tuned = a_run(tmp_path / "tuned", start_from={"model": str(main)})
@@ -206,23 +208,31 @@ def test_a_report_of_a_run_that_has_only_begun(tmp_path: Path):
     assert "No metrics.jsonl yet." in Page(report(run).read_text()).text
 
 
-@pytest.mark.parametrize("unit", ["rows", "tokens"])
-def test_the_shares_asked_name_their_unit(tmp_path: Path, unit: str):
+@pytest.mark.parametrize(("unit", "name"), [("rows", "sequences"), ("tokens", "trained tokens")])
+def test_the_requested_shares_name_their_unit(tmp_path: Path, unit: str, name: str):
     run = a_run(tmp_path / "main")
     recorded = config.load(run / "config.json")
     recorded.data.unit = unit
     config.save(recorded, run / "config.json")
-    assert f"of {unit} asked" in Page(report(run).read_text()).text
+    assert f"requested share of {name}" in Page(report(run).read_text()).text
 
 
 def test_records_survive_torn_lines_and_the_mix_adds_up(tmp_path: Path):
     run = a_run(tmp_path / "main")
     records = read_metrics(run)
     assert [record["step"] for record in records] == [1, 2, 3, 3]
-    captions, text = realised_mix(config.load(run / "config.json"), records)
-    assert (captions.rows, captions.tokens, captions.images) == (12, 200, 24)
-    assert (captions.asked, captions.rows_share, captions.tokens_share) == (0.75, 0.75, 0.25)
-    assert (text.rows, text.tokens, text.images) == (4, 600, 0)
+    captions, text = source_totals(config.load(run / "config.json"), records)
+    assert captions.counts == {"sequences": 12, "tokens": 200, "images": 24}
+    assert (captions.requested, captions.shares["sequences"], captions.shares["tokens"]) == (0.75, 0.75, 0.25)
+    assert text.counts == {"sequences": 4, "tokens": 600, "images": 0}
+
+
+def test_the_mix_page_shows_requested_and_real_shares(tmp_path: Path):
+    page = Page(mix_page(a_run(tmp_path / "main")))
+    assert "2 of 4 steps are done" in page.text
+    assert "0\N{EN DASH}3 captions 75.0 % 75.0 % 25.0 % 100.0 %" in page.text
+    assert "0\N{EN DASH}3 text 25.0 % 25.0 % 75.0 % 0.0 %" in page.text
+    assert sum(tag == "svg" for tag, _ in page.tags) == 3
 
 
 @pytest.mark.parametrize(
@@ -235,9 +245,9 @@ def test_records_survive_torn_lines_and_the_mix_adds_up(tmp_path: Path):
 )
 def test_claims_follow_the_intervals(gain: float, difference: float, helped: str, looks: str):
     cells = [cell(0, difference=difference), cell(8, difference=difference, gain=gain)]
-    said = " ".join(findings(Results(cells)))
-    assert helped in said
-    assert looks in said
+    sentences = " ".join(findings(Results(cells)))
+    assert helped in sentences
+    assert looks in sentences
     mixed = [cell(0, difference=1.0), cell(8, difference=9.0, gain=0.0)]
     assert "The model looks at 8 shots; elsewhere that is not shown." in " ".join(findings(Results(mixed)))
 
@@ -249,21 +259,21 @@ def test_a_score_is_above_guessing_only_when_its_interval_is():
 
 
 @pytest.fixture
-def row(stores: dict[str, Path]) -> tuple[Batch, Rows]:
+def packed(stores: dict[str, Path]) -> tuple[Batch, Rows]:
     data = DataConfig(
         sources={"interleaved": SourceConfig(store=str(stores["interleaved"]))}, sequence_length=384, image_tokens=4
     )
     rows = Rows(data, image_size=24, seed=0, batch_size=12)
-    found = (rows.batch([n]) for n in range(rows.sources[0].plan.epoch_rows))
-    batch = next(batch for batch in found if not batch.document_BT[0, -1])  # one with a place left empty
+    candidates = (rows.batch([n]) for n in range(rows.sources[0].plan.epoch_rows))
+    batch = next(batch for batch in candidates if not batch.document_BT[0, -1])  # one that is not full
     assert int(batch.document_BT.max()) >= 3
     return batch, rows
 
 
-def test_the_proofs_of_a_packed_row_hold(row: tuple[Batch, Rows]):
-    batch, rows = row
-    assert [proof.claim for proof in proofs(batch, rows.tokenizer.image) if not proof.passed] == []
-    source = show_row(batch, rows.tokenizer, sources=rows.names)
+def test_the_checks_of_a_packed_sequence_pass(packed: tuple[Batch, Rows]):
+    batch, rows = packed
+    assert [check.claim for check in checks(batch, rows.tokenizer.image) if not check.passed] == []
+    source = sequence_page(batch, rows.tokenizer, sources=rows.names)
     page = Page(source)
     assert "FAIL" not in page.text
     pictures = [named for tag, named in page.tags if tag == "img" and named["alt"] == "image"]
@@ -274,7 +284,7 @@ def test_the_proofs_of_a_packed_row_hold(row: tuple[Batch, Rows]):
 
 
 def spoil(batch: Batch, what: str) -> None:
-    """Break one property of a sound row."""
+    """Break one property of a correct sequence."""
     second = int((batch.document_BT[0] == 1).sum())
     padding = int((batch.document_BT[0] > 0).sum())
     trained = int((batch.targets_BT[0] >= 0).nonzero()[0])
@@ -296,31 +306,31 @@ def spoil(batch: Batch, what: str) -> None:
     ("what", "claim"),
     [
         ("merged", "no document sees another"),
-        ("split", "every place sees its own document so far"),
+        ("split", "every position sees its own document up to itself"),
         ("shifted", "every target is the next token of the same document"),
         ("crossing", "every target is the next token of the same document"),
         ("padding", "padding is neither seen nor trained"),
-        ("image", "every image has its places, inside one document"),
+        ("image", "every image has its positions, inside one document"),
     ],
 )
-def test_a_broken_row_fails_its_proof(row: tuple[Batch, Rows], what: str, claim: str):
-    batch, rows = row
+def test_a_broken_sequence_fails_its_check(packed: tuple[Batch, Rows], what: str, claim: str):
+    batch, rows = packed
     spoil(batch, what)
-    failed = [proof.claim for proof in proofs(batch, rows.tokenizer.image) if not proof.passed]
+    failed = [check.claim for check in checks(batch, rows.tokenizer.image) if not check.passed]
     assert claim in failed
 
 
-def test_a_page_shows_one_row(row: tuple[Batch, Rows]):
-    batch, rows = row
+def test_a_page_shows_one_sequence(packed: tuple[Batch, Rows]):
+    batch, rows = packed
     two = dataclasses.replace(batch, tokens_BT=torch.cat([batch.tokens_BT] * 2))
     with pytest.raises(ValueError, match="the batch has 2"):
-        show_row(two, rows.tokenizer, sources=rows.names)
+        sequence_page(two, rows.tokenizer, sources=rows.names)
 
 
 def test_a_document_page_shows_its_pieces():
     data, _ = picture(0, 0)
     pieces = (Image(data), Mark("user"), Text("What <is> it?", train=False), Text("a circle"), Image(b"broken"))
-    page = Page(show_document(Document(pieces, id="d1", metadata={"licence": "CC0"})))
+    page = Page(document_page(Document(pieces, id="d1", metadata={"licence": "CC0"})))
     assert "What <is> it?" in page.text
     assert "CC0" in page.text
     assert "unreadable image" in page.text

@@ -221,7 +221,7 @@ def test_a_start_at_a_higher_resolution_sees_what_the_first_model_sees_there(run
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_row(run, tmp_path, monkeypatch):
     run.optim.learning_rate = 1e30
     run.optim.clip_norm = 1e30
-    with pytest.raises(FloatingPointError, match=f"mm1 show {tmp_path} --row "):
+    with pytest.raises(FloatingPointError, match=f"mm1 show {tmp_path} --sequence "):
         train_run(run, tmp_path)
 
 

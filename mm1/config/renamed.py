@@ -35,6 +35,7 @@ PREPARE_FIELDS = {
 
 OPTIONS = {
     "--by": "--scoring",
+    "--row": "--sequence",
     "--full-shots": "--subimage-shots",
     "--text-shots": "--text-only-shots",
 }

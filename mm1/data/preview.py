@@ -1,4 +1,4 @@
-"""A document's pieces for a page: texts, special tokens, pictures small enough to be looked at."""
+"""A document as a list of items that an HTML page can show: texts, special tokens, small pictures."""
 
 import base64
 import io
@@ -12,30 +12,30 @@ from mm1.document import Document, Image, Mark
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One token of a row, or one image with all its places."""
+class PageItem:
+    """One token, one stretch of text, or one image."""
 
     kind: str  # token, mark or image
-    text: str  # what the token stands for; a data: URI for an image
-    tip: str
+    text: str  # the text of a token; a data: URI for an image, empty if it cannot be decoded
+    tip: str  # shown when the mouse points at the item
     trained: bool
 
 
-def places_of(document: Document) -> list[Place]:
-    """A document's pieces for a page: texts, special tokens, pictures small enough to be looked at."""
-    places = []
+def page_items(document: Document) -> list[PageItem]:
+    """The items of a document, one per piece, in reading order; a chat comes with the marks of its roles."""
+    items = []
     for piece in (marked(document) if is_chat(document) else document).pieces:
         if isinstance(piece, Image):
-            places.append(Place("image", _encoded(piece.data), f"{len(piece.data):,} bytes", trained=False))
+            items.append(PageItem("image", _thumbnail(piece.data), f"{len(piece.data):,} bytes", trained=False))
         elif isinstance(piece, Mark):
-            places.append(Place("mark", f"<|{piece.name}|>", "special token", trained=piece.train))
+            items.append(PageItem("mark", f"<|{piece.name}|>", "special token", trained=piece.train))
         else:
-            places.append(Place("token", piece.text, "trained" if piece.train else "read only", piece.train))
-    return places
+            items.append(PageItem("token", piece.text, "trained" if piece.train else "read only", piece.train))
+    return items
 
 
-def _encoded(data: bytes) -> str:
-    """The picture as a data: URI of at most 320 pixels a side; empty when it cannot be decoded."""
+def _thumbnail(data: bytes) -> str:
+    """The picture as a data: URI, at most 320 pixels a side; empty if it cannot be decoded."""
     try:
         with Pillow.open(io.BytesIO(data)) as picture:
             picture.thumbnail((320, 320))
@@ -45,6 +45,7 @@ def _encoded(data: bytes) -> str:
 
 
 def png_uri(picture: Pillow.Image) -> str:
+    """The picture as a data: URI in PNG."""
     file = io.BytesIO()
     picture.save(file, format="PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

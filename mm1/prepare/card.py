@@ -14,7 +14,7 @@ from pathlib import Path
 import PIL.Image
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from mm1.data.preview import places_of
+from mm1.data.preview import page_items
 from mm1.data.store import Store
 from mm1.prepare.filters.text_filters import language_of
 
@@ -130,10 +130,10 @@ def _drawn(stores: list[Store]) -> list[dict]:
         at = bisect_right(starts, place_of_all) - 1
         store, position = stores[at], place_of_all - starts[at]
         document = store.take([position])[0]
-        places = [asdict(place) for place in places_of(document)]
-        for place in places:
-            if place["kind"] == "token" and len(place["text"]) > _LONGEST_SHOWN:
-                place["text"] = place["text"][:_LONGEST_SHOWN] + " …"
+        items = [asdict(item) for item in page_items(document)]
+        for item in items:
+            if item["kind"] == "token" and len(item["text"]) > _LONGEST_SHOWN:
+                item["text"] = item["text"][:_LONGEST_SHOWN] + " …"
         facts = {"store": Path(store.path).name, "row": str(position), **document.metadata}
-        shown.append({"id": document.id, "facts": facts, "places": places})
+        shown.append({"id": document.id, "facts": facts, "items": items})
     return shown

@@ -1,4 +1,4 @@
-"""Figures of a run as inline SVG that takes its text colour from the page: one drawing for light and dark."""
+"""Figures of a run as inline SVG. Text has the colour of the page around it, so one drawing serves light and dark."""
 
 import io
 import re
@@ -15,10 +15,10 @@ from matplotlib.ticker import PercentFormatter
 from mm1.eval.harness import Cell
 
 SKIPPED, REWOUND = "#b8a13a", "#d03b3b"
-"""Where a run passed over a step; where it went back from a spike of its loss."""
+"""Colours of lines at steps that the run skipped, and at steps where it went back from a spike of the loss."""
 
 COLOURS = ("#3f7fd1", "#d9822b", "#2f9e6e", "#b5559b", "#8d8136", "#5f6fb8", "#c2554d")
-"""One per source, readable on white and on near-black."""
+"""One for each source, readable on white and on near-black."""
 
 _INK = "#010203"  # replaced by `currentColor` when the drawing is done
 _STYLE: Any = {
@@ -39,12 +39,12 @@ _STYLE: Any = {
 
 
 POINTS = 1000
-"""Of a curve at most, so that the page of a month's run still opens; marks are drawn all."""
+"""Most points of a curve, so that the page of a month-long run still opens. Marked steps are all drawn."""
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
-    """Steps that are marked in a drawing over steps."""
+class MarkedSteps:
+    """Steps that get an upright line in a drawing over steps."""
 
     skipped: Sequence[int] = ()
     rewound: Sequence[int] = ()
@@ -52,7 +52,7 @@ class Marks:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One small drawing over steps: curves of (step, value) pairs by name."""
+    """One small drawing over steps; `curves` maps a name to (step, value) pairs."""
 
     title: str
     curves: Mapping[str, Sequence[tuple[int, float]]]
@@ -66,11 +66,11 @@ def losses(
     *,
     held_out: Mapping[str, Sequence[tuple[int, float]]],
     unit: str,
-    marks: Marks,
+    marked: MarkedSteps,
 ) -> str:
-    """SVG of the loss of every source over steps, smoothed, the raw values faint behind; held-out as dots on a line.
+    """SVG of the loss of each source over steps, smoothed in front of the raw values; held-out losses are dots.
 
-    `curves` and `held_out` map a source to (step, loss) pairs; a source has one colour in both.
+    `curves` and `held_out` map a source to (step, loss) pairs; a source has the same colour in both.
     """
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.4, 3.0), layout="constrained")
@@ -84,7 +84,7 @@ def losses(
             if points := held_out.get(source):
                 steps, values = np.array(points).T
                 axes.plot(steps, values, "o:", color=colour, markersize=5, linewidth=0.9, label=f"{source}, held out")
-        _mark(axes, marks)
+        _mark(axes, marked)
         axes.set_xlabel("step")
         axes.set_ylabel(f"loss (nats per {unit})")
         axes.set_xlim(left=0)
@@ -92,13 +92,13 @@ def losses(
         return _svg(figure, name)
 
 
-def panels(name: str, drawn: Sequence[Panel], *, marks: Marks) -> str:
+def panels(name: str, panels: Sequence[Panel], *, marked: MarkedSteps) -> str:
     """SVG of small drawings over the same steps, two in a line."""
     with rc_context(_STYLE):
-        lines = -(-len(drawn) // 2)
-        figure = Figure(figsize=(7.4, 1.9 * lines + 0.2), layout="constrained")
-        grid = figure.subplots(lines, 2, sharex=True, squeeze=False)
-        for axes, panel in zip(grid.flat, drawn, strict=False):
+        rows = -(-len(panels) // 2)
+        figure = Figure(figsize=(7.4, 1.9 * rows + 0.2), layout="constrained")
+        grid = figure.subplots(rows, 2, sharex=True, squeeze=False)
+        for axes, panel in zip(grid.flat, panels, strict=False):
             for number, (label, points) in enumerate(panel.curves.items()):
                 steps, values = np.array(points).T
                 dots = "o" if len(points) < 3 else ""
@@ -106,7 +106,7 @@ def panels(name: str, drawn: Sequence[Panel], *, marks: Marks) -> str:
                 axes.plot(
                     _thin(steps), _thin(values), f"{dots}-", color=colour, linewidth=1.1, markersize=3, label=label
                 )
-            _mark(axes, marks)
+            _mark(axes, marked)
             axes.set_title(panel.title, fontsize=9.5, loc="left")
             if panel.logarithmic:
                 axes.set_yscale("log")
@@ -116,21 +116,21 @@ def panels(name: str, drawn: Sequence[Panel], *, marks: Marks) -> str:
                 axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
             if len(panel.curves) > 1:
                 axes.legend(fontsize=7, labelspacing=0.2, handlelength=1.2)
-        for axes in grid.flat[len(drawn) :]:
+        for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
         for axes in grid[-1]:
             axes.set_xlabel("step")
         return _svg(figure, name)
 
 
-def _mark(axes: Axes, marks: Marks) -> None:
-    for steps, colour, style in ((marks.skipped, SKIPPED, ":"), (marks.rewound, REWOUND, "--")):
+def _mark(axes: Axes, marked: MarkedSteps) -> None:
+    for steps, colour, style in ((marked.skipped, SKIPPED, ":"), (marked.rewound, REWOUND, "--")):
         for step in steps:
             axes.axvline(step, color=colour, linestyle=style, linewidth=0.9)
 
 
 def scores(name: str, cells: Sequence[Cell]) -> str:
-    """SVG of one task's score over shots with 95 % intervals; hollow: with another query's picture."""
+    """SVG of one task's score over shots with 95 % intervals; hollow points are blind scores."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(4.2, 2.7), layout="constrained")
         axes = figure.add_subplot()
@@ -152,20 +152,20 @@ def shares(
     name: str,
     curves: Mapping[str, Sequence[tuple[float, float]]],
     *,
-    asked: Mapping[str, Sequence[tuple[int, float]]],
+    requested: Mapping[str, Sequence[tuple[int, float]]],
     steps: int,
     what: str,
 ) -> str:
-    """SVG of every source's share of `what` over steps: solid what came, dashed what was asked for.
+    """SVG of each source's share of `what` over steps: solid the real share, dashed the requested one.
 
-    `curves` and `asked` map a source to (step, share) pairs.
+    `curves` and `requested` map a source to (step, share) pairs.
     """
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.4, 2.3), layout="constrained")
         axes = figure.add_subplot()
-        for number, source in enumerate(dict.fromkeys([*curves, *asked])):
+        for number, source in enumerate(dict.fromkeys([*curves, *requested])):
             colour = COLOURS[number % len(COLOURS)]
-            if line := asked.get(source):
+            if line := requested.get(source):
                 axes.plot(*zip(*line, strict=True), color=colour, linewidth=1.0, linestyle=(0, (4, 3)))
             if points := curves.get(source):
                 axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.6, label=source)
@@ -179,14 +179,14 @@ def shares(
 
 def _points(axes: Axes, cells: Sequence[Cell], intervals: Sequence, *, colour: str, label: str, filled: bool) -> None:
     means = np.array([interval.mean for interval in intervals])
-    reach = [
+    errors = [
         means - [interval.low for interval in intervals],
         np.array([interval.high for interval in intervals]) - means,
     ]
     axes.errorbar(
         [cell.shots for cell in cells],
         means,
-        yerr=np.maximum(reach, 0),
+        yerr=np.maximum(errors, 0),
         fmt="o-" if filled else "o--",
         color=colour,
         markerfacecolor=colour if filled else "none",
@@ -198,15 +198,16 @@ def _points(axes: Axes, cells: Sequence[Cell], intervals: Sequence, *, colour: s
 
 
 def _thin(values: np.ndarray) -> np.ndarray:
+    """Every n-th value, so that at most `POINTS` remain."""
     return values[:: 1 + (len(values) - 1) // POINTS]
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """A centred mean over a thirtieth of the run, shorter at the ends."""
+    """The centred mean over a thirtieth of the run; the window is shorter at both ends."""
     half = max(1, len(values) // 60)
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    place = np.arange(len(values))
-    low, high = np.maximum(place - half, 0), np.minimum(place + half + 1, len(values))
+    index = np.arange(len(values))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
     return (sums[high] - sums[low]) / (high - low)
 
 
@@ -216,7 +217,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The drawing without its XML head, ids made unique by `name`, ink left to the page."""
+    """The SVG element without its XML head; `name` makes ids unique on a page with several figures."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = file.getvalue()

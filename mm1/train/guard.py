@@ -116,7 +116,7 @@ class Guard:
             return Verdict.skip
         raise FloatingPointError(
             f"{found}, {self._broken} steps in a row. Lower optim.learning_rate or look at its first row: "
-            f"mm1 show {self._folder} --row {step * self._run.batch_size}"
+            f"mm1 show {self._folder} --sequence {step * self._run.batch_size}"
         )
 
     def _rewind(self, step: int, loss: float) -> Verdict:
@@ -129,7 +129,7 @@ class Guard:
             raise FloatingPointError(
                 f"step {step + 1}: loss {loss:.4g} is the run's spike number {len(self._spikes) + 1}; guard.rewinds is "
                 f"{self._settings.rewinds}. Lower optim.learning_rate, raise guard.spike, or look at its first row: "
-                f"mm1 show {self._folder} --row {step * self._run.batch_size}"
+                f"mm1 show {self._folder} --sequence {step * self._run.batch_size}"
             )
         spike = Spike(step + 1, first, loss, statistics.median(self._usual), self._limit())
         self._forget(first - 1)

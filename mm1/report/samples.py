@@ -1,0 +1,87 @@
+"""Some answers of a model for a page, each with its picture, drawn at random among the right and the wrong ones."""
+
+import base64
+import io
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image as Pillow
+
+from mm1.data.image import UNREADABLE
+from mm1.eval.fewshot import Example
+from mm1.eval.harness import Cell, load_task, read_answers
+
+SAMPLES = 6
+"""Answers that a page shows of each kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleAnswer:
+    """One answer of the model; the picture and the question are empty if the task can no longer be read."""
+
+    picture: str  # a data: URI
+    question: str
+    answer: str
+    references: tuple[str, ...]
+    blind: str | None
+    score: float
+
+
+def sample_answers(folder: Path, cell: Cell) -> list[tuple[str, list[SampleAnswer]]]:
+    """Two groups of answers of one cell, each with its heading: right and wrong ones, drawn at random.
+
+    Where scores have more than two values, the groups are the highest and the lowest scores.
+    """
+    try:
+        lines = read_answers(folder, cell)
+    except (OSError, json.JSONDecodeError):
+        return []
+    queries = _queries(cell)
+    is_binary = {line["score"] for line in lines} <= {0.0, 1.0}
+    random.Random(f"{cell.seed} samples").shuffle(lines)
+    lines.sort(key=lambda line: -line["score"])  # stable: equal scores stay in random order
+    high, low = [line for line in lines if line["score"] > 0], [line for line in lines if line["score"] == 0]
+    if not is_binary:
+        high, low = lines[: len(lines) // 2], lines[len(lines) // 2 :][::-1]
+    names = ("right, drawn at random", "wrong, drawn at random") if is_binary else ("highest scores", "lowest scores")
+    return [
+        (f"{cell.task}, {cell.shots} shots: {name}", [_sample(line, queries) for line in group[:SAMPLES]])
+        for name, group in zip(names, (high, low), strict=True)
+        if group
+    ]
+
+
+def _queries(cell: Cell) -> dict[str, Example]:
+    """The queries of a cell by id, read again from the task; empty if its store is gone."""
+    try:
+        task = load_task(cell.task, limit=cell.limit, seed=cell.seed)
+    except (ValueError, OSError):
+        return {}
+    return {query.id: query for query in task.queries}
+
+
+def _sample(line: dict[str, Any], queries: dict[str, Example]) -> SampleAnswer:
+    query = queries.get(line["query"])
+    return SampleAnswer(
+        picture=_thumbnail(query.image.data) if query else "",
+        question=query.question.strip() if query else "",
+        answer=line["answer"],
+        references=tuple(line["references"]),
+        blind=line.get("blind_answer"),
+        score=line["score"],
+    )
+
+
+def _thumbnail(data: bytes, side: int = 176) -> str:
+    """The picture as a data: URI, at most `side` pixels a side; empty if it cannot be read."""
+    file = io.BytesIO()
+    try:
+        with Pillow.open(io.BytesIO(data)) as picture:
+            picture.thumbnail((side, side))
+            picture.convert("RGBA").save(file, format="WEBP", quality=82)
+    except UNREADABLE:
+        return ""
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
