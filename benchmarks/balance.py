@@ -17,6 +17,7 @@ from rich.table import Table
 from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.loader import Rows
 from mm1.data.microbatches import micro_batches, of_rank, padded
+from mm1.data.tiles import TileSpec
 
 MIX = {
     "captions": SourceConfig(store="sample:captions-train", share=9),
@@ -40,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
-    rows = Rows(DataConfig(sources=MIX, workers=0), image_size=96, seed=0, batch_size=64)
+    rows = Rows(DataConfig(sources=MIX, workers=0), tile=TileSpec(96, 16), seed=0, batch_size=64)
     table = Table(title="images of the busiest rank over the mean rank's")
     for column in (
         "batch",

@@ -101,7 +101,7 @@ def prepared(run: RunConfig, over: parallel.Layout):
     parallel.spread(model, run, over=over, precision=torch.float32)
     parallel.materialise(model, run.seed)
     optimizer = optim.build(model, run.optim, peak=1e-4)
-    objective = NextToken(model, list(run.data.sources), image=3)
+    objective = NextToken(model, list(run.data.sources))
 
     def step(micro_batches: list[Batch]) -> None:
         for batch in micro_batches:

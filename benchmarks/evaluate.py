@@ -75,9 +75,11 @@ def tiny_subject(run: Path | None, folder: Path) -> Subject:
     if run is not None:
         loaded = load_for_use(run)
         return Subject(run.name, loaded.model, loaded.tokenizer)
-    model = MLLM(tiny())
+    config, tokenizer = tiny(), load_tokenizer("sample")
+    config.image_token_id = tokenizer.image
+    model = MLLM(config)
     model.initialise(0)
-    return Subject("tiny, random", model.eval(), load_tokenizer("sample"))
+    return Subject("tiny, random", model.eval(), tokenizer)
 
 
 def smollm2_subject(run: Path | None, folder: Path) -> Subject:
@@ -85,7 +87,11 @@ def smollm2_subject(run: Path | None, folder: Path) -> Subject:
     vision, state = focus(CACHE)
     vision = vision.model_copy(update={"image_size": 224})
     state["position_PE"] = stretched(state["position_PE"], vision.grid**2 + 1)
-    model = MLLM(ModelConfig(vision=vision, connector=ConnectorConfig(kind="average"), decoder=language.config))
+    (folder / "tokenizer.json").write_text(json.dumps(language.words.tokenizer))
+    tokenizer = load_tokenizer(str(folder / "tokenizer.json"))
+    config = ModelConfig(vision=vision, connector=ConnectorConfig(kind="average"), decoder=language.config)
+    config.image_token_id = tokenizer.image
+    model = MLLM(config)
     model.initialise(0)
     model.vision.load_state_dict(state)
     model.decoder.load_state_dict(language.weights)
@@ -176,7 +182,7 @@ class Ours:
 
     def __init__(self, subject: Subject, *, rows: int):
         self.subject = subject
-        self.engine = Engine(subject.model, image_token=subject.tokenizer.image, rows=rows)
+        self.engine = Engine(subject.model, rows=rows)
 
     def prompt(self, encoded: Encoded) -> Prompt:
         size = self.subject.model.config.vision.image_size

@@ -40,6 +40,7 @@ from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.image import load
 from mm1.data.loader import Rows, batches
 from mm1.data.store import write_store
+from mm1.data.tiles import TileSpec
 from mm1.document import Document, Image, Text
 
 SIZE = 336
@@ -63,10 +64,9 @@ def ours(samples: list[Sample], folder: Path) -> dict[str, Stream]:
         sources={"captions": SourceConfig(store=str(folder / "captions.lance"))},
         sequence_length=2048,
         max_images=16,
-        image_tokens=144,
         workers=0,
     )
-    rows = Rows(data, image_size=SIZE, seed=0, batch_size=2, folder=folder / "index")
+    rows = Rows(data, tile=TileSpec(SIZE, 144), seed=0, batch_size=2, folder=folder / "index")
 
     def stream() -> Iterator[int]:
         for step in batches(rows, start_row=0, batch_size=2, micro_batch_size=2):

@@ -18,6 +18,7 @@ from mm1.config.run import DataConfig
 from mm1.data.index import open_source
 from mm1.data.plan import Spans, pack_windows
 from mm1.data.store import open_store
+from mm1.data.tiles import TileSpec
 from mm1.data.tokenizer import load_tokenizer
 
 Lengths = tuple[np.ndarray, np.ndarray]  # places and images of each span
@@ -84,11 +85,11 @@ WAYS: dict[str, Callable[..., int]] = {
 
 def sample_lengths(sequence_length: int, image_tokens: int) -> dict[str, Lengths]:
     tokenizer = load_tokenizer("sample")
-    data = DataConfig(sequence_length=sequence_length, max_images=64, image_tokens=image_tokens)
+    data = DataConfig(sequence_length=sequence_length, max_images=64)
     found = {}
     for name in ("captions", "interleaved", "text", "vqa"):
         store = open_store(f"sample:{name}-train")
-        spans = open_source(name, store, tokenizer, data=data, seed=(0,)).spans
+        spans = open_source(name, store, tokenizer, data=data, tile=TileSpec(1, image_tokens), seed=(0,)).spans
         found[f"sample {name}"] = spans.length, spans.images
     return found
 

@@ -28,6 +28,7 @@ from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.index import append, mapped
 from mm1.data.loader import Rows
 from mm1.data.plan import WINDOW, Packing, Plan, Spans, pack_windows, typed
+from mm1.data.tiles import TileSpec
 
 T, K = 4096, 64
 FAR = 10**6  # steps
@@ -97,7 +98,7 @@ def ask(folder: Path) -> dict[str, float]:
 def reading() -> float:
     """Seconds the loader takes for a document of the sample's captions: read, encode, decode to 336 pixels."""
     data = DataConfig(sources={"captions": SourceConfig(store="sample:captions-test")}, sequence_length=T, workers=0)
-    rows = Rows(data, image_size=336, seed=0, batch_size=1)
+    rows = Rows(data, tile=TileSpec(336, 16), seed=0, batch_size=1)
     rows.batch([0])
     start = time.process_time()
     documents = sum(int(rows.batch([n]).document_BT.max()) for n in range(1, 7))

@@ -202,7 +202,7 @@ def their_loss(module: Callable, inputs: dict[str, torch.Tensor]) -> torch.Tenso
 
 
 def ours(model: Pair, batches: dict[str, Batch], *, compiled: bool) -> Way:
-    device, image = dist.device(), load_tokenizer("sample").image
+    device = dist.device()
     dist.prepare_process()
     way = Way({}, [])
     wanted: Literal["never", "always"]
@@ -212,13 +212,13 @@ def ours(model: Pair, batches: dict[str, Batch], *, compiled: bool) -> Way:
             compile_blocks(mllm, wanted, device)
             way.models.append(mllm)
             for name, batch in batches.items():
-                whole = partial(our_loss, mllm, batch.to(device), image=image)
+                whole = partial(our_loss, mllm, batch.to(device))
                 way.steps[name + ending] = partial(decoder_loss, mllm, batch.to(device)) if name == "decoder" else whole
     return way
 
 
-def our_loss(model: MLLM, batch: Batch, *, image: int) -> torch.Tensor:
-    loss = NextToken(model, ["captions"], image=image).loss(batch)
+def our_loss(model: MLLM, batch: Batch) -> torch.Tensor:
+    loss = NextToken(model, ["captions"]).loss(batch)
     return loss.total / loss.weight
 
 

@@ -27,7 +27,6 @@ from step import PATCH, WAYS, Pair, Process, captions, ceiling, clock_of, inputs
 
 from mm1 import dist
 from mm1.config.run import OptimConfig, RunConfig
-from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Batch
 from mm1.objectives.next_token import LOGITS, NextToken, cross_entropy
 from mm1.train import optim
@@ -45,11 +44,11 @@ LOSSES = ("whole logits", "mm1")
 
 def turns(options: argparse.Namespace) -> Iterator[list[float]]:
     """Seconds and loss of each step of `options.way`. The batch is ready before the clock starts, as from a worker."""
-    model, device, image = pair(options.decoder, options.image_size), dist.device(), load_tokenizer("sample").image
+    model, device = pair(options.decoder, options.image_size), dist.device()
     if options.way == "mm1":
         dist.prepare_process()
         ours = model.ours().to(device).train()
-        objective, trained = NextToken(ours, ["captions"], image=image), ours
+        objective, trained = NextToken(ours, ["captions"]), ours
         optimizer = optim.build(trained, OPTIM, peak=RATE)
     else:
         trained = model.theirs.to(device).train()

@@ -132,15 +132,14 @@ def _form(run: RunConfig, part: str, names: list[str]) -> Form:
     if part == "vision":
         layout = layout_of({name.removeprefix("vision.") for name in names})
         return Form(vision_config_to_hf(model.vision), lambda ours: vision_to_hf(_inside(ours, "vision."), layout))
-    image = load_tokenizer(run.data.tokenizer).image
     try:
         if part == "decoder":
             theirs = decoder_config_to_hf(model.decoder, places=places)
             return Form(theirs, lambda ours: decoder_to_hf(_inside(ours, "decoder.")))
-        return Form(llava.llava_config_to_hf(model, places=places, image=image), llava.llava_to_hf)
+        return Form(llava.llava_config_to_hf(model, places=places), llava.llava_to_hf)
     except ValueError as why:
         log.info("exported with a modelling file: %s", why)
-        return Form(files.own_config(model, part=part, image=image, places=places), lambda ours: ours, native=False)
+        return Form(files.own_config(model, part=part, places=places), lambda ours: ours, native=False)
 
 
 def _inside(state: State, prefix: str) -> State:
@@ -247,7 +246,7 @@ def _import_llava(path: Path, theirs: dict[str, Any], folder: Path) -> Imported:
     found, weights = _with_room(model, llava.llava_from_hf(tensors_of(path), model), read_words(path, image=image))
     model.decoder = found.config
     tokens = model.connector.tokens
-    data = DataConfig(image_tokens=tokens, sequence_length=max(4 * tokens, 512))
+    data = DataConfig(sequence_length=max(4 * tokens, 512))
     _write(folder, "model", weights, model=model, data=data, words=found.words)
     return Imported(folder, llava.NOT_READ.get(theirs["model_type"], ""))
 
@@ -272,7 +271,7 @@ def _import_export(path: Path, theirs: dict[str, Any], folder: Path) -> Imported
         }
     elif native:
         state = llava.llava_from_hf(state, model)
-    data = DataConfig(sequence_length=record["sequence_length"], image_tokens=model.connector.tokens)
+    data = DataConfig(sequence_length=record["sequence_length"])
     words = None
     if part != "vision":
         template = (path / TEMPLATE).read_text() if (path / TEMPLATE).is_file() else ""
@@ -307,5 +306,6 @@ def _write(
             (folder / TEMPLATE).write_text(words.template)
         (folder / "tokenizer.json").write_text(json.dumps(words.tokenizer, ensure_ascii=False))
         data.tokenizer = str(folder / "tokenizer.json")
+        model.image_token_id = load_tokenizer(data.tokenizer).image
     run = RunConfig(recipe=folder.name, model=model, data=data, start_from={part: str(folder)})
     config.save(run, folder / "config.json")

@@ -16,6 +16,7 @@ PLACES = 4  # an image takes
 
 def config(**connector) -> ModelConfig:
     return ModelConfig(
+        image_token_id=IMAGE,
         vision=VisionConfig(image_size=24, patch_size=6, width=24, layers=2, heads=2, mlp_width=40),
         connector=ConnectorConfig(tokens=PLACES, width=16, depth=1, heads=2, **connector),
         decoder=DecoderConfig(
@@ -48,7 +49,6 @@ def run(stores: dict[str, Path]) -> RunConfig:
             },
             sequence_length=64,
             max_images=8,
-            image_tokens=4,
             workers=0,
         ),
         steps=8,

@@ -36,7 +36,6 @@ def test_beams_write_what_transformers_writes(length_power):
         found = search(
             ours,
             Prompt(ids_1T[0].tolist()),
-            image_token=IMAGE,
             decoding=Decoding(tokens=8, stop_tokens=frozenset(ENDS)),
             beams=Beams(width, length_power),
         )
@@ -45,9 +44,9 @@ def test_beams_write_what_transformers_writes(length_power):
 
 def test_a_search_as_wide_as_the_vocabulary_finds_the_likeliest_text():
     asked = prompt(doc("image", 3, seed=4))
-    found = search(MODEL, asked, image_token=IMAGE, decoding=Decoding(tokens=2), beams=Beams(64))
+    found = search(MODEL, asked, decoding=Decoding(tokens=2), beams=Beams(64))
     texts = [list(text) for text in itertools.product([n for n in range(64) if n != IMAGE], repeat=2)]
-    scores = score(MODEL, [(asked, text) for text in texts], image_token=IMAGE)
+    scores = score(MODEL, [(asked, text) for text in texts])
     best = max(range(len(texts)), key=lambda number: scores[number].log_probability)
     assert found.tokens == texts[best]
     assert found.log_probability == pytest.approx(scores[best].log_probability, abs=1e-4)
@@ -58,7 +57,7 @@ def test_many_searches_find_what_each_alone_finds(width: int):
     shots = prompt(doc("image", 12, "image", 9, seed=1))
     queries = [prompt(doc("image", 2 + seed, seed=seed)) for seed in (2, 3, 4)]
     asked = [Prompt([*shots.tokens, *one.tokens], [*shots.images, *one.images]) for one in queries]
-    how = {"image_token": IMAGE, "decoding": Decoding(tokens=5, stop_tokens=frozenset(ENDS)), "beams": Beams(width)}
+    how = {"decoding": Decoding(tokens=5, stop_tokens=frozenset(ENDS)), "beams": Beams(width)}
     ended: list[int] = []
     found = search_all(MODEL, asked, **how, done=ended.append)
     assert ended == [0, 1, 2]
@@ -71,10 +70,10 @@ def test_a_text_ends_with_its_stop_string():
     asked = prompt(doc("image", 3, seed=4))
     stops = {4, 5, 6, 8, 10, 12, 14, 16, 18, 22}
     decoding = Decoding(tokens=2, stopped=lambda tokens: tokens[-1] in stops)
-    found = search(MODEL, asked, image_token=IMAGE, decoding=decoding, beams=Beams(64, 0.0))
+    found = search(MODEL, asked, decoding=decoding, beams=Beams(64, 0.0))
     tokens = [n for n in range(64) if n != IMAGE]
     texts = [[n] for n in stops] + [[a, b] for a in tokens if a not in stops for b in tokens]
-    scores = score(MODEL, [(asked, text) for text in texts], image_token=IMAGE)
+    scores = score(MODEL, [(asked, text) for text in texts])
     best = max(range(len(texts)), key=lambda number: scores[number].log_probability)
     assert found.tokens == texts[best]
     assert found.reason == ("text" if found.tokens[-1] in stops else "length")

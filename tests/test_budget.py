@@ -39,7 +39,7 @@ def run(*words: str, sparse: bool = False) -> RunConfig:
     made = RunConfig(
         recipe="small",
         model=small_model(),
-        data=DataConfig(sequence_length=256, max_images=4, image_tokens=4),
+        data=DataConfig(sequence_length=256, max_images=4),
         micro_batch_size=2,
     )
     made.model.decoder.layers, made.model.decoder.mlp_width, made.model.vision.layers = 4, 64, 3
@@ -66,7 +66,7 @@ def allocated(run: RunConfig, batches: list[Batch]) -> int:
         parallel.spread(model, run, over=parallel.layout(run), precision=torch.float32)
         parallel.materialise(model, 0)
         optimizer = optim.build(model, run.optim, peak=1e-4)
-        objective = NextToken(model, ["a"], image=1)
+        objective = NextToken(model, ["a"])
         for _ in range(2):
             for batch in batches:
                 objective.loss(batch).objective(weight=objective_weight, rows=2).backward()

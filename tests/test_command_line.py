@@ -32,7 +32,7 @@ def mm1(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
         (("train", "tiny", "steps=many"), "steps: Input should be a valid integer"),
         (("train", "tiny", "batch_size=9"), "is no multiple of micro_batch_size"),
         (("train", "tiny", "model.connector.tokens=15"), "must be a square number"),
-        (("train", "tiny", "data.image_tokens=64", "--to", "x"), "make them equal"),
+        (("train", "tiny", "data.image_tokens=64", "--to", "x"), "it is now 'model.connector.tokens'"),
         (("train", "tiny", "data.sources.captions.store=nowhere", "--to", "x"), "no document store at nowhere"),
         (("train", "missing.json"), "missing.json"),
         (("eval", "nothing"), "no run at nothing"),

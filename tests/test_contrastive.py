@@ -40,7 +40,7 @@ def by_formula(model: ContrastiveModel, documents) -> torch.Tensor:
 def test_packed_loss_equals_the_formula(class_token):
     """Documents without an image or with two are in the rows, but not in the loss."""
     model = build(class_token=class_token)
-    loss = model(pack(ROWS, places=60, padding_images=3), IMAGE)
+    loss = model(pack(ROWS, places=60, padding_images=3))
     pairs = [d for row in ROWS for d in row if len(d.images) == 1]
     assert loss.pairs == len(pairs) == 4
     torch.testing.assert_close(loss.loss, by_formula(model, pairs), atol=1e-4, rtol=1e-5)
@@ -60,7 +60,7 @@ def test_equal_captions_are_no_negatives():
     documents = [small.Doc(d.tokens + text, d.images) for d, text in zip(images, variants, strict=True)]
     documents.append(small.Doc(caption + images[0].tokens, [small.image(77)]))  # image last: the same caption
     batch = pack([documents[:3], documents[3:]])
-    pairs = model.pairs(batch, IMAGE)
+    pairs = model.pairs(batch)
     same_NN = pairs.caption_N[:, None] == pairs.caption_N
     expected_NN = torch.eye(6, dtype=torch.bool)
     for i in (0, 1, 5):
@@ -71,9 +71,9 @@ def test_equal_captions_are_no_negatives():
 
 def test_the_text_tower_sees_no_pixels():
     model, batch = build(), pack(ROWS)
-    before = model.pairs(batch, IMAGE)
+    before = model.pairs(batch)
     batch.images_NCYX = 255 - batch.images_NCYX
-    after = model.pairs(batch, IMAGE)
+    after = model.pairs(batch)
     assert torch.equal(before.text_ND, after.text_ND)
     assert not torch.isclose(before.image_ND, after.image_ND).all(-1).any()
 
@@ -81,24 +81,24 @@ def test_the_text_tower_sees_no_pixels():
 @pytest.mark.parametrize("padding_images", [0, 2])
 def test_without_pairs_the_loss_and_all_gradients_are_zero(padding_images):
     model = build()
-    loss = model(pack([[doc(5), doc("image", 2, "image", seed=2)]], padding_images=padding_images), IMAGE)
+    loss = model(pack([[doc(5), doc("image", 2, "image", seed=2)]], padding_images=padding_images))
     loss.loss.backward()
     assert (float(loss.loss.detach()), int(loss.pairs), int(loss.retrieved)) == (0.0, 0, 0)
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
-    text_only = model(pack([[doc(5)]], padding_images=padding_images), IMAGE)
+    text_only = model(pack([[doc(5)]], padding_images=padding_images))
     assert (float(text_only.loss.detach()), int(text_only.pairs)) == (0.0, 0)
 
 
 def test_every_parameter_learns():
     model = build(class_token=True, input_norm=True)
-    model(pack(ROWS), IMAGE).loss.backward()
+    model(pack(ROWS)).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
 
 
 def test_retrieved_counts_images_that_find_their_caption():
-    model, pairs = build(), build().pairs(pack(ROWS), IMAGE)
+    model, pairs = build(), build().pairs(pack(ROWS))
     real = pairs.real_N
     pairs.image_ND.data[real] = pairs.text_ND[real].detach()
     assert model.loss(pairs).retrieved == real.sum()
@@ -108,7 +108,7 @@ def test_retrieved_counts_images_that_find_their_caption():
 
 
 def test_the_temperature_is_clamped():
-    model, pairs = build(), build().pairs(pack(ROWS), IMAGE)
+    model, pairs = build(), build().pairs(pack(ROWS))
     assert model.log_scale.exp().item() == pytest.approx(1 / 0.07, rel=1e-5)
     with torch.no_grad():
         model.log_scale.fill_(torch.tensor(LARGEST_SCALE).log())
@@ -126,7 +126,7 @@ def test_towers_learn_to_find_pairs():
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(15):
         optimizer.zero_grad()
-        loss = model(batch, IMAGE)
+        loss = model(batch)
         loss.loss.backward()
         optimizer.step()
     assert int(loss.retrieved) == int(loss.pairs) == 4

@@ -5,7 +5,7 @@ import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import IMAGE, doc
+from small import doc
 from test_generate import MODEL, PIECES, prompt, written_without_cache
 
 from mm1.config.model import SparseConfig
@@ -44,7 +44,7 @@ def tokens_of(found) -> list[list[int]]:
 @settings(max_examples=20, deadline=None)
 @given(st.tuples(DOCS, DOCS, DOCS), PATHS, PATHS, st.integers(1, 4))
 def test_what_is_shared_equals_what_is_computed_again(docs, first, then, rows):
-    ours = Engine(MODEL, image_token=IMAGE, rows=rows)
+    ours = Engine(MODEL, rows=rows)
     for paths in (first, then):  # the second finds what the first left
         prompts = [joined(*(docs[number] for number in path)) for path in paths]
         assert tokens_of(ours.generate(prompts, FOUR)) == [written_without_cache(one, 4) for one in prompts]
@@ -55,8 +55,8 @@ def test_what_is_shared_equals_what_is_computed_again(docs, first, then, rows):
 def test_choices_after_shared_questions_have_the_scores_of_a_full_forward(docs, paths, data):
     text = st.lists(st.integers(4, 63), min_size=1, max_size=4)
     pairs = [(joined(*(docs[number] for number in path)), data.draw(text)) for path in paths for _ in range(3)]
-    ours = Engine(MODEL, image_token=IMAGE, rows=4)
-    alone = [score(MODEL, [pair], image_token=IMAGE)[0] for pair in pairs]
+    ours = Engine(MODEL, rows=4)
+    alone = [score(MODEL, [pair])[0] for pair in pairs]
     for got, expected in zip(ours.score(pairs), alone, strict=True):
         assert got.log_probability == pytest.approx(expected.log_probability, abs=1e-4)
         assert (got.tokens, got.greedy) == (expected.tokens, expected.greedy)
@@ -78,8 +78,8 @@ def test_every_decoder_shares(kind):
     model.initialise(1)
     shots = doc("image", 5, "image", 3, seed=1)
     prompts = [joined(shots, doc("image", number, seed=10 + number)) for number in range(1, 6)]
-    together = Engine(model, image_token=IMAGE, rows=2)
-    alone = [Engine(model, image_token=IMAGE, rows=1).generate([one], FOUR)[0] for one in prompts]
+    together = Engine(model, rows=2)
+    alone = [Engine(model, rows=1).generate([one], FOUR)[0] for one in prompts]
     assert tokens_of(together.generate(prompts, FOUR)) == tokens_of(alone)
     assert together.prefilled == len(shots.tokens)
 
@@ -90,7 +90,7 @@ def test_fixed_shots_are_computed_once_and_pictures_encoded_once(monkeypatch):
     monkeypatch.setattr(MODEL, "encode_images", lambda x: seen.append(len(x)) or encode_images(x))
     shots = doc("image", 5, "image", 3, seed=1)
     queries = [doc("image", 4, seed=number) for number in (5, 6, 7, 8, 5)]
-    ours = Engine(MODEL, image_token=IMAGE, rows=2)
+    ours = Engine(MODEL, rows=2)
     ours.generate([joined(shots, one) for one in queries], Decoding(tokens=1))
     assert ours.prefilled == len(shots.tokens)
     assert ours.session is not None
@@ -109,7 +109,7 @@ def test_shots_of_two_queries_are_taken_over_without_a_common_prefix():
         [joined(doc("image", 6, seed=shots), doc("image", 2, seed=query)) for query in (50, 51)] for shots in range(4)
     ]
     prompts = [one for pair in pairs for one in pair]
-    ours = Engine(MODEL, image_token=IMAGE, rows=3)
+    ours = Engine(MODEL, rows=3)
     ours.generate(prompts, Decoding(tokens=1))
     assert ours.session is not None
     assert (ours.prefilled, ours.session.computed) == (0, 4 * (10 + 6) + 4 * 6)
@@ -117,7 +117,7 @@ def test_shots_of_two_queries_are_taken_over_without_a_common_prefix():
 
 def test_choices_compute_their_question_once():
     question = joined(doc("image", 9, seed=1))
-    ours = Engine(MODEL, image_token=IMAGE, rows=4)
+    ours = Engine(MODEL, rows=4)
     ours.score([(question, [5 + number, 6, 7]) for number in range(4)])
     assert ours.session is not None
     assert ours.prefilled == len(question.tokens) - 1  # the last place's logits belong to each choice
@@ -127,7 +127,7 @@ def test_choices_compute_their_question_once():
 def test_a_chat_goes_on_where_its_last_turn_ended():
     """Another prompt came between; the row of the first still holds it, with what was written."""
     first, other = joined(doc("image", 7, seed=1)), joined(doc(9, seed=2))
-    ours = Session(MODEL, rows=2, places=40, image_token=IMAGE)
+    ours = Session(MODEL, rows=2, places=40)
     for number, one in enumerate((first, other)):
         ours.admit([one], [number])
         ours.step({number: [9]})
@@ -137,7 +137,7 @@ def test_a_chat_goes_on_where_its_last_turn_ended():
     before = ours.computed
     with torch.no_grad():
         logits = MODEL.decoder.logits(ours.admit([again], [2]))
-        alone = MODEL.decoder.logits(Session(MODEL, rows=1, places=40, image_token=IMAGE).admit([again], [0]))
+        alone = MODEL.decoder.logits(Session(MODEL, rows=1, places=40).admit([again], [0]))
     assert ours.computed - before == 2
     torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
 
@@ -146,32 +146,32 @@ def test_large_passes_over_a_prefix_go_in_pieces(monkeypatch):
     shots, query = doc("image", 9, seed=1), doc("image", 12, seed=2)
     features, whole = Features(MODEL), joined(shots, query)
     first = prompt(shots)
-    segment, _ = prefill(MODEL, first, features=features, image_token=IMAGE)
-    prefix = Prefix(content(first, image_token=IMAGE, image_tokens=small.PLACES), segment)
-    found = [prefill(MODEL, whole, features=features, image_token=IMAGE, prefixes=[prefix])[1]]
+    segment, _ = prefill(MODEL, first, features=features)
+    prefix = Prefix(content(first, small.config()), segment)
+    found = [prefill(MODEL, whole, features=features, prefixes=[prefix])[1]]
     monkeypatch.setattr("mm1.model.cache.SCORES_AT_ONCE", 300)
-    found.append(prefill(MODEL, whole, features=features, image_token=IMAGE, prefixes=[prefix])[1])
+    found.append(prefill(MODEL, whole, features=features, prefixes=[prefix])[1])
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
     # and what stands before the shared places is part of what every row sees
     blank = Segment(*([torch.zeros_like(x) for x in side] for side in (segment.keys, segment.values)))
-    none = prefill(MODEL, whole, features=features, image_token=IMAGE, prefixes=[Prefix(prefix.content, blank)])[1]
+    none = prefill(MODEL, whole, features=features, prefixes=[Prefix(prefix.content, blank)])[1]
     assert (none - found[0]).abs().max() > 1e-3
 
 
 def test_a_prompt_without_the_sessions_prefix_is_refused():
     shots = prompt(doc(9, seed=1))
-    segment, _ = prefill(MODEL, shots, features=Features(MODEL), image_token=IMAGE)
-    prefix = Prefix(content(shots, image_token=IMAGE, image_tokens=small.PLACES), segment)
-    ours = Session(MODEL, rows=1, places=20, image_token=IMAGE, prefix=prefix)
+    segment, _ = prefill(MODEL, shots, features=Features(MODEL))
+    prefix = Prefix(content(shots, small.config()), segment)
+    ours = Session(MODEL, rows=1, places=20, prefix=prefix)
     with pytest.raises(ValueError, match="the 9 places that all rows share"):
         ours.admit([prompt(doc(12, seed=2))], [0])
 
 
 def test_contents_tell_pictures_apart():
-    settings = {"image_token": IMAGE, "image_tokens": small.PLACES}
-    ours, same, other = (content(prompt(doc(2, "image", 3, seed=seed)), **settings) for seed in (1, 1, 2))
+    config = small.config()
+    ours, same, other = (content(prompt(doc(2, "image", 3, seed=seed)), config) for seed in (1, 1, 2))
     assert common_prefix(ours, same) == len(ours)
-    swapped = content(Prompt(doc(2, "image", 3, seed=1).tokens, [picture(small.image(9))]), **settings)
+    swapped = content(Prompt(doc(2, "image", 3, seed=1).tokens, [picture(small.image(9))]), config)
     assert common_prefix(ours, swapped) == 2
     assert common_prefix(ours, other) < 2
 
@@ -205,16 +205,14 @@ def test_only_a_given_choice_is_written(document, temperature, seed):
     decoding = Decoding(
         tokens=8, choices=Choices(TEXTS), stop_tokens=frozenset({2}), temperature=temperature, seed=seed
     )
-    (found,) = Engine(MODEL, image_token=IMAGE, rows=1).generate([prompt(document)], decoding)
+    (found,) = Engine(MODEL, rows=1).generate([prompt(document)], decoding)
     assert found.tokens in TEXTS
     assert found.reason == ("token" if found.tokens == [10] else "choice")
 
 
 def test_the_likeliest_allowed_token_is_taken_at_each_step():
-    (found,) = Engine(MODEL, image_token=IMAGE).generate(
-        [prompt(doc(5, seed=1))], Decoding(choices=Choices([[n] for n in range(4, 30)]))
-    )
-    logits = Session(MODEL, rows=1, places=9, image_token=IMAGE).admit([prompt(doc(5, seed=1))], [0])
+    (found,) = Engine(MODEL).generate([prompt(doc(5, seed=1))], Decoding(choices=Choices([[n] for n in range(4, 30)])))
+    logits = Session(MODEL, rows=1, places=9).admit([prompt(doc(5, seed=1))], [0])
     with torch.no_grad():
         assert found.tokens == [4 + int(MODEL.decoder.logits(logits)[0, 4:30].argmax())]
 
@@ -226,10 +224,9 @@ def test_each_prompt_may_have_its_own_decoding():
         Decoding(tokens=5, temperature=2.0, seed=4),
         Decoding(tokens=9, choices=Choices(TEXTS)),
     ]
-    together = Engine(MODEL, image_token=IMAGE, rows=2).generate(prompts, decodings)
+    together = Engine(MODEL, rows=2).generate(prompts, decodings)
     assert tokens_of(together)[:2] == [
-        Engine(MODEL, image_token=IMAGE).generate(prompts[: number + 1], decodings[: number + 1])[number].tokens
-        for number in range(2)
+        Engine(MODEL).generate(prompts[: number + 1], decodings[: number + 1])[number].tokens for number in range(2)
     ]
     assert together[2].tokens in TEXTS
 

@@ -130,7 +130,7 @@ def test_likelihoods_of_choices_are_those_of_a_plain_pass(run: Path, tmp_path: P
             after = ours.tokenizer.encode(f" {choice}")
             tokens_BT = torch.tensor([[*before.tokens.tolist(), *after]])
             with torch.no_grad():
-                x_BTD = ours.model.embed(tokens_BT, features_NSD, image_token=ours.tokenizer.image)
+                x_BTD = ours.model.embed(tokens_BT, features_NSD)
                 hidden_BTD = ours.model.decoder(x_BTD, torch.arange(tokens_BT.shape[1])[None])
                 likely = ours.model.decoder.logits(hidden_BTD)[0].log_softmax(-1)
             start = len(before.tokens)

@@ -90,7 +90,9 @@ def write_run(folder: Path, run: RunConfig, *, part: str = "") -> MLLM:
 
 
 def run_of(shape: ModelConfig, **data) -> RunConfig:
-    return RunConfig(model=shape, data=DataConfig(image_tokens=shape.connector.tokens, sequence_length=256, **data))
+    run = RunConfig(model=shape, data=DataConfig(sequence_length=256, **data))
+    run.model.image_token_id = load_tokenizer(run.data.tokenizer).image
+    return run
 
 
 def picture() -> bytes:
@@ -132,13 +134,11 @@ def test_transformers_says_what_the_run_says(name, tmp_path):
 
     pixels_NCYX = torch.from_numpy(image.load(data, 24))[None]
     with torch.no_grad():
-        x_BTD = ours.embed(torch.tensor([prompt]), ours.encode_images(pixels_NCYX), image_token=tokenizer.image)
+        x_BTD = ours.embed(torch.tensor([prompt]), ours.encode_images(pixels_NCYX))
         logits = ours.decoder.logits(ours.decoder(x_BTD, torch.arange(len(prompt))[None]))
         torch.testing.assert_close(theirs(**inputs).logits, logits, atol=1e-5, rtol=1e-5)
     decoding = Decoding(tokens=12, stop_tokens=frozenset({tokenizer.end}))
-    (written,) = generate(
-        ours, [Prompt(prompt, [named(x_CYX) for x_CYX in pixels_NCYX])], image_token=tokenizer.image, decoding=decoding
-    )
+    (written,) = generate(ours, [Prompt(prompt, [named(x_CYX) for x_CYX in pixels_NCYX])], decoding=decoding)
     assert theirs.generate(**inputs, max_new_tokens=12)[0, len(prompt) :].tolist() == written.tokens
 
     exchange.import_model(str(tmp_path / "out"), tmp_path / "back")

@@ -83,6 +83,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="session")
 def model(tokenizer: Tokenizer) -> MLLM:
     config = ModelConfig(
+        image_token_id=tokenizer.image,
         vision=VisionConfig(image_size=24, patch_size=12, width=16, layers=1, heads=2, mlp_width=32),
         connector=ConnectorConfig(kind="average", tokens=4, width=16),
         decoder=DecoderConfig(
@@ -276,8 +277,9 @@ def test_each_picture_is_encoded_once(monkeypatch, stores, model: MLLM, tokenize
 
 def test_the_loss_of_a_caption_is_the_training_loss(stores, model: MLLM, tokenizer: Tokenizer):
     query = captioning(stores).queries[0]
-    found = Writer(model, tokenizer, rows=4).losses([query, query])
-    whole = encode(Document((query.image, Text(query.answers[0]))), tokenizer, image_tokens=4)
+    document = Document((query.image, Text(query.answers[0])))
+    found = Writer(model, tokenizer, rows=4).losses([document, document])
+    whole = encode(document, tokenizer, image_tokens=4)
     tokens = torch.from_numpy(whole.tokens.astype(np.int64))[None]
     batch = Batch(
         tokens_BT=tokens,
@@ -289,7 +291,7 @@ def test_the_loss_of_a_caption_is_the_training_loss(stores, model: MLLM, tokeniz
         source_B=torch.zeros(1, dtype=torch.int64),
     )
     with torch.no_grad():
-        likely = model.decoder.logits(model.hidden(batch, tokenizer.image))[0, :-1].log_softmax(-1)
+        likely = model.decoder.logits(model.hidden(batch))[0, :-1].log_softmax(-1)
     learned = torch.from_numpy(whole.train[1:])
     expected = -likely.gather(1, tokens[0, 1:, None])[learned, 0].mean()
     assert found == pytest.approx([float(expected)] * 2, abs=1e-5)

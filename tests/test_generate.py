@@ -31,7 +31,7 @@ def logits_without_cache(given_prompt: Prompt, written=()) -> torch.Tensor:
     tokens_BT = torch.tensor([[*given_prompt.tokens, *written]])
     if given_prompt.images:
         images_NCYX = torch.stack([one.pixels() for one in given_prompt.images])
-        x_BTD = MODEL.embed(tokens_BT, MODEL.encode_images(images_NCYX), image_token=IMAGE)
+        x_BTD = MODEL.embed(tokens_BT, MODEL.encode_images(images_NCYX))
     else:
         x_BTD = MODEL.decoder.embed(tokens_BT)
     return MODEL.decoder.logits(MODEL.decoder(x_BTD, torch.arange(tokens_BT.shape[1])[None]))[0]
@@ -49,7 +49,7 @@ def written_without_cache(given_prompt: Prompt, tokens: int) -> list[int]:
 @settings(max_examples=25, deadline=None)
 @given(PROMPTS)
 def test_cached_and_batched_equals_uncached_and_single(prompts):
-    completions = generate(MODEL, prompts, image_token=IMAGE, decoding=ENOUGH)
+    completions = generate(MODEL, prompts, decoding=ENOUGH)
     assert [c.tokens for c in completions] == [written_without_cache(p, 6) for p in prompts]
     assert all(c.reason == "length" for c in completions)
 
@@ -62,7 +62,7 @@ def test_scores_equal_a_full_forward(prompts, data):
         text = st.lists(st.integers(4, 63), min_size=1, max_size=7)
         likely = st.just(written_without_cache(p, 3))
         pairs.append((p, data.draw(st.one_of(text, likely))))
-    for (p, continuation), got in zip(pairs, score(MODEL, pairs, image_token=IMAGE), strict=True):
+    for (p, continuation), got in zip(pairs, score(MODEL, pairs), strict=True):
         log_BV = logits_without_cache(p, continuation).log_softmax(-1)[len(p.tokens) - 1 : -1]
         expected = log_BV.gather(-1, torch.tensor(continuation)[:, None]).sum()
         assert got.log_probability == pytest.approx(float(expected), abs=1e-4)
@@ -73,19 +73,19 @@ def test_scores_equal_a_full_forward(prompts, data):
 
 def test_what_is_written_has_the_score_it_was_given():
     prompts = [prompt(doc("image", 4, seed=s)) for s in range(3)]
-    completions = generate(MODEL, prompts, image_token=IMAGE, decoding=ENOUGH)
+    completions = generate(MODEL, prompts, decoding=ENOUGH)
     pairs = [(p, c.tokens) for p, c in zip(prompts, completions, strict=True)]
-    for completion, got in zip(completions, score(MODEL, pairs, image_token=IMAGE), strict=True):
+    for completion, got in zip(completions, score(MODEL, pairs), strict=True):
         assert got.greedy
         assert completion.log_probability == pytest.approx(got.log_probability, abs=1e-4)
 
 
 def test_a_row_ends_at_a_stop_token_and_the_others_go_on():
     prompts = [prompt(doc(n, seed=n)) for n in (3, 8, 5)]
-    plain = [c.tokens for c in generate(MODEL, prompts, image_token=IMAGE, decoding=ENOUGH)]
+    plain = [c.tokens for c in generate(MODEL, prompts, decoding=ENOUGH)]
     stop = plain[1][2]
     decoding = Decoding(tokens=6, stop_tokens=frozenset({stop}))
-    for tokens, got in zip(plain, generate(MODEL, prompts, image_token=IMAGE, decoding=decoding), strict=True):
+    for tokens, got in zip(plain, generate(MODEL, prompts, decoding=decoding), strict=True):
         ends = tokens.index(stop) if stop in tokens else 6
         assert got.tokens == tokens[:ends]
         assert got.reason == ("token" if ends < 6 else "length")
@@ -93,13 +93,13 @@ def test_a_row_ends_at_a_stop_token_and_the_others_go_on():
 
 def test_a_row_ends_when_its_text_holds_a_stop_string():
     prompts = [prompt(doc(n, seed=n)) for n in (3, 8, 5)]
-    plain = [c.tokens for c in generate(MODEL, prompts, image_token=IMAGE, decoding=ENOUGH)]
+    plain = [c.tokens for c in generate(MODEL, prompts, decoding=ENOUGH)]
     needle = plain[0][1:3]
 
     def stopped(tokens):
         return tokens[-2:] == needle
 
-    got = generate(MODEL, prompts, image_token=IMAGE, decoding=Decoding(tokens=6, stopped=stopped))
+    got = generate(MODEL, prompts, decoding=Decoding(tokens=6, stopped=stopped))
     assert got[0].tokens == plain[0][:3]
     assert got[0].reason == "text"
     assert [c.tokens for c in got[1:]] == plain[1:]
@@ -110,7 +110,7 @@ def test_rows_come_and_go_without_touching_others():
     prompts = [prompt(doc("image", 4, seed=1)), prompt(doc(9, seed=2)), prompt(doc(2, "image", seed=3))]
     late = prompt(doc(1, "image", 2, seed=4))
     expected = [written_without_cache(p, 5) for p in (*prompts, late)]
-    session = Session(MODEL, rows=3, places=20, image_token=IMAGE)
+    session = Session(MODEL, rows=3, places=20)
     written: list[list[int]] = [[], [], [], []]
 
     def take(owners, logits_BV):
@@ -154,15 +154,15 @@ def test_a_prompt_in_pieces_equals_the_whole():
 def test_sampling_repeats_by_seed_and_not_by_neighbours():
     prompts = [prompt(doc(n, seed=n)) for n in (3, 8, 5)]
     hot = Decoding(tokens=8, temperature=1.5, seed=7)
-    first = [c.tokens for c in generate(MODEL, prompts, image_token=IMAGE, decoding=hot)]
-    assert first == [c.tokens for c in generate(MODEL, prompts, image_token=IMAGE, decoding=hot)]
-    assert first[0] == generate(MODEL, prompts[:1], image_token=IMAGE, decoding=hot)[0].tokens
+    first = [c.tokens for c in generate(MODEL, prompts, decoding=hot)]
+    assert first == [c.tokens for c in generate(MODEL, prompts, decoding=hot)]
+    assert first[0] == generate(MODEL, prompts[:1], decoding=hot)[0].tokens
     ending = Decoding(tokens=8, temperature=1.5, seed=7, stop_tokens=frozenset({first[0][2]}))
-    ended = [c.tokens for c in generate(MODEL, prompts, image_token=IMAGE, decoding=ending)]
+    ended = [c.tokens for c in generate(MODEL, prompts, decoding=ending)]
     assert ended[0] == first[0][:2]
     assert all(tokens == whole[: len(tokens)] for tokens, whole in zip(ended, first, strict=True))
     other = Decoding(tokens=8, temperature=1.5, seed=8)
-    assert first != [c.tokens for c in generate(MODEL, prompts, image_token=IMAGE, decoding=other)]
+    assert first != [c.tokens for c in generate(MODEL, prompts, decoding=other)]
 
 
 @pytest.mark.parametrize(
@@ -194,24 +194,24 @@ def test_images_that_do_not_fit_their_places_are_refused():
     none = Prompt([IMAGE] * PLACES)
     for wrong in (short, none, Prompt([])):
         with pytest.raises(ValueError, match="image places"):
-            generate(MODEL, [prompt(doc(3)), wrong], image_token=IMAGE, decoding=ENOUGH)
+            generate(MODEL, [prompt(doc(3)), wrong], decoding=ENOUGH)
 
 
 def test_nothing_to_do_is_done():
-    assert generate(MODEL, [], image_token=IMAGE, decoding=ENOUGH) == []
-    assert score(MODEL, [], image_token=IMAGE) == []
-    nothing = generate(MODEL, [prompt(doc(3))], image_token=IMAGE, decoding=Decoding(tokens=0))
+    assert generate(MODEL, [], decoding=ENOUGH) == []
+    assert score(MODEL, []) == []
+    nothing = generate(MODEL, [prompt(doc(3))], decoding=Decoding(tokens=0))
     assert [c.tokens for c in nothing] == [[]]
 
 
 def test_a_score_needs_a_place_to_start_from():
     for given_prompt, continuation in ((Prompt([]), [5]), (prompt(doc(3)), [])):
         with pytest.raises(ValueError, match="empty"):
-            score(MODEL, [(given_prompt, continuation)], image_token=IMAGE)
+            score(MODEL, [(given_prompt, continuation)])
 
 
 def test_a_full_session_says_so():
-    session = Session(MODEL, rows=1, places=8, image_token=IMAGE)
+    session = Session(MODEL, rows=1, places=8)
     session.admit([prompt(doc(3))], [0])
     with pytest.raises(ValueError, match="0 free rows"):
         session.admit([prompt(doc(3))], [1])

@@ -102,6 +102,6 @@ def test_smollm2_writes_what_transformers_reads_out_of_the_same_file(smollm2, tm
     golden = json.loads(GOLDEN.read_text())
     assert [tokenizer.encode(one["prompt"]) for one in golden[:4]] == [one["ids"] for one in golden[:4]]
     prompts = [Prompt(one["ids"]) for one in golden]
-    said = generate(model.eval(), prompts, image_token=tokenizer.image, decoding=Decoding(tokens=64))
+    said = generate(model.eval(), prompts, decoding=Decoding(tokens=64))
     for one, completion in zip(golden, said, strict=True):
         assert tokenizer._inner.decode(completion.tokens, skip_special_tokens=False) == one["text"]

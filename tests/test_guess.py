@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import IMAGE, doc
+from small import doc
 from test_generate import MODEL, PROMPTS, prompt, written_without_cache
 
 from mm1.generate import engine, threads
@@ -42,7 +42,7 @@ def test_any_guess_leaves_the_text(prompts, rows, data):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "Guesses", Drawn)
-        ours = Engine(MODEL, image_token=IMAGE, rows=rows)
+        ours = Engine(MODEL, rows=rows)
         found = ours.generate(prompts, NINE)
         again = ours.generate(prompts, NINE)  # rows remember what was guessed wrongly, and must not believe it
     assert [one.tokens for one in found] == [one.tokens for one in again] == whole
@@ -58,10 +58,10 @@ def test_guesses_save_passes_where_a_text_repeats(temperature, monkeypatch):
     passes: list[int] = []
     step = Session.step
     monkeypatch.setattr(Session, "step", lambda self, tokens: passes.append(len(tokens)) or step(self, tokens))
-    guessed = Engine(MODEL, image_token=IMAGE, rows=2).generate(prompts, decoding)
+    guessed = Engine(MODEL, rows=2).generate(prompts, decoding)
     with_guesses = len(passes)
     monkeypatch.setattr(Guesses, "next", lambda self, contents, *, most: {row: [] for row in contents})
-    plain = Engine(MODEL, image_token=IMAGE, rows=2).generate(prompts, decoding)
+    plain = Engine(MODEL, rows=2).generate(prompts, decoding)
     assert [one.tokens for one in guessed] == [one.tokens for one in plain]
     assert [one.log_probability for one in guessed] == pytest.approx([one.log_probability for one in plain], abs=1e-4)
     if not temperature:

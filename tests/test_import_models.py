@@ -60,11 +60,11 @@ def published(folder, kind: str, vision, text, **settings):
 def our_logits(made, pixels_NCYX: torch.Tensor, tokens: list[int]) -> torch.Tensor:
     """Of a picture, then `tokens`; over the rows that they have too."""
     loaded = load_for_use(made.folder)
-    places = [loaded.tokenizer.image] * loaded.run.data.image_tokens
+    places = [loaded.tokenizer.image] * loaded.run.model.connector.tokens
     with torch.no_grad():
         features_NSD = loaded.model.encode_images(pixels_NCYX)
         tokens_BT = torch.tensor([[*places, *tokens]])
-        x_BTD = loaded.model.embed(tokens_BT, features_NSD, image_token=loaded.tokenizer.image)
+        x_BTD = loaded.model.embed(tokens_BT, features_NSD)
         hidden_BTD = loaded.model.decoder(x_BTD, torch.arange(tokens_BT.shape[1])[None])
         return loaded.model.decoder.logits(hidden_BTD)[..., : TEXT["vocab_size"]]
 
@@ -130,7 +130,7 @@ def test_an_imported_llava_answers_trains_and_is_started_from(tmp_path, stores):
     assert all(torch.equal(x, trained[name]) for name, x in before.items())
     other = run.model_copy(deep=True)
     other.start_from = {"vision": str(made), "decoder": str(made)}
-    other.model.connector.kind, other.model.connector.tokens, other.data.image_tokens = "average", 4, 4
+    other.model.connector.kind, other.model.connector.tokens = "average", 4
     part = load_for_use(train_run(other, tmp_path / "other")).model.state_dict()
     assert all(torch.equal(x, part[name]) for name, x in before.items() if not name.startswith("connector."))
 

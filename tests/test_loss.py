@@ -45,7 +45,7 @@ def gradients(made: MLLM, objective: torch.Tensor) -> dict[str, torch.Tensor]:
 def with_whole_logits(made: MLLM, rows: Batch, *, z_loss_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of each place, and the z loss times its weight, summed."""
     learned = rows.targets_BT != IGNORED
-    logits = made.decoder.logits(made.hidden(rows, IMAGE))[learned].float()
+    logits = made.decoder.logits(made.hidden(rows))[learned].float()
     losses = F.cross_entropy(logits, rows.targets_BT[learned], reduction="none")
     return losses, z_loss_weight * logits.exp().sum(-1).log().square().sum()
 
@@ -59,7 +59,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(tie_embeddings, z_loss_wei
         parameter.requires_grad_(not frozen or not name.startswith(frozen))
     losses, z = with_whole_logits(made, rows, z_loss_weight=z_loss_weight)
     wanted = gradients(made, (losses.sum() + z) / len(losses))
-    objective = NextToken(made, ["one", "two"], image=IMAGE, z_loss_weight=z_loss_weight)
+    objective = NextToken(made, ["one", "two"], z_loss_weight=z_loss_weight)
     for at_once in CHUNKS:
         monkeypatch.setitem(loss.LOGITS, "cpu", at_once)
         found = objective.loss(rows)
@@ -81,7 +81,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(tie_embeddings, z_loss_wei
 def test_parts_of_a_batch_add_up_to_it(monkeypatch):
     monkeypatch.setitem(loss.LOGITS, "cpu", CHUNKS[1])
     made, rows = model(tie_embeddings=True), batch()
-    objective = NextToken(made, ["one", "two"], image=IMAGE, z_loss_weight=0.01)
+    objective = NextToken(made, ["one", "two"], z_loss_weight=0.01)
     whole = objective.loss(rows)
     wanted = gradients(made, whole.objective(weight=whole.weight, rows=3))
     made.zero_grad(set_to_none=True)
@@ -102,7 +102,7 @@ def test_parts_of_a_batch_add_up_to_it(monkeypatch):
 def test_no_trained_place_is_no_loss_and_no_gradient():
     made, rows = model(tie_embeddings=False), batch()
     rows.targets_BT = torch.full_like(rows.targets_BT, IGNORED)
-    found = NextToken(made, ["one", "two"], image=IMAGE, z_loss_weight=0.01).loss(rows)
+    found = NextToken(made, ["one", "two"], z_loss_weight=0.01).loss(rows)
     assert float(found.total) == float(found.z) == found.weight == 0
     assert not any(grad.any() for grad in gradients(made, found.objective(weight=0, rows=3)).values())
 
@@ -116,7 +116,7 @@ def test_low_precision_is_near_and_no_further_off_in_chunks(tie_embeddings, monk
     for at_once in CHUNKS:
         monkeypatch.setitem(loss.LOGITS, "cpu", at_once)
         with torch.autocast("cpu", torch.bfloat16):
-            found = NextToken(made, ["one", "two"], image=IMAGE).loss(rows)
+            found = NextToken(made, ["one", "two"]).loss(rows)
         assert found.total.dtype == found.by_source.dtype == torch.float32
         torch.testing.assert_close(found.total, losses.sum(), rtol=5e-3, atol=0)
         low = gradients(made, found.total)[made_output(tie_embeddings)]

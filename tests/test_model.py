@@ -35,11 +35,11 @@ def weighted(hidden):
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_equals_each_document_alone(kind):
     model = small.model(kind=kind)
-    packed = documents_of(pack(ROWS), model.hidden(pack(ROWS), IMAGE))
+    packed = documents_of(pack(ROWS), model.hidden(pack(ROWS)))
     sum(weighted(hidden) for hidden in packed).backward()
     together = gradients(model)
     model.zero_grad()
-    alone = [model.hidden(pack([[d]]), IMAGE)[0] for row in ROWS for d in row]
+    alone = [model.hidden(pack([[d]]))[0] for row in ROWS for d in row]
     sum(weighted(hidden) for hidden in alone).backward()
     for a, b in zip(packed, alone, strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
@@ -119,12 +119,12 @@ def test_documents_of_neighbouring_rows_stay_apart():
 def test_an_image_changes_only_its_own_document():
     model = small.model()
     batch = pack(ROWS)
-    before = documents_of(batch, model.hidden(batch, IMAGE))
+    before = documents_of(batch, model.hidden(batch))
     owners = [index for index, d in enumerate(d for row in ROWS for d in row) for _ in d.images]
     for n, owner in enumerate(owners):
         batch = pack(ROWS)
         batch.images_NCYX[n] = 255 - batch.images_NCYX[n]
-        after = documents_of(batch, model.hidden(batch, IMAGE))
+        after = documents_of(batch, model.hidden(batch))
         changed = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if not torch.equal(a, b)]
         assert changed == [owner]
 
@@ -132,9 +132,9 @@ def test_an_image_changes_only_its_own_document():
 def test_places_before_an_image_do_not_see_it():
     model = small.model()
     batch = pack([[doc(3, "image", 4, seed=1)]])
-    before = model.hidden(batch, IMAGE)
+    before = model.hidden(batch)
     batch.images_NCYX[0] = 255 - batch.images_NCYX[0]
-    after = model.hidden(batch, IMAGE)
+    after = model.hidden(batch)
     assert torch.equal(before[:, :3], after[:, :3])
     assert not torch.isclose(before[:, 3:], after[:, 3:]).all(-1).any()
 
@@ -143,7 +143,7 @@ def test_image_places_take_the_features_in_order():
     model = small.model()
     batch = pack(ROWS, padding_images=2)
     features_NSD = model.encode_images(batch.images_NCYX)
-    x_BTD = model.embed(batch.tokens_BT, features_NSD, image_token=IMAGE)
+    x_BTD = model.embed(batch.tokens_BT, features_NSD)
     at_image_BT = batch.tokens_BT == IMAGE
     assert torch.equal(x_BTD[at_image_BT], features_NSD[: batch.images].flatten(0, 1))
     assert torch.equal(x_BTD[~at_image_BT], model.decoder.embed(batch.tokens_BT[~at_image_BT]))
@@ -155,7 +155,7 @@ def test_without_images_the_encoder_gets_zero_gradients(kind, padding_images):
     model = small.model(kind=kind)
     encoded = []
     model.vision.register_forward_pre_hook(lambda _, inputs: encoded.append(len(inputs[0])))
-    model.hidden(pack([[doc(5), doc(7)]], padding_images=padding_images), IMAGE).square().sum().backward()
+    model.hidden(pack([[doc(5), doc(7)]], padding_images=padding_images)).square().sum().backward()
     assert encoded == [max(padding_images, 1)]
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -167,7 +167,7 @@ def test_padding_changes_nothing():
     results = []
     for batch in (pack(ROWS), pack([*ROWS, []], places=70, padding_images=3)):
         model.zero_grad()
-        hidden = documents_of(batch, model.hidden(batch, IMAGE))
+        hidden = documents_of(batch, model.hidden(batch))
         sum(weighted(x) for x in hidden).backward()
         results.append((hidden, gradients(model)))
     (plain, plain_gradients), (padded, padded_gradients) = results
@@ -185,7 +185,7 @@ def test_the_backward_is_bitwise_repeatable():
         runs = []
         for _ in range(3):
             model = small.model(kind="c_abstractor")
-            model.hidden(pack(ROWS * 4), IMAGE).square().sum().backward()
+            model.hidden(pack(ROWS * 4)).square().sum().backward()
             runs.append(gradients(model))
     finally:
         torch.set_num_threads(before)
@@ -241,7 +241,7 @@ def test_parameters_behind_the_feature_layer_rest():
     config.vision.feature_layer = -2
     model = MLLM(config)
     model.initialise(0)
-    model.hidden(pack(ROWS), IMAGE).square().sum().backward()
+    model.hidden(pack(ROWS)).square().sum().backward()
     for name, parameter in model.named_parameters():
         rests = name.startswith(("vision.blocks.1.", "vision.norm."))
         assert parameter.requires_grad != rests, name
@@ -309,12 +309,12 @@ def test_counted_parameters_are_those_built(function):
 def test_bf16_is_near_fp32(kind, autocast):
     """Both ways to it: weights in bf16 (FSDP's mixed precision, serving), and autocast."""
     model = small.model(kind=kind)
-    exact = model.hidden(pack(ROWS), IMAGE)
+    exact = model.hidden(pack(ROWS))
     if autocast:
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = model.hidden(pack(ROWS), IMAGE)
+            rounded = model.hidden(pack(ROWS))
     else:
-        rounded = model.bfloat16().hidden(pack(ROWS), IMAGE)
+        rounded = model.bfloat16().hidden(pack(ROWS))
         assert rounded.dtype == torch.bfloat16
     real_BT = pack(ROWS).document_BT > 0
     assert (rounded.float() - exact)[real_BT].square().mean() < 1e-3

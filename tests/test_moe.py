@@ -203,7 +203,7 @@ def trained(rows) -> Batch:
 
 def step_gradients(model: MLLM, batches: list) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    objective = NextToken(model, ["all"], image=small.IMAGE)
+    objective = NextToken(model, ["all"])
     weight = sum(objective.weight(batch) for batch in batches)
     rows = sum(len(batch.tokens_BT) for batch in batches)
     for batch in batches:
@@ -234,7 +234,7 @@ def test_an_upcycled_models_first_loss_is_the_dense_ones(every):
     routers = {name: x.clone() for name, x in sparse.state_dict().items() if ".router." in name}
     sparse.load_state_dict(upcycled(dense.state_dict(), sparse.state_dict()))
     batch = trained(small.ROWS)
-    ours, theirs = (NextToken(m, ["all"], image=small.IMAGE).loss(batch).total for m in (sparse, dense))
+    ours, theirs = (NextToken(m, ["all"]).loss(batch).total for m in (sparse, dense))
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-6)
     assert all(torch.equal(sparse.state_dict()[name], x) for name, x in routers.items())
 

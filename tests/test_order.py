@@ -13,6 +13,7 @@ import pytest
 from mm1.config.base import ConfigError
 from mm1.config.run import DataConfig, SourceConfig, Stage, parse
 from mm1.data.loader import Rows, batches
+from mm1.data.tiles import TileSpec
 from mm1.document import IGNORED, Batch
 
 BATCH, MICRO = 24, 1  # micro-batches that 1, 2, 3, 4 and 8 ranks share out evenly
@@ -39,7 +40,7 @@ def index(tmp_path_factory) -> Path:
 
 
 def rows(index: Path, data: DataConfig = SAMPLE) -> Rows:
-    return Rows(data, image_size=24, seed=1, batch_size=BATCH, folder=index / data.unit)
+    return Rows(data, tile=TileSpec(24, 16), seed=1, batch_size=BATCH, folder=index / data.unit)
 
 
 def digest(batch: Batch) -> str:
@@ -89,7 +90,10 @@ def test_rows_hold_the_images_the_plan_counts(index):
 
 def test_the_sample_fills_its_rows(index):
     made = Rows(
-        SAMPLE.model_copy(update={"sequence_length": 4096, "max_images": 64}), image_size=24, seed=1, batch_size=1
+        SAMPLE.model_copy(update={"sequence_length": 4096, "max_images": 64}),
+        tile=TileSpec(24, 16),
+        seed=1,
+        batch_size=1,
     )
     for source in made.sources:
         places = int(source.spans.length.sum())
@@ -114,10 +118,10 @@ def _rows_of(made: Rows, origin: int, count: int) -> list[int]:
 
 
 def test_what_was_measured_is_kept_and_gives_the_same_rows(index, tmp_path, monkeypatch):
-    first = Rows(SAMPLE, image_size=24, seed=1, batch_size=BATCH, folder=tmp_path)
+    first = Rows(SAMPLE, tile=TileSpec(24, 16), seed=1, batch_size=BATCH, folder=tmp_path)
     unkept = rows(index)
     monkeypatch.setattr("mm1.data.index.encode_many", None)  # a second start reads no text
-    second = Rows(SAMPLE, image_size=24, seed=1, batch_size=BATCH, folder=tmp_path)
+    second = Rows(SAMPLE, tile=TileSpec(24, 16), seed=1, batch_size=BATCH, folder=tmp_path)
     sent = pickle.loads(pickle.dumps(second))
     for number in (0, 3, 30, 77, 10**6):
         assert len({digest(made.batch([number])) for made in (first, second, sent, unkept)}) == 1
@@ -126,10 +130,10 @@ def test_what_was_measured_is_kept_and_gives_the_same_rows(index, tmp_path, monk
 
 def test_another_store_under_the_same_name_is_noticed_and_measured_again(stores, tmp_path, caplog):
     held = tmp_path / "held.lance"
-    data = DataConfig(sources={"held": SourceConfig(store=str(held))}, image_tokens=4, sequence_length=64)
+    data = DataConfig(sources={"held": SourceConfig(store=str(held))}, sequence_length=64)
 
     def open_rows() -> Rows:
-        return Rows(data, image_size=8, seed=0, batch_size=1, folder=tmp_path / "index")
+        return Rows(data, tile=TileSpec(8, 4), seed=0, batch_size=1, folder=tmp_path / "index")
 
     shutil.copytree(stores["text"], held)
     before = open_rows()
@@ -146,10 +150,10 @@ def test_another_store_under_the_same_name_is_noticed_and_measured_again(stores,
 
 @pytest.mark.parametrize("spoiled", ["short column", "no column", "no about", "half an about"])
 def test_a_measure_that_a_crash_spoiled_is_made_again(stores, tmp_path, spoiled):
-    data = DataConfig(sources={"text": SourceConfig(store=str(stores["text"]))}, image_tokens=4, sequence_length=64)
+    data = DataConfig(sources={"text": SourceConfig(store=str(stores["text"]))}, sequence_length=64)
 
     def open_rows() -> Rows:
-        return Rows(data, image_size=8, seed=0, batch_size=1, folder=tmp_path)
+        return Rows(data, tile=TileSpec(8, 4), seed=0, batch_size=1, folder=tmp_path)
 
     expected = digest(open_rows().batch([3]))
     kept = next((tmp_path / "text").glob("*/about.json")).parent

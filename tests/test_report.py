@@ -12,6 +12,7 @@ from conftest import picture
 from mm1.config import run as config
 from mm1.config.run import DataConfig, RunConfig, SourceConfig
 from mm1.data.loader import Rows
+from mm1.data.tiles import TileSpec
 from mm1.document import Batch, Document, Image, Mark, Text
 from mm1.eval.caption_loss import CaptionLoss
 from mm1.eval.harness import Cell, Results, load_task
@@ -260,10 +261,8 @@ def test_a_score_is_above_guessing_only_when_its_interval_is():
 
 @pytest.fixture
 def packed(stores: dict[str, Path]) -> tuple[Batch, Rows]:
-    data = DataConfig(
-        sources={"interleaved": SourceConfig(store=str(stores["interleaved"]))}, sequence_length=384, image_tokens=4
-    )
-    rows = Rows(data, image_size=24, seed=0, batch_size=12)
+    data = DataConfig(sources={"interleaved": SourceConfig(store=str(stores["interleaved"]))}, sequence_length=384)
+    rows = Rows(data, tile=TileSpec(24, 4), seed=0, batch_size=12)
     candidates = (rows.batch([n]) for n in range(rows.sources[0].plan.epoch_rows))
     batch = next(batch for batch in candidates if not batch.document_BT[0, -1])  # one that is not full
     assert int(batch.document_BT.max()) >= 3

@@ -196,7 +196,7 @@ class Planner:
         data = self.run.data
         if self.batch or segment.part not in ("encoder", "connector") or not data.max_images:
             return 1.0
-        return min(1.0, data.sequence_length / 2 / data.image_tokens / data.max_images)
+        return min(1.0, data.sequence_length / 2 / self.run.model.connector.tokens / data.max_images)
 
     def _unit_sizes(self, setup: Setup) -> dict[str, Sizes]:
         """Of every unit; "" is what is in no block."""
@@ -305,7 +305,7 @@ def full_rows(run: RunConfig, rows: int) -> Batch:
     images = rows * data.max_images
     document_BT = torch.ones(rows, data.sequence_length, dtype=torch.int64)
     targets_BT = torch.ones_like(document_BT)
-    targets_BT[:, : min(data.sequence_length, data.max_images * data.image_tokens)] = IGNORED
+    targets_BT[:, : min(data.sequence_length, data.max_images * run.model.connector.tokens)] = IGNORED
     return Batch(
         tokens_BT=torch.zeros_like(document_BT),
         targets_BT=targets_BT,

@@ -179,7 +179,7 @@ def simulate(
 
 def _loss(mllm: MLLM, batch: Batch, *, mask: Mask, places: torch.Tensor, low: bool) -> torch.Tensor:
     """What `NextToken` minimises; it would look into the batch, which has no data here."""
-    x_BTD = mllm.embed(batch.tokens_BT, mllm.encode_images(batch.images_NCYX), image_token=-1)
+    x_BTD = mllm.embed(batch.tokens_BT, mllm.encode_images(batch.images_NCYX))
     hidden_BTD, layers = mllm.decoder.routed(x_BTD, batch.position_BT, mask=mask, real_BT=batch.document_BT > 0)
     targets = batch.targets_BT.flatten()
     at_once = LOGITS["cuda" if low else "cpu"]

@@ -131,6 +131,18 @@ class DecoderConfig(Config):
 
 
 class ModelConfig(Config):
+    """Encoder, connector and decoder.
+
+    `image_token_id` is the token that stands at every position of an image; null: the tokenizer's, which a run fills
+    in when it starts. How many positions an image takes is the connector's `tokens`.
+    """
+
+    image_token_id: int | None = Field(None, ge=0)
     vision: VisionConfig = Field(default_factory=VisionConfig)
     connector: ConnectorConfig = Field(default_factory=ConnectorConfig)
     decoder: DecoderConfig = Field(default_factory=DecoderConfig)
+
+    @property
+    def image_token(self) -> int:
+        """`image_token_id`, or -1, which no position holds."""
+        return -1 if self.image_token_id is None else self.image_token_id

@@ -20,8 +20,12 @@ FIELDS = {
 }
 """Fields of a run, by the last part of their dotted name."""
 
-Z_WEIGHTS = {"z_weight": "z_loss_weight", "model.decoder.sparse.z_weight": "model.decoder.sparse.router_z_weight"}
-"""One old name, two fields: by the whole dotted name."""
+WHOLE_NAMES = {
+    "z_weight": "z_loss_weight",
+    "model.decoder.sparse.z_weight": "model.decoder.sparse.router_z_weight",
+    "data.image_tokens": "model.connector.tokens",
+}
+"""Fields of a run, by their whole dotted name."""
 
 PREPARE_FIELDS = {
     "smallest": "min_side",
@@ -44,7 +48,7 @@ OPTIONS = {
 
 def new_name(dotted: str) -> str | None:
     """The present name of a run's field that 0.1 called `dotted`; None where it had no such field."""
-    if dotted in Z_WEIGHTS:
-        return Z_WEIGHTS[dotted]
+    if dotted in WHOLE_NAMES:
+        return WHOLE_NAMES[dotted]
     parents, _, last = dotted.rpartition(".")
     return ".".join(filter(None, (parents, FIELDS[last]))) if last in FIELDS else None

@@ -39,17 +39,7 @@ class DataConfig(Config):
     tokenizer: str = "sample"  # a tokenizer.json, a folder with one, or `sample`
     sequence_length: int = Field(512, gt=1)  # T, places of a row
     max_images: int = Field(32, ge=0)  # images a row may hold at most
-    image_tokens: int = Field(16, ge=1)  # S, places an image takes
     workers: int = Field(1, ge=0)
-
-    @model_validator(mode="after")
-    def _fits(self) -> "DataConfig":
-        if self.image_tokens + 2 > self.sequence_length:
-            raise ValueError(
-                f"an image takes {self.image_tokens} places and a document two more, but sequence_length is "
-                f"{self.sequence_length}; raise data.sequence_length or lower data.image_tokens"
-            )
-        return self
 
     @model_validator(mode="after")
     def _deals(self) -> "DataConfig":
@@ -148,6 +138,13 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _agrees(self) -> "RunConfig":
+        tokens, length = self.model.connector.tokens, self.data.sequence_length
+        if self.data.max_images and tokens + 2 > length:
+            raise ValueError(
+                f"an image takes {tokens} positions and a document two more, but sequence_length is {length}; "
+                "raise data.sequence_length, lower model.connector.tokens, or set data.max_images=0 where there are "
+                "no images"
+            )
         if self.batch_size % self.micro_batch_size:
             divisor = max(n for n in range(1, self.micro_batch_size + 1) if self.batch_size % n == 0)
             raise ValueError(

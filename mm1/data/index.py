@@ -27,6 +27,7 @@ from mm1.config.run import DataConfig
 from mm1.data.encode import cut, encode_many
 from mm1.data.plan import DTYPES, WINDOW, Packing, Plan, Spans, Table, joined, pack_windows, typed
 from mm1.data.store import Store
+from mm1.data.tiles import TileSpec
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import Encoded
 
@@ -67,6 +68,7 @@ def open_source(
     tokenizer: Tokenizer,
     *,
     data: DataConfig,
+    tile: TileSpec,
     seed: tuple[int, ...],
     only: str = "*",
     folder: Path | None = None,
@@ -80,14 +82,14 @@ def open_source(
     """
     dropped: Counter[str] = Counter()
     limits = {"sequence_length": data.sequence_length, "max_images": data.max_images}
-    parts = _measured(name, store, tokenizer, data=data, only=only, dropped=dropped)
+    parts = _measured(name, store, tokenizer, data=data, tile=tile, only=only, dropped=dropped)
     if folder is None:
         spans = joined(Spans, parts)
         packing = joined(Packing, pack_windows(spans, **limits))
         source = Source(name, store, Plan(spans, packing, seed=seed), dict(+dropped))
     else:
         key = {"format": FORMAT, "window": WINDOW, "store": store.fingerprint(), "tokenizer": tokenizer.fingerprint}
-        key |= limits | {"image_tokens": data.image_tokens, "only": only}
+        key |= limits | {"image_tokens": tile.tokens, "only": only}
         kept = folder / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
         _warn_of_others(name, folder, key)
         if not _whole(kept):
@@ -104,7 +106,7 @@ def open_source(
 
 
 def _measured(
-    name: str, store: Store, tokenizer: Tokenizer, *, data: DataConfig, only: str, dropped: Counter[str]
+    name: str, store: Store, tokenizer: Tokenizer, *, data: DataConfig, tile: TileSpec, only: str, dropped: Counter[str]
 ) -> Iterator[Spans]:
     """The spans of the store's documents, a thousand documents at a time."""
     breaks = tokenizer.breaks()
@@ -112,11 +114,11 @@ def _measured(
     documents = ((p, d) for p, d in enumerate(store.scan(with_images=False)) if fnmatchcase(d.source, only))
     while part := list(islice(documents, 1024)):
         spans: list[tuple[int, ...]] = []
-        encodings = encode_many([document for _, document in part], tokenizer, image_tokens=data.image_tokens)
+        encodings = encode_many([document for _, document in part], tokenizer, image_tokens=tile.tokens)
         for (position, _), encoded in zip(part, encodings, strict=True):
             if encoded.images and not data.max_images:
                 raise ValueError(f"source {name!r} has images but data.max_images is 0; set it to 1 or more")
-            cuts = _taught(encoded, breaks, image=tokenizer.image, data=data, dropped=dropped)
+            cuts = _taught(encoded, breaks, image=tokenizer.image, data=data, tile=tile, dropped=dropped)
             spans += [(position, *span) for span in cuts]
         if spans:
             found = True
@@ -130,7 +132,7 @@ def _measured(
 
 
 def _taught(
-    encoded: Encoded, breaks: np.ndarray, *, image: int, data: DataConfig, dropped: Counter[str]
+    encoded: Encoded, breaks: np.ndarray, *, image: int, data: DataConfig, tile: TileSpec, dropped: Counter[str]
 ) -> list[tuple[int, int, int, int]]:
     """Start, length, images and trained tokens of the document's spans that teach something."""
     if not encoded.train.any():
@@ -140,7 +142,7 @@ def _taught(
         encoded,
         breaks,
         image=image,
-        image_tokens=data.image_tokens,
+        image_tokens=tile.tokens,
         sequence_length=data.sequence_length,
         max_images=data.max_images,
     )

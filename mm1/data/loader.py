@@ -22,6 +22,7 @@ from mm1.data.index import Source, open_source
 from mm1.data.microbatches import micro_batches, of_rank, padded
 from mm1.data.mixture import Mixture, row_shares
 from mm1.data.store import StoreError, open_store
+from mm1.data.tiles import TileSpec, tile_spec
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import IGNORED, Batch, Encoded
 
@@ -33,7 +34,7 @@ class Rows:
         self,
         data: DataConfig,
         *,
-        image_size: int,
+        tile: TileSpec,
         seed: int,
         batch_size: int,
         stores: dict[str, str] | None = None,
@@ -43,7 +44,7 @@ class Rows:
 
         `stores` (name -> store) replaces the config's sources, one row each in turn: validation.
         """
-        self.data, self.image_size = data, image_size
+        self.data, self.tile = data, tile
         self.tokenizer = load_tokenizer(data.tokenizer)
         named = stores or {name: source.store for name, source in data.sources.items()}
         if not named:
@@ -54,6 +55,7 @@ class Rows:
                 open_store(store, tokens=self.tokenizer.fingerprint),
                 self.tokenizer,
                 data=data,
+                tile=tile,
                 seed=(seed, 2, number),
                 only="*" if stores else data.sources[name].only,
                 folder=folder / name if folder else None,
@@ -124,7 +126,7 @@ class Rows:
         numbers = source.plan.row(k)
         spans = source.spans
         documents = source.store.take(spans.document[numbers].tolist())
-        encoded = encode_many(documents, self.tokenizer, image_tokens=self.data.image_tokens)
+        encoded = encode_many(documents, self.tokenizer, image_tokens=self.tile.tokens)
         for number, document, whole in zip(numbers.tolist(), documents, encoded, strict=True):
             start = int(spans.start[number])
             part = self._slice(whole, start, start + int(spans.length[number]))
@@ -132,22 +134,22 @@ class Rows:
 
     def _slice(self, whole: Encoded, start: int, stop: int) -> Encoded:
         places = whole.tokens == self.tokenizer.image
-        before = int(places[:start].sum()) // self.data.image_tokens
-        inside = int(places[start:stop].sum()) // self.data.image_tokens
+        before = int(places[:start].sum()) // self.tile.tokens
+        inside = int(places[start:stop].sum()) // self.tile.tokens
         images = whole.images[before : before + inside]
         return Encoded(whole.tokens[start:stop], whole.train[start:stop], images)
 
     def _pixels(self, data: bytes, name: str, broken: list[str]) -> np.ndarray:
         try:
-            return load(data, self.image_size)
+            return load(data, self.tile.size)
         except ImageError as error:
             broken.append(f"{name}: {error}")
-            return np.full((3, self.image_size, self.image_size), 128, np.uint8)
+            return np.full((3, self.tile.size, self.tile.size), 128, np.uint8)
 
     def _stack(self, pictures: list[np.ndarray]) -> torch.Tensor:
         """All pictures, and black ones up to the next of few sizes; none in a run that allows no images."""
         size = padded(len(pictures)) if self.data.max_images else 0
-        images_NCYX = torch.empty(size, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        images_NCYX = torch.empty(size, 3, self.tile.size, self.tile.size, dtype=torch.uint8)
         for number, picture in enumerate(pictures):
             images_NCYX[number] = torch.from_numpy(picture)
         images_NCYX[len(pictures) :] = 0
@@ -161,7 +163,7 @@ def rows_of(run: RunConfig, folder: Path, *, held_out: dict[str, str] | None = N
     """
     return Rows(
         run.data,
-        image_size=run.model.vision.image_size,
+        tile=tile_spec(run.model),
         seed=0 if held_out else run.seed,
         batch_size=run.batch_size,
         stores=held_out,

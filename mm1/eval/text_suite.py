@@ -80,7 +80,7 @@ class TextModel(TemplateLM):
         found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
         for start in range(0, len(order), self.ours.rows):
             places = order[start : start + self.ours.rows]
-            scores = score(self.ours.model, [pairs[n] for n in places], image_token=self.ours.tokenizer.image)
+            scores = score(self.ours.model, [pairs[n] for n in places])
             for place, one in zip(places, scores, strict=True):
                 found[place] = (one.log_probability, one.greedy)
         return found

@@ -29,7 +29,6 @@ def search_all(
     model: MLLM,
     prompts: Sequence[Prompt],
     *,
-    image_token: int,
     decoding: Decoding,
     beams: Beams,
     features: Features | None = None,
@@ -40,20 +39,19 @@ def search_all(
         return []
     features = features or Features(model)
     image_tokens = model.config.connector.tokens
-    contents = [content(prompt, image_token=image_token, image_tokens=image_tokens) for prompt in prompts]
+    contents = [content(prompt, model.config) for prompt in prompts]
     shared = min(common_prefix(contents[0], other[:-1]) for other in contents)  # the last place's logits are wanted
     shared = whole_images(contents[0], shared, image_tokens=image_tokens)
     prefixes: list[Prefix] = []
     if shared >= LEAST and len(prompts) > 1:
         first, whole = prompts[0], contents[0]
-        prefixes = [begun(model, first, whole, places=shared, features=features, image_token=image_token)]
+        prefixes = [begun(model, first, whole, places=shared, features=features)]
     found = []
     for number, prompt in enumerate(prompts):
         found.append(
             search(
                 model,
                 prompt,
-                image_token=image_token,
                 decoding=decoding,
                 beams=beams,
                 features=features,
@@ -69,7 +67,6 @@ def search(
     model: MLLM,
     prompt: Prompt,
     *,
-    image_token: int,
     decoding: Decoding,
     beams: Beams,
     features: Features | None = None,
@@ -84,7 +81,7 @@ def search(
         ValueError: images that don't fill their places.
     """
     features = features or Features(model)
-    segment, logits_V = prefill(model, prompt, features=features, image_token=image_token, prefixes=prefixes)
+    segment, logits_V = prefill(model, prompt, features=features, prefixes=prefixes)
     shared = [*(prefix.segment for prefix in prefixes), segment]
     start = sum(one.places for one in shared)
     width = beams.width
@@ -94,7 +91,7 @@ def search(
     going = [Completion()]
     logits_BV = logits_V[None]
     for length in range(1, decoding.tokens + 1):
-        found = _continued(going, logits_BV, count=_candidates(decoding, width), image_token=image_token)
+        found = _continued(going, logits_BV, count=_candidates(decoding, width), image_token=model.config.image_token)
         parents: list[int] = []
         nexts: list[Completion] = []
         for parent, token, log_probability in found:

@@ -62,8 +62,8 @@ class Engine:
     what a place gets depend on its neighbours: with them nothing here is exact.
     """
 
-    def __init__(self, model: MLLM, *, image_token: int, rows: int = 32, features: Features | None = None):
-        self.model, self.image_token, self.rows = model, image_token, rows
+    def __init__(self, model: MLLM, *, rows: int = 32, features: Features | None = None):
+        self.model, self.rows = model, rows
         self.features = features or Features(model)
         self.session: Session | None = None
         self.prefilled = 0  # places of prefixes that went through the decoder
@@ -81,7 +81,7 @@ class Engine:
             ValueError: a prompt whose images don't fill their places.
         """
         decodings = [decoding] * len(prompts) if isinstance(decoding, Decoding) else list(decoding)
-        writing = _Writing(decodings, image_token=self.image_token)
+        writing = _Writing(decodings, image_token=self.model.config.image_token)
         waiting = self._requests(prompts)
         for request in waiting:
             request.tokens = decodings[request.number].tokens
@@ -151,7 +151,9 @@ class Engine:
             numbers, wanted = [request.number for request in wave], [request.wanted for request in wave]
             hidden_AD = self.session.admit([request.prompt for request in wave], numbers, wanted=wanted)
             for number, hidden_TD in zip(numbers, hidden_AD.split(wanted), strict=True):
-                scores[number] = _score(self._logits(hidden_TD), pairs[number][1], image_token=self.image_token)
+                scores[number] = _score(
+                    self._logits(hidden_TD), pairs[number][1], image_token=self.model.config.image_token
+                )
                 self.session.release(number)
         return [one for one in scores if one is not None]
 
@@ -160,11 +162,8 @@ class Engine:
             return self.model.decoder.logits(hidden_BD).float()
 
     def _requests(self, prompts: Sequence[Prompt]) -> list[_Request]:
-        image_tokens = self.model.config.connector.tokens
-        return [
-            _Request(number, prompt, content(prompt, image_token=self.image_token, image_tokens=image_tokens))
-            for number, prompt in enumerate(prompts)
-        ]
+        config = self.model.config
+        return [_Request(number, prompt, content(prompt, config)) for number, prompt in enumerate(prompts)]
 
     def _ready(self, requests: list[_Request]) -> list[_Request]:
         """The requests in the order they are best begun in, after a session was made that has room for each."""
@@ -207,7 +206,6 @@ class Engine:
                 requests[0].content,
                 places=shared,
                 features=self.features,
-                image_token=self.image_token,
             )
             self.prefilled += shared
         self.session = None  # its memory, before the next one's
@@ -215,7 +213,6 @@ class Engine:
             self.model,
             rows=self.rows,
             places=longest - (shared if prefix else 0),
-            image_token=self.image_token,
             features=self.features,
             prefix=prefix,
         )
@@ -244,17 +241,16 @@ def generate(
     model: MLLM,
     prompts: Sequence[Prompt],
     *,
-    image_token: int,
     decoding: Decoding | Sequence[Decoding],
     rows: int | None = None,
 ) -> list[Completion]:
     """A completion of every prompt, `rows` (else all) written side by side."""
-    return Engine(model, image_token=image_token, rows=rows or max(1, len(prompts))).generate(prompts, decoding)
+    return Engine(model, rows=rows or max(1, len(prompts))).generate(prompts, decoding)
 
 
-def score(model: MLLM, pairs: Sequence[tuple[Prompt, Sequence[int]]], *, image_token: int) -> list[Score]:
+def score(model: MLLM, pairs: Sequence[tuple[Prompt, Sequence[int]]]) -> list[Score]:
     """How likely each continuation is after its prompt."""
-    return Engine(model, image_token=image_token).score(pairs)
+    return Engine(model).score(pairs)
 
 
 class _Writing:

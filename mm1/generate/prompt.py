@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mm1.config.model import ModelConfig
 from mm1.model.mllm import MLLM
 
 FEATURE_MEMORY = 2 << 30
@@ -39,7 +40,7 @@ class Prompt:
     images: Sequence[Picture] = ()
 
 
-def content(prompt: Prompt, *, image_token: int, image_tokens: int) -> np.ndarray:
+def content(prompt: Prompt, config: ModelConfig) -> np.ndarray:
     """What stands at each place, as int64: a token, or below 0 a number of the picture's name.
 
     Two prompts whose contents begin alike have the same keys and values there.
@@ -48,7 +49,8 @@ def content(prompt: Prompt, *, image_token: int, image_tokens: int) -> np.ndarra
         ValueError: the images don't fill the image places, or there is no token at all.
     """
     found = np.array(prompt.tokens, np.int64)
-    places = found == image_token
+    image_tokens = config.connector.tokens
+    places = found == config.image_token
     if places.sum() != len(prompt.images) * image_tokens or not len(found):
         raise ValueError(
             f"a prompt has {len(found)} tokens, of them {places.sum()} image places, and {len(prompt.images)} images "
@@ -100,9 +102,7 @@ class Features:
         return found
 
 
-def embed_from(
-    model: MLLM, prompts: Sequence[Prompt], starts: Sequence[int], *, features: Features, image_token: int
-) -> torch.Tensor:
+def embed_from(model: MLLM, prompts: Sequence[Prompt], starts: Sequence[int], *, features: Features) -> torch.Tensor:
     """The decoder's input [B, T, D] for each prompt's places from its start on, filled up with its last one.
 
     A start never falls inside an image's places.
@@ -111,14 +111,14 @@ def embed_from(
     news = [prompt.tokens[start:] for prompt, start in zip(prompts, starts, strict=True)]
     pictures: list[Picture] = []
     for prompt, tokens in zip(prompts, news, strict=True):
-        count = sum(token == image_token for token in tokens) // image_tokens
+        count = sum(token == model.config.image_token for token in tokens) // image_tokens
         pictures += prompt.images[len(prompt.images) - count :]
     weight = model.decoder.embedding.weight
     longest = max(map(len, news))
-    other = 0 if image_token else 1  # any token but the image's: it is replaced below
+    other = 0 if model.config.image_token else 1  # any token but the image's: it is replaced below
     rows = [[*tokens, *[other] * (longest - len(tokens))] for tokens in news]
     tokens_BT = torch.tensor(rows, device=weight.device)
-    x_BTD = model.embed(tokens_BT, features.of(pictures), image_token=image_token)
+    x_BTD = model.embed(tokens_BT, features.of(pictures))
     if all(len(tokens) == longest for tokens in news):
         return x_BTD
     last_B1 = torch.tensor([[len(tokens) - 1] for tokens in news], device=weight.device)

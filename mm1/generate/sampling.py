@@ -116,7 +116,8 @@ def _draw(
 def writable(logits: torch.Tensor, image_token: int) -> torch.Tensor:
     """A copy of the logits without the image token, which stands for pixels that nothing here could give it."""
     logits = logits.clone()
-    logits[..., image_token] = -torch.inf
+    if image_token >= 0:
+        logits[..., image_token] = -torch.inf
     return logits
 
 

@@ -25,11 +25,11 @@ class Prefix:
 
 @torch.inference_mode()
 def prefill(
-    model: MLLM, prompt: Prompt, *, features: Features, image_token: int, prefixes: Sequence[Prefix] = ()
+    model: MLLM, prompt: Prompt, *, features: Features, prefixes: Sequence[Prefix] = ()
 ) -> tuple[Segment, torch.Tensor]:
     """Keys and values of the places of `prompt` behind `prefixes`, and the last place's logits [V]."""
     start = sum(prefix.segment.places for prefix in prefixes)
-    x_1TD = embed_from(model, [prompt], [start], features=features, image_token=image_token)
+    x_1TD = embed_from(model, [prompt], [start], features=features)
     places = x_1TD.shape[1]
     shared = [prefix.segment for prefix in prefixes]
     cache = Cache.empty(model.decoder.config, rows=1, places=places, like=x_1TD, shared=shared)
@@ -38,13 +38,11 @@ def prefill(
     return cache.segment(), model.decoder.logits(hidden_1TD[0, -1]).float()
 
 
-def begun(
-    model: MLLM, prompt: Prompt, whole: np.ndarray, *, places: int, features: Features, image_token: int
-) -> Prefix:
+def begun(model: MLLM, prompt: Prompt, whole: np.ndarray, *, places: int, features: Features) -> Prefix:
     """The first `places` of `prompt`, whose content is `whole`; they tear no picture apart."""
     images = int((whole[:places] < 0).sum()) // model.config.connector.tokens
     start = Prompt(prompt.tokens[:places], prompt.images[:images])
-    segment, _ = prefill(model, start, features=features, image_token=image_token)
+    segment, _ = prefill(model, start, features=features)
     return Prefix(whole[:places], segment)
 
 
@@ -62,11 +60,10 @@ class Session:
         *,
         rows: int,
         places: int,
-        image_token: int,
         features: Features | None = None,
         prefix: Prefix | None = None,
     ):
-        self.model, self.image_token, self.rows, self.places = model, image_token, rows, places
+        self.model, self.rows, self.places = model, rows, places
         self.features = features or Features(model)
         self.prefix = prefix
         self.before = prefix.segment.places if prefix else 0
@@ -88,7 +85,7 @@ class Session:
 
     def content(self, prompt: Prompt) -> np.ndarray:
         """What stands at each place of `prompt`: see `prompt.content`."""
-        return content(prompt, image_token=self.image_token, image_tokens=self.model.config.connector.tokens)
+        return content(prompt, self.model.config)
 
     def known(self, whole: np.ndarray) -> int:
         """How many places of a prompt's content would not be computed again."""
@@ -160,7 +157,7 @@ class Session:
     def _compute(self, prompts: Sequence[Prompt], starts: Sequence[int], rows: list[int]) -> torch.Tensor:
         """Hidden states [B, T, D] of the prompts' places from the starts on, which stand in `rows` afterwards."""
         whole = [self.before + start for start in starts]
-        x_BTD = embed_from(self.model, prompts, whole, features=self.features, image_token=self.image_token)
+        x_BTD = embed_from(self.model, prompts, whole, features=self.features)
         ends = [len(prompt.tokens) for prompt in prompts]
         start_B1, last_B1 = (torch.tensor(x, device=self.device)[:, None] for x in (whole, [end - 1 for end in ends]))
         position_BT = start_B1 + torch.arange(x_BTD.shape[1], device=self.device)

@@ -26,7 +26,7 @@ class Writer:
 
     def __init__(self, model: MLLM, tokenizer: Tokenizer, *, rows: int):
         self.tokenizer = tokenizer
-        self.engine = Engine(model, image_token=tokenizer.image, rows=rows)
+        self.engine = Engine(model, rows=rows)
         self.image_tokens = model.config.connector.tokens
         self._image_size = model.config.vision.image_size
 
@@ -57,7 +57,6 @@ class Writer:
             completions = search_all(
                 self.engine.model,
                 asked,
-                image_token=self.tokenizer.image,
                 decoding=decoding,
                 beams=Beams(beams),
                 features=self.engine.features,

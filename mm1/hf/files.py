@@ -38,7 +38,7 @@ def modelling_file() -> Path:
     return Path(__file__).with_name("modeling_mm1.py")
 
 
-def own_config(config: ModelConfig, *, part: str, image: int, places: int) -> dict[str, Any]:
+def own_config(config: ModelConfig, *, part: str, places: int) -> dict[str, Any]:
     """A config.json for the modelling file; the model itself stands in the record beside it.
 
     Raises:
@@ -69,7 +69,7 @@ def own_config(config: ModelConfig, *, part: str, image: int, places: int) -> di
         "num_key_value_heads": decoder.kv_heads,
         "head_dim": decoder.head_width,
         "max_position_embeddings": places,
-        "image_token_id": image,
+        "image_token_id": config.image_token_id,
     }
 
 

@@ -55,8 +55,8 @@ def llava_config_from_hf(theirs: dict[str, Any]) -> ModelConfig:
     return ModelConfig(vision=vision, connector=ConnectorConfig(kind="mlp", tokens=vision.grid**2), decoder=decoder)
 
 
-def llava_config_to_hf(config: ModelConfig, *, places: int, image: int) -> dict[str, Any]:
-    """The config of the LLaVA that `config` is; `places` is the longest text, `image` the image token.
+def llava_config_to_hf(config: ModelConfig, *, places: int) -> dict[str, Any]:
+    """The config of the LLaVA that `config` is; `places` is the longest text.
 
     Raises:
         ValueError: it is none, and why.
@@ -78,8 +78,8 @@ def llava_config_to_hf(config: ModelConfig, *, places: int, image: int) -> dict[
         "vision_feature_select_strategy": _SELECT[encoder["model_type"]],
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
-        "image_token_index": image,
-        "image_token_id": image,
+        "image_token_index": config.image_token_id,
+        "image_token_id": config.image_token_id,
         "image_seq_length": connector.tokens,
         "tie_word_embeddings": config.decoder.tie_embeddings,
     }

@@ -36,9 +36,9 @@ class MLLM(nn.Module):
         """Image tokens [N, S, D] of uint8 images."""
         return self.connector(self.vision(images_NCYX))
 
-    def embed(self, tokens_BT: torch.Tensor, features_NSD: torch.Tensor, *, image_token: int) -> torch.Tensor:
+    def embed(self, tokens_BT: torch.Tensor, features_NSD: torch.Tensor) -> torch.Tensor:
         """The decoder's input [B, T, D]: token embeddings; at the image places image features in order."""
-        image_BT = tokens_BT == image_token
+        image_BT = tokens_BT == self.config.image_token
         # the n-th image place takes the n-th feature; all others take row 0, which gets no gradient
         index_BT = image_BT.flatten().cumsum(0).view_as(tokens_BT) * image_BT
         table = F.pad(features_NSD.flatten(0, 1), (0, 0, 1, 0))
@@ -46,11 +46,11 @@ class MLLM(nn.Module):
         x_BTD = self.decoder.embed(tokens_BT)
         return torch.where(image_BT[..., None], feature_BTD.to(x_BTD.dtype), x_BTD)
 
-    def hidden(self, batch: Batch, image_token: int) -> torch.Tensor:
+    def hidden(self, batch: Batch) -> torch.Tensor:
         """Hidden states [B, T, D] of a packed batch; `decoder.logits` makes logits of them."""
-        return self.routed(batch, image_token)[0]
+        return self.routed(batch)[0]
 
-    def routed(self, batch: Batch, image_token: int) -> tuple[torch.Tensor, list[LayerRouting]]:
+    def routed(self, batch: Batch) -> tuple[torch.Tensor, list[LayerRouting]]:
         """The same, and what the decoder's experts did.
 
         The image encoder runs whatever the batch holds, on a black image if on none, so that all ranks
@@ -61,10 +61,10 @@ class MLLM(nn.Module):
             size = self.config.vision.image_size
             images_NCYX = images_NCYX.new_zeros(1, 3, size, size)
         features_NSD = self.encode_images(images_NCYX)
-        x_BTD = self.embed(batch.tokens_BT, features_NSD, image_token=image_token)
+        x_BTD = self.embed(batch.tokens_BT, features_NSD)
         mask = document_mask(batch.document_BT)
         return self.decoder.routed(x_BTD, batch.position_BT, mask=mask, real_BT=batch.document_BT > 0)
 
-    def forward(self, batch: Batch, image_token: int) -> tuple[torch.Tensor, list[LayerRouting]]:
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, list[LayerRouting]]:
         """`routed`: what wrappers such as FSDP hook into."""
-        return self.routed(batch, image_token)
+        return self.routed(batch)

@@ -64,7 +64,7 @@ class ContrastiveModel(nn.Module):
         initialise(self, seed)
         self.log_scale.fill_(0.07).log_().neg_()
 
-    def pairs(self, batch: Batch, image_token: int) -> Pairs:
+    def pairs(self, batch: Batch) -> Pairs:
         """Features of the batch's candidate pairs. The text tower never sees pixels, only the image token."""
         images_NCYX = batch.images_NCYX
         if not len(images_NCYX):
@@ -73,7 +73,7 @@ class ContrastiveModel(nn.Module):
         summary_NE = self.vision.summary(images_NCYX)
         x_BTD = self.decoder.embed(batch.tokens_BT)
         hidden_BTD = self.decoder(x_BTD, batch.position_BT, mask=document_mask(batch.document_BT))
-        spans = _spans(batch, image_token=image_token, images=len(images_NCYX), tokens=self.config.connector.tokens)
+        spans = _spans(batch, self.config, images=len(images_NCYX))
         text_ND = F.embedding(spans.last_N, hidden_BTD.flatten(0, 1))
         return Pairs(
             image_ND=F.normalize(self.image_projection(summary_NE).float(), dim=-1),
@@ -106,9 +106,9 @@ class ContrastiveModel(nn.Module):
             retrieved=((logits_NN.argmax(1) == answer_N) & real_N).sum(),
         )
 
-    def forward(self, batch: Batch, image_token: int) -> ContrastiveLoss:
+    def forward(self, batch: Batch) -> ContrastiveLoss:
         """The loss of one batch, its pairs the only negatives."""
-        return self.loss(self.pairs(batch, image_token))
+        return self.loss(self.pairs(batch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +118,14 @@ class _Spans:
     caption_N: torch.Tensor
 
 
-def _spans(batch: Batch, *, image_token: int, images: int, tokens: int) -> _Spans:
+def _spans(batch: Batch, config: ModelConfig, *, images: int) -> _Spans:
     """Where the documents of the images lie, found without leaving the device."""
     rows, places = batch.tokens_BT.shape
     row_B1 = torch.arange(rows, device=batch.tokens_BT.device)[:, None]
     document = (batch.document_BT + row_B1 * (places + 1)).flatten()  # unique over the batch
-    image = (batch.tokens_BT == image_token).flatten()
+    image = batch.tokens_BT.flatten() == config.image_token
     seen = image.cumsum(0)
-    wanted_N = torch.arange(images, device=seen.device) * tokens + 1
+    wanted_N = torch.arange(images, device=seen.device) * config.connector.tokens + 1
     first_N = torch.searchsorted(seen, wanted_N).clamp(max=len(seen) - 1)  # first place of image n
     exists_N = wanted_N <= seen[-1]
     document_N = document[first_N]
@@ -157,14 +157,14 @@ def _digest(tokens: torch.Tensor, text: torch.Tensor, *, start_N: torch.Tensor, 
 class Contrastive:
     """CLIP's symmetric loss over the picture-text pairs of a batch (arXiv 2103.00020, section 2.3)."""
 
-    def __init__(self, model: ContrastiveModel, sources: list[str], *, image: int):
-        self._model, self.sources, self._image = model, sources, image
+    def __init__(self, model: ContrastiveModel, sources: list[str]):
+        self._model, self.sources = model, sources
 
     def weight(self, batch: Batch) -> int:
         return batch.images
 
     def loss(self, batch: Batch) -> Loss:
-        found = self._model(batch, self._image)
+        found = self._model(batch)
         by_source = torch.zeros(max(1, len(self.sources)), device=found.loss.device)
         by_source[0] = found.loss.detach()  # one batch, one set of negatives: the sources can't be told apart
         weights = torch.zeros_like(by_source)

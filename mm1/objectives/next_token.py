@@ -21,15 +21,15 @@ ALIGNED = 16
 class NextToken:
     """Cross-entropy of the next token, over trained text only (MM1: image places are no targets)."""
 
-    def __init__(self, model: MLLM, sources: list[str], *, image: int, z_loss_weight: float = 0.0):
+    def __init__(self, model: MLLM, sources: list[str], *, z_loss_weight: float = 0.0):
         """`z_loss_weight` weighs the mean over trained tokens of log(sum of exp(logits)) squared (PaLM, section 5)."""
-        self._model, self.sources, self._image, self._z_loss_weight = model, sources, image, z_loss_weight
+        self._model, self.sources, self._z_loss_weight = model, sources, z_loss_weight
 
     def weight(self, batch: Batch) -> int:
         return int((batch.targets_BT != IGNORED).sum())
 
     def loss(self, batch: Batch) -> Loss:
-        hidden_BTD, layers = self._model(batch, self._image)
+        hidden_BTD, layers = self._model(batch)
         targets = batch.targets_BT.flatten()
         learned = (targets != IGNORED).nonzero().squeeze(1)
         found = cross_entropy(

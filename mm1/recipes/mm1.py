@@ -46,7 +46,6 @@ def _pretraining(name: str, model: ModelConfig, *, language: str, root: str) -> 
             tokenizer="tokenizer.json",
             sequence_length=4096,
             max_images=16,
-            image_tokens=144,
         ),
         start_from={"vision": f"{root}/vit_h_14_378", "decoder": language},
         # the law gives 5.9e-5, 4.0e-5 and 2.2e-5 where the paper took 6e-5, 4e-5 and 2e-5

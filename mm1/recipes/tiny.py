@@ -22,7 +22,6 @@ def tiny_encoder() -> RunConfig:
             validation={"captions": "sample:captions-test"},
             sequence_length=512,
             max_images=96,
-            image_tokens=1,
         ),
         optim=OptimConfig(warmup_steps=20),
         steps=150,

@@ -32,12 +32,12 @@ def answer(loaded: Loaded, question: str, *, images: Sequence[Path], tokens: int
 
 def continue_document(loaded: Loaded, document: Document, *, tokens: int) -> str:
     """The model's greedy continuation of an open document, at most `tokens` long."""
-    data, vision = loaded.run.data, loaded.run.model.vision
-    encoded = encode(document, loaded.tokenizer, image_tokens=data.image_tokens, end=False)
-    pixels = [torch.from_numpy(load(image, vision.image_size)) for image in encoded.images]
+    model = loaded.run.model
+    encoded = encode(document, loaded.tokenizer, image_tokens=model.connector.tokens, end=False)
+    pixels = [torch.from_numpy(load(image, model.vision.image_size)) for image in encoded.images]
     given = Prompt(encoded.tokens.tolist(), [picture(pixels_CYX) for pixels_CYX in pixels])
     decoding = Decoding(tokens=tokens, stop_tokens=loaded.tokenizer.ends)
-    (completion,) = generate(loaded.model, [given], image_token=loaded.tokenizer.image, decoding=decoding)
+    (completion,) = generate(loaded.model, [given], decoding=decoding)
     return loaded.tokenizer.decode(completion.tokens).strip()
 
 

@@ -116,10 +116,11 @@ def peak_flops(device: torch.device, precision: torch.dtype) -> float:
 class Meter:
     """Figures of each step, from the moment the one before ended."""
 
-    def __init__(self, run: RunConfig, *, image: int, peak: float):
-        """`image` is the tokenizer's image token; `peak` what the device can do, in FLOP/s."""
+    def __init__(self, run: RunConfig, *, peak: float):
+        """`peak` is what the device can do, in FLOP/s."""
         self._costs, self._peak, self._names = costs(run), peak, list(run.data.sources)
-        self._image, self._image_tokens = image, run.data.image_tokens
+        self._image_tokens = run.model.connector.tokens
+        self._image = run.model.image_token
         self._last = time.perf_counter()
 
     def step(self, batches: list[Batch], *, waited: float) -> dict[str, float]:

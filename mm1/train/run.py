@@ -14,6 +14,7 @@ from mm1.config.base import ConfigError
 from mm1.config.model import SparseConfig
 from mm1.config.run import RunConfig
 from mm1.data.loader import Rows, batches, rows_of
+from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Batch
 from mm1.model.layers import placed_like
 from mm1.model.mllm import MLLM
@@ -59,6 +60,7 @@ def train_run(run: RunConfig, folder: Path) -> Path:
 
 
 def _train_run(run: RunConfig, folder: Path) -> Path:
+    run = _with_image_token(run)
     _same_run(run, folder)
     dist.prepare_process()
     over = layout(run)
@@ -74,6 +76,23 @@ def _train_run(run: RunConfig, folder: Path) -> Path:
         gc.collect()  # it went back: what was trained must leave the memory before it is built again
         found = checkpoint.latest(folder, run.checkpoints.folder)
     return folder
+
+
+def _with_image_token(run: RunConfig) -> RunConfig:
+    """The run with the image token of its tokenizer.
+
+    Raises:
+        ConfigError: the run names another one.
+    """
+    image = load_tokenizer(run.data.tokenizer).image
+    if run.model.image_token_id not in (None, image):
+        raise ConfigError(
+            f"model.image_token_id is {run.model.image_token_id}, but the image token of {run.data.tokenizer} is "
+            f"{image}; leave the field out or give the tokenizer it belongs to"
+        )
+    run = run.model_copy(deep=True)
+    run.model.image_token_id = image
+    return run
 
 
 def _opened(run: RunConfig, folder: Path) -> tuple[Rows, dict[str, Rows]]:
@@ -121,7 +140,7 @@ def _take_up(
     with RunLog(folder, name=folder.name, start=start, steps=run.steps, boards=shown) as run_log:
         records = dist.on_rank_zero(lambda: read_metrics(folder))
         # ranks of one `tensor` line count the same places, and share the work
-        meter = Meter(run, image=rows.tokenizer.image, peak=over.tp * peak_flops(trainer.device, trainer.precision))
+        meter = Meter(run, peak=over.tp * peak_flops(trainer.device, trainer.precision))
         after = _after_step(
             trainer, folder, held_out, start=start, run_log=run_log, meter=meter, saver=saver, ranks=ranks
         )
@@ -167,11 +186,6 @@ def _agree(run: RunConfig, rows: Rows) -> None:
         raise ConfigError(
             f"the tokenizer has {vocabulary} entries; set model.decoder.vocabulary={vocabulary} (is {width})"
         )
-    places, tokens = run.data.image_tokens, run.model.connector.tokens
-    if run.data.max_images and places != tokens:
-        raise ConfigError(
-            f"data.image_tokens is {places} but the connector gives {tokens} tokens an image; make them equal"
-        )
 
 
 def _trainer(run: RunConfig, rows: Rows, over: Layout) -> Trainer:
@@ -182,9 +196,9 @@ def _trainer(run: RunConfig, rows: Rows, over: Layout) -> Trainer:
     with torch.device("meta"):  # no rank need hold the whole model
         model = ContrastiveModel(run.model) if run.objective == "contrastive" else MLLM(run.model)
     if isinstance(model, ContrastiveModel):
-        objective = Contrastive(model, rows.names, image=rows.tokenizer.image)
+        objective = Contrastive(model, rows.names)
     else:
-        objective = NextToken(model, rows.names, image=rows.tokenizer.image, z_loss_weight=run.z_loss_weight)
+        objective = NextToken(model, rows.names, z_loss_weight=run.z_loss_weight)
     freeze(model, run.frozen)
     spread(model, run, over=over, precision=precision)
     materialise(model, run.seed)
