@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from mm1.config.run import RunConfig
+
+Word = TypeVar("Word", bound=str)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -122,60 +124,62 @@ def budget(
     "`mm1 eval hf:llava-1.5-7b --tasks mmbench --data MMBench --shots 0`, `mm1 eval --compare runs/a runs/b`",
 )
 def evaluate(
-    what: Annotated[str, typer.Argument(metavar="RUN|hf:FOLDER|http://...", help="What answers.")] = "",
+    what: Annotated[str, typer.Argument(metavar="RUN|hf:FOLDER|http://...", help="The model to evaluate.")] = "",
     tasks: Annotated[str, typer.Option(help="Task names, comma-separated; text: MM1's text suite.")] = "captions",
-    shots: Annotated[str, typer.Option(help="Examples before each query, comma-separated.")] = "0,4,8",
-    limit: Annotated[int, typer.Option(help="Queries per task at most.", min=1)] = 200,
-    seed: Annotated[int, typer.Option(help="Draws shots and queries.")] = 0,
-    data: Annotated[str, typer.Option(help="Folder of a published data set; with several, of folders by task.")] = "",
-    split: Annotated[str, typer.Option(help="Split that is asked; each task has its own default.")] = "",
-    form: Annotated[str, typer.Option(help="plain: a text to continue; chat: a turn; each task has a default.")] = "",
+    shots: Annotated[str, typer.Option(help="Numbers of examples before each query, comma-separated.")] = "0,4,8",
+    limit: Annotated[int, typer.Option(help="Maximum number of queries per task.", min=1)] = 200,
+    seed: Annotated[int, typer.Option(help="Seed for drawing shots and queries.")] = 0,
+    data: Annotated[str, typer.Option(help="Folder of a published data set, or of one folder per task.")] = "",
+    split: Annotated[str, typer.Option(help="Split of the queries; each task has its own default.")] = "",
+    form: Annotated[str, typer.Option(help="plain: a text to continue; chat: a user's turn; default by task.")] = "",
     runner: Annotated[RunnerName, typer.Option(help="native: here or on torchrun's ranks; ray.")] = RunnerName.native,
-    workers: Annotated[int, typer.Option(help="Of Ray, each with the model.", min=1)] = 1,
-    address: Annotated[str, typer.Option(help="Of the Ray cluster; without it Ray is started here.")] = "",
-    trials: Annotated[int, typer.Option(help="Times that shots are drawn.", min=1)] = 1,
-    same_shots: Annotated[bool, typer.Option("--same-shots", help="One draw of shots for all queries.")] = False,
-    similar_shots: Annotated[bool, typer.Option("--similar-shots", help="Shots with similar pictures: RICES.")] = False,
-    text_only_shots: Annotated[int, typer.Option(help="At zero shots: examples without pictures.", min=0)] = 0,
+    workers: Annotated[int, typer.Option(help="Workers on Ray; each holds the model.", min=1)] = 1,
+    address: Annotated[str, typer.Option(help="Address of the Ray cluster; without it Ray is started here.")] = "",
+    trials: Annotated[int, typer.Option(help="How many times shots are drawn.", min=1)] = 1,
+    same_shots: Annotated[bool, typer.Option("--same-shots", help="The same shots for all queries.")] = False,
+    similar_shots: Annotated[bool, typer.Option("--similar-shots", help="Shots with similar images: RICES.")] = False,
+    text_only_shots: Annotated[int, typer.Option(help="At zero shots: examples without images.", min=0)] = 0,
     reasoning: Annotated[bool, typer.Option("--reasoning", help="Chain-of-thought shots.")] = False,
-    subimage_shots: Annotated[int, typer.Option(help="Query and last N shots in sub-images.", min=-1)] = -1,
-    scoring: Annotated[str, typer.Option(help="generate an answer, or rank by loglikelihood.")] = "generate",
-    beams: Annotated[int, typer.Option(help="Texts followed side by side; 1: greedy.", min=1)] = 1,
+    subimage_shots: Annotated[
+        int | None, typer.Option(help="Query and last N shots also as sub-images.", min=0)
+    ] = None,
+    scoring: Annotated[
+        str, typer.Option(help="generate an answer, or rank the choices by loglikelihood.")
+    ] = "generate",
+    beams: Annotated[int, typer.Option(help="Beams when generating; 1 is greedy.", min=1)] = 1,
     judge: Annotated[str, typer.Option(help="Server whose model judges open answers, http://.../v1.")] = "",
-    judge_model: Annotated[str, typer.Option(help="Its model's name.")] = "",
+    judge_model: Annotated[str, typer.Option(help="The judge's name on its server.")] = "",
     model: Annotated[str, typer.Option(help="The model's name on an http:// server.")] = "",
-    compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Two runs: differences by query instead.")] = None,
+    compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Compare two runs query by query instead.")] = None,
     to: To = None,
 ) -> None:
-    """Score a model few-shot, with the blind, the majority and the chance score beside every score.
+    """Score a model few-shot, with the blind, majority and chance scores beside each score.
 
-    Answers, scores and a page of them go to RUN/eval. Finished parts are not done again.
+    Answers, scores and a page of the answers go to RUN/eval. What is finished there is not computed again.
     """
     from mm1.cluster import Runner
-    from mm1.eval.command import Call, compare_runs
+    from mm1.eval.command import EvalCommand, ModelAddress, ShotOptions, TaskOptions, compare_runs, draw_of
+    from mm1.eval.shots import Protocol
 
     if compare is not None:
         compare_runs(*compare)
         return
     if not what:
         raise ValueError("name a run's folder, hf:FOLDER or http://... of a server, or give --compare A B")
-    drawn = [name for name, selected in (("same", same_shots), ("similar", similar_shots)) if selected]
-    Call(
-        what=what,
-        tasks=tuple(name.strip() for name in tasks.split(",")),
-        shots=tuple(_number(text, "--shots") for text in shots.split(",")),
-        limit=limit,
-        seed=seed,
-        where={"data": data, "split": split, "form": _one_of(form, "--form", ("", "plain", "chat"))},
-        trials=trials,
-        draw=drawn,
-        text_only=text_only_shots,
+    names, counts = [name.strip() for name in tasks.split(",")], [_number(n, "--shots") for n in shots.split(",")]
+    protocol = Protocol(
+        draw=draw_of(same_shots=same_shots, similar_shots=similar_shots),
+        text_only_shots=text_only_shots,
         reasoning=reasoning,
-        full=None if subimage_shots < 0 else subimage_shots,
+        subimage_shots=subimage_shots,
         scoring=_one_of(scoring, "--scoring", ("generate", "loglikelihood")),
         beams=beams,
-        judge=(judge, judge_model),
-        model=model,
+    )
+    EvalCommand(
+        model=ModelAddress(what, model),
+        tasks=TaskOptions(tuple(names), limit, seed, data, split, _one_of(form, "--form", ("", "plain", "chat"))),
+        shots=ShotOptions(tuple(counts), trials, protocol),
+        judge=ModelAddress(judge, judge_model),
         to=to,
         runner=Runner(runner.value, address, workers),
     ).run()
@@ -358,10 +362,11 @@ def _number(text: str, option: str) -> int:
     return int(text)
 
 
-def _one_of(text: str, option: str, words: tuple[str, ...]) -> str:
-    if text not in words:
-        raise ValueError(f"{option} is {' or '.join(word for word in words if word)}; found {text!r}")
-    return text
+def _one_of(text: str, option: str, words: "tuple[Word, ...]") -> "Word":
+    for word in words:
+        if word == text:
+            return word
+    raise ValueError(f"{option} is {' or '.join(word for word in words if word)}; found {text!r}")
 
 
 def _refuse_renamed_options(arguments: list[str]) -> None:

@@ -11,7 +11,8 @@ from mm1.checkpoint import Loaded, load_for_use
 from mm1.data.chat import prompt
 from mm1.data.store import open_store
 from mm1.document import Document, Text
-from mm1.eval.harness import evaluate_run, table
+from mm1.eval.harness import evaluate_run
+from mm1.eval.results import score_table
 from mm1.recipes import tiny
 from mm1.report.page import report
 from mm1.serve.chat import continue_document
@@ -44,8 +45,8 @@ def run_demo(folder: Path) -> Path:
     answers = evaluate_run(tuned, tasks=["easy_vqa"], shots=(0,), limit=QUESTIONS, seed=0)
     page = report(multimodal, others=[folder / "tiny_encoder", folder / "tiny_language", tuned_folder])
     _print_heading("Results")
-    console.print(table(captions))
-    console.print(table(answers))
+    console.print(score_table(captions))
+    console.print(score_table(answers))
     _print_two_answers(pretrained, tuned, folder)
     console.print(f"{(time.monotonic() - started) / 60:.1f} minutes; report: {page}", highlight=False)
     return page

@@ -53,7 +53,8 @@ ORDER = {
     ),
     "budget": ("simulate", "hardware", "planner", "report"),
     "eval": (
-        *("metrics", "fewshot", "shots", "data", "models", "caption_loss", "judge", "results", "tasks", "harness"),
+        *("metrics", "fewshot", "blind", "baselines", "shots", "data", "models", "caption_loss", "judge", "results"),
+        *("tasks", "task_evaluation", "harness"),
         *("text_suite", "answers_page", "ray_workers", "command", "lmms_plugin"),
     ),
     "report": ("templates", "sequence", "figures", "progress", "findings", "samples", "mix", "page"),

@@ -9,32 +9,34 @@ import random_text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm1.eval.metrics import scores as metrics
+from mm1.eval.metrics import answer_parsing as parsing
 from mm1.eval.metrics import short_answers as answers
+from mm1.eval.metrics.captions import bleu, cider, rouge_l
+from mm1.eval.metrics.vqa import exact_match, vqa_accuracy
 
 OFFICIAL = json.loads((Path(__file__).parent / "fixtures" / "random_scores.json").read_text())
 SEED = OFFICIAL["seed"]
 
 
-def columns(made: list[tuple]) -> tuple[list, list]:
-    ours, theirs = zip(*made, strict=True)
+def columns(rows: list[tuple]) -> tuple[list, list]:
+    ours, theirs = zip(*rows, strict=True)
     return list(ours), list(theirs)
 
 
 def test_captions_score_as_officially():
     ours, references = columns(random_text.captions(1000, seed=SEED))
-    found = metrics.cider(ours, references)
-    assert found == pytest.approx(OFFICIAL["cider"], abs=1e-6)
-    assert found.mean() == pytest.approx(OFFICIAL["cider_corpus"], abs=1e-9)
-    bleu = metrics.bleu(ours, references)
-    assert bleu.queries == pytest.approx(OFFICIAL["bleu"], abs=1e-9)
-    assert bleu.corpus == pytest.approx(OFFICIAL["bleu_corpus"][3], abs=1e-9)
-    assert metrics.rouge_l(ours, references) == pytest.approx(OFFICIAL["rouge_l"], abs=1e-9)
+    scores = cider(ours, references)
+    assert scores == pytest.approx(OFFICIAL["cider"], abs=1e-6)
+    assert scores.mean() == pytest.approx(OFFICIAL["cider_corpus"], abs=1e-9)
+    of_bleu = bleu(ours, references)
+    assert of_bleu.queries == pytest.approx(OFFICIAL["bleu"], abs=1e-9)
+    assert of_bleu.corpus == pytest.approx(OFFICIAL["bleu_corpus"][3], abs=1e-9)
+    assert rouge_l(ours, references) == pytest.approx(OFFICIAL["rouge_l"], abs=1e-9)
 
 
 def test_vqa_accuracy_is_exactly_the_official_one():
     ours, people = columns(random_text.people(1000, seed=SEED))
-    assert metrics.vqa_accuracy(ours, people).tolist() == OFFICIAL["vqa"]
+    assert vqa_accuracy(ours, people).tolist() == OFFICIAL["vqa"]
     assert {0.0, 0.3, 0.6, 0.9, 1.0} <= {round(score, 3) for score in OFFICIAL["vqa"]}
 
 
@@ -56,20 +58,20 @@ def test_any_reference_may_be_met():
 
 def test_pope_and_mme_equal_the_official_ones():
     written, labels = columns(random_text.said(1000, seed=SEED))
-    said = [answers.yes_or_no(text) for text in written]
-    found = answers.pope_scores(said, labels)
-    assert found == pytest.approx(
+    parsed = [parsing.yes_or_no(text) for text in written]
+    totals = answers.pope_scores(parsed, labels)
+    assert totals == pytest.approx(
         {
             name: 100 * OFFICIAL["pope"][key]
             for name, key in (("F1", "f1"), ("precision", "precision"), ("recall", "recall"), ("yes", "yes"))
         }
     )
-    read = [answers.mme_word(text) for text in written]
-    scores = metrics.exact_match(read, [[label] for label in labels]).tolist()
+    parsed = [parsing.mme_word(text) for text in written]
+    scores = exact_match(parsed, [[label] for label in labels]).tolist()
     kinds = ["existence", "count", "code_reasoning", "OCR"]
     categories = [kinds[number // 2 % 4] for number in range(1000)]
-    found = answers.mme_scores(scores, categories, [f"q{number // 2}" for number in range(1000)])
-    assert found == pytest.approx(
+    totals = answers.mme_scores(scores, categories, [f"q{number // 2}" for number in range(1000)])
+    assert totals == pytest.approx(
         {"perception": OFFICIAL["mme"]["mme_perception_score"], "cognition": OFFICIAL["mme"]["mme_cognition_score"]}
     )
 
@@ -88,26 +90,26 @@ def test_pope_of_a_model_that_says_no_is_zero():
     ],
 )
 def test_the_letter_of_an_answer(written: str, letter: str):
-    assert answers.letter_of(written, ["a dog", "a cat", "a cow", "none"]) == letter
+    assert parsing.letter_of(written, ["a dog", "a cat", "a cow", "none"]) == letter
 
 
 @given(st.text(max_size=40), st.integers(2, 6))
 def test_a_letter_is_a_choice_or_nothing(written: str, count: int):
-    found = answers.letter_of(written, [f"choice {number}" for number in range(count)])
-    assert found in ("", *answers.LETTERS[:count])
+    parsed = parsing.letter_of(written, [f"choice {number}" for number in range(count)])
+    assert parsed in ("", *answers.LETTERS[:count])
 
 
-def test_open_answers_are_found_as_numbers_or_words():
-    found = answers.open_answer(
+def test_open_answers_match_as_numbers_or_words():
+    scores = answers.open_answer(
         ["It costs 1,200.004 dollars", "about 13", "the Ural Mountains", "naturally", "B", "B or C", "no"],
         [["1200"], ["3"], ["ural mountains"], ["natural"], ["B"], ["B"], ["yes", "no"]],
     )
-    assert found.tolist() == [1, 0, 1, 0, 1, 0, 1]
+    assert scores.tolist() == [1, 0, 1, 0, 1, 0, 1]
 
 
 def test_math_answers_take_the_form_of_the_question():
     def read(written: str, kind: str = "float", decimals: int = 1, choices: tuple = ()) -> str:
-        return answers.math_answer(written, choices=choices, kind=kind, decimals=decimals)
+        return parsing.math_answer(written, choices=choices, kind=kind, decimals=decimals)
 
     assert read("First 3 then 4. The answer is 1.26.") == "1.3"
     assert read("7 apples and 12 pears", "integer") == "12"

@@ -1,4 +1,4 @@
-"""`mm1 eval` as people call it, on a run of a hundred thousand parameters."""
+"""`mm1 eval` from the command line, on a run of a hundred thousand parameters."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from mm1.data.image import load
 from mm1.document import Document, Text
 from mm1.eval.fewshot import prompt
 from mm1.eval.harness import load_task
-from mm1.eval.models import Ours, name_of, open_answerer
+from mm1.eval.models import Ours, Request, model_name, open_model
 from mm1.eval.results import read_answers, read_results
 from mm1.train.run import train_run
 
@@ -43,11 +43,11 @@ def test_one_call_scores_keeps_and_shows(run: Path, tmp_path: Path, capsys):
     said = capsys.readouterr().out
     assert "mmbench" in said
     folder = tmp_path / "a" / "eval"
-    cells = read_results(folder).cells
-    assert [(cell.task, cell.shots, cell.trials, cell.protocol) for cell in cells] == [
+    scores = read_results(folder).scores
+    assert [(score.task, score.shots, score.trials, score.protocol) for score in scores] == [
         *(("mmbench", 0, 1, "same"), ("mmbench", 2, 2, "same"), ("vqav2", 0, 1, "same"), ("vqav2", 2, 2, "same"))
     ]
-    assert all(cell.blind is not None and cell.chance >= 0 for cell in cells)
+    assert all(score.blind is not None and score.chance >= 0 for score in scores)
     assert (folder / "answers.html").read_text().count("<article") == 8
     files = {path: path.stat().st_mtime_ns for path in folder.glob("*.jsonl")}
     assert len(files) == 6
@@ -84,17 +84,17 @@ def test_every_protocol_runs_on_a_run(run: Path, tmp_path: Path, options: tuple[
     layouts_tuned.scienceqa(tmp_path / "data")
     mm1("eval", run, "--tasks", "scienceqa", "--data", tmp_path / "data", "--shots", "1", "--limit", "3", *options,
         "--to", tmp_path)  # fmt: skip
-    (cell,) = read_results(tmp_path / "eval").cells
-    assert cell.protocol
-    assert len(read_answers(tmp_path / "eval", cell)) == 3
+    (score,) = read_results(tmp_path / "eval").scores
+    assert score.protocol
+    assert len(read_answers(tmp_path / "eval", score)) == 3
 
 
 def test_chain_of_thought_runs_on_a_run(run: Path, tmp_path: Path):
     layouts_tuned.scienceqa(tmp_path / "data")
     mm1("eval", run, "--tasks", "scienceqa", "--data", tmp_path / "data", "--shots", "1", "--limit", "2", "--reasoning",
         "--to", tmp_path)  # fmt: skip
-    (cell,) = read_results(tmp_path / "eval").cells
-    assert "The answer is B." in read_answers(tmp_path / "eval", cell)[0]["request"]
+    (score,) = read_results(tmp_path / "eval").scores
+    assert "The answer is B." in read_answers(tmp_path / "eval", score)[0].prompt.text
 
 
 def test_scores_of_other_weights_are_not_taken_for_current_ones(run: Path, stores: dict[str, Path], tmp_path: Path):
@@ -107,26 +107,26 @@ def test_scores_of_other_weights_are_not_taken_for_current_ones(run: Path, store
     second = load_for_use(again)
     assert first.step == second.step
     assert first.tokenizer.fingerprint == second.tokenizer.fingerprint
-    assert name_of(first) != name_of(second)
+    assert model_name(first) != model_name(second)
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    assert name_of(load_for_use(copy)) == name_of(first)
+    assert model_name(load_for_use(copy)) == model_name(first)
 
 
 def test_likelihoods_of_choices_are_those_of_a_plain_pass(run: Path, tmp_path: Path):
     layouts_tuned.scienceqa(tmp_path)
-    ours = open_answerer(str(run))
+    ours = open_model(str(run))
     assert isinstance(ours, Ours)
     task = load_task("scienceqa", limit=2, seed=0, data=str(tmp_path), form="plain")
-    documents = [prompt(task, query, shots=[]) for query in task.queries]
-    found = ours.likelihoods(documents, choices=[query.choices for query in task.queries], done=lambda count: None)
-    for document, query, nats in zip(documents, task.queries, found, strict=True):
+    requests = [Request(prompt(task, query, shots=[]), choices=query.choices) for query in task.queries]
+    for request, nats in zip(requests, ours.loglikelihoods(requests), strict=True):
+        document = request.prompt
         before = ours.writer.encode(document)
         size = ours.model.config.vision.image_size
         pixels_NCYX = torch.stack([torch.from_numpy(load(image.data, size)) for image in document.images])
         with torch.no_grad():
             features_NSD = ours.model.encode_images(pixels_NCYX)
-        for choice, value in zip(query.choices, nats, strict=True):
+        for choice, value in zip(request.choices, nats, strict=True):
             after = ours.tokenizer.encode(f" {choice}")
             tokens_BT = torch.tensor([[*before.tokens.tolist(), *after]])
             with torch.no_grad():
@@ -137,7 +137,7 @@ def test_likelihoods_of_choices_are_those_of_a_plain_pass(run: Path, tmp_path: P
             selected = likely[start - 1 : -1].gather(1, tokens_BT[0, start:, None])
             assert value == pytest.approx(float(selected.mean()), abs=1e-5)
     assert ours.features([query.image for query in task.queries]).shape[0] == 2
-    assert ours.places(Document((Text("a"),))) >= 2
+    assert ours.prompt_tokens(Document((Text("a"),))) >= 2
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_likelihoods_of_choices_are_those_of_a_plain_pass(run: Path, tmp_path: P
         ((), "name a run's folder, hf:FOLDER or http"),
         (("x", "--same-shots", "--similar-shots"), "two ways to draw; give one"),
         (("x", "--text-only-shots", "2"), "give it with --shots 0"),
-        (("x", "--scoring", "loglikelihood", "--beams", "3"), "--beams is for written answers"),
+        (("x", "--scoring", "loglikelihood", "--beams", "3"), "--beams is for generated answers"),
         (("x", "--workers", "2"), "--workers and --address are for --runner ray"),
         (("x", "--form", "poem"), "--form is plain or chat; found 'poem'"),
         (("x", "--scoring", "luck"), "--scoring is generate or loglikelihood; found 'luck'"),

@@ -21,10 +21,15 @@ from mm1.data.image import load
 from mm1.data.store import write_store
 from mm1.data.tokenizer import MARKS, Tokenizer
 from mm1.document import IGNORED, Batch, Document, Image, Mark, Text
-from mm1.eval import fewshot, harness
+from mm1.eval import fewshot
+from mm1.eval.baselines import chance_answers, majority_answer
+from mm1.eval.blind import exchange_images
 from mm1.eval.fewshot import Example, Pool, Task
-from mm1.eval.harness import Settings, evaluate, read_answers, read_results, table
-from mm1.eval.metrics.scores import exact_match
+from mm1.eval.harness import evaluate, load_task
+from mm1.eval.metrics.vqa import exact_match
+from mm1.eval.models import Ours
+from mm1.eval.results import read_answers, read_results, score_table
+from mm1.eval.task_evaluation import Settings
 from mm1.eval.tasks import captions as captions_task
 from mm1.eval.tasks import easy_vqa, easy_vqa_plain
 from mm1.generate import writer
@@ -44,7 +49,7 @@ def a_task(queries: int = 6, pool: int = 12, **changes) -> Task:
         name="made",
         queries=[example(number) for number in range(queries)],
         pool=Pool(pool, lambda numbers: [example(number) for number in numbers]),
-        prior=[example(number).answers[0] for number in range(pool)],
+        pool_answers=[example(number).answers[0] for number in range(pool)],
         ask=fewshot.ask_vqa,
         metric=exact_match,
         stops=fewshot.VQA_STOPS,
@@ -54,14 +59,14 @@ def a_task(queries: int = 6, pool: int = 12, **changes) -> Task:
 
 
 def chats(count: int, *, questions: int = 3, seed: int = 5) -> list[Document]:
-    found = []
+    documents = []
     for number in range(count):
         data, label = picture(seed, number)
         pieces: list = [Image(data)]
         for order in range(questions):
             pieces += [Text(f"Question {order} of {number}?", train=False), Text(label if order else "yes")]
-        found.append(Document(tuple(pieces), id=f"chat-{number}", metadata={"form": "chat"}))
-    return found
+        documents.append(Document(tuple(pieces), id=f"chat-{number}", metadata={"form": "chat"}))
+    return documents
 
 
 @pytest.fixture(scope="session")
@@ -90,9 +95,9 @@ def model(tokenizer: Tokenizer) -> MLLM:
             vocabulary=tokenizer.vocabulary, width=32, layers=2, heads=2, kv_heads=1, head_width=16, mlp_width=48
         ),
     )
-    made = MLLM(config).eval()
-    made.initialise(3)
-    return made
+    mllm = MLLM(config).eval()
+    mllm.initialise(3)
+    return mllm
 
 
 def test_shots_depend_on_seed_and_query_alone():
@@ -131,8 +136,8 @@ def test_a_prompt_is_shots_then_the_query():
         query.image,
         Text(" A photo of", train=False),
     )
-    asked = fewshot.prompt(a_task(), query, shots=[])
-    assert asked.pieces == (query.image, Text(" Question: What? Short answer:", train=False))
+    without_shots = fewshot.prompt(a_task(), query, shots=[])
+    assert without_shots.pieces == (query.image, Text(" Question: What? Short answer:", train=False))
 
 
 @pytest.mark.parametrize("form", ["plain", "chat"])
@@ -150,9 +155,9 @@ def test_a_chat_prompt_is_how_the_training_chat_begins(tokenizer: Tokenizer, tmp
     task = easy_vqa.task(100, seed=0, queries=path, pool=path)
     trained = encode(documents[0], tokenizer, image_tokens=4)
     query = next(query for query in task.queries if query.id == "chat-0#0")
-    asked = encode(fewshot.prompt(task, query, shots=[]), tokenizer, image_tokens=4, end=False)
-    assert trained.tokens[: len(asked.tokens)].tolist() == asked.tokens.tolist()
-    assert trained.train[len(asked.tokens)]
+    encoded = encode(fewshot.prompt(task, query, shots=[]), tokenizer, image_tokens=4, end=False)
+    assert trained.tokens[: len(encoded.tokens)].tolist() == encoded.tokens.tolist()
+    assert trained.train[len(encoded.tokens)]
     assert fewshot.prompt(task, query, shots=[query]).pieces[-5] == Mark("end")
 
 
@@ -161,13 +166,13 @@ def test_blind_queries_never_show_their_own_picture(groups: list[int], seed: int
     queries = [example(number, group=group) for number, group in enumerate(groups)]
     if max(groups.count(group) for group in groups) * 2 > len(groups):
         with pytest.raises(ValueError, match="the same picture"):
-            fewshot.blind(queries, seed=seed)
+            exchange_images(queries, seed=seed)
         return
-    exchanged = fewshot.blind(queries, seed=seed)
+    exchanged = exchange_images(queries, seed=seed)
     assert [query.id for query in exchanged] == [query.id for query in queries]
     assert all(ours.image != theirs.image for ours, theirs in zip(exchanged, queries, strict=True))
     assert sorted(q.image.data for q in exchanged) == sorted(q.image.data for q in queries)
-    assert exchanged == fewshot.blind(queries, seed=seed)
+    assert exchanged == exchange_images(queries, seed=seed)
 
 
 def test_questions_spread_over_the_pictures(tmp_path: Path):
@@ -183,10 +188,10 @@ def test_questions_spread_over_the_pictures(tmp_path: Path):
 
 
 def test_scores_without_a_model():
-    task = a_task(prior=["b", "a", "a", "b", "c"])
-    assert fewshot.majority_answer(task) == "a"
-    task = a_task(prior=["x"])
-    assert fewshot.chance_answers(task, seed=0) == ["x"] * 6
+    task = a_task(pool_answers=["b", "a", "a", "b", "c"])
+    assert majority_answer(task) == "a"
+    task = a_task(pool_answers=["x"])
+    assert chance_answers(task, seed=0) == ["x"] * 6
 
 
 def test_vqa_answers_end_before_the_next_question():
@@ -217,37 +222,37 @@ def test_writing_stops_at_a_stop_string(monkeypatch, model: MLLM, tokenizer: Tok
 
 def captioning(stores: dict[str, Path], limit: int = 6) -> Task:
     path = str(stores["captions"])
-    return dataclasses.replace(captions_task.task(limit, seed=0, queries=path, pool=path), longest=5)
+    return dataclasses.replace(captions_task.task(limit, seed=0, queries=path, pool=path), max_tokens=5)
 
 
 def test_an_evaluation_is_kept_and_not_done_twice(monkeypatch, stores, model, tokenizer, tmp_path: Path):
     task = captioning(stores)
-    settings = Settings(tmp_path / "eval", "step 1", limit=6)
-    first = evaluate(model, tokenizer, tasks=[task], settings=settings, shots=(2, 0), rows=4)
-    assert [cell.shots for cell in first.cells] == [0, 2]
-    assert first.cells[0].gain is None
-    assert first.cells[1].gain is not None
-    lines = read_answers(settings.folder, first.cells[1])
-    assert [line["query"] for line in lines] == [query.id for query in task.queries]
-    assert all(len(line["shots"]) == 2 and line["blind_answer"] is not None for line in lines)
-    mean = 100 * np.mean([line["score"] for line in lines])
-    assert first.cells[1].score.mean == pytest.approx(mean)
+    settings = Settings(tmp_path / "eval", limit=6)
+    ours = Ours(model, tokenizer, name="step 1", rows=4)
+    first = evaluate(ours, [task], settings=settings, shots=(2, 0))
+    assert [score.shots for score in first.scores] == [0, 2]
+    assert first.scores[0].gain is None
+    assert first.scores[1].gain is not None
+    answers = read_answers(settings.folder, first.scores[1])
+    assert [answer.query for answer in answers] == [query.id for query in task.queries]
+    assert all(len(answer.prompt.shots) == 2 and answer.blind.text is not None for answer in answers)
+    mean = 100 * np.mean([answer.score for answer in answers])
+    assert first.scores[1].score.mean == pytest.approx(mean)
     assert json.dumps(dataclasses.asdict(read_results(settings.folder))) == json.dumps(dataclasses.asdict(first))
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            writer.Engine, "generate", lambda *args, **kwargs: pytest.fail("a finished cell was written again")
+            writer.Engine, "generate", lambda *args, **kwargs: pytest.fail("a finished file was written again")
         )
-        again = evaluate(model, tokenizer, tasks=[task], settings=settings, shots=(0, 2), rows=4)
+        again = evaluate(ours, [task], settings=settings, shots=(0, 2))
         assert again == first
-        other = dataclasses.replace(settings, model_name="step 2")
         with pytest.raises(pytest.fail.Exception):
-            evaluate(model, tokenizer, tasks=[task], settings=other, shots=(0,))
+            evaluate(Ours(model, tokenizer, name="step 2"), [task], settings=settings, shots=(0,))
     wide = Console(width=160, record=True, file=io.StringIO())
-    wide.print(table(first))
+    wide.print(score_table(first))
     shown = wide.export_text()
     assert "captions" in shown
-    assert f"{first.cells[1].score.mean:.1f} [" in shown
+    assert f"{first.scores[1].score.mean:.1f} [" in shown
 
 
 def test_answers_do_not_depend_on_their_neighbours(stores, model: MLLM, tokenizer: Tokenizer):
@@ -277,9 +282,9 @@ def test_each_picture_is_encoded_once(monkeypatch, stores, model: MLLM, tokenize
 
 def test_the_loss_of_a_caption_is_the_training_loss(stores, model: MLLM, tokenizer: Tokenizer):
     query = captioning(stores).queries[0]
-    document = Document((query.image, Text(query.answers[0])))
-    found = Writer(model, tokenizer, rows=4).losses([document, document])
-    whole = encode(document, tokenizer, image_tokens=4)
+    caption = Document((query.image, Text(query.answers[0])))
+    losses = Writer(model, tokenizer, rows=4).losses([caption, caption])
+    whole = encode(caption, tokenizer, image_tokens=4)
     tokens = torch.from_numpy(whole.tokens.astype(np.int64))[None]
     batch = Batch(
         tokens_BT=tokens,
@@ -294,9 +299,9 @@ def test_the_loss_of_a_caption_is_the_training_loss(stores, model: MLLM, tokeniz
         likely = model.decoder.logits(model.hidden(batch))[0, :-1].log_softmax(-1)
     learned = torch.from_numpy(whole.train[1:])
     expected = -likely.gather(1, tokens[0, 1:, None])[learned, 0].mean()
-    assert found == pytest.approx([float(expected)] * 2, abs=1e-5)
+    assert losses == pytest.approx([float(expected)] * 2, abs=1e-5)
 
 
 def test_an_unknown_task_names_the_known_ones():
     with pytest.raises(ValueError, match=r"no task 'vqav3'; known: .*, captions, .*, easy_vqa, "):
-        harness.load_task("vqav3", limit=1, seed=0)
+        load_task("vqav3", limit=1, seed=0)

@@ -15,7 +15,7 @@ from mm1.checkpoint import load_for_use
 from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.model import VisionConfig
-from mm1.eval.models import open_answerer
+from mm1.eval.models import open_model
 from mm1.hf.llava import llava_config_from_hf
 from mm1.hf.vision import vision_config_from_openclip
 from mm1.model import sizes
@@ -273,9 +273,9 @@ def test_what_belongs_elsewhere_is_told_where(tmp_path):
     with pytest.raises(ConfigError, match=r"holds a model of transformers, not a run; `mm1 import \S+theirs --to RUN`"):
         load_for_use(tmp_path / "theirs")
     with pytest.raises(ValueError, match="ours is a run of mm1; give it without hf:"):
-        open_answerer(f"hf:{made}")
+        open_model(f"hf:{made}")
     with pytest.raises(ValueError, match=r"transformers opens \S+theirs as no model of images and text"):
-        open_answerer(f"hf:{tmp_path / 'theirs'}")  # it has no processor
+        open_model(f"hf:{tmp_path / 'theirs'}")  # it has no processor
     (tmp_path / "cat.gguf").write_bytes(b"GIF89a, no model")
     with pytest.raises(ValueError, match=r"cat\.gguf is no whole GGUF file"):
         exchange.import_model(str(tmp_path / "cat.gguf"), tmp_path / "other")

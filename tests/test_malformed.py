@@ -12,7 +12,7 @@ import pytest
 
 from mm1.eval.data.rows import TaskError
 from mm1.eval.harness import load_task
-from mm1.eval.metrics.scores import exact_match
+from mm1.eval.metrics.vqa import exact_match
 
 
 def hub(name: str, change: Callable[[list[dict]], object], *, split: str = "validation", images=("image",)) -> Callable:

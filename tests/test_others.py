@@ -17,12 +17,13 @@ from mm1 import exchange
 from mm1.data.chat import TEMPLATE
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
-from mm1.eval import models as answerers
+from mm1.eval import models as eval_models
 from mm1.eval.fewshot import draw_shots, prompt
-from mm1.eval.harness import Settings, evaluate_with, load_task
-from mm1.eval.models import HubModel, Server, open_answerer, until
+from mm1.eval.harness import evaluate, load_task
+from mm1.eval.models import HfModel, HttpModel, Request, open_model, until
 from mm1.eval.results import read_answers
 from mm1.eval.shots import Protocol
+from mm1.eval.task_evaluation import Settings
 from mm1.hf.files import chat_template
 
 transformers = pytest.importorskip("transformers")
@@ -72,15 +73,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_transformers_model_is_asked_like_ours(folder: Path, tmp_path: Path):
     layouts.vqav2(tmp_path / "data")
-    model = open_answerer(f"hf:{folder}")
+    model = open_model(f"hf:{folder}")
     assert "tiny-llava, weights " in model.name
     for form in ("plain", "chat"):
         task = load_task("vqav2", limit=3, seed=0, data=str(tmp_path / "data"), form=form)
-        settings = Settings(tmp_path / form, model.name)
-        cell = evaluate_with(model, tasks=[task], settings=settings, shots=(1,)).cells[0]
-        lines = read_answers(tmp_path / form, cell)
-        assert len(lines) == 3
-        assert cell.longest_prompt > 2 * 4
+        score = evaluate(model, [task], settings=Settings(tmp_path / form), shots=(1,)).scores[0]
+        assert len(read_answers(tmp_path / form, score)) == 3
+        assert score.longest_prompt > 2 * 4
         document = prompt(task, task.queries[0], shots=draw_shots(task, 0, shots=1, seed=0))
         inputs = model._inputs(document)
         assert int((inputs["input_ids"] == 2).sum()) == 2 * 4  # two pictures of four tokens, none cut
@@ -89,11 +88,12 @@ def test_a_transformers_model_is_asked_like_ours(folder: Path, tmp_path: Path):
 
 def test_likelihoods_are_those_of_one_pass(folder: Path, tmp_path: Path):
     layouts_tuned.mmbench(tmp_path)
-    model = HubModel(folder)
+    model = HfModel(folder)
     task = load_task("mmbench", limit=1, seed=0, data=str(tmp_path), form="plain")
     document = prompt(task, task.queries[0], shots=[])
-    (found,) = model.likelihoods([document], choices=[["red", "blue green"]], done=lambda count: None)
-    for text, nats in zip(["red", "blue green"], found, strict=True):
+    request = Request(document, choices=("red", "blue green"))
+    (likelihoods,) = model.loglikelihoods([request])
+    for text, nats in zip(request.choices, likelihoods, strict=True):
         whole = Document((*document.pieces, Text(f" {text}", train=False)))
         inputs, before = model._inputs(whole), model._inputs(document)["input_ids"].shape[1]
         with torch.no_grad():
@@ -104,16 +104,16 @@ def test_likelihoods_are_those_of_one_pass(folder: Path, tmp_path: Path):
 
 
 def test_another_training_has_another_name(folder: Path, tmp_path: Path):
-    first = HubModel(folder).name
+    first = HfModel(folder).name
     model = transformers.LlavaForConditionalGeneration.from_pretrained(folder)
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     other = tmp_path / folder.name
     model.save_pretrained(other)
     transformers.AutoProcessor.from_pretrained(folder).save_pretrained(other)
-    assert HubModel(other).name != first
+    assert HfModel(other).name != first
     with pytest.raises(ValueError, match=r"has no config.json"):
-        open_answerer(f"hf:{tmp_path}")
+        open_model(f"hf:{tmp_path}")
 
 
 @pytest.mark.parametrize("name", ["C-Abstractor, sparse", "CLIP, Llama"])
@@ -128,28 +128,26 @@ def test_one_model_has_one_score_by_transformers_and_by_our_engine(name, tmp_pat
     (tmp_path / "run" / TEMPLATE).write_text(chat_template(load_tokenizer("sample")))
     exchange.export_run(tmp_path / "run", tmp_path / "out")
     paths = {"ours": str(tmp_path / "run"), "theirs": f"hf:{tmp_path / 'out'}"}
-    said: dict[str, list] = {}
+    answers: dict[str, list] = {}
     for who, path in paths.items():
-        model = open_answerer(path)
+        model = open_model(path)
         tasks = [load_task(task, limit=4, seed=0) for task in ("captions", "easy_vqa")]  # plain, and a chat
-        evaluate_with(model, tasks=tasks, settings=Settings(tmp_path / who, model.name), shots=(8,))
-        searched = Settings(tmp_path / who, model.name, protocol=Protocol("same", beams=3))
-        cells = evaluate_with(model, tasks=tasks[:1], settings=searched, shots=(2,)).cells
-        assert len(cells) == 3
-        lines = [line for cell in cells for line in read_answers(tmp_path / who, cell)]
-        kept = ("prompt", "places", "answer", "blind_answer", "score", "blind_score")
-        said[who] = [[line[key] for key in kept] for line in lines]
-    assert said["ours"] == said["theirs"]
-    assert len({answer for _, _, *answers, _, _ in said["ours"] for answer in answers}) > 4
+        evaluate(model, tasks, settings=Settings(tmp_path / who), shots=(8,))
+        with_beams = Settings(tmp_path / who, protocol=Protocol("same", beams=3))
+        scores = evaluate(model, tasks[:1], settings=with_beams, shots=(2,)).scores
+        assert len(scores) == 3
+        answers[who] = [answer for score in scores for answer in read_answers(tmp_path / who, score)]
+    assert answers["ours"] == answers["theirs"]
+    assert len({text for answer in answers["ours"] for text in (answer.own.text, answer.blind.text)}) > 4
 
 
 def test_a_model_without_a_chat_form_says_so(folder: Path, tmp_path: Path):
-    model = HubModel(folder)
+    model = HfModel(folder)
     model.processor.chat_template = None
     layouts.vqav2(tmp_path)
     task = load_task("vqav2", limit=1, seed=0, data=str(tmp_path), form="chat")
     with pytest.raises(ValueError, match="tiny-llava has no chat template, but task vqav2 asks in chat form"):
-        model.places(prompt(task, task.queries[0], shots=[]))
+        model.prompt_tokens(prompt(task, task.queries[0], shots=[]))
 
 
 @pytest.fixture
@@ -192,29 +190,29 @@ def test_a_server_is_asked_with_pictures_and_again_when_busy(server, tmp_path: P
     url, sent = server
     layouts.vqav2(tmp_path)
     task = load_task("vqav2", limit=4, seed=0, data=str(tmp_path), form="chat")
-    model = Server(url, patience=0.01)
+    model = HttpModel(url, retry_seconds=0.01)
     assert model.name == f"served at {url}"
-    cell = evaluate_with(model, tasks=[task], settings=Settings(tmp_path / "eval", model.name), shots=(1,)).cells[0]
-    assert cell.score.mean == 0  # `red. It is` is no answer
+    score = evaluate(model, [task], settings=Settings(tmp_path / "eval"), shots=(1,)).scores[0]
+    assert score.score.mean == 0  # `red. It is` is no answer
     whole = [one for one in sent if [turn["role"] for turn in one["messages"]] == ["user", "assistant", "user"]]
     assert len(whole) == len(sent) >= 8
     first = sent[0]["messages"][0]["content"][0]["image_url"]["url"]
     assert base64.b64decode(first.partition(",")[2]) in {one.image.data for one in task.pool.read(list(range(6)))}
     plain = load_task("vqav2", limit=4, seed=0, data=str(tmp_path), form="plain")
-    settings = Settings(tmp_path / "plain", model.name)
-    assert evaluate_with(model, tasks=[plain], settings=settings, shots=(0,)).cells[0].score.mean == 100
+    settings = Settings(tmp_path / "plain")
+    assert evaluate(model, [plain], settings=settings, shots=(0,)).scores[0].score.mean == 100
     assert sent[-1]["stop"] == ["\n", ".", ",", "Question"]
 
 
 def test_a_server_that_refuses_is_named(server, monkeypatch):
     url, _ = server
     with pytest.raises(ValueError, match=r"answered 404: .*no such model"):
-        Server(url, model="missing").reply([], longest=1)
+        HttpModel(url, model="missing").chat([], max_tokens=1)
     with pytest.raises(ValueError, match="a server gives no likelihoods"):
-        Server(url).likelihoods([], choices=[], done=lambda count: None)
-    monkeypatch.setattr(answerers.time, "sleep", lambda seconds: None)
+        HttpModel(url).answer([Request(Document((Text("a"),)), choices=("b", "c"))])
+    monkeypatch.setattr(eval_models.time, "sleep", lambda seconds: None)
     with pytest.raises(ValueError, match=r"does not answer .*; is the server running"):
-        Server("http://127.0.0.1:9/v1")
+        HttpModel("http://127.0.0.1:9/v1")
 
 
 def test_text_ends_before_the_first_stop():

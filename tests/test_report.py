@@ -15,8 +15,9 @@ from mm1.data.loader import Rows
 from mm1.data.tiles import TileSpec
 from mm1.document import Batch, Document, Image, Mark, Text
 from mm1.eval.caption_loss import CaptionLoss
-from mm1.eval.harness import Cell, Results, load_task
-from mm1.eval.metrics.scores import Interval
+from mm1.eval.harness import load_task
+from mm1.eval.metrics.statistics import Interval
+from mm1.eval.results import Results, TaskScore, save_results
 from mm1.report.figures import REWOUND, SKIPPED, MarkedSteps, Panel, losses, panels
 from mm1.report.findings import findings
 from mm1.report.mix import mix_page, source_totals
@@ -61,13 +62,13 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def cell(shots: int, *, difference: float, gain: float | None = None, score: float = 40.0, **changes) -> Cell:
+def cell(shots: int, *, difference: float, gain: float | None = None, score: float = 40.0, **changes) -> TaskScore:
     """Intervals reach 2 points to both sides."""
 
     def around(mean: float) -> Interval:
         return Interval(mean, mean - 2, mean + 2)
 
-    base = Cell(
+    base = TaskScore(
         task="captions",
         shots=shots,
         queries=8,
@@ -126,6 +127,7 @@ def add_scores(folder: Path) -> None:
             {
                 "query": query.id,
                 "prompt": "x",
+                "request": "x",
                 "shots": ["s"] * one.shots,
                 "answer": query.answers[0] if number % 2 else "<script>no</script>",
                 "references": list(query.answers),
@@ -140,7 +142,7 @@ def add_scores(folder: Path) -> None:
         path = folder / "eval" / f"captions-{one.shots}shot.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     losses = [CaptionLoss("captions", 8, *(Interval(2.0, 1.9, 2.1),) * 2, Interval(0.0, -0.1, 0.1), "step 4")]
-    (folder / "eval" / "summary.json").write_text(json.dumps(dataclasses.asdict(Results(cells, losses))))
+    save_results(Results(cells, losses), folder / "eval")
 
 
 def test_a_report_stands_alone(tmp_path: Path):

@@ -9,6 +9,8 @@ import pytest
 
 from mm1.document import Document, Image, Mark, Text
 from mm1.eval import fewshot
+from mm1.eval.baselines import chance_answers, majority_answer
+from mm1.eval.blind import exchange_images
 from mm1.eval.data.published import Published
 from mm1.eval.fewshot import Task
 from mm1.eval.harness import load_task
@@ -48,8 +50,8 @@ def test_a_published_layout_is_read_and_its_answers_are_right(name: str, kind: s
         assert wrong.mean() <= 0.5
         if task.totals is not None:
             assert min(task.totals(task.queries, right, scores).values()) > 0
-    assert fewshot.majority_answer(task) in task.prior
-    assert len(fewshot.chance_answers(task, seed=0)) == len(task.queries)
+    assert majority_answer(task) in task.pool_answers
+    assert len(chance_answers(task, seed=0)) == len(task.queries)
 
 
 def test_every_task_has_a_layout_and_a_source():
@@ -89,9 +91,9 @@ def test_the_questions_of_one_mme_picture_stay_together(tmp_path: Path):
     for limit, count in ((2, 2), (3, 2), (5, 4)):
         task = load_task("mme", limit=limit, seed=1, data=str(tmp_path))
         assert len(task.queries) == count
-        assert {[q.about["question_id"] for q in task.queries].count(q.about["question_id"]) for q in task.queries} == {
-            2
-        }
+        assert {
+            [q.metadata["question_id"] for q in task.queries].count(q.metadata["question_id"]) for q in task.queries
+        } == {2}
 
 
 def test_pictures_stand_where_the_question_shows_them(tmp_path: Path):
@@ -100,10 +102,12 @@ def test_pictures_stand_where_the_question_shows_them(tmp_path: Path):
     query = next(query for query in task.queries if query.choices)
     shape = [type(piece) for piece in fewshot.prompt(task, query, shots=[]).pieces]
     assert shape == [Mark, Text, Image, Text, Image, Text, Mark]
-    exchanged = fewshot.blind(task.queries, seed=0)
-    assert all(len(ours.more) == len(theirs.more) for ours, theirs in zip(task.queries, exchanged, strict=True))
+    exchanged = exchange_images(task.queries, seed=0)
     assert all(
-        not {ours.image, *ours.more} & {theirs.image, *theirs.more}
+        len(ours.more_images) == len(theirs.more_images) for ours, theirs in zip(task.queries, exchanged, strict=True)
+    )
+    assert all(
+        not {ours.image, *ours.more_images} & {theirs.image, *theirs.more_images}
         for ours, theirs in zip(task.queries, exchanged, strict=True)
     )
     assert mmmu.right({"answer": "['1.5', 'x']"}) == ["1.5", "x"]
@@ -112,7 +116,7 @@ def test_pictures_stand_where_the_question_shows_them(tmp_path: Path):
 def test_guessing_letters_knows_how_many_there_are(tmp_path: Path):
     layouts_tuned.mmbench(tmp_path)
     task = load_task("mmbench", limit=9, seed=0, data=str(tmp_path))
-    guessed = [fewshot.chance_answers(task, seed=0, draw=draw) for draw in range(40)]
+    guessed = [chance_answers(task, seed=0, draw=draw) for draw in range(40)]
     for place, query in enumerate(task.queries):
         assert {answers[place] for answers in guessed} == set("ABCDEFG"[: len(query.choices)])
 
@@ -126,8 +130,8 @@ def test_choices_are_read_out_of_a_question():
 def test_math_answers_are_read_by_the_question(tmp_path: Path):
     layouts_tuned.mathvista(tmp_path)
     selected, free = load_task("mathvista", limit=9, seed=0, data=str(tmp_path)).queries[:2]
-    assert mathvista.read("The answer is (B) No", selected) == "B"
-    assert mathvista.read("So it is 1.49", free) == "1.5"
+    assert mathvista.parse("The answer is (B) No", selected) == "B"
+    assert mathvista.parse("So it is 1.49", free) == "1.5"
 
 
 def test_a_prompt_is_one_document(tmp_path: Path):

@@ -24,7 +24,7 @@ from mm1.data.chat import prompt
 from mm1.data.chat_template import Template
 from mm1.data.encode import encode
 from mm1.document import Document, Image, Mark, Piece, Text
-from mm1.eval.models import HubModel, Ours, open_answerer
+from mm1.eval.models import HfModel, Ours, Request, open_model
 from mm1.hf.vocabulary import words
 from mm1.serve.chat import answer
 
@@ -106,7 +106,7 @@ def talk(*, turns: int) -> Document:
 
 @pytest.mark.parametrize("turns", [1, 3])
 def test_a_llava_is_given_the_tokens_its_processor_gives_and_says_the_same(turns, llava, imported):
-    theirs, ours = HubModel(llava), Ours(imported.model, imported.tokenizer, name="")
+    theirs, ours = HfModel(llava), Ours(imported.model, imported.tokenizer, name="")
     messages = [
         {"role": "user", "content": [{"type": "image", "image": Picture.open(io.BytesIO(picture(turn).data))}]}
         for turn in range(turns)
@@ -123,9 +123,9 @@ def test_a_llava_is_given_the_tokens_its_processor_gives_and_says_the_same(turns
     assert found.tokens.tolist()[:1] == [256]
     assert (found.tokens == IMAGE).sum() == 16 * turns
     whole = theirs.model.generate(**inputs, max_new_tokens=24, do_sample=False)[0, len(found.tokens) :]
-    options = {"stops": (), "longest": 24, "done": lambda count: None}
+    request = Request(document, max_tokens=24)
     text = theirs.processor.tokenizer.decode(whole, skip_special_tokens=True)
-    assert ours.write([document], **options) == theirs.write([document], **options) == [text]
+    assert ours.answer([request]) == theirs.answer([request]) == [text]
 
 
 def _text(text: str) -> list[dict[str, str]]:
@@ -135,7 +135,7 @@ def _text(text: str) -> list[dict[str, str]]:
 def test_plain_prompts_begin_as_theirs_do(llava, imported):
     document = Document((picture(0), Text(" A photo of", train=False)))
     found = encode(document, imported.tokenizer, image_tokens=16, end=False)
-    assert found.tokens.tolist() == HubModel(llava)._inputs(document)["input_ids"][0].tolist()
+    assert found.tokens.tolist() == HfModel(llava)._inputs(document)["input_ids"][0].tolist()
 
 
 def test_the_door_asks_an_imported_llava(llava, imported, tmp_path, monkeypatch, capsys):
@@ -145,15 +145,15 @@ def test_the_door_asks_an_imported_llava(llava, imported, tmp_path, monkeypatch,
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    (theirs,) = HubModel(llava).write([talk(turns=1)], stops=(), longest=24, done=lambda count: None)
+    (theirs,) = HfModel(llava).answer([Request(talk(turns=1), max_tokens=24)])
     assert capsys.readouterr().out.strip() == theirs.strip()
 
 
 def test_an_imported_llava_is_exported_with_its_own_words(imported, llava, tmp_path):
     """So the way back through `transformers` asks it the same; and a second way gives the same files."""
     exchange.export_run(imported.folder, tmp_path / "out")
-    again, document = HubModel(tmp_path / "out"), talk(turns=2)
-    assert torch.equal(again._inputs(document)["input_ids"], HubModel(llava)._inputs(document)["input_ids"])
+    again, document = HfModel(tmp_path / "out"), talk(turns=2)
+    assert torch.equal(again._inputs(document)["input_ids"], HfModel(llava)._inputs(document)["input_ids"])
     assert again.processor.image_token == "<image>"
     assert again.model.generation_config.eos_token_id == 257
     exchange.import_model(str(tmp_path / "out"), tmp_path / "back")
@@ -192,7 +192,7 @@ def test_a_language_models_chat_is_what_its_tokenizer_makes(tmp_path):
     with pytest.raises(ValueError, match="ours holds a language model, which takes no pictures; ask it without"):
         answer(loaded, "Why?", images=[tmp_path], tokens=1)
     with pytest.raises(ValueError, match="takes no pictures; --tasks text scores it"):
-        open_answerer(str(tmp_path / "ours"))
+        open_model(str(tmp_path / "ours"))
 
 
 def test_what_a_user_types_is_no_special_token(imported):

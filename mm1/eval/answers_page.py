@@ -1,4 +1,4 @@
-"""A page of what was answered: every query with its picture, right and wrong answers, to be filtered and searched."""
+"""A page of all answers: every query with its image and its right and wrong answers, with filters and a search."""
 
 import base64
 import io
@@ -12,31 +12,32 @@ from PIL import Image as Pillow
 from mm1.data.image import UNREADABLE
 from mm1.disk import write_whole
 from mm1.document import Image
-from mm1.eval.fewshot import Metric, Task
-from mm1.eval.metrics.scores import cider
+from mm1.eval.fewshot import Task
+from mm1.eval.metrics.captions import cider
+from mm1.eval.metrics.references import Metric
 from mm1.eval.results import Results, read_answers
 
 SIDE = 192
-"""Pixels of a thumbnail's longer side."""
+"""Pixels of the longer side of a thumbnail."""
 
 SHOWN = 400
-"""Queries of one task at most."""
+"""The most queries shown per task."""
 
 BEST: dict[Metric, float] = {cider: 10.0}
-"""The score of an answer that can't be better, where it isn't 1."""
+"""The highest possible score of an answer, where it isn't 1."""
 
 
 def write_page(folder: Path, tasks: Sequence[Task], results: Results) -> Path:
-    """The path of `folder/answers.html`: the answers of `results` to the queries of `tasks`, with pictures inside.
+    """The path of `folder/answers.html`: the answers of `results` to the queries of `tasks`, with the images inside.
 
-    Of a task with more than 400 queries the first 400 are shown; the page says so.
+    Of a task with more than 400 queries the page shows the first 400, and says so.
     """
     sections = [_section(folder, task, results) for task in tasks]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(), trim_blocks=True
     )
     page = environment.get_template("answers_page.html").render(
-        sections=[one for one in sections if one["cells"]], side=SIDE
+        sections=[section for section in sections if section["scores"]], side=SIDE
     )
     path = folder / "answers.html"
     write_whole(path, page)
@@ -44,28 +45,28 @@ def write_page(folder: Path, tasks: Sequence[Task], results: Results) -> Path:
 
 
 def _section(folder: Path, task: Task, results: Results) -> dict[str, Any]:
-    cells = [cell for cell in results.cells if cell.task == task.name]
-    answers = [{line["query"]: line for line in read_answers(folder, cell)} for cell in cells]
+    scores = [score for score in results.scores if score.task == task.name]
+    answers = [{answer.query: answer for answer in read_answers(folder, score)} for score in scores]
     best = BEST.get(task.metric, 1.0)
     queries = []
     for query in task.queries[:SHOWN]:
         lines = [
-            {"cell": cell.name, "state": state(line["score"], best=best), **line}
-            for cell, of_cell in zip(cells, answers, strict=True)
-            if (line := of_cell.get(query.id)) is not None
+            {"name": score.name, "state": state(answer.score, best=best), "text": answer.text, "score": answer.score}
+            for score, by_query in zip(scores, answers, strict=True)
+            if (answer := by_query.get(query.id)) is not None
         ]
         choices = " / ".join(query.choices)
         queries.append({"query": query, "choices": choices, "picture": thumbnail(query.image), "lines": lines})
-    return {"name": task.name, "cells": cells, "queries": queries, "all": len(task.queries)}
+    return {"name": task.name, "scores": scores, "queries": queries, "all": len(task.queries)}
 
 
 def state(score: float, *, best: float = 1.0) -> str:
-    """`right` for the best score there is, `wrong` for 0, else `partly`."""
+    """`right` for the best possible score, `wrong` for 0, else `partly`."""
     return "right" if score > best - 1e-6 else "partly" if score > 0 else "wrong"
 
 
 def thumbnail(image: Image) -> str:
-    """The picture's address on the page, made small; empty if it can't be read."""
+    """A data: URL of the image at a small size; empty if it can't be read."""
     try:
         with Pillow.open(io.BytesIO(image.data)) as opened:
             opened.draft("RGB", (SIDE, SIDE))

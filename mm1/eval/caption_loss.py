@@ -1,19 +1,20 @@
-"""How much the right picture lowers the loss of its text."""
+"""How much the right image lowers the loss of its text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mm1.document import Document, Text
-from mm1.eval.fewshot import Example
-from mm1.eval.metrics.scores import Interval, bootstrap, paired_difference
-from mm1.generate.writer import Writer
+from mm1.eval.blind import exchange_images
+from mm1.eval.fewshot import Example, Task
+from mm1.eval.metrics.statistics import Interval, bootstrap, paired_difference
+from mm1.eval.models import Done, Ours
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionLoss:
-    """Nats per token of the right text after its own picture and after another one's; means over texts.
+    """Nats per token of the right text after its own image and after another one's; means over texts.
 
-    `margin` is wrong - right: above 0 when the right picture helps.
+    `margin` is wrong - right: above 0 if the right image helps.
     """
 
     task: str
@@ -24,28 +25,20 @@ class CaptionLoss:
     model_name: str
 
 
-def caption_loss(
-    writer: Writer,
-    right: Sequence[Example],
-    *,
-    wrong: Sequence[Example],
-    task: str,
-    model_name: str,
-    seed: int,
-    done: Callable[[int], None] = lambda rows: None,
-) -> CaptionLoss:
-    """How much the right picture lowers the loss of its text; `wrong` is the same with pictures exchanged."""
-    with_right, with_wrong = (writer.losses([_captioned(one) for one in each], done=done) for each in (right, wrong))
+def caption_loss(model: Ours, task: Task, *, seed: int, done: Done) -> CaptionLoss:
+    """The loss of each query's right answer after its own image, and after another query's image."""
+    wrong_images = exchange_images(task.queries, seed=seed)
+    right, wrong = (model.writer.losses(_captions(queries), done=done) for queries in (task.queries, wrong_images))
     return CaptionLoss(
-        task=task,
-        texts=len(right),
-        right=bootstrap(with_right, seed=seed),
-        wrong=bootstrap(with_wrong, seed=seed),
-        margin=paired_difference(with_wrong, with_right, seed=seed),
-        model_name=model_name,
+        task=task.name,
+        texts=len(task.queries),
+        right=bootstrap(right, seed=seed),
+        wrong=bootstrap(wrong, seed=seed),
+        margin=paired_difference(wrong, right, seed=seed),
+        model_name=model.name,
     )
 
 
-def _captioned(example: Example) -> Document:
-    """The example's picture and its first answer, as captions are trained."""
-    return Document((example.image, Text(example.answers[0])))
+def _captions(examples: Sequence[Example]) -> list[Document]:
+    """The image and the first answer of each example, in the form of training captions."""
+    return [Document((example.image, Text(example.answers[0]))) for example in examples]

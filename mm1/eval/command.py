@@ -1,9 +1,9 @@
-"""One call of `mm1 eval`: opens what answers, loads the tasks, scores them, prints the table, writes the page."""
+"""One call of `mm1 eval`: open the model, load the tasks, score, print the table, write the page."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from rich.console import Console
 
@@ -11,106 +11,145 @@ from mm1 import dist
 from mm1.cluster import Runner
 from mm1.eval.answers_page import write_page
 from mm1.eval.fewshot import Task
-from mm1.eval.harness import Settings, evaluate_with, load_task, parts
+from mm1.eval.harness import AnswerJob, answer_jobs, evaluate, load_task
 from mm1.eval.judge import Judge
-from mm1.eval.models import Answerer, Ours, Server, open_answerer
-from mm1.eval.ray_workers import Part, spread
-from mm1.eval.results import compare, comparison, table
-from mm1.eval.shots import Protocol
+from mm1.eval.models import HttpModel, Model, Ours, open_model
+from mm1.eval.ray_workers import answer_on_ray
+from mm1.eval.results import compare, comparison_table, score_table
+from mm1.eval.shots import MM1, Protocol
+from mm1.eval.task_evaluation import Settings
 
 TEXT = "text"
-"""The name of MM1's text suite among tasks."""
+"""The name of MM1's text suite among the tasks."""
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """What the command line said."""
+class ModelAddress:
+    """A run's folder, hf:FOLDER, or the http://... of a server with the model's name there."""
 
-    what: str
-    tasks: tuple[str, ...]
-    shots: tuple[int, ...]
-    limit: int
-    seed: int
-    where: dict[str, str]
-    trials: int
-    draw: list[str]
-    text_only: int
-    reasoning: bool
-    full: int | None
-    scoring: Any
-    beams: int
-    judge: tuple[str, str]
-    model: str
+    address: str
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """Which tasks are asked; `data`, `split` and `form` are for published ones, and empty for their defaults."""
+
+    names: tuple[str, ...]
+    limit: int = 200
+    seed: int = 0
+    data: str = ""
+    split: str = ""
+    form: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ShotOptions:
+    """How many shots there are, how often they are drawn, and how they are selected and shown."""
+
+    counts: tuple[int, ...] = (0, 4, 8)
+    trials: int = 1
+    protocol: Protocol = MM1
+
+
+@dataclass(frozen=True, slots=True)
+class EvalCommand:
+    """The command line of `mm1 eval`."""
+
+    model: ModelAddress
+    tasks: TaskOptions
+    shots: ShotOptions
+    judge: ModelAddress
     to: Path | None
     runner: Runner
 
     def run(self) -> None:
-        """Score, print and write.
+        """Score the model, print the table, write the files.
 
         Raises:
-            ValueError: options that don't fit together, or what `evaluate_with` raises.
+            ValueError: options that don't go together, or what `evaluate` raises.
         """
+        self._check()
         tasks = self._tasks()
+        model = open_model(self.model.address, model=self.model.model, with_images=bool(tasks))
+        console = Console()
+        if TEXT in self.tasks.names:
+            self._score_text(model, console)
+        if not tasks:
+            return
+        settings = self._settings()
+        if self.runner.kind == "ray":
+            count = len(answer_jobs(model, tasks, settings=settings, shots=self.shots.counts))
+            answer_on_ray(self.jobs, count, runner=self.runner)
+        results = evaluate(model, tasks, settings=settings, shots=self.shots.counts)
+        if dist.rank() == 0:
+            console.print(score_table(results))
+            console.print(f"answers: {write_page(settings.folder, tasks, results)}", soft_wrap=True)
+
+    def jobs(self) -> list[AnswerJob]:
+        """One job per file of answers of this command, with a model that is opened for them."""
+        model = open_model(self.model.address, model=self.model.model)
+        return answer_jobs(model, self._tasks(), settings=self._settings(), shots=self.shots.counts)
+
+    def _check(self) -> None:
+        protocol = self.shots.protocol
+        if protocol.text_only_shots and self.shots.counts != (0,):
+            raise ValueError("--text-only-shots shows what stands for zero shots elsewhere: give it with --shots 0")
+        if protocol.beams > 1 and protocol.scoring == "loglikelihood":
+            raise ValueError("--beams is for generated answers; --scoring loglikelihood generates none")
         if self.runner.kind == "ray" and dist.world() > 1:
             raise ValueError("torchrun and --runner ray are two ways to spread an evaluation; use one")
         if self.runner.kind == "native" and (self.runner.workers > 1 or self.runner.address):
             raise ValueError("--workers and --address are for --runner ray; here torchrun starts several processes")
-        answerer = open_answerer(self.what, model=self.model, pictures=bool(tasks))
-        console = Console()
-        if TEXT in self.tasks:
-            self._score_text(answerer, console)
-        if not tasks:
-            return
-        settings = self._settings(answerer)
-        if self.runner.kind == "ray":
-            due = parts(answerer, tasks=tasks, settings=settings, shots=self.shots)
-            spread(self.parts, len(due), runner=self.runner)
-        results = evaluate_with(answerer, tasks=tasks, settings=settings, shots=self.shots)
-        if dist.rank() == 0:
-            console.print(table(results))
-            console.print(f"answers: {write_page(settings.folder, tasks, results)}", soft_wrap=True)
-
-    def parts(self) -> list[Part]:
-        """What makes each file of answers of this call, with a model that is opened for it."""
-        tasks = self._tasks()
-        answerer = open_answerer(self.what, model=self.model)
-        return parts(answerer, tasks=tasks, settings=self._settings(answerer), shots=self.shots)
 
     def _tasks(self) -> list[Task]:
-        if len(self.draw) > 1:
-            raise ValueError("--same-shots and --similar-shots are two ways to draw; give one")
-        if self.text_only and self.shots != (0,):
-            raise ValueError("--text-only-shots shows what stands for zero shots elsewhere: give it with --shots 0")
-        if self.beams > 1 and self.scoring == "loglikelihood":
-            raise ValueError("--beams is for written answers; choices by likelihood are not searched for")
-        return [load_task(name, limit=self.limit, seed=self.seed, **self.where) for name in self.tasks if name != TEXT]
+        options = self.tasks
+        return [
+            load_task(
+                name, limit=options.limit, seed=options.seed, data=options.data, split=options.split, form=options.form
+            )
+            for name in options.names
+            if name != TEXT
+        ]
 
-    def _settings(self, answerer: Answerer) -> Settings:
-        draw: Any = self.draw[0] if self.draw else "query"
-        protocol = Protocol(draw, self.text_only, self.reasoning, self.full, self.scoring, self.beams)
-        judge = Judge(Server(self.judge[0], model=self.judge[1]), self._folder) if self.judge[0] else None
-        return Settings(self._folder, answerer.name, self.seed, self.limit, True, self.trials, protocol, judge)
+    def _settings(self) -> Settings:
+        judge = None
+        if self.judge.address:
+            judge = Judge(HttpModel(self.judge.address, model=self.judge.model), self._folder)
+        return Settings(self._folder, self.tasks.seed, self.tasks.limit, self.shots.trials, self.shots.protocol, judge)
 
-    def _score_text(self, answerer: Answerer, console: Console) -> None:
-        if not isinstance(answerer, Ours):
+    def _score_text(self, model: Model, console: Console) -> None:
+        if not isinstance(model, Ours):
             raise ValueError("--tasks text runs one of mm1's runs; lm-eval itself drives other models")
         from mm1.eval.text_suite import evaluate_text, text_table
 
-        scores = evaluate_text(answerer, folder=self._folder, limit=self.limit)
+        scores = evaluate_text(model, folder=self._folder, limit=self.tasks.limit)
         if dist.rank() == 0:
             console.print(text_table(scores))
 
     @property
     def _folder(self) -> Path:
-        return (self.to or self._default()) / "eval"
+        return (self.to or self._default_folder()) / "eval"
 
-    def _default(self) -> Path:
-        """The run's own folder; of somebody else's model a folder of ours."""
-        if self.what.startswith(("hf:", "http://", "https://")):
-            return Path("runs") / re.sub(r"[^\w.-]+", "-", self.what.partition(":")[2] + self.model).strip("-")
-        return Path(self.what)
+    def _default_folder(self) -> Path:
+        """The run's own folder; for any other model a folder under `runs`."""
+        address = self.model.address
+        if address.startswith(("hf:", "http://", "https://")):
+            return Path("runs") / re.sub(r"[^\w.-]+", "-", address.partition(":")[2] + self.model.model).strip("-")
+        return Path(address)
+
+
+def draw_of(*, same_shots: bool, similar_shots: bool) -> Literal["query", "same", "similar"]:
+    """How shots are drawn by the two options.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if same_shots and similar_shots:
+        raise ValueError("--same-shots and --similar-shots are two ways to draw; give one")
+    return "same" if same_shots else "similar" if similar_shots else "query"
 
 
 def compare_runs(ours: Path, theirs: Path) -> None:
-    """Print how two runs differ, cell by cell."""
-    Console().print(comparison(compare(ours, theirs)))
+    """Print how two runs differ, score by score."""
+    Console().print(comparison_table(compare(ours, theirs)))

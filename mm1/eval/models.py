@@ -1,6 +1,6 @@
-"""Who answers: our model, a `transformers` model from a folder, or a server that speaks OpenAI's protocol.
+"""The models that evaluation asks: a run of mm1, a folder of `transformers`, or a server with OpenAI's protocol.
 
-All take a prompt as a Document; the harness does not know which of them it asks.
+All answer the same `Request`s; the harness does not know which kind it asks.
 """
 
 import base64
@@ -11,11 +11,14 @@ import os
 import time
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,63 +28,102 @@ from mm1.checkpoint import Loaded, load_for_use
 from mm1.data.chat import messages
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import Document, Image, Mark, Text
+from mm1.eval.metrics.short_answers import LETTERS
 from mm1.generate.prompt import PICTURES_AT_ONCE
 from mm1.generate.writer import Writer, until
 from mm1.hf.files import modelling_file
 from mm1.model.mllm import MLLM
 
 Done = Callable[[int], None]
+"""Is called with the number of requests that were answered since its last call."""
 
 
-class Answerer(Protocol):
-    """A model as the harness sees it.
+def _ignore(answered: int) -> None:
+    pass
 
-    `name` tells one set of weights from another. `write` gives what follows each prompt, up to a stop string,
-    greedily or with so many `beams`; `likelihoods` nats per token of each choice behind its prompt; `features`
-    [pictures, width].
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt, and how it is to be answered.
+
+    stops       strings that end a generated answer
+    max_tokens  the longest generated answer
+    beams       beams of the search when generating; 1 is greedy
+    choices     the answer is the letter of the likeliest of these texts; empty: the answer is generated
     """
 
-    @property
-    def name(self) -> str: ...
+    prompt: Document
+    stops: tuple[str, ...] = ()
+    max_tokens: int = 32
+    beams: int = 1
+    choices: tuple[str, ...] = ()
 
-    def write(
-        self, prompts: Sequence[Document], *, stops: Sequence[str], longest: int, done: Done, beams: int = 1
-    ) -> list[str]: ...
-
-    def likelihoods(
-        self, prompts: Sequence[Document], *, choices: Sequence[Sequence[str]], done: Done
-    ) -> list[list[float]]: ...
-
-    def features(self, images: Sequence[Image]) -> np.ndarray: ...
-
-    def places(self, prompt: Document) -> int: ...
+    def continued_by(self, choice: str) -> str:
+        """The text of a choice as it follows the prompt: after a space, unless the prompt ends with a mark."""
+        return choice if isinstance(self.prompt.pieces[-1], Mark) else f" {choice}"
 
 
-class Ours:
+class Model(ABC):
+    """A model as the harness sees it. `name` tells one set of weights from another."""
+
+    name: str
+
+    def answer(self, requests: Sequence[Request], *, done: Done = _ignore) -> list[str]:
+        """The answer to each request: a generated text or, if the request has choices, the letter of the likeliest."""
+        open_ended = [request for request in requests if not request.choices]
+        multiple_choice = [request for request in requests if request.choices]
+        texts = iter(self.generate(open_ended, done=done) if open_ended else [])
+        nats = iter(self.loglikelihoods(multiple_choice, done=done) if multiple_choice else [])
+        return [LETTERS[int(np.argmax(next(nats)))] if request.choices else next(texts) for request in requests]
+
+    @abstractmethod
+    def generate(self, requests: Sequence[Request], *, done: Done = _ignore) -> list[str]:
+        """The text that the model writes after each prompt, before the first stop string."""
+
+    @abstractmethod
+    def loglikelihoods(self, requests: Sequence[Request], *, done: Done = _ignore) -> list[list[float]]:
+        """For each request the log-likelihood of each choice after the prompt, in nats per token."""
+
+    def features(self, images: Sequence[Image]) -> np.ndarray:
+        """Mean image features [images, width]."""
+        raise ValueError("similar shots need a model that gives features of pictures: one of mm1's runs")
+
+    @abstractmethod
+    def prompt_tokens(self, prompt: Document) -> int:
+        """The number of tokens of the prompt, image tokens included; 0 if the model doesn't tell."""
+
+
+class Ours(Model):
     """A model of mm1; `rows` prompts are answered side by side."""
 
     def __init__(self, model: MLLM, tokenizer: Tokenizer, *, name: str, rows: int = 32):
         self.model, self.tokenizer, self.name, self.rows = model, tokenizer, name, rows
         self.writer = Writer(model, tokenizer, rows=rows)
 
-    def write(
-        self, prompts: Sequence[Document], *, stops: Sequence[str], longest: int, done: Done, beams: int = 1
-    ) -> list[str]:
-        encoded = [self.writer.encode(prompt) for prompt in prompts]
-        return self.writer.write(encoded, stops=stops, longest=longest, done=done, beams=beams)
+    def generate(self, requests: Sequence[Request], *, done: Done = _ignore) -> list[str]:
+        alike: dict[tuple, list[int]] = defaultdict(list)
+        for number, request in enumerate(requests):
+            alike[request.stops, request.max_tokens, request.beams].append(number)
+        texts = [""] * len(requests)
+        for (stops, max_tokens, beams), numbers in alike.items():
+            prompts = [self.writer.encode(requests[number].prompt) for number in numbers]
+            written = self.writer.write(prompts, stops=stops, longest=max_tokens, done=done, beams=beams)
+            for number, text in zip(numbers, written, strict=True):
+                texts[number] = text
+        return texts
 
-    def likelihoods(
-        self, prompts: Sequence[Document], *, choices: Sequence[Sequence[str]], done: Done
-    ) -> list[list[float]]:
+    def loglikelihoods(self, requests: Sequence[Request], *, done: Done = _ignore) -> list[list[float]]:
         pairs = []
-        for document, texts in zip(prompts, choices, strict=True):
-            asked = self.writer.prompt(self.writer.encode(document))
-            lead = "" if isinstance(document.pieces[-1], Mark) else " "
-            pairs += [(asked, self.tokenizer.encode(lead + text)) for text in texts]
-        # all at once: shots and questions in common are computed once
+        for request in requests:
+            prompt = self.writer.prompt(self.writer.encode(request.prompt))
+            pairs += [(prompt, self.tokenizer.encode(request.continued_by(choice))) for choice in request.choices]
+        # one call for all: shots and questions in common are computed once
         scores = iter(self.writer.engine.score(pairs))
-        done(len(prompts))
-        return [[one.log_probability / one.tokens for one in islice(scores, len(texts))] for texts in choices]
+        done(len(requests))
+        return [
+            [score.log_probability / score.tokens for score in islice(scores, len(request.choices))]
+            for request in requests
+        ]
 
     def features(self, images: Sequence[Image]) -> np.ndarray:
         parts = []
@@ -90,12 +132,12 @@ class Ours:
             parts.append(self.writer.engine.features.of(pictures).mean(dim=1).float().cpu().numpy())
         return np.concatenate(parts)
 
-    def places(self, prompt: Document) -> int:
+    def prompt_tokens(self, prompt: Document) -> int:
         return len(self.writer.encode(prompt).tokens)
 
 
-class HubModel:
-    """An image-text-to-text model of `transformers` from its folder, one prompt at a time."""
+class HfModel(Model):
+    """An image-text-to-text model of `transformers` from its folder, asked one prompt at a time."""
 
     def __init__(self, folder: Path):
         try:
@@ -106,12 +148,13 @@ class HubModel:
             raise ValueError(f"{folder} has no config.json; hf: takes the folder of a transformers model")
         if (folder / "checkpoints").is_dir():
             raise ValueError(f"{folder} is a run of mm1; give it without hf:")
-        ours = modelling_file()  # beside an export of mm1; other people's code is asked about, as `transformers` does
-        known = (folder / ours.name).is_file() and (folder / ours.name).read_bytes() == ours.read_bytes()
-        trusted = {"trust_remote_code": True} if known else {}
+        ours = modelling_file()
+        is_export = (folder / ours.name).is_file() and (folder / ours.name).read_bytes() == ours.read_bytes()
+        # our own code is trusted; before it runs other code, `transformers` asks the user
+        trust = {"trust_remote_code": True} if is_export else {}
         try:
-            self.processor = AutoProcessor.from_pretrained(folder, **trusted)
-            self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", **trusted).eval()
+            self.processor = AutoProcessor.from_pretrained(folder, **trust)
+            self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", **trust).eval()
         except (ValueError, OSError) as error:
             why = str(error).strip().splitlines()[0]
             raise ValueError(f"transformers opens {folder} as no model of images and text: {why}") from error
@@ -121,31 +164,29 @@ class HubModel:
         self.name = f"{folder.name}, weights {_digest(sorted(folder.glob('*.safetensors')))}"
 
     @torch.inference_mode()
-    def write(
-        self, prompts: Sequence[Document], *, stops: Sequence[str], longest: int, done: Done, beams: int = 1
-    ) -> list[str]:
-        written = []
-        for prompt in prompts:
-            inputs = self._inputs(prompt)
-            options = {"stop_strings": list(stops), "tokenizer": self.processor.tokenizer} if stops else {}
-            tokens = self.model.generate(**inputs, max_new_tokens=longest, do_sample=False, num_beams=beams, **options)
+    def generate(self, requests: Sequence[Request], *, done: Done = _ignore) -> list[str]:
+        texts = []
+        for request in requests:
+            inputs = self._inputs(request.prompt)
+            options: dict[str, Any] = {"max_new_tokens": request.max_tokens, "num_beams": request.beams}
+            if request.stops:
+                options |= {"stop_strings": list(request.stops), "tokenizer": self.processor.tokenizer}
+            tokens = self.model.generate(**inputs, do_sample=False, **options)
             text = self.processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            written.append(until(text, stops))
+            texts.append(until(text, request.stops))
             done(1)
-        return written
+        return texts
 
     @torch.inference_mode()
-    def likelihoods(
-        self, prompts: Sequence[Document], *, choices: Sequence[Sequence[str]], done: Done
-    ) -> list[list[float]]:
-        found = []
-        for prompt, texts in zip(prompts, choices, strict=True):
-            lead = "" if isinstance(prompt.pieces[-1], Mark) else " "
-            found.append([self._likelihood(prompt, lead + text) for text in texts])
+    def loglikelihoods(self, requests: Sequence[Request], *, done: Done = _ignore) -> list[list[float]]:
+        nats = []
+        for request in requests:
+            texts = [request.continued_by(choice) for choice in request.choices]
+            nats.append([self._loglikelihood(request.prompt, text) for text in texts])
             done(1)
-        return found
+        return nats
 
-    def _likelihood(self, prompt: Document, text: str) -> float:
+    def _loglikelihood(self, prompt: Document, text: str) -> float:
         before = self._inputs(prompt)
         tokens = self.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         tokens = tokens.to(self.model.device)
@@ -157,15 +198,12 @@ class HubModel:
         logits = self.model(**whole).logits[0, -tokens.shape[1] - 1 : -1].float()
         return float(logits.log_softmax(-1).gather(-1, tokens[0, :, None]).mean())
 
-    def features(self, images: Sequence[Image]) -> np.ndarray:
-        raise ValueError("similar shots need a model that gives features of pictures: one of mm1's runs")
-
-    def places(self, prompt: Document) -> int:
+    def prompt_tokens(self, prompt: Document) -> int:
         return int(self._inputs(prompt)["input_ids"].shape[1])
 
     def _inputs(self, prompt: Document) -> Any:
         pictures = [Pillow.open(io.BytesIO(image.data)).convert("RGB") for image in prompt.images]
-        adds = True
+        add_special_tokens = True
         if any(isinstance(piece, Mark) for piece in prompt.pieces):
             if not self.processor.chat_template:
                 raise ValueError(
@@ -174,42 +212,53 @@ class HubModel:
                 )
             text = self.processor.apply_chat_template(messages(prompt), add_generation_prompt=True, tokenize=False)
             begin = self.processor.tokenizer.bos_token
-            adds = not (begin and text.startswith(begin))  # as `apply_chat_template` does where it tokenizes
+            # as in `apply_chat_template(tokenize=True)`
+            add_special_tokens = not (begin and text.startswith(begin))
         else:
             token = self.processor.image_token
             text = "".join(token if isinstance(piece, Image) else piece.text for piece in prompt.pieces)  # type: ignore[union-attr]
-        said = self.processor(text=[text], images=pictures or None, add_special_tokens=adds, return_tensors="pt")
-        return said.to(self.model.device)
+        inputs = self.processor(
+            text=[text], images=pictures or None, add_special_tokens=add_special_tokens, return_tensors="pt"
+        )
+        return inputs.to(self.model.device)
 
 
-class Server:
-    """A model behind an OpenAI-compatible server: `url` up to and with /v1. The key is OPENAI_API_KEY's."""
+class HttpModel(Model):
+    """A model behind an OpenAI-compatible server: `url` up to and including /v1; the key is in OPENAI_API_KEY.
 
-    def __init__(self, url: str, *, model: str = "", at_once: int = 8, patience: float = 2.0):
-        self.url, self.at_once, self.patience = url.rstrip("/"), at_once, patience
+    `parallel` requests are sent at a time. A failed one is repeated three times, after `retry_seconds` and then after
+    twice as long each time.
+    """
+
+    def __init__(self, url: str, *, model: str = "", parallel: int = 8, retry_seconds: float = 2.0):
+        self.url, self.parallel, self.retry_seconds = url.rstrip("/"), parallel, retry_seconds
         self.model = model or self._call("/models")["data"][0]["id"]
         self.name = f"{self.model} at {self.url}"
 
-    def write(
-        self, prompts: Sequence[Document], *, stops: Sequence[str], longest: int, done: Done, beams: int = 1
-    ) -> list[str]:
-        if beams > 1:
+    def generate(self, requests: Sequence[Request], *, done: Done = _ignore) -> list[str]:
+        if any(request.beams > 1 for request in requests):
             raise ValueError("a server writes greedily; leave --beams out")
 
-        def one(prompt: Document) -> str:
-            text = self.reply(messages(prompt, pictures=_address), longest=longest, stops=stops)
+        def answer(request: Request) -> str:
+            conversation = messages(request.prompt, pictures=_data_url)
+            text = self.chat(conversation, max_tokens=request.max_tokens, stops=request.stops)
             done(1)
-            return until(text, stops)
+            return until(text, request.stops)
 
-        with ThreadPoolExecutor(self.at_once) as pool:
-            return list(pool.map(one, prompts))
+        with ThreadPoolExecutor(self.parallel) as pool:
+            return list(pool.map(answer, requests))
 
-    def reply(self, said: list[dict[str, Any]], *, longest: int, stops: Sequence[str] = ()) -> str:
-        """What the model answers to `said`, a list of messages."""
-        asked: dict[str, Any] = {"model": self.model, "messages": said, "max_tokens": longest, "temperature": 0}
+    def chat(self, conversation: list[dict[str, Any]], *, max_tokens: int, stops: Sequence[str] = ()) -> str:
+        """The model's reply to a list of messages."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": conversation,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+        }
         if stops:
-            asked["stop"] = list(stops)[:4]  # more than four are refused by OpenAI's own
-        return self._call("/chat/completions", asked)["choices"][0]["message"]["content"] or ""
+            body["stop"] = list(stops)[:4]  # OpenAI's own server refuses more than four
+        return self._call("/chat/completions", body)["choices"][0]["message"]["content"] or ""
 
     def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
         headers = {"Content-Type": "application/json"}
@@ -218,69 +267,66 @@ class Server:
         data = None if body is None else json.dumps(body).encode()
         for attempt in range(4):
             try:
-                asked = urllib.request.Request(self.url + path, data=data, headers=headers)
-                with urllib.request.urlopen(asked, timeout=600) as answer:
-                    return json.load(answer)
+                call = urllib.request.Request(self.url + path, data=data, headers=headers)
+                with urllib.request.urlopen(call, timeout=600) as response:
+                    return json.load(response)
             except urllib.error.HTTPError as error:
                 if attempt == 3 or (error.code != 429 and error.code < 500):
-                    said = error.read().decode(errors="replace")[:300]
-                    raise ValueError(f"{self.url}{path} answered {error.code}: {said}") from error
+                    reason = error.read().decode(errors="replace")[:300]
+                    raise ValueError(f"{self.url}{path} answered {error.code}: {reason}") from error
             except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
                 if attempt == 3:
                     raise ValueError(f"{self.url}{path} does not answer ({error}); is the server running?") from error
-            time.sleep(self.patience * 2**attempt)
+            time.sleep(self.retry_seconds * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 
-    def likelihoods(
-        self, prompts: Sequence[Document], *, choices: Sequence[Sequence[str]], done: Done
-    ) -> list[list[float]]:
+    def loglikelihoods(self, requests: Sequence[Request], *, done: Done = _ignore) -> list[list[float]]:
         raise ValueError("a server gives no likelihoods of prompts with pictures; leave --scoring loglikelihood out")
 
-    def features(self, images: Sequence[Image]) -> np.ndarray:
-        raise ValueError("similar shots need a model that gives features of pictures: one of mm1's runs")
-
-    def places(self, prompt: Document) -> int:
-        return 0  # its tokenizer is not known here
+    def prompt_tokens(self, prompt: Document) -> int:
+        return 0  # only the server has the tokenizer
 
 
-def open_answerer(what: str, *, model: str = "", pictures: bool = True) -> Answerer:
-    """The model that `what` names: a run's folder, hf:FOLDER, or http://... of a server. `pictures` will be shown.
+def open_model(what: str, *, model: str = "", with_images: bool = True) -> Model:
+    """The model that `what` names: a run's folder, hf:FOLDER, or the http://... of a server.
+
+    `model` is its name on the server. `with_images`: prompts will have images.
 
     Raises:
-        ValueError: nothing there that can answer.
+        ValueError: there is no model that can answer.
     """
     if what.startswith(("http://", "https://")):
-        return Server(what, model=model)
+        return HttpModel(what, model=model)
     if what.startswith("hf:"):
-        return HubModel(Path(what.removeprefix("hf:")))
+        return HfModel(Path(what.removeprefix("hf:")))
     loaded = load_for_use(Path(what))
-    if pictures and not loaded.sees:
+    if with_images and not loaded.sees:
         raise ValueError(f"{what} holds a language model, which takes no pictures; --tasks text scores it")
-    return Ours(loaded.model, loaded.tokenizer, name=name_of(loaded))
+    return Ours(loaded.model, loaded.tokenizer, name=model_name(loaded))
 
 
-def name_of(loaded: Loaded) -> str:
-    """Step, weights and tokenizer of a run: another training of the same folder has another name."""
-    recorded = loaded.folder / "checkpoints" / f"step-{loaded.step}" / "whole.json"
-    return f"step {loaded.step}, weights {_digest([recorded])}, tokenizer {loaded.tokenizer.fingerprint}"
+def model_name(loaded: Loaded) -> str:
+    """Step, weights and tokenizer of a run; another training in the same folder has another name."""
+    index = loaded.folder / "checkpoints" / f"step-{loaded.step}" / "whole.json"
+    return f"step {loaded.step}, weights {_digest([index])}, tokenizer {loaded.tokenizer.fingerprint}"
 
 
-def _address(image: Image) -> dict[str, Any]:
+def _data_url(image: Image) -> dict[str, Any]:
     with Pillow.open(io.BytesIO(image.data)) as opened:
         kind = (opened.format or "png").lower()
     data = base64.b64encode(image.data).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
 
 
-def as_text(prompt: Document) -> str:
-    """The prompt for people: marks by name, pictures by the hash of their bytes."""
-    shown = []
+def prompt_text(prompt: Document) -> str:
+    """The prompt for people to read: marks by name, images by the hash of their bytes."""
+    parts = []
     for piece in prompt.pieces:
         if isinstance(piece, Image):
-            shown.append(f"<image {hashlib.sha256(piece.data).hexdigest()[:8]}>")
+            parts.append(f"<image {hashlib.sha256(piece.data).hexdigest()[:8]}>")
         else:
-            shown.append(piece.text if isinstance(piece, Text) else f"<|{piece.name}|>")
-    return "".join(shown)
+            parts.append(piece.text if isinstance(piece, Text) else f"<|{piece.name}|>")
+    return "".join(parts)
 
 
 def _digest(files: Sequence[Path]) -> str:

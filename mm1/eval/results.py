@@ -1,10 +1,11 @@
-"""The scores of an evaluation as they stand on disk and in tables: `summary.json`, and a file of answers a cell.
+"""Results of an evaluation on disk and as tables: `summary.json`, and the files of answers.
 
-Scores in cells are in the points papers print: accuracy in percent, CIDEr times 100; the `score` of a line of
-answers is the metric's own (0 to 1; CIDEr 0 to 10).
+Scores of a task are in the points that papers print: accuracy in percent, CIDEr times 100. The score of a single answer
+is the metric's own (0 to 1; CIDEr 0 to 10).
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,27 +15,91 @@ from rich.table import Table
 
 from mm1.disk import write_whole
 from mm1.eval.caption_loss import CaptionLoss
-from mm1.eval.metrics.scores import Interval, paired_difference
+from mm1.eval.metrics.statistics import Interval, paired_difference
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One task at one number of shots; scores in points, intervals of 95 %.
+class SentPrompt:
+    """The prompt of a query as the model got it: its hash, its text for people to read, the ids of its shots.
 
-    Of several trials, which differ in their shots, scores are means by query; `std` is that of their means.
+    `tokens` is 0 if the model doesn't tell.
+    """
+
+    hash: str
+    text: str
+    shots: list[str]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredText:
+    """An answer and its score."""
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model answered to one query, with its own image and blind, that is with another query's image."""
+
+    query: str
+    references: list[str]
+    prompt: SentPrompt
+    own: ScoredText
+    blind: ScoredText
+
+    @property
+    def text(self) -> str:
+        return self.own.text
+
+    @property
+    def score(self) -> float:
+        return self.own.score
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Answer":
+        """The answer in one line of a file."""
+        prompt = SentPrompt(record["prompt"], record["request"], record["shots"], record["places"])
+        own = ScoredText(record["answer"], record["score"])
+        blind = ScoredText(record["blind_answer"], record["blind_score"])
+        return cls(record["query"], record["references"], prompt, own, blind)
+
+    def record(self) -> dict[str, Any]:
+        """The answer as one line of a file."""
+        return {
+            "query": self.query,
+            "prompt": self.prompt.hash,
+            "request": self.prompt.text,
+            "shots": self.prompt.shots,
+            "answer": self.own.text,
+            "references": self.references,
+            "score": self.own.score,
+            "blind_answer": self.blind.text,
+            "blind_score": self.blind.score,
+            "places": self.prompt.tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """One task at one number of shots; scores in points, with 95 % intervals.
+
+    Several trials differ in their shots: then scores are means over the trials, and `std` is the standard deviation of
+    the trials' means.
     """
 
     task: str
     shots: int
     queries: int
     score: Interval
-    blind: Interval | None  # with another query's picture
-    difference: Interval | None  # score - blind, paired by query: above 0, the model looks
+    blind: Interval  # with another query's image
+    difference: Interval  # score - blind, paired by query: above 0, the model uses the image
     gain: Interval | None  # over the fewest shots of the same call, paired by query
-    majority: float  # always giving the commonest training answer
+    majority: float  # of the commonest training answer
     majority_answer: str
-    chance: float  # giving the answer of a random training example, or a random choice
-    longest_prompt: int  # places; 0 where the model does not tell
+    chance: float  # of the answer of a random training example, or of a random choice
+    longest_prompt: int  # in tokens; 0 if the model doesn't tell
     model_name: str
     seed: int
     limit: int
@@ -46,93 +111,118 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of the files of answers."""
-        return cell_name(self.task, self.shots, self.protocol)
+        """The name of its files."""
+        return score_name(self.task, self.shots, self.protocol)
 
     @property
     def files(self) -> list[str]:
-        """One file of answers for each trial."""
+        """One file of answers per trial."""
         return [answers_file(self.name, trial) for trial in range(self.trials)]
 
 
 @dataclass(slots=True)
 class Results:
-    """All cells of a run, and how much the right picture lowers the loss of its caption."""
+    """All scores of a model, and how much the right image lowers the loss of its caption."""
 
-    cells: list[Cell] = field(default_factory=list)
+    scores: list[TaskScore] = field(default_factory=list)
     losses: list[CaptionLoss] = field(default_factory=list)
 
-    def put(self, cell: Cell) -> None:
-        """Add `cell` in the place of an older one of the same task, shots and protocol."""
-        kept = [old for old in self.cells if old.name != cell.name]
-        self.cells = sorted([*kept, cell], key=lambda one: (one.task, one.shots, one.protocol))
+    def put(self, score: TaskScore) -> None:
+        """Add `score`, or replace an older one of the same task, shots and protocol."""
+        kept = [old for old in self.scores if old.name != score.name]
+        self.scores = sorted([*kept, score], key=lambda one: (one.task, one.shots, one.protocol))
 
 
-def cell_name(task: str, shots: int, protocol: str) -> str:
-    """What tells one cell from another in a folder."""
+def score_name(task: str, shots: int, protocol: str) -> str:
+    """The name of a score within a folder."""
     return f"{task}-{shots}shot" + (f"-{protocol}" if protocol else "")
 
 
 def answers_file(name: str, trial: int) -> str:
-    """The file of a cell's answers in one trial."""
+    """The file with the answers of one trial behind the score `name`."""
     return f"{name}-trial{trial}.jsonl" if trial else f"{name}.jsonl"
 
 
-def read_answers(folder: Path, cell: Cell, *, trial: int = 0) -> list[dict[str, Any]]:
-    """The lines of `cell`: query, request, prompt's hash, shots, answer, references, score, blind answer and score."""
-    return read_lines(folder / cell.files[trial])
+def read_answers(folder: Path, score: TaskScore, *, trial: int = 0) -> list[Answer]:
+    """The answers of one trial behind `score`."""
+    return [Answer.from_record(record) for record in _records(folder / score.files[trial])]
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The answers in a file, one a line."""
+def read_finished(path: Path, *, settings: str, queries: int) -> list[Answer] | None:
+    """The answers in `path`; None if there are none, or not of as many queries and the same `settings`."""
+    if not path.is_file():
+        return None
+    records = _records(path)
+    if len(records) != queries or any(record.get("settings") != settings for record in records):
+        return None
+    return [Answer.from_record(record) for record in records]
+
+
+def write_answers(path: Path, answers: Sequence[Answer], *, settings: str) -> None:
+    """Write one JSON line per answer; `settings` is the fingerprint of all that decides them."""
+    lines = [json.dumps({**answer.record(), "settings": settings}, ensure_ascii=False) for answer in answers]
+    write_whole(path, "".join(line + "\n" for line in lines))
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def read_results(folder: Path, *, model_name: str | None = None) -> Results:
-    """What `folder/summary.json` records; empty when there is none or it is of another `model_name`."""
+    """The results in `folder/summary.json`, those of `model_name` only if it is given; empty if there is no file."""
     path = folder / "summary.json"
     if not path.is_file():
         return Results()
     data = json.loads(path.read_text())
     results = Results(
-        cells=[Cell(**_intervals(cell)) for cell in data["cells"]],
-        losses=[CaptionLoss(**_intervals(loss)) for loss in data["losses"]],
+        scores=[TaskScore(**_intervals(record)) for record in data["cells"]],
+        losses=[CaptionLoss(**_intervals(record)) for record in data["losses"]],
     )
     if model_name is not None:
-        results.cells = [cell for cell in results.cells if cell.model_name == model_name]
+        results.scores = [score for score in results.scores if score.model_name == model_name]
         results.losses = [loss for loss in results.losses if loss.model_name == model_name]
     return results
 
 
-def table(results: Results) -> Table:
-    """The few-shot table for a terminal: every score with its interval, and the blind score beside it."""
-    found = Table(title="few-shot scores", title_justify="left", caption_justify="left")
-    found.caption = (
-        "[..] 95 % interval; ± deviation over trials; blind: another query's picture; difference: score - blind, paired"
+def save_results(results: Results, folder: Path) -> None:
+    """Write `summary.json`."""
+    data = {
+        "cells": [asdict(score) for score in results.scores],
+        "losses": [asdict(loss) for loss in results.losses],
+    }
+    write_whole(folder / "summary.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def score_table(results: Results) -> Table:
+    """The few-shot table for a terminal: every score with its interval and the blind score beside it."""
+    table = Table(title="few-shot scores", title_justify="left", caption_justify="left")
+    table.caption = (
+        "[..] 95 % interval; ± standard deviation over trials; blind: another query's image; "
+        "difference: score - blind, paired"
     )
     for name in ("task", "shots", "queries", "score", "blind", "difference", "majority", "chance"):
-        found.add_column(name, justify="left" if name == "task" else "right")
-    for cell in results.cells:
-        difference = _shown(cell.difference, sign=True)
-        if cell.difference and cell.difference.above_zero:
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for one in results.scores:
+        difference = _shown(one.difference, sign=True)
+        if one.difference.above_zero:
             difference = f"[green]{difference}[/green]"
-        task = f"{cell.task} ({cell.protocol})" if cell.protocol else cell.task
-        score = _shown(cell.score) + (f" ± {cell.std:.1f}" if cell.std is not None else "")
-        found.add_row(
-            *(task, str(cell.shots), str(cell.queries)),
-            *(score, _shown(cell.blind), difference),
-            *(f"{cell.majority:.1f}", f"{cell.chance:.1f}"),
+        task = f"{one.task} ({one.protocol})" if one.protocol else one.task
+        score = _shown(one.score) + (f" ± {one.std:.1f}" if one.std is not None else "")
+        table.add_row(
+            *(task, str(one.shots), str(one.queries)),
+            *(score, _shown(one.blind), difference),
+            *(f"{one.majority:.1f}", f"{one.chance:.1f}"),
         )
-        for name, values in cell.totals.items():
+        for name, values in one.totals.items():
             score, blind, majority, chance = (
                 f"{values[of]:.1f}" if of in values else "-" for of in ("score", "blind", "majority", "chance")
             )
-            found.add_row(f"  {name}", "", "", score, blind, "", majority, chance)
-    return found
+            table.add_row(f"  {name}", "", "", score, blind, "", majority, chance)
+    return table
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class Comparison:
     """Two runs on one task: the mean of ours - theirs over the queries that both answered, in points."""
 
     name: str
@@ -142,70 +232,58 @@ class Compared:
     difference: Interval
 
 
-def compare(ours: Path, theirs: Path, *, seed: int = 0) -> list[Compared]:
-    """Every cell that both runs have, compared query by query.
+def compare(ours: Path, theirs: Path, *, seed: int = 0) -> list[Comparison]:
+    """Every score that both runs have, compared query by query.
 
     Raises:
-        ValueError: a run without scores, no cell in common, or answers to other queries.
+        ValueError: a run has no scores, the runs have none in common, or they answered different queries.
     """
     folders = [path / "eval" if (path / "eval").is_dir() else path for path in (ours, theirs)]
-    cells = [{cell.name: cell for cell in read_results(folder).cells} for folder in folders]
-    for path, found in zip((ours, theirs), cells, strict=True):
-        if not found:
+    scores = [{score.name: score for score in read_results(folder).scores} for folder in folders]
+    for path, of_run in zip((ours, theirs), scores, strict=True):
+        if not of_run:
             raise ValueError(f"{path} has no scores; run mm1 eval {path} first")
-    both = [name for name in cells[0] if name in cells[1]]
-    if not both:
+    common = [name for name in scores[0] if name in scores[1]]
+    if not common:
         raise ValueError(
-            f"no task at the same shots in both: {ours} has {', '.join(cells[0])}; {theirs} has {', '.join(cells[1])}"
+            f"no task at the same shots in both: {ours} has {', '.join(scores[0])}; {theirs} has {', '.join(scores[1])}"
         )
-    return [_compared(name, folders, [found[name] for found in cells], seed) for name in both]
+    return [_compare(name, folders, scores=[of_run[name] for of_run in scores], seed=seed) for name in common]
 
 
-def _compared(name: str, folders: list[Path], cells: list[Cell], seed: int) -> Compared:
-    scores = [mean_scores(folder, cell) for folder, cell in zip(folders, cells, strict=True)]
-    shared = [query for query in scores[0] if query in scores[1]]
+def _compare(name: str, folders: list[Path], *, scores: list[TaskScore], seed: int) -> Comparison:
+    by_query = [mean_scores(folder, score) for folder, score in zip(folders, scores, strict=True)]
+    shared = [query for query in by_query[0] if query in by_query[1]]
     if not shared:
         raise ValueError(f"{name}: the two runs answered different queries; use the same --limit, --seed and data")
-    ours, theirs = (np.array([of_run[query] for query in shared]) for of_run in scores)
+    ours, theirs = (np.array([of_run[query] for query in shared]) for of_run in by_query)
     difference = paired_difference(ours, theirs, seed=seed)
-    return Compared(name, len(shared), float(ours.mean()), float(theirs.mean()), difference)
+    return Comparison(name, len(shared), float(ours.mean()), float(theirs.mean()), difference)
 
 
-def mean_scores(folder: Path, cell: Cell) -> dict[str, float]:
+def mean_scores(folder: Path, score: TaskScore) -> dict[str, float]:
     """Points of each query, the mean over the trials."""
-    trials = [read_answers(folder, cell, trial=trial) for trial in range(cell.trials)]
+    trials = [read_answers(folder, score, trial=trial) for trial in range(score.trials)]
     return {
-        lines[0]["query"]: 100 * float(np.mean([line["score"] for line in lines]))
-        for lines in zip(*trials, strict=True)
+        answers[0].query: 100 * float(np.mean([answer.score for answer in answers]))
+        for answers in zip(*trials, strict=True)
     }
 
 
-def comparison(compared: list[Compared]) -> Table:
-    """The comparison for a terminal; a difference whose interval excludes 0 is coloured."""
-    found = Table(title="ours - theirs, paired by query", title_justify="left")
+def comparison_table(comparisons: list[Comparison]) -> Table:
+    """The comparisons for a terminal; a difference whose interval excludes 0 is coloured."""
+    table = Table(title="ours - theirs, paired by query", title_justify="left")
     for name in ("task", "queries", "ours", "theirs", "difference"):
-        found.add_column(name, justify="left" if name == "task" else "right")
-    for one in compared:
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for one in comparisons:
         shown = _shown(one.difference, sign=True)
         if one.difference.above_zero or one.difference.below_zero:
             shown = f"[{'green' if one.difference.above_zero else 'red'}]{shown}[/]"
-        found.add_row(one.name, str(one.queries), f"{one.ours:.1f}", f"{one.theirs:.1f}", shown)
-    return found
+        table.add_row(one.name, str(one.queries), f"{one.ours:.1f}", f"{one.theirs:.1f}", shown)
+    return table
 
 
-def save(results: Results, folder: Path) -> None:
-    """Write `summary.json`."""
-    write_whole(folder / "summary.json", json.dumps(asdict(results), indent=1, ensure_ascii=False) + "\n")
-
-
-def points(lines: list[dict[str, Any]], name: str) -> np.ndarray:
-    """One column of answers' scores, in points."""
-    return 100 * np.array([line[name] for line in lines], dtype=np.float64)
-
-
-def _shown(interval: Interval | None, *, sign: bool = False) -> str:
-    if interval is None:
-        return "-"
+def _shown(interval: Interval, *, sign: bool = False) -> str:
     shape = "+.1f" if sign else ".1f"
     return f"{interval.mean:{shape}} \\[{interval.low:{shape}}, {interval.high:{shape}}]"
 

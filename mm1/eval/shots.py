@@ -1,4 +1,4 @@
-"""The protocol of an evaluation: which shots stand before a query, and how they are shown."""
+"""The protocol of an evaluation: which shots precede a query, and how they are shown."""
 
 import io
 import re
@@ -11,41 +11,41 @@ import numpy as np
 from PIL import Image as Pillow
 
 from mm1.document import Document, Image
-from mm1.eval.fewshot import Example, Task, draw_shots, picture_hash, prompt, stream
+from mm1.eval.fewshot import Example, Task, draw_shots, image_hash, prompt, rng
 
 SIMILAR_POOL = 2048
-"""Examples among which similar ones are looked for: a seeded draw of a larger pool."""
+"""How many examples similar shots are searched among: a seeded draw of a larger pool."""
 
 REASONING_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How shots are chosen and shown. The defaults are MM1's (section 3.1 and appendix).
+    """How shots are selected and shown, and how answers are obtained. The defaults are MM1's (section 3.1, appendix).
 
-    draw       by (seed, query); the `same` for all queries; or `similar` pictures (RICES), the most similar last
-    text_only  at zero shots, so many examples without their pictures: what Flamingo and IDEFICS call zero-shot
-    reasoning  shots show how one comes to the answer, and the model is to do so too
-    full       the query and so many last shots also in four parts at full resolution; None: every picture once
-    scoring    answers are written (`generate`), or the likeliest choice is taken (`loglikelihood`)
-    beams      texts that are followed side by side where answers are written; 1 is greedy
+    draw             new shots for each `query`, the `same` for all queries, or those with `similar` images (RICES)
+    text_only_shots  at zero shots, this many examples without their images: zero-shot as in Flamingo and IDEFICS
+    reasoning        chain-of-thought shots: they explain the answer, and the model is to do the same
+    subimage_shots   the query and this many last shots also as four sub-images; None: each image once
+    scoring          `generate` the answer, or take the choice with the highest `loglikelihood`
+    beams            beams of the search when generating; 1 is greedy
     """
 
     draw: Literal["query", "same", "similar"] = "query"
-    text_only: int = 0
+    text_only_shots: int = 0
     reasoning: bool = False
-    full: int | None = None
+    subimage_shots: int | None = None
     scoring: Literal["generate", "loglikelihood"] = "generate"
     beams: int = 1
 
     @property
     def name(self) -> str:
-        """What differs from the defaults, for file names and tables; empty where nothing does."""
+        """What differs from the defaults, for file names and tables; empty if nothing does."""
         parts = {
             self.draw: self.draw != "query",
-            f"text{self.text_only}": self.text_only > 0,
+            f"textonly{self.text_only_shots}": self.text_only_shots > 0,
             "reasoning": self.reasoning,
-            f"full{self.full}": self.full is not None,
+            f"subimage{self.subimage_shots}": self.subimage_shots is not None,
             self.scoring: self.scoring != "generate",
             f"beams{self.beams}": self.beams != 1,
         }
@@ -56,11 +56,11 @@ MM1 = Protocol()
 
 
 @dataclass
-class Similar:
-    """RICES: the examples of a pool whose pictures are the most similar to a query's.
+class SimilarShots:
+    """RICES: the examples of a pool whose images are most similar to a query's, by the cosine of mean features.
 
-    Source: Yang et al., https://arxiv.org/abs/2109.05014, section 3.2; the order, most similar next to the query, is
-    Flamingo's (https://arxiv.org/abs/2204.14198, appendix A.2). Similar is the cosine of mean features.
+    Source: Yang et al., https://arxiv.org/abs/2109.05014, section 3.2. The order, with the most similar example next to
+    the query, is Flamingo's (https://arxiv.org/abs/2204.14198, appendix A.2).
     """
 
     task: Task
@@ -69,7 +69,7 @@ class Similar:
 
     @cached_property
     def _pool(self) -> tuple[list[int], np.ndarray]:
-        order = stream(self.seed, "similar", 0).permutation(self.task.pool.count)[:SIMILAR_POOL].tolist()
+        order = rng(self.seed, "similar", 0).permutation(self.task.pool.count)[:SIMILAR_POOL].tolist()
         return order, _unit(self.features([example.image for example in self.task.pool.read(order)]))
 
     @cached_property
@@ -77,31 +77,32 @@ class Similar:
         return _unit(self.features([query.image for query in self.task.queries]))
 
     def draw(self, query: int, *, shots: int) -> list[Example]:
-        """The nearest `shots` examples with another picture than the query's, the nearest last."""
-        places, features = self._pool
+        """The `shots` nearest examples whose image is not the query's, the nearest last."""
+        indices, features = self._pool
         ranked = np.argsort(-(features @ self._queries[query]), kind="stable").tolist()
-        own, found = picture_hash(self.task.queries[query].image), []
+        own = image_hash(self.task.queries[query].image)
+        nearest: list[Example] = []
         for start in range(0, len(ranked), shots):
-            examples = self.task.pool.read([places[rank] for rank in ranked[start : start + shots]])
-            found += [example for example in examples if picture_hash(example.image) != own]
-            if len(found) >= shots:
-                return found[:shots][::-1]
-        raise ValueError(f"task {self.task.name} has {len(found)} examples to draw {shots} shots from; ask for fewer")
+            examples = self.task.pool.read([indices[rank] for rank in ranked[start : start + shots]])
+            nearest += [example for example in examples if image_hash(example.image) != own]
+            if len(nearest) >= shots:
+                return nearest[:shots][::-1]
+        raise ValueError(f"task {self.task.name} has {len(nearest)} examples to draw {shots} shots from; ask for fewer")
 
 
 def draw_all(
-    task: Task, *, shots: int, seed: int, protocol: Protocol, similar: Similar | None = None
+    task: Task, *, shots: int, seed: int, protocol: Protocol, similar: SimilarShots | None = None
 ) -> list[list[Example]]:
     """The shots of every query.
 
     Raises:
-        ValueError: the pool is too small, or no features to find similar pictures by.
+        ValueError: the pool is too small, or there are no features to find similar images by.
     """
-    count = shots or protocol.text_only
+    count = shots or protocol.text_only_shots
     if not count:
         return [[] for _ in task.queries]
     if protocol.draw == "same":
-        return [_same(task, shots=count, seed=seed)] * len(task.queries)
+        return [_same_shots(task, shots=count, seed=seed)] * len(task.queries)
     if protocol.draw == "similar":
         if similar is None:
             raise ValueError("similar shots need a model that gives features of pictures: one of mm1's runs")
@@ -109,18 +110,18 @@ def draw_all(
     return [draw_shots(task, query, shots=count, seed=seed) for query in range(len(task.queries))]
 
 
-def _same(task: Task, *, shots: int, seed: int) -> list[Example]:
-    """One list of shots for all queries, none with the picture of any."""
-    asked = {picture_hash(query.image) for query in task.queries}
-    order = stream(seed, "same shots", 0).permutation(task.pool.count).tolist()
-    found: list[Example] = []
+def _same_shots(task: Task, *, shots: int, seed: int) -> list[Example]:
+    """One list of shots for all queries; none has the image of any query."""
+    query_images = {image_hash(query.image) for query in task.queries}
+    order = rng(seed, "same shots", 0).permutation(task.pool.count).tolist()
+    drawn: list[Example] = []
     for start in range(0, len(order), shots):
         examples = task.pool.read(order[start : start + shots])
-        found += [example for example in examples if picture_hash(example.image) not in asked]
-        if len(found) >= shots:
-            return found[:shots]
+        drawn += [example for example in examples if image_hash(example.image) not in query_images]
+        if len(drawn) >= shots:
+            return drawn[:shots]
     raise ValueError(
-        f"task {task.name} has {len(found)} examples whose picture no query shows; {shots} shots for all queries need "
+        f"task {task.name} has {len(drawn)} examples whose picture no query shows; {shots} shots for all queries need "
         "as many: ask for fewer shots or fewer queries, or leave --same-shots out"
     )
 
@@ -128,27 +129,26 @@ def _same(task: Task, *, shots: int, seed: int) -> list[Example]:
 def prompts(
     task: Task, queries: Sequence[Example], *, drawn: Sequence[Sequence[Example]], shots: int, protocol: Protocol
 ) -> list[Document]:
-    """The prompt of each query after its shots, shown as the protocol says."""
+    """The prompt of each query after its shots, as the protocol shows them."""
     return [
-        _prompt(task, query, examples, without_pictures=not shots, protocol=protocol)
+        _prompt(task, query, examples, text_only=not shots, protocol=protocol)
         for query, examples in zip(queries, drawn, strict=True)
     ]
 
 
 def _prompt(
-    task: Task, query: Example, examples: Sequence[Example], *, without_pictures: bool, protocol: Protocol
+    task: Task, query: Example, examples: Sequence[Example], *, text_only: bool, protocol: Protocol
 ) -> Document:
     if protocol.reasoning:
-        examples = [_reasoned(task, example) for example in examples]
-    if protocol.full is not None:
-        whole = len(examples) - protocol.full
-        examples = [example if place < whole else in_parts(example) for place, example in enumerate(examples)]
-        query = in_parts(query)
+        examples = [_explained(task, example) for example in examples]
+    if protocol.subimage_shots is not None:
+        whole = len(examples) - protocol.subimage_shots
+        examples = [example if n < whole else with_subimages(example) for n, example in enumerate(examples)]
+        query = with_subimages(query)
     document = prompt(task, query, shots=examples)
-    if not (without_pictures and examples):
+    if not (text_only and examples):
         return document
-    own = 1 + len(query.more)
-    dropped = len(document.images) - own
+    dropped = len(document.images) - (1 + len(query.more_images))
     pieces = []
     for piece in document.pieces:
         if isinstance(piece, Image) and dropped:
@@ -159,52 +159,52 @@ def _prompt(
 
 
 def reasoning_task(task: Task) -> Task:
-    """`task` whose answer is what stands behind the last "answer is" of a longer text.
+    """`task` with longer answers, of which the part after the last "answer is" is scored.
 
-    Source: chain-of-thought shots, Wei et al., https://arxiv.org/abs/2201.11903; in pictures MM1, section 5.2.
+    Source: chain-of-thought shots, Wei et al., https://arxiv.org/abs/2201.11903; with images MM1, section 5.2.
     """
 
-    def read(written: str, query: Example) -> str:
-        said = re.split(r"(?i)\banswer is\b:?", written)[-1].strip()
-        said = said.removesuffix(".") if task.form == "plain" else said
-        return task.answer(said, query)
+    def parse(written: str, query: Example) -> str:
+        conclusion = re.split(r"(?i)\banswer is\b:?", written)[-1].strip()
+        conclusion = conclusion.removesuffix(".") if task.form == "plain" else conclusion
+        return task.answer(conclusion, query)
 
     stops = tuple(stop for stop in task.stops if stop not in (".", ","))
-    return replace(task, longest=REASONING_TOKENS, stops=stops, clean=str.strip, read=read)
+    return replace(task, max_tokens=REASONING_TOKENS, stops=stops, clean=str.strip, parse=parse)
 
 
-def _reasoned(task: Task, example: Example) -> Example:
+def _explained(task: Task, example: Example) -> Example:
     if not example.reasoning.strip():
         raise ValueError(
             f"task {task.name}: example {example.id} has no reasoning to show; chain-of-thought shots need "
             "a task whose data explain the answers, such as scienceqa"
         )
-    thought = " ".join(example.reasoning.split())
-    return replace(example, answers=(f"{thought} The answer is {example.answers[0]}.",))
+    reasoning = " ".join(example.reasoning.split())
+    return replace(example, answers=(f"{reasoning} The answer is {example.answers[0]}.",))
 
 
-def in_parts(example: Example) -> Example:
-    """`example` with the four quarters of its picture after it, each at the picture's own resolution.
+def with_subimages(example: Example) -> Example:
+    """`example` with the four quarters of its image after it, each at the image's own resolution.
 
-    Source: MM1, section 5.1 (sub-images beside the whole picture); the last shots in full and the earlier ones not is
-    its mixed-resolution prompt, section 5.2.
+    Source: MM1, section 5.1 (sub-images beside the whole image). Sub-images for the last shots only is its
+    mixed-resolution prompt, section 5.2.
     """
     if re.search(r"<image \d>", example.question + "".join(example.choices)):
         raise ValueError(f"example {example.id} shows its pictures inside of the text; they are not cut into parts")
     with Pillow.open(io.BytesIO(example.image.data)) as opened:
-        picture = opened.convert("RGB")
-    width, height = picture.width // 2, picture.height // 2
+        image = opened.convert("RGB")
+    width, height = image.width // 2, image.height // 2
     boxes = [
         (left, top, left + width or 1, top + height or 1)
-        for top in (0, picture.height - height)
-        for left in (0, picture.width - width)
+        for top in (0, image.height - height)
+        for left in (0, image.width - width)
     ]
-    return replace(example, more=(*(Image(_png(picture.crop(box))) for box in boxes), *example.more))
+    return replace(example, more_images=(*(Image(_png(image.crop(box))) for box in boxes), *example.more_images))
 
 
-def _png(picture: Pillow.Image) -> bytes:
+def _png(image: Pillow.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, format="PNG")
+    image.save(file, format="PNG")
     return file.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""MM1's text suite through EleutherAI's lm-eval, with a model of mm1 as its backend (extra `mm1[lm-eval]`)."""
+"""MM1's text suite in EleutherAI's lm-eval, with a model of mm1 as the backend (extra `mm1[lm-eval]`)."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from mm1 import dist
 from mm1.disk import write_whole
 from mm1.document import Document, Text
 from mm1.eval.harness import PATIENCE
-from mm1.eval.models import Ours
+from mm1.eval.models import Ours, Request
 from mm1.generate.engine import score
 from mm1.generate.prompt import Prompt
 
@@ -33,16 +33,16 @@ SUITE = {
     "triviaqa": "exact_match",
     "webqs": "exact_match",
 }
-"""TextCore (MM1, appendix): its tasks by lm-eval's names, and which of a task's scores is meant."""
+"""TextCore (MM1, appendix): its tasks by their names in lm-eval, and the score of each that is reported."""
 
 
 class TextModel(TemplateLM):
-    """A model of mm1 as lm-eval drives one: likelihoods of continuations, and texts up to a stop string.
+    """A model of mm1 with lm-eval's interface: likelihoods of continuations, and texts up to a stop string.
 
-    lm-eval shares a task's requests out over the ranks, and gathers what they say.
+    lm-eval shares the requests of a task out over the ranks and gathers the answers.
     """
 
-    device = torch.device("cpu")  # where counts of requests are gathered
+    device = torch.device("cpu")  # on which counts of requests are gathered
 
     def __init__(self, ours: Ours):
         super().__init__()
@@ -61,8 +61,8 @@ class TextModel(TemplateLM):
         return torch.stack(dist.all_gather_object(tensor))
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        found = dist.all_gather_object(obj)
-        return found if dist.rank() == dst else None
+        objects = dist.all_gather_object(obj)
+        return objects if dist.rank() == dst else None
 
     def barrier(self) -> None:
         dist.all_gather_object(None)
@@ -75,63 +75,64 @@ class TextModel(TemplateLM):
             (Prompt(before if before[:1] == [self.prefix_token_id] else [*self._begins, *before]), after)
             for _, before, after in requests
         ]
-        # long ones side by side: a batch is as wide as its longest
-        order = sorted(range(len(pairs)), key=lambda place: len(pairs[place][0].tokens) + len(pairs[place][1]))
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+        # similar lengths together: a batch is as wide as its longest sequence
+        order = sorted(range(len(pairs)), key=lambda number: len(pairs[number][0].tokens) + len(pairs[number][1]))
+        likelihoods: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
         for start in range(0, len(order), self.ours.rows):
-            places = order[start : start + self.ours.rows]
-            scores = score(self.ours.model, [pairs[n] for n in places])
-            for place, one in zip(places, scores, strict=True):
-                found[place] = (one.log_probability, one.greedy)
-        return found
+            numbers = order[start : start + self.ours.rows]
+            scores = score(self.ours.model, [pairs[n] for n in numbers])
+            for number, one in zip(numbers, scores, strict=True):
+                likelihoods[number] = (one.log_probability, one.greedy)
+        return likelihoods
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         whole = [(request.args, [self.prefix_token_id], self.tok_encode(request.args[0])) for request in requests]
         return [nats for nats, _ in self._loglikelihood_tokens(whole)]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        written = []
-        for request in requests:
-            context, options = request.args
-            stops = options.get("until") or []
-            prompt = Document((Text(context, train=False),))
-            longest = int(options.get("max_gen_toks", 256))
-            stops = [stops] if isinstance(stops, str) else stops
-            written += self.ours.write([prompt], stops=stops, longest=longest, done=lambda count: None)
-        return written
+        return self.ours.generate([_request(*request.args) for request in requests])
+
+
+def _request(context: str, options: dict[str, Any]) -> Request:
+    until = options.get("until") or ()
+    return Request(
+        Document((Text(context, train=False),)),
+        stops=(until,) if isinstance(until, str) else tuple(until),
+        max_tokens=int(options.get("max_gen_toks", 256)),
+    )
 
 
 def evaluate_text(
     ours: Ours, *, folder: Path, limit: int | None, tasks: Sequence[str | dict[str, Any]] = tuple(SUITE)
 ) -> dict[str, float]:
-    """Each task's score in percent, and their mean, as they are written to `folder/text.json`.
+    """The score of each task in percent, and their mean. They are also written to `folder/text.json`.
 
-    lm-eval fetches the data by itself, or finds them in the cache of `datasets`. Ranks share the
-    requests out; rank 0 has the scores.
+    lm-eval downloads the data or finds them in the cache of `datasets`. The ranks share the requests out; only rank 0
+    has the scores, the others return an empty dict.
     """
     with dist.connected(patience=PATIENCE):
         model = TextModel(ours)
-        found = simple_evaluate(model=model, tasks=list(tasks), limit=limit, log_samples=False, bootstrap_iters=0)
+        results = simple_evaluate(model=model, tasks=list(tasks), limit=limit, log_samples=False, bootstrap_iters=0)
     if dist.rank():
         return {}
-    scores = {name: 100 * _wanted(name, values) for name, values in found["results"].items()}
+    scores = {name: 100 * _reported(name, values) for name, values in results["results"].items()}
     scores["mean"] = sum(scores.values()) / len(scores)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "text.json", json.dumps({"model_name": ours.name, "limit": limit, "scores": scores}, indent=1))
     return scores
 
 
-def _wanted(name: str, values: dict[str, Any]) -> float:
-    """The score of a task that the suite names, else its first."""
+def _reported(name: str, values: dict[str, Any]) -> float:
+    """The score of a task that the suite names; for any other task its first."""
     numbers = {key.partition(",")[0]: value for key, value in values.items() if isinstance(value, float)}
     return numbers.get(SUITE.get(name, ""), next(iter(numbers.values())))
 
 
 def text_table(scores: dict[str, float]) -> Table:
     """The scores for a terminal."""
-    found = Table(title="text suite (lm-eval)", title_justify="left")
-    found.add_column("task")
-    found.add_column("score", justify="right")
+    table = Table(title="text suite (lm-eval)", title_justify="left")
+    table.add_column("task")
+    table.add_column("score", justify="right")
     for name, value in scores.items():
-        found.add_row(name, f"{value:.1f}")
-    return found
+        table.add_row(name, f"{value:.1f}")
+    return table

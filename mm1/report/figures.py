@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from mm1.eval.harness import Cell
+from mm1.eval.results import TaskScore
 
 SKIPPED, REWOUND = "#b8a13a", "#d03b3b"
 """Colours of lines at steps that the run skipped, and at steps where it went back from a spike of the loss."""
@@ -129,16 +129,13 @@ def _mark(axes: Axes, marked: MarkedSteps) -> None:
             axes.axvline(step, color=colour, linestyle=style, linewidth=0.9)
 
 
-def scores(name: str, cells: Sequence[Cell]) -> str:
+def scores(name: str, cells: Sequence[TaskScore]) -> str:
     """SVG of one task's score over shots with 95 % intervals; hollow points are blind scores."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(4.2, 2.7), layout="constrained")
         axes = figure.add_subplot()
         _points(axes, cells, [cell.score for cell in cells], colour=COLOURS[0], label="score", filled=True)
-        blind = [cell for cell in cells if cell.blind]
-        if blind:
-            intervals = [cell.blind for cell in blind]
-            _points(axes, blind, intervals, colour=COLOURS[1], label="blind", filled=False)
+        _points(axes, cells, [cell.blind for cell in cells], colour=COLOURS[1], label="blind", filled=False)
         axes.axhline(cells[0].majority, color="#888888", linewidth=0.8, linestyle=":", label="majority")
         axes.set_xticks([cell.shots for cell in cells])
         axes.set_xlabel("shots")
@@ -177,7 +174,9 @@ def shares(
         return _svg(figure, name)
 
 
-def _points(axes: Axes, cells: Sequence[Cell], intervals: Sequence, *, colour: str, label: str, filled: bool) -> None:
+def _points(
+    axes: Axes, cells: Sequence[TaskScore], intervals: Sequence, *, colour: str, label: str, filled: bool
+) -> None:
     means = np.array([interval.mean for interval in intervals])
     errors = [
         means - [interval.low for interval in intervals],

@@ -6,8 +6,8 @@ Sentences are computed from intervals: one claims an effect only if its interval
 import math
 
 from mm1.eval.caption_loss import CaptionLoss
-from mm1.eval.harness import Cell, Results
-from mm1.eval.metrics.scores import Interval
+from mm1.eval.metrics.statistics import Interval
+from mm1.eval.results import Results, TaskScore
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -23,13 +23,13 @@ def format_interval(interval: Interval | None, sign: bool = False) -> str:
 def findings(results: Results) -> list[str]:
     """Sentences for each task: do examples help, does the model look at the picture, is it above guessing."""
     sentences = []
-    for task in dict.fromkeys(cell.task for cell in results.cells):
-        cells = [cell for cell in results.cells if cell.task == task]
+    for task in dict.fromkeys(cell.task for cell in results.scores):
+        cells = [cell for cell in results.scores if cell.task == task]
         sentences += _gain_sentence(task, cells) + _looking_sentence(task, cells) + _prior_sentence(task, cells)
     return sentences + [_loss_sentence(loss) for loss in results.losses]
 
 
-def _gain_sentence(task: str, cells: list[Cell]) -> list[str]:
+def _gain_sentence(task: str, cells: list[TaskScore]) -> list[str]:
     most = cells[-1]
     if most.gain is None:
         return []
@@ -42,14 +42,11 @@ def _gain_sentence(task: str, cells: list[Cell]) -> list[str]:
     return [f"{start} The interval holds 0: whether examples help is not shown."]
 
 
-def _looking_sentence(task: str, cells: list[Cell]) -> list[str]:
-    tested = [cell for cell in cells if cell.difference is not None]
-    if not tested:
-        return [f"{task}: there is no blind score, so whether the model looks at the picture is unknown."]
-    sure = [cell for cell in tested if cell.difference and cell.difference.above_zero]
-    differences = ", ".join(f"{format_interval(cell.difference, sign=True)} at {cell.shots} shots" for cell in tested)
+def _looking_sentence(task: str, cells: list[TaskScore]) -> list[str]:
+    sure = [cell for cell in cells if cell.difference.above_zero]
+    differences = ", ".join(f"{format_interval(cell.difference, sign=True)} at {cell.shots} shots" for cell in cells)
     start = f"{task}, own picture against another one: {differences}."
-    if len(sure) == len(tested):
+    if len(sure) == len(cells):
         return [f"{start} The model looks at the picture."]
     if sure:
         shots = " and ".join(str(cell.shots) for cell in sure)
@@ -57,7 +54,7 @@ def _looking_sentence(task: str, cells: list[Cell]) -> list[str]:
     return [f"{start} That the model looks at the picture is not shown."]
 
 
-def _prior_sentence(task: str, cells: list[Cell]) -> list[str]:
+def _prior_sentence(task: str, cells: list[TaskScore]) -> list[str]:
     best = max(cells, key=lambda cell: cell.score.mean)
     start = (
         f"{task}, best score {format_interval(best.score)} ({best.shots} shots); always answering "

@@ -14,7 +14,7 @@ from mm1.config import run as config
 from mm1.config.model import VisionConfig
 from mm1.config.run import RunConfig
 from mm1.disk import write_whole
-from mm1.eval.harness import Cell, Results, read_results
+from mm1.eval.results import Results, TaskScore, read_results
 from mm1.report import figures
 from mm1.report.findings import findings, format_interval
 from mm1.report.mix import UNITS, SourceTotals, source_totals, unit_of_shares
@@ -132,8 +132,8 @@ def _training(folder: Path, run: RunConfig, records: Sequence[dict[str, Any]]) -
 
 def _evaluation(folder: Path) -> Evaluation:
     results = read_results(folder / "eval")
-    by_task: dict[str, list[Cell]] = {}
-    for cell in results.cells:
+    by_task: dict[str, list[TaskScore]] = {}
+    for cell in results.scores:
         by_task.setdefault(cell.task, []).append(cell)
     return Evaluation(
         results=results,

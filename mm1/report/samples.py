@@ -6,13 +6,13 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image as Pillow
 
 from mm1.data.image import UNREADABLE
 from mm1.eval.fewshot import Example
-from mm1.eval.harness import Cell, load_task, read_answers
+from mm1.eval.harness import load_task
+from mm1.eval.results import Answer, TaskScore, read_answers
 
 SAMPLES = 6
 """Answers that a page shows of each kind."""
@@ -26,35 +26,35 @@ class SampleAnswer:
     question: str
     answer: str
     references: tuple[str, ...]
-    blind: str | None
+    blind: str
     score: float
 
 
-def sample_answers(folder: Path, cell: Cell) -> list[tuple[str, list[SampleAnswer]]]:
+def sample_answers(folder: Path, cell: TaskScore) -> list[tuple[str, list[SampleAnswer]]]:
     """Two groups of answers of one cell, each with its heading: right and wrong ones, drawn at random.
 
     Where scores have more than two values, the groups are the highest and the lowest scores.
     """
     try:
-        lines = read_answers(folder, cell)
+        answers = read_answers(folder, cell)
     except (OSError, json.JSONDecodeError):
         return []
     queries = _queries(cell)
-    is_binary = {line["score"] for line in lines} <= {0.0, 1.0}
-    random.Random(f"{cell.seed} samples").shuffle(lines)
-    lines.sort(key=lambda line: -line["score"])  # stable: equal scores stay in random order
-    high, low = [line for line in lines if line["score"] > 0], [line for line in lines if line["score"] == 0]
+    is_binary = {answer.score for answer in answers} <= {0.0, 1.0}
+    random.Random(f"{cell.seed} samples").shuffle(answers)
+    answers.sort(key=lambda answer: -answer.score)  # stable: equal scores stay in random order
+    high, low = [answer for answer in answers if answer.score > 0], [answer for answer in answers if answer.score == 0]
     if not is_binary:
-        high, low = lines[: len(lines) // 2], lines[len(lines) // 2 :][::-1]
+        high, low = answers[: len(answers) // 2], answers[len(answers) // 2 :][::-1]
     names = ("right, drawn at random", "wrong, drawn at random") if is_binary else ("highest scores", "lowest scores")
     return [
-        (f"{cell.task}, {cell.shots} shots: {name}", [_sample(line, queries) for line in group[:SAMPLES]])
+        (f"{cell.task}, {cell.shots} shots: {name}", [_sample(answer, queries) for answer in group[:SAMPLES]])
         for name, group in zip(names, (high, low), strict=True)
         if group
     ]
 
 
-def _queries(cell: Cell) -> dict[str, Example]:
+def _queries(cell: TaskScore) -> dict[str, Example]:
     """The queries of a cell by id, read again from the task; empty if its store is gone."""
     try:
         task = load_task(cell.task, limit=cell.limit, seed=cell.seed)
@@ -63,15 +63,15 @@ def _queries(cell: Cell) -> dict[str, Example]:
     return {query.id: query for query in task.queries}
 
 
-def _sample(line: dict[str, Any], queries: dict[str, Example]) -> SampleAnswer:
-    query = queries.get(line["query"])
+def _sample(answer: Answer, queries: dict[str, Example]) -> SampleAnswer:
+    query = queries.get(answer.query)
     return SampleAnswer(
         picture=_thumbnail(query.image.data) if query else "",
         question=query.question.strip() if query else "",
-        answer=line["answer"],
-        references=tuple(line["references"]),
-        blind=line.get("blind_answer"),
-        score=line["score"],
+        answer=answer.text,
+        references=tuple(answer.references),
+        blind=answer.blind.text,
+        score=answer.score,
     )
 
 

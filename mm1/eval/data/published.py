@@ -18,17 +18,18 @@ from mm1.eval.fewshot import (
     CAPTION_STOPS,
     VQA_STOPS,
     Example,
-    Metric,
+    JudgeRule,
     Pool,
-    Rule,
     Task,
     Totals,
     ask_caption,
     ask_vqa,
     clean_vqa,
-    stream,
+    rng,
 )
-from mm1.eval.metrics.short_answers import LETTERS, letter_of
+from mm1.eval.metrics.answer_parsing import letter_of
+from mm1.eval.metrics.references import Metric
+from mm1.eval.metrics.short_answers import LETTERS
 
 Kind = Literal["caption", "vqa", "choice", "free"]
 Form = Literal["plain", "chat"]
@@ -43,7 +44,7 @@ class Style:
     chat: Callable[[Example], str]
     form: Form
     stops: tuple[str, ...]
-    longest: int
+    max_tokens: int
     clean: Callable[[str], str] = str.strip
 
 
@@ -86,7 +87,7 @@ class Published:
     queries   splits that are asked, the first that is there; `shots` those that shots come from, else the queries' own
     kind      how it is asked, see `STYLES`
     answers   right answers; a letter, or a number that counts choices from 0, where there are `choices`
-    about     columns that totals and judges need
+    metadata  columns that totals and judges need
     folder    the folder of its configuration on the hub; {split} is replaced
     original  rows of a split in the layout of the first release, by the same column names; None if it is not there
     together  questions with the same value here are drawn together or not at all (MME's pairs)
@@ -107,16 +108,16 @@ class Published:
     answers: Column = "answers"
     choices: Column | None = None
     reasoning: Column | None = None
-    about: tuple[str, ...] = ()
+    metadata: tuple[str, ...] = ()
     folder: str = ""
     original: Callable[[Path, str], Rows | None] | None = None
     together: Column | None = None
-    more: Callable[[Row], Sequence[Any]] = lambda row: ()
+    more_images: Callable[[Row], Sequence[Any]] = lambda row: ()
     wanted: Callable[[Row], bool] = lambda row: True
     answer_set: tuple[str, ...] = ()
-    read: Callable[[str, Example], str] | None = None
+    parse: Callable[[str, Example], str] | None = None
     totals: Totals | None = None
-    judge: Rule | None = None
+    judge: JudgeRule | None = None
 
     def __call__(self, limit: int, *, seed: int, data: str = "", form: Form | None = None, split: str = "") -> Task:
         """The task with up to `limit` queries, a seeded draw, from a folder or, without one, from the hub.
@@ -136,14 +137,14 @@ class Published:
             name=self.name,
             queries=self._examples(asked, selected),
             pool=Pool(len(pool), lambda places: self._examples(shown, [pool[place] for place in places])),
-            prior=list(self._prior(shown)),
+            pool_answers=list(self._prior(shown)),
             ask=style.chat if how == "chat" else style.plain,
             metric=self.metric,
             form=how,
             stops=() if how == "chat" else style.stops,
-            longest=style.longest,
+            max_tokens=style.max_tokens,
             clean=str.strip if how == "chat" else style.clean,
-            read=self.read or (_letter if self.choices is not None else None),
+            parse=self.parse or (_letter if self.choices is not None else None),
             totals=self.totals,
             judge=self.judge,
         )
@@ -186,7 +187,7 @@ class Published:
     def _draw(self, rows: Rows, positions: Sequence[int], *, limit: int, seed: int) -> list[int]:
         """Positions of up to `limit` queries, in the order of the rows."""
         if self.together is None:
-            order = stream(seed, "queries", 0).permutation(len(positions))[:limit]
+            order = rng(seed, "queries", 0).permutation(len(positions))[:limit]
             return [positions[place] for place in sorted(order.tolist())]
         groups: dict[str, list[int]] = {}
         kept = set(positions)
@@ -196,7 +197,7 @@ class Published:
                 groups.setdefault(name, []).append(position)
         names = list(groups)
         selected: list[int] = []
-        for place in stream(seed, "queries", 0).permutation(len(names)).tolist():
+        for place in rng(seed, "queries", 0).permutation(len(names)).tolist():
             if len(selected) + len(groups[names[place]]) <= limit:
                 selected += groups[names[place]]
         if not selected:
@@ -220,7 +221,7 @@ class Published:
         if not isinstance(question, str) or (self.question and not question.strip()):
             raise TaskError(f"{where} has no question: found {question!r}")
         choices = self._choices(row, where)
-        more = tuple(picture(value, where=where) for value in self.more(row))
+        more = tuple(picture(value, where=where) for value in self.more_images(row))
         marks = [number for number in range(1, 10) if f"<image {number}>" in question + "".join(choices)]
         if marks and max(marks) > 1 + len(more):
             raise TaskError(f"{where}: the question shows <image {max(marks)}> of {1 + len(more)} pictures")
@@ -229,10 +230,10 @@ class Published:
             image=picture(self._cell(row, self.image, where=where), where=where),
             question=question.strip(),
             answers=self._answers(row, choices, where),
-            more=more,
+            more_images=more,
             choices=choices,
             reasoning=str(self._cell(row, self.reasoning, where=where) or "") if self.reasoning else "",
-            about={name: str(self._cell(row, name, where=where)) for name in self.about},
+            metadata={name: str(self._cell(row, name, where=where)) for name in self.metadata},
         )
 
     def _choices(self, row: Row, where: str) -> tuple[str, ...]:

@@ -1,15 +1,15 @@
-"""Captions as tokens, the way the official caption scorers see them, without Java.
+"""Penn Treebank tokens of captions, as the official caption scorers make them, without Java.
 
-The official scorers (https://github.com/salaniz/pycocoevalcap) run Stanford's PTBTokenizer 3.4.1 with
-`-preserveLines -lowerCase` and drop a list of punctuation tokens. The rules here follow its published
-conventions (https://nlp.stanford.edu/software/tokenizer.html) as far as captions need them.
+The official scorers (https://github.com/salaniz/pycocoevalcap) run Stanford's PTBTokenizer 3.4.1 with `-preserveLines
+-lowerCase` and drop a list of punctuation tokens. The rules below follow its published conventions
+(https://nlp.stanford.edu/software/tokenizer.html) as far as captions need them.
 """
 
 import re
 
 _DROPPED = frozenset("'`.?!,:;-\"")
-"""The official list, after doubled quotes and dashes are gone. It also names -LRB- and its like, but in
-capitals, which lower-casing has already removed: brackets stay in the tokens of every published score."""
+"""The official list without doubled quotes and dashes, which are replaced earlier. It also names -LRB- and the like in
+capitals, but tokens are already lower-case by then: brackets stay in the tokens of every published score."""
 
 _SMALL_ABBREVIATIONS = (
     "adj|adm|adv|al|ala|alex|apr|ariz|assn|atty|aug|ave|bldg|blvd|brig|bros|calif|capt|cf|cmdr|co|col|colo|conn"
@@ -18,15 +18,15 @@ _SMALL_ABBREVIATIONS = (
     "|plc|pres|prof|rd|rep|rev|rt|sen|sens|sep|sept|sgt|sq|sr|st|ste|supt|sys|tel|tenn|thu|thurs|tue|tues|univ"
     "|va|vs|vt|wed|wis|wisc|wm|wyo"
 )
-_CAPITALISED = "Ark|Az|Del|Ill|La|Mass|Miss|Ore|Pa|Tex|Wash"  # in small letters they are words
+_CAPITALISED = "Ark|Az|Del|Ill|La|Mass|Miss|Ore|Pa|Tex|Wash"  # in lower case they are words
 _BEFORE_NUMBERS = "art|ca|fig|figs|no|nos|op|pp|prop"
-_SENTENCE_STARTS = (  # a single letter before one of these has ended a sentence: "plan b. The dog"
+_SENTENCE_STARTS = (  # a single letter before one of these ends a sentence: "plan b. The dog"
     "A|About|According|Additionally|After|An|As|At|But|Earlier|He|Her|Here|However|If|In|It|Last|Many|More|Now"
     "|Once|One|Other|Our|She|Since|So|Some|Such|That|The|Their|Then|There|These|They|This|We|What|When|While"
     "|Yet|You"
 )
 
-_RULES = {  # the first that matches wins; `(?!\w)` is the end of a word
+_RULES = {  # the first rule that matches wins; `(?!\w)` is the end of a word
     "tag": r"""</?[A-Za-z][\w:-]*(?:\s+[\w:-]+=(?:"[^"]*"|'[^']*'|\w+))*\s*/?>|<[!?][A-Za-z-][^<>]*>""",
     "url": r"""https?://[^\s<>"|(){}]*[^\s<>"|(){}.,;:!?'-]
         |(?:[^\W_]+(?:-[^\W_]+)*\.)+(?:com|net|org|edu)(?![\w.])(?:/[^\s<>"|()]*[^\s<>"|().,;:!?'-])?""",
@@ -67,24 +67,24 @@ _BRACKETS = str.maketrans({"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-
 def tokens(caption: str) -> list[str]:
     """The tokens of `caption`: lower-case, without punctuation.
 
-    One known difference: the official tokenizer reads a file of captions and looks past the end of a
-    line, so "a plan b." loses or keeps the dot of its last word by the next caption's first word. Here
-    the next caption always begins with "A", as most do.
+    One known difference: the official tokenizer reads a file of captions and looks past the end of a line. Whether
+    "a plan b." keeps the period of its last word depends there on the first word of the next caption. Here the next
+    caption is assumed to begin with "A", as most do.
 
     Source: the tokenization of the COCO caption evaluation (https://arxiv.org/abs/1504.00325).
     """
     for entity, letter in _ENTITIES.items():
         caption = caption.replace(entity, letter)
     plain = _DOTS.sub(" ", caption.translate(_PLAIN).replace("--", " "))
-    found = []
+    written = []
     for match in _TOKEN.finditer(plain.translate(_STRAIGHT)):
-        # o'clock keeps the apostrophe it was written with; n't, 's and their like do not
+        # o'clock keeps its original apostrophe; n't, 's and the like do not
         keeps = match.lastgroup == "apostrophe"
-        found.append(plain[match.start() : match.end()] if keeps else match.group())
-    return [_written(token) for token in found if token not in _DROPPED]
+        written.append(plain[match.start() : match.end()] if keeps else match.group())
+    return [_normalized(token) for token in written if token not in _DROPPED]
 
 
-def _written(token: str) -> str:
-    """`token` as the Penn Treebank writes it: in small letters, brackets by name (but not in an address)."""
+def _normalized(token: str) -> str:
+    """`token` as the Penn Treebank writes it: lower-case, brackets by name (but not inside an address)."""
     is_bracket = len(token) <= 4 and not token.isalnum()
     return token.lower().translate(_BRACKETS) if is_bracket else token.lower()

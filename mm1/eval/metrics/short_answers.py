@@ -1,16 +1,15 @@
-"""Scores of short answers: documents and charts, letters, yes and no. As `metrics.py`, one number per query.
+"""Scores of short answers: ANLS, relaxed accuracy, accuracy of choices, the totals of POPE and MME.
 
-The readers (`letter_of`, `yes_or_no`, `mme_word`, `math_answer`) find in what a model wrote the answer that is scored.
+Each metric takes all answers and all references and returns one score per query.
 """
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
-from mm1.eval.metrics.scores import checked
+from mm1.eval.metrics.references import checked
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 PERCEPTION = (
@@ -20,9 +19,9 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 
 
 def anls(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """1 - edit distance / length to the nearest reference, 0 where that is below 0.5. Float64, 0 to 1.
+    """ANLS of each answer: 1 - edit distance / length for the nearest reference, 0 if that is below 0.5. Float64.
 
-    Case and the length of white space don't count for the distance; the length is that of the texts as they are.
+    The distance ignores case and the amount of white space; the length is that of the unchanged texts.
 
     Source: Biten et al., https://arxiv.org/abs/1905.13648, section 4; the official script of
     DocVQA and InfographicVQA (https://rrc.cvc.uab.es/?ch=17&com=tasks).
@@ -30,19 +29,19 @@ def anls(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndar
     scores = np.zeros(len(answers))
     for query, (answer, texts) in enumerate(zip(answers, checked(answers, references), strict=True)):
         ours = " ".join(answer.lower().split())
-        far = []
+        distances = []
         for text in texts:
             length = max(len(answer), len(text))
-            far.append(edit_distance(ours, " ".join(text.lower().split())) / length if length else 0.0)
-        near = 1 - min(far)
-        scores[query] = near if near >= 0.5 else 0.0
+            distances.append(edit_distance(ours, " ".join(text.lower().split())) / length if length else 0.0)
+        similarity = 1 - min(distances)
+        scores[query] = similarity if similarity >= 0.5 else 0.0
     return scores
 
 
 def relaxed_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """1 where the answer is a number within 5 % of a reference, or the same text in any case. Float64.
+    """1 where the answer is a number within 5 % of a reference, or the same text ignoring case. Float64.
 
-    A percent sign divides by 100; a reference of 0 is compared as text.
+    A number with a percent sign is divided by 100. A reference of 0 is compared as text.
 
     Source: Masry et al., ChartQA, https://arxiv.org/abs/2203.10244, section 5.1.
     """
@@ -65,7 +64,7 @@ def _number(text: str) -> float | None:
 
 
 def same_text(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """1 where the answer is a reference, letter for letter, else 0. Float64.
+    """1 where the answer equals a reference exactly, else 0. Float64.
 
     Source: the accuracy of GQA, Hudson and Manning, https://arxiv.org/abs/1902.09506, section 4.4.
     """
@@ -74,9 +73,9 @@ def same_text(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np
 
 
 def same_word(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """1 where the answer is a reference in any case and with or without a last dot, else 0. Float64.
+    """1 where the answer equals a reference, ignoring case and a final period, else 0. Float64.
 
-    Source: how accuracy is counted for letters and single words by LLaVA-1.5, https://arxiv.org/abs/2310.03744.
+    Source: the accuracy of letters and single words in LLaVA-1.5, https://arxiv.org/abs/2310.03744.
     """
     plain = [answer.strip().rstrip(".").lower() for answer in answers]
     return same_text(
@@ -85,93 +84,47 @@ def same_word(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np
 
 
 def open_answer(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """1 where the answer holds a reference: the same number to two decimals, or its words. Float64.
+    """1 where the answer contains a reference: the same number to two decimals, or its words. Float64.
 
-    A letter must be the whole answer, so that one metric scores choices and open questions side by side.
+    A letter must be the whole answer, so that one metric scores multiple-choice and open questions.
 
-    Source: the open questions of MMMU, https://arxiv.org/abs/2311.16502, section 4.1. Its official parser
-    first cuts long answers into clauses; here the whole answer is read.
+    Source: the open questions of MMMU, https://arxiv.org/abs/2311.16502, section 4.1. Its official parser first splits
+    long answers into clauses; here the whole answer is searched.
     """
     pairs = zip(answers, checked(answers, references), strict=True)
-    return np.array([float(any(_holds(answer, text) for text in texts)) for answer, texts in pairs])
+    return np.array([float(any(_contains(answer, text) for text in texts)) for answer, texts in pairs])
 
 
-def _holds(answer: str, reference: str) -> bool:
+def _contains(answer: str, reference: str) -> bool:
     if len(reference) == 1 and reference in LETTERS:
         return answer == reference
-    wanted = _number(reference.replace(",", "").strip())
-    if wanted is not None:
-        found = re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", answer.replace(",", ""))
-        return any(round(float(number), 2) == round(wanted, 2) for number in found)
+    expected = _number(reference.replace(",", "").strip())
+    if expected is not None:
+        numbers = re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", answer.replace(",", ""))
+        return any(round(float(number), 2) == round(expected, 2) for number in numbers)
     return re.search(rf"(?<!\w){re.escape(reference.strip().lower())}(?!\w)", answer.lower()) is not None
 
 
-def letter_of(written: str, choices: Sequence[str]) -> str:
-    """The letter that written (`generate`) chooses, or "" where it chooses none: nothing is guessed.
-
-    In this order: the letter alone or at the beginning ("B", "(b)", "B. a dog"); after "answer is" or
-    "answer:"; in brackets; a choice's whole text; the only choice whose text occurs.
-    """
-    text, letters = written.strip(), LETTERS[: len(choices)]
-    patterns = (
-        rf"^\(?([{letters}{letters.lower()}])(?:[).:,]|\s*$)",
-        rf"(?i:answer|option|choice)(?i:\s+is|:)\s*:?\s*\(?([{letters}])\b",
-        rf"\(([{letters}])\)",
-        rf"^([{letters}])\s",
-    )
-    for pattern in patterns[:3]:
-        if found := re.search(pattern, text):
-            return found[1].upper()
-    lower = [choice.strip().lower() for choice in choices]
-    if text.lower().rstrip(".") in lower:
-        return letters[lower.index(text.lower().rstrip("."))]
-    said = [
-        n for n, choice in enumerate(lower) if choice and re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", text.lower())
-    ]
-    if len(said) == 1:
-        return letters[said[0]]
-    # "A dog" begins with a word, not a letter; with choices that don't match it is still no choice
-    found = re.search(patterns[3], text)
-    return found[1] if found and not said and found[1] not in "AI" else ""
-
-
-def yes_or_no(written: str) -> str:
-    """`no` where the first sentence has the word no or not, else `yes`.
-
-    Source: the official evaluation of POPE, Li et al., https://arxiv.org/abs/2305.10355, section 5.
-    """
-    words = written.partition(".")[0].replace(",", "").split(" ")
-    return "no" if {"No", "not", "no"} & set(words) else "yes"
-
-
-def mme_word(written: str) -> str:
-    """`yes` or `no` if it stands in the first four letters, else `other`, which is always wrong.
-
-    Source: the official evaluation of MME, Fu et al., https://arxiv.org/abs/2306.13394, section 2.2.
-    """
-    start = written.lower()[:4]
-    return next((word for word in ("yes", "no") if word in start), "other")
-
-
 def pope_scores(answers: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-    """F1, precision and recall of `yes`, and the share of `yes` answers; all in percent.
+    """F1, precision and recall of `yes`, and the share of answers that are `yes`; all in percent.
 
     Source: Li et al., POPE, https://arxiv.org/abs/2305.10355, section 5.1.
     """
-    said, true = np.array(answers) == "yes", np.array(labels) == "yes"
-    right = float((said & true).sum())
-    precision, recall = right / max(said.sum(), 1), right / max(true.sum(), 1)
-    f1 = 2 * precision * recall / (precision + recall) if right else 0.0
+    positive, true = np.array(answers) == "yes", np.array(labels) == "yes"
+    true_positives = float((positive & true).sum())
+    precision, recall = true_positives / max(positive.sum(), 1), true_positives / max(true.sum(), 1)
+    f1 = 2 * precision * recall / (precision + recall) if true_positives else 0.0
     return {
         name: 100 * float(value)
-        for name, value in (("F1", f1), ("precision", precision), ("recall", recall), ("yes", said.mean()))
+        for name, value in (("F1", f1), ("precision", precision), ("recall", recall), ("yes", positive.mean()))
     }
 
 
 def mme_scores(scores: Sequence[float], categories: Sequence[str], images: Sequence[str]) -> dict[str, float]:
-    """MME's two sums: of each category accuracy + accuracy+ in percent, where + wants both questions of an image.
+    """MME's two sums over categories of accuracy plus accuracy+ in percent.
 
-    At most 2,000 (perception, ten categories) and 800 (cognition, four).
+    Accuracy+ counts an image only if both of its questions are answered right. The sums are at most 2,000 (perception,
+    ten categories) and 800 (cognition, four).
 
     Source: Fu et al., MME, https://arxiv.org/abs/2306.13394, section 2.2.
     """
@@ -179,8 +132,8 @@ def mme_scores(scores: Sequence[float], categories: Sequence[str], images: Seque
     for score, category, image in zip(scores, categories, images, strict=True):
         pairs[category][image].append(score)
     points = {
-        category: 100 * float(np.mean([np.mean(both) + (min(both) == 1) for both in of_image.values()]))
-        for category, of_image in pairs.items()
+        category: 100 * float(np.mean([np.mean(pair) + (min(pair) == 1) for pair in pairs_of_category.values()]))
+        for category, pairs_of_category in pairs.items()
     }
     return {
         name: sum(points.get(category, 0.0) for category in categories)
@@ -188,30 +141,12 @@ def mme_scores(scores: Sequence[float], categories: Sequence[str], images: Seque
     }
 
 
-def math_answer(written: str, *, choices: Sequence[str], kind: str, decimals: int) -> str:
-    """The answer as MathVista compares it: a choice's text, a whole number, or one with so many decimals.
-
-    Source: Lu et al., MathVista, https://arxiv.org/abs/2310.02255, section 3.1 and its official code, whose first
-    step, GPT-4 cutting the answer out of the text, is replaced by the last "answer is" or the last number.
-    """
-    said = re.split(r"(?i)\banswer(?:\s+is|:)\s*:?", written)[-1].strip().rstrip(".").strip()
-    if choices:
-        letter = letter_of(said, choices)
-        return choices[LETTERS.index(letter)] if letter else min(choices, key=lambda one: edit_distance(said, one))
-    if kind not in ("integer", "float"):
-        return said
-    found = re.findall(r"-?\d+(?:\.\d+)?", said.replace(",", ""))
-    if not found or not math.isfinite(float(found[-1])):
-        return ""
-    return str(int(float(found[-1]))) if kind == "integer" else str(round(float(found[-1]), decimals))
-
-
 def edit_distance(ours: str, theirs: str) -> int:
-    """Letters to insert, delete or replace (Levenshtein)."""
-    before = list(range(len(theirs) + 1))
+    """The number of letters to insert, delete or replace (Levenshtein)."""
+    above = list(range(len(theirs) + 1))
     for row, letter in enumerate(ours, start=1):
-        here = [row]
+        current = [row]
         for column, other in enumerate(theirs, start=1):
-            here.append(min(before[column] + 1, here[-1] + 1, before[column - 1] + (letter != other)))
-        before = here
-    return before[-1]
+            current.append(min(above[column] + 1, current[-1] + 1, above[column - 1] + (letter != other)))
+        above = current
+    return above[-1]

@@ -2,8 +2,8 @@
 
 from mm1.data.store import open_store
 from mm1.document import Document
-from mm1.eval.fewshot import CAPTION_STOPS, Example, Pool, Task, ask_caption, stream
-from mm1.eval.metrics.scores import cider
+from mm1.eval.fewshot import CAPTION_STOPS, Example, Pool, Task, ask_caption, rng
+from mm1.eval.metrics.captions import cider
 
 
 def task(limit: int, *, seed: int, queries: str = "sample:captions-test", pool: str = "sample:captions-train") -> Task:
@@ -14,12 +14,12 @@ def task(limit: int, *, seed: int, queries: str = "sample:captions-test", pool: 
         ValueError: a document that is not a picture and a text.
     """
     held_out, training = open_store(queries), open_store(pool)
-    selected = sorted(stream(seed, "queries", 0).permutation(len(held_out))[:limit].tolist())
+    selected = sorted(rng(seed, "queries", 0).permutation(len(held_out))[:limit].tolist())
     return Task(
         name="captions",
         queries=[_example(document) for document in held_out.take(selected)],
         pool=Pool(len(training), lambda positions: [_example(document) for document in training.take(positions)]),
-        prior=[document.text for document in training.scan(with_images=False)],
+        pool_answers=[document.text for document in training.scan(with_images=False)],
         ask=ask_caption,
         metric=cider,
         stops=CAPTION_STOPS,

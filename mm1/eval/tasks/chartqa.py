@@ -12,7 +12,7 @@ from mm1.eval.metrics.short_answers import relaxed_accuracy
 
 def totals(queries: Sequence[Example], answers: Sequence[str], scores: np.ndarray) -> dict[str, float]:
     """The mean over the questions of each kind."""
-    kinds = [query.about["type"].partition("_")[0] for query in queries]
+    kinds = [query.metadata["type"].partition("_")[0] for query in queries]
     return {kind: 100 * float(scores[[kind == other for other in kinds]].mean()) for kind in sorted(set(kinds))}
 
 
@@ -31,7 +31,7 @@ task = Published(
     metric=relaxed_accuracy,
     id="#",
     answers="answer",
-    about=("type",),
+    metadata=("type",),
     totals=totals,
     original=several("type", human=_file("human"), augmented=_file("augmented")),
 )

@@ -2,7 +2,7 @@
 
 from mm1.eval.data.original_releases import karpathy
 from mm1.eval.data.published import Published
-from mm1.eval.metrics.scores import cider
+from mm1.eval.metrics.captions import cider
 
 task = Published(
     name="coco",

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from mm1.data.store import Store, open_store
 from mm1.document import Document, Text
-from mm1.eval.fewshot import Example, Pool, Task, stream
-from mm1.eval.metrics.scores import exact_match
+from mm1.eval.fewshot import Example, Pool, Task, rng
+from mm1.eval.metrics.vqa import exact_match
 
 
 def task(limit: int, *, seed: int, queries: str = "sample:vqa-test", pool: str = "sample:vqa-train") -> Task:
@@ -22,11 +22,11 @@ def task(limit: int, *, seed: int, queries: str = "sample:vqa-test", pool: str =
         name="easy_vqa",
         queries=_examples(held_out, [asked[place] for place in spread(asked, limit=limit, seed=seed)]),
         pool=Pool(len(shown), lambda places: _examples(training, [shown[place] for place in places])),
-        prior=[turn.answer for turn in shown],
+        pool_answers=[turn.answer for turn in shown],
         ask=lambda example: example.question,
         metric=exact_match,
         form="chat",
-        longest=8,
+        max_tokens=8,
     )
 
 
@@ -49,7 +49,7 @@ def turns(store: Store) -> list[Turn]:
 
 def spread(asked: Sequence[Turn], *, limit: int, seed: int) -> list[int]:
     """Places of `limit` questions: a first one of every picture in a seeded order, then a second, ..."""
-    order = stream(seed, "queries", 0).permutation(len(asked))
+    order = rng(seed, "queries", 0).permutation(len(asked))
     taken: dict[int, int] = {}
     ranked: list[tuple[int, int, int]] = []
     for place in order.tolist():

@@ -14,7 +14,7 @@ task = Published(
     metric=same_text,
     id="id",
     answers="answer",
-    read=lambda text, query: text.lower().rstrip("."),
+    parse=lambda text, query: text.lower().rstrip("."),
     original=first(
         joined("{split}_balanced_instructions", "{split}_balanced_images", key="imageId"),
         named_rows("{split}_balanced_questions.json", name="id", image="{imageId}.jpg"),

@@ -7,15 +7,15 @@ import re
 
 from mm1.eval.data.original_releases import llava_bench
 from mm1.eval.data.published import Published
-from mm1.eval.fewshot import Example, Rule
+from mm1.eval.fewshot import Example, JudgeRule
 from mm1.eval.metrics.short_answers import same_word
 
 
 def ask_judge(query: Example, answer: str) -> str:
     """Both answers beside what is known of the picture; the judge gives each 1 to 10."""
     return (
-        f"A picture is described so: {query.about['caption']}\n\nQuestion about it: {query.question}\n\n"
-        f"Answer 1: {query.about['gpt_answer']}\n\nAnswer 2: {answer}\n\n"
+        f"A picture is described so: {query.metadata['caption']}\n\nQuestion about it: {query.question}\n\n"
+        f"Answer 1: {query.metadata['gpt_answer']}\n\nAnswer 2: {answer}\n\n"
         "How helpful, relevant, correct and detailed is each answer? Give each a number from 1 to 10. "
         "Write the two numbers on the first line with a space between, then one sentence why."
     )
@@ -37,7 +37,7 @@ task = Published(
     kind="free",
     metric=same_word,
     answers="gpt_answer",
-    about=("caption", "gpt_answer", "category"),
-    judge=Rule(ask_judge, points),
+    metadata=("caption", "gpt_answer", "category"),
+    judge=JudgeRule(ask_judge, points),
     original=llava_bench,
 )

@@ -7,7 +7,7 @@ import re
 
 from mm1.eval.data.original_releases import named_rows
 from mm1.eval.data.published import Published
-from mm1.eval.fewshot import Example, Rule
+from mm1.eval.fewshot import Example, JudgeRule
 from mm1.eval.metrics.short_answers import same_word
 
 
@@ -36,6 +36,6 @@ task = Published(
     kind="free",
     metric=same_word,
     answers="answer",
-    judge=Rule(ask_judge, points),
+    judge=JudgeRule(ask_judge, points),
     original=named_rows("mm-vet.json", name="question_id", image="{imagename}"),
 )

@@ -5,7 +5,7 @@ from mm1.eval.data.rows import Row
 from mm1.eval.metrics.short_answers import open_answer
 
 
-def pictures(row: Row) -> list:
+def further_images(row: Row) -> list:
     """The second picture and those after it."""
     return [row[name] for name in (f"image_{number}" for number in range(2, 8)) if row.get(name) is not None]
 
@@ -25,7 +25,7 @@ task = Published(
     metric=open_answer,
     id="id",
     image="image_1",
-    more=pictures,
+    more_images=further_images,
     choices="options",
     answers=right,
     reasoning="explanation",

@@ -5,7 +5,7 @@ OpenFlamingo stems answers and references with WordNet; here neither is stemmed.
 
 from mm1.eval.data.original_releases import vqa_files
 from mm1.eval.data.published import Published, people
-from mm1.eval.metrics.scores import vqa_accuracy
+from mm1.eval.metrics.vqa import vqa_accuracy
 
 task = Published(
     name="okvqa",

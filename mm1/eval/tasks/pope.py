@@ -2,7 +2,8 @@
 
 from mm1.eval.data.original_releases import Reader, listed, several
 from mm1.eval.data.published import Published
-from mm1.eval.metrics.short_answers import pope_scores, same_word, yes_or_no
+from mm1.eval.metrics.answer_parsing import yes_or_no
+from mm1.eval.metrics.short_answers import pope_scores, same_word
 
 
 def _file(category: str) -> Reader:
@@ -20,7 +21,7 @@ task = Published(
     id=lambda row: f"{row['category']}/{row['question_id']}",
     answers="answer",
     answer_set=("yes", "no"),
-    read=lambda text, query: yes_or_no(text),
+    parse=lambda text, query: yes_or_no(text),
     totals=lambda queries, answers, scores: pope_scores(answers, [query.answers[0] for query in queries]),
     original=several("category", random=_file("random"), popular=_file("popular"), adversarial=_file("adversarial")),
 )

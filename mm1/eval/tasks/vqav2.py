@@ -2,7 +2,7 @@
 
 from mm1.eval.data.original_releases import vqa_files
 from mm1.eval.data.published import Published, people
-from mm1.eval.metrics.scores import vqa_accuracy
+from mm1.eval.metrics.vqa import vqa_accuracy
 
 task = Published(
     name="vqav2",

@@ -1,0 +1,218 @@
+"""One task, asked of one model: its answers, read from their file or newly obtained, and their scores."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.progress import Progress
+
+from mm1.document import Document, Mark, Text
+from mm1.eval.baselines import chance_answers, majority_answer
+from mm1.eval.blind import exchange_images
+from mm1.eval.fewshot import Task
+from mm1.eval.judge import Judge
+from mm1.eval.metrics.statistics import bootstrap, paired_difference
+from mm1.eval.models import Model, Request, prompt_text
+from mm1.eval.results import (
+    Answer,
+    ScoredText,
+    SentPrompt,
+    TaskScore,
+    answers_file,
+    read_finished,
+    score_name,
+    write_answers,
+)
+from mm1.eval.shots import MM1, Protocol, SimilarShots, draw_all, prompts
+
+CHANCE_DRAWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all tasks of one call share: the folder of the results, and how the model is asked."""
+
+    folder: Path
+    seed: int = 0
+    limit: int = 200
+    trials: int = 1
+    protocol: Protocol = MM1
+    judge: Judge | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Guesses:
+    """The baselines' answers: the majority answer, and several draws of random answers to all queries."""
+
+    majority: str
+    chance: list[list[str]]
+
+
+class TaskEvaluation:
+    """One task, asked of one model under the settings of a call."""
+
+    def __init__(self, task: Task, model: Model, *, settings: Settings, progress: Progress):
+        self.task, self.model, self.settings, self.progress = task, model, settings, progress
+        self.similar = None
+        if settings.protocol.draw == "similar":
+            self.similar = SimilarShots(task, model.features, settings.seed)
+        self.references = [query.answers for query in task.queries]
+        self.blind_queries = exchange_images(task.queries, seed=settings.seed)
+
+    def trials(self, shots: int) -> int:
+        """The number of trials: 1 without shots or with similar shots, as nothing is drawn then."""
+        is_drawn = shots or self.settings.protocol.text_only_shots
+        return self.settings.trials if is_drawn and self.settings.protocol.draw != "similar" else 1
+
+    def answer_file(self, shots: int, trial: int) -> Path:
+        """The finished file with the answers of one trial."""
+        self.answers(shots, trial)
+        return self._path(shots, trial)
+
+    def _path(self, shots: int, trial: int) -> Path:
+        name = score_name(self.task.name, shots, self.settings.protocol.name)
+        return self.settings.folder / answers_file(name, trial)
+
+    def answers(self, shots: int, trial: int) -> list[Answer]:
+        """The answers of one trial: those in its file if they were made with the same settings, else new ones."""
+        task, protocol = self.task, self.settings.protocol
+        drawn = draw_all(task, shots=shots, seed=self.settings.seed + trial, protocol=protocol, similar=self.similar)
+        own = prompts(task, task.queries, drawn=drawn, shots=shots, protocol=protocol)
+        blind = prompts(task, self.blind_queries, drawn=drawn, shots=shots, protocol=protocol)
+        settings = self._fingerprint([*own, *blind])
+        path = self._path(shots, trial)
+        bar = self.progress.add_task(f"{task.name}  {shots} shots", total=len(own) + len(blind))
+        finished = read_finished(path, settings=settings, queries=len(task.queries))
+        if finished is not None:
+            self.progress.update(bar, completed=len(own) + len(blind))
+            return finished
+        texts = self._texts([*own, *blind], bar)
+        own_texts, blind_texts = self._scored(texts[: len(own)]), self._scored(texts[len(own) :])
+        shown = [[shot.id for shot in examples] if shots else [] for examples in drawn]
+        sent = [
+            SentPrompt(_hash(document), prompt_text(document), ids, self.model.prompt_tokens(document))
+            for document, ids in zip(own, shown, strict=True)
+        ]
+        answers = [
+            Answer(query.id, list(query.answers), prompt, own_text, blind_text)
+            for query, prompt, own_text, blind_text in zip(task.queries, sent, own_texts, blind_texts, strict=True)
+        ]
+        write_answers(path, answers, settings=settings)
+        return answers
+
+    def _texts(self, documents: Sequence[Document], bar) -> list[str]:
+        """The answer to be scored for each prompt: first the prompts of all queries, then their blind ones."""
+        task, protocol = self.task, self.settings.protocol
+        queries = [*task.queries, *task.queries]
+        ranks_choices = protocol.scoring == "loglikelihood"
+        requests = [
+            Request(document, task.stops, task.max_tokens, protocol.beams, query.choices if ranks_choices else ())
+            for document, query in zip(documents, queries, strict=True)
+        ]
+        texts = self.model.answer(requests, done=functools.partial(self.progress.advance, bar))
+        if ranks_choices:
+            return texts
+        return [task.answer(text, query) for text, query in zip(texts, queries, strict=True)]
+
+    def _scored(self, texts: Sequence[str]) -> list[ScoredText]:
+        return [ScoredText(text, score) for text, score in zip(texts, self._scores(texts), strict=True)]
+
+    def _scores(self, answers: Sequence[str]) -> list[float]:
+        judge, rule = self.settings.judge, self.task.judge
+        if rule is None or judge is None:
+            return self.task.metric(answers, self.references).tolist()
+        return [
+            judge.score(rule, query, answer=answer) for query, answer in zip(self.task.queries, answers, strict=True)
+        ]
+
+    def score(self, shots: int, trials: list[list[Answer]], *, fewest: list[list[Answer]] | None) -> TaskScore:
+        """The score of one number of shots, with the baselines' beside it, and its gain over the fewest shots."""
+        task, settings = self.task, self.settings
+        own, blind = _mean_points(trials), _mean_points(trials, blind=True)
+        draws = CHANCE_DRAWS if task.judge is None else 1
+        guesses = Guesses(
+            majority_answer(task), [chance_answers(task, seed=settings.seed, draw=draw) for draw in range(draws)]
+        )
+        return TaskScore(
+            task=task.name,
+            shots=shots,
+            queries=len(task.queries),
+            score=bootstrap(own, seed=settings.seed),
+            blind=bootstrap(blind, seed=settings.seed),
+            difference=paired_difference(own, blind, seed=settings.seed),
+            gain=None if fewest is None else paired_difference(own, _mean_points(fewest), seed=settings.seed),
+            majority=100 * float(np.mean(self._scores([guesses.majority] * len(task.queries)))),
+            majority_answer=guesses.majority,
+            chance=100 * float(np.mean([self._scores(answers) for answers in guesses.chance])),
+            longest_prompt=max(answer.prompt.tokens for answers in trials for answer in answers),
+            model_name=self.model.name,
+            seed=settings.seed,
+            limit=settings.limit,
+            protocol=settings.protocol.name,
+            trials=len(trials),
+            std=_std_of_means(trials),
+            totals=self._totals(trials, guesses),
+            judge=settings.judge.name if settings.judge is not None and task.judge is not None else "",
+        )
+
+    def _totals(self, trials: list[list[Answer]], guesses: Guesses) -> dict[str, dict[str, float]]:
+        """Scores of all answers together, by name; for the model, blind, majority and chance."""
+        totals_of = self.task.totals
+        if totals_of is None:
+            return {}
+        answer_sets = {
+            "score": [[answer.own.text for answer in answers] for answers in trials],
+            "majority": [[guesses.majority] * len(self.task.queries)],
+            "chance": guesses.chance,
+            "blind": [[answer.blind.text for answer in answers] for answers in trials],
+        }
+        totals: dict[str, dict[str, float]] = {}
+        for of, sets in answer_sets.items():
+            parts = [totals_of(self.task.queries, texts, np.array(self._scores(texts))) for texts in sets]
+            for name in parts[0]:
+                totals.setdefault(name, {})[of] = float(np.mean([part[name] for part in parts]))
+        return totals
+
+    def _fingerprint(self, documents: Sequence[Document]) -> str:
+        """A hash of all that decides the answers and scores of a file."""
+        task, judge = self.task, self.settings.judge
+        decides = {
+            "model": self.model.name,
+            "prompts": [_hash(document) for document in documents],
+            "references": self.references,
+            "choices": [query.choices for query in task.queries],
+            "decoding": [task.stops, task.max_tokens, self.settings.protocol.scoring, self.settings.protocol.beams],
+            "scoring": [task.metric.__name__, getattr(task.clean, "__qualname__", ""), judge.name if judge else ""],
+        }
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+
+
+def _points(answers: Sequence[Answer], *, blind: bool = False) -> np.ndarray:
+    """The scores of answers, in points."""
+    scores = [answer.blind.score if blind else answer.own.score for answer in answers]
+    return 100 * np.array(scores, dtype=np.float64)
+
+
+def _mean_points(trials: Sequence[Sequence[Answer]], *, blind: bool = False) -> np.ndarray:
+    """Points of each query, the mean over the trials."""
+    return np.mean([_points(answers, blind=blind) for answers in trials], axis=0)
+
+
+def _std_of_means(trials: Sequence[Sequence[Answer]]) -> float | None:
+    """The standard deviation of the trials' means, in points; None for a single trial."""
+    means = [_points(answers).mean() for answers in trials]
+    return float(np.std(means, ddof=1)) if len(means) > 1 else None
+
+
+def _hash(prompt: Document) -> str:
+    """A name for a prompt: the hash of its texts, marks and images."""
+    digest = hashlib.sha256()
+    for piece in prompt.pieces:
+        kind = type(piece).__name__
+        data = piece.text if isinstance(piece, Text) else piece.name if isinstance(piece, Mark) else piece.data
+        digest.update(hashlib.sha256(data if isinstance(data, bytes) else f"{kind} {data}".encode()).digest())
+    return digest.hexdigest()[:16]
