@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mm1.document import Text
-from mm1.prepare.html.markup import read_markup
+from mm1.prepare.html.main_content import main_content
 from sample_build.packages import PackageError
 from sample_build.pages import LARGER_MANUALS, MANUALS
 
@@ -124,7 +124,7 @@ def _next(joined: str, kept: str, at: int) -> int:
 
 def ours(content: bytes) -> list[str]:
     output: list[str] = []
-    for piece in read_markup(content, "site:///"):
+    for piece in main_content(content, "site:///"):
         output += words(piece.text) if isinstance(piece, Text) else [_IMAGE + urlsplit(piece.url).path.split("/")[-1]]
     return output
 

@@ -29,7 +29,7 @@ import PIL.Image
 
 from mm1.data.image import load
 from mm1.prepare.filters.image_filters import Bounds, screened
-from mm1.prepare.html.markup import read_markup
+from mm1.prepare.html.main_content import main_content
 from mm1.prepare.readers.tars import read_tars
 from mm1.prepare.readers.web import read_html
 from mm1.prepare.shard import Part
@@ -51,7 +51,7 @@ def our_pages(part: Part) -> int:
 
 def our_text(part: Part) -> int:
     """How many pages were read, their images left as addresses."""
-    return sum(bool(read_markup(path.read_bytes(), path.as_uri())) for path in part.files)
+    return sum(bool(main_content(path.read_bytes(), path.as_uri())) for path in part.files)
 
 
 def their_pages(part: Part) -> int:

@@ -1,4 +1,8 @@
-"""Web pages on disk -> documents: the main content, text and images in reading order, whitespace kept."""
+"""The pages of manuals on disk -> documents: the main content, text and images in reading order.
+
+The walk over a page is that of `mm1 prepare`. Special to the manuals are which element holds their content, which boxes
+inside it are left out, and that formulas drawn as images are no images.
+"""
 
 import re
 from collections import Counter
@@ -8,7 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mm1.document import Document, Image, Piece, Text
-from mm1.prepare.html.lines import Address, Lines, layout_of
+from mm1.prepare.html.lines import ImageAddress
+from mm1.prepare.html.walk import Element, parse, walk
 from mm1.prepare.images import PictureError, encode_webp, open_picture, shrink
 from sample_build.sources import GIMP, GRASS, LILYPOND, LILYPOND_IMAGES, OPENCV, SCIPY, SKIMAGE, SKLEARN, Source
 
@@ -18,8 +23,8 @@ SIDE = 224
 QUALITY = 60
 """WebP quality of a page's image: axes and curves of plots stay legible."""
 
-_SHORTEST, _LONGEST = 40, 64  # an image smaller than this (pixels of short and long side) is an icon
-_REPEATED = 0.05  # an image on more of the pages than this is a logo or an icon
+_SHORT_SIDE, _LONG_SIDE = 40, 64  # pixels: an image with a smaller short or long side is an icon
+_REPEATED_SHARE = 0.05  # an image on a larger share of the pages is a logo or an icon
 _FEWEST_WORDS = 30
 _MOST_IMAGES = 24
 
@@ -36,10 +41,13 @@ _SKIPPED_IDS = re.compile(r"footer|highlighting-settings|tocframe")
 
 @dataclass(frozen=True, slots=True)
 class Manual:
-    """A tree of HTML pages: where it lies in its package, which pages count, where their content is.
+    """A tree of HTML pages.
 
-    `plain` matches the paths of pages that are worth reading without any image; `beside` is a package that holds
-    images at the places where the pages look for them.
+    root     its folder in the package
+    pages    a pattern for the paths of the pages that are read
+    main     the XPath of the element that holds a page's content
+    plain    a pattern for the paths of pages that are kept without any image
+    images   another package that holds images at the paths at which the pages look for them
     """
 
     source: Source
@@ -47,7 +55,7 @@ class Manual:
     pages: str
     main: str = "//*[@role='main']"
     plain: str = r"$^"
-    beside: Source | None = None
+    images: Source | None = None
 
 
 MANUALS = (
@@ -80,7 +88,7 @@ LARGER_MANUALS = (
         "usr/share/doc/lilypond/html/Documentation",
         r"^(notation|learning|extending|usage|essay|snippets|web|music-glossary)/(?!.*\.[a-z]{2}\.html)",
         "//*[@id='main']",
-        beside=LILYPOND_IMAGES,
+        images=LILYPOND_IMAGES,
     ),
     Manual(
         OPENCV,
@@ -93,96 +101,82 @@ LARGER_MANUALS = (
 
 
 def manual_pages(manual: Manual, cache: Path, drops: Counter[str]) -> Iterator[Document]:
-    """The pages of a manual: with images, or (where `manual.plain` matches) of text alone."""
+    """The pages of a manual that have images, and those of text alone that `manual.plain` matches."""
     root, name = manual.source.folder(cache) / manual.root, manual.source.name
-    roots = [root] if manual.beside is None else [root, manual.beside.folder(cache) / manual.root]
-    read: dict[str, list[Piece | Path]] = {}
-    for path in sorted(root.rglob("*.html")):
-        place = path.relative_to(root).as_posix()
-        if not re.match(manual.pages, place):
+    roots = [root] if manual.images is None else [root, manual.images.folder(cache) / manual.root]
+    pages: dict[str, list[Text | Path]] = {}
+    for file in sorted(root.rglob("*.html")):
+        path = file.relative_to(root).as_posix()
+        if not re.match(manual.pages, path):
             continue
-        pieces = read_page(path.read_bytes(), place, roots=roots, main=manual.main)
+        pieces = read_page(file.read_bytes(), path, roots=roots, main=manual.main)
         words = sum(len(piece.text.split()) for piece in pieces if isinstance(piece, Text))
         if words < _FEWEST_WORDS:
             drops[f"{name}: page of fewer than {_FEWEST_WORDS} words"] += 1
             continue
-        read[place] = pieces
-    users = Counter(image for pieces in read.values() for image in {p for p in pieces if isinstance(p, Path)})
-    repeated = {image for image, pages in users.items() if pages > max(2, _REPEATED * len(read))}
-    for place, pieces in read.items():
+        pages[path] = pieces
+    uses = Counter(image for pieces in pages.values() for image in {p for p in pieces if isinstance(p, Path)})
+    repeated = {image for image, count in uses.items() if count > max(2, _REPEATED_SHARE * len(pages))}
+    for path, pieces in pages.items():
         document = _with_images(pieces, repeated, drops, name=name)
-        if not document.images and not re.match(manual.plain, place):
+        if not document.images and not re.match(manual.plain, path):
             drops[f"{name}: reference page without an image"] += 1
             continue
-        yield Document(document.pieces, id=f"{name}/{place}", source=name, metadata=manual.source.metadata(page=place))
+        yield Document(document.pieces, id=f"{name}/{path}", source=name, metadata=manual.source.metadata(page=path))
 
 
-def read_page(content: bytes, place: str, *, roots: Sequence[Path], main: str) -> list[Piece | Path]:
-    """Text pieces and the files of the images in reading order; empty without main content.
+def read_page(content: bytes, path: str, *, roots: Sequence[Path], main: str) -> list[Text | Path]:
+    """Text and the files of the images in reading order; empty without main content.
 
-    `place` is the page's path in its root (its images' addresses are relative to it); an image is looked for in each
-    of `roots`, and one that lies outside of them is left out.
+    `path` is the page's path in its root, to which the addresses of its images are relative. An image is looked for in
+    each of `roots`; one outside them is left out.
     """
-    from lxml import etree, html
-
-    parser = html.HTMLParser(remove_comments=True, remove_pis=True, encoding="utf-8")
-    try:
-        tree = html.document_fromstring(content, parser=parser)
-    except (etree.ParserError, etree.XMLSyntaxError):
+    root = parse(content)
+    elements = [] if root is None else root.xpath(main)
+    if not elements:
         return []
-    found = tree.xpath(main)
-    if not found:
-        return []
-    page = Lines()
-    walker = etree.iterwalk(found[0], events=("start", "end"))
-    for event, element in walker:
-        if event == "start":
-            classes = element.get("class", "").split()
-            if element is not found[0] and _skipped(element.tag, classes, element.get("id", "")):
-                walker.skip_subtree()
-                continue
-            if element.tag == "img":
-                image = _local(element.get("src", ""), place, roots=roots)
-                if image is not None and "math" not in classes:
-                    page.image(Address(str(image), said=""))
-                continue
-            page.open(layout_of(element.tag, classes))
-            page.text(element.text or "")
-        else:
-            page.close(layout_of(element.tag, element.get("class", "").split()))
-            if element is not found[0]:
-                page.text(element.tail or "")
-    return [Path(piece.url) if isinstance(piece, Address) else piece for piece in page.pieces()]
+
+    def image_of(element: Element) -> ImageAddress | None:
+        file = None if "math" in _classes(element) else _file(element.get("src", ""), path, roots=roots)
+        return None if file is None else ImageAddress(str(file))
+
+    pieces = walk(elements[0], skips=_skips, image_of=image_of)
+    return [Path(piece.url) if isinstance(piece, ImageAddress) else piece for piece in pieces]
 
 
-def _skipped(tag: str, classes: Sequence[str], name: str) -> bool:
-    """Whether an element is no content: navigation, scripts, formulas as pictures of themselves, thumbnails."""
-    if _SKIPPED_TAGS.fullmatch(tag) or _SKIPPED_IDS.fullmatch(name):
+def _skips(element: Element) -> bool:
+    """Whether an element is no content: navigation, scripts, formulas in markup, thumbnails."""
+    if _SKIPPED_TAGS.fullmatch(element.tag) or _SKIPPED_IDS.fullmatch(element.get("id", "")):
         return True
-    return any(_SKIPPED_CLASSES.fullmatch(class_) for class_ in classes)
+    return any(map(_SKIPPED_CLASSES.fullmatch, _classes(element)))
 
 
-def _local(address: str, place: str, *, roots: Sequence[Path]) -> Path | None:
+def _classes(element: Element) -> list[str]:
+    return element.get("class", "").split()
+
+
+def _file(address: str, path: str, *, roots: Sequence[Path]) -> Path | None:
+    """The file of an image of the page `path`; None where it lies elsewhere or is missing."""
     parts = urlsplit(address)
     if parts.scheme or parts.netloc or not parts.path:
         return None
     for root in roots:
-        path = (root / place).parent.joinpath(unquote(parts.path)).resolve()
-        if path.is_relative_to(root.resolve()) and path.is_file():
-            return path
+        file = (root / path).parent.joinpath(unquote(parts.path)).resolve()
+        if file.is_relative_to(root.resolve()) and file.is_file():
+            return file
     return None
 
 
-def _with_images(pieces: list[Piece | Path], repeated: set[Path], drops: Counter[str], *, name: str) -> Document:
-    """The page with its images decoded, shrunk and encoded; those that don't count are left out."""
-    done: list[Piece] = []
+def _with_images(pieces: list[Text | Path], repeated: set[Path], drops: Counter[str], *, name: str) -> Document:
+    """The page with its images decoded, shrunk and encoded; icons and repeated images are left out."""
+    kept: list[Piece] = []
     seen: set[Path] = set()
     for piece in pieces:
-        if not isinstance(piece, Path):
-            if done and isinstance(done[-1], Text) and isinstance(piece, Text):
-                done[-1] = Text(done[-1].text + piece.text)
+        if isinstance(piece, Text):
+            if kept and isinstance(last := kept[-1], Text):
+                kept[-1] = Text(last.text + piece.text)
             else:
-                done.append(piece)
+                kept.append(piece)
             continue
         try:
             if piece in repeated or piece in seen:
@@ -190,10 +184,10 @@ def _with_images(pieces: list[Piece | Path], repeated: set[Path], drops: Counter
             if len(seen) == _MOST_IMAGES:
                 raise PictureError(f"image after the {_MOST_IMAGES}th of a page")
             image = open_picture(piece.read_bytes())
-            if min(image.size) < _SHORTEST or max(image.size) < _LONGEST:
+            if min(image.size) < _SHORT_SIDE or max(image.size) < _LONG_SIDE:
                 raise PictureError("icon")
             seen.add(piece)
-            done.append(Image(encode_webp(shrink(image, side=SIDE), quality=QUALITY)))
+            kept.append(Image(encode_webp(shrink(image, side=SIDE), quality=QUALITY)))
         except PictureError as error:
             drops[f"{name}: {error}"] += 1
-    return Document(tuple(done))
+    return Document(tuple(kept))

@@ -18,7 +18,8 @@ import zstandard
 from mm1.document import Document, Image, Text
 from mm1.prepare import shard as part_module
 from mm1.prepare.filters.image_filters import Bounds, screened
-from mm1.prepare.html.markup import Address, read_markup
+from mm1.prepare.html.lines import ImageAddress
+from mm1.prepare.html.main_content import main_content
 from mm1.prepare.readers import json_lines as read_lines
 from mm1.prepare.readers.kinds import KINDS, parts_of
 from mm1.prepare.shard import InputError, lines_of
@@ -84,14 +85,14 @@ MALFORMED = [
 
 @pytest.mark.parametrize("content", MALFORMED, ids=range(len(MALFORMED)))
 def test_malformed_pages_are_read_as_far_as_they_go(content):
-    assert all(isinstance(piece, Text | Address) for piece in read_markup(content, "https://e.org/"))
+    assert all(isinstance(piece, Text | ImageAddress) for piece in main_content(content, "https://e.org/"))
 
 
 def test_a_billion_laughs_stay_untold():
     entities = "".join(f"<!ENTITY l{n} '{f'&l{n - 1};' * 10}'>" for n in range(1, 10))
     kinds = f"<?xml version='1.0'?><!DOCTYPE html [<!ENTITY l0 'ha'>{entities}]>"
     page = f"{kinds}<html><body><p>{WORDS} &l9;</p></body></html>"
-    told = "".join(piece.text for piece in read_markup(page.encode(), "site:/") if isinstance(piece, Text))
+    told = "".join(piece.text for piece in main_content(page.encode(), "site:/") if isinstance(piece, Text))
     assert len(told) < 2_000
     assert WORDS in told
 
@@ -101,7 +102,7 @@ def test_an_entity_cannot_read_a_file(tmp_path):
     page = (
         f"<!DOCTYPE html [<!ENTITY x SYSTEM 'file://{tmp_path}/secret'>]><html><body><p>{WORDS} &x;</p></body></html>"
     )
-    assert "password" not in str(read_markup(page.encode(), "site:/"))
+    assert "password" not in str(main_content(page.encode(), "site:/"))
 
 
 @pytest.mark.parametrize(

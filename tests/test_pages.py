@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.extractors import folder_of, labels, ours, page_of, score
 from mm1.document import Text
-from mm1.prepare.html.markup import Address, PageError, read_markup
+from mm1.prepare.html.lines import ImageAddress
+from mm1.prepare.html.main_content import PageError, main_content
 from mm1.prepare.readers.kinds import KINDS, parts_of
 from sample_build.packages import PackageError
 
@@ -23,7 +24,7 @@ LINKS = "".join(f"<li><a href='{n}.html'>Chapter {n}</a></li>" for n in range(5)
 def told(body: str, *, title: str = "") -> str:
     """What is read of a page, with the names of its images in brackets."""
     page = f"<html><head><title>{title}</title></head><body>{body}</body></html>"
-    pieces = read_markup(page.encode(), "https://e.org/a/b.html")
+    pieces = main_content(page.encode(), "https://e.org/a/b.html")
     return "".join((piece.text.strip() if isinstance(piece, Text) else f"[{piece.url}]") + "\n" for piece in pieces)
 
 
@@ -121,8 +122,8 @@ def test_images_stand_in_reading_order_with_their_whole_addresses():
     ],
 )
 def test_images_inside_of_a_line_are_known(body, inline):
-    pieces = read_markup(f"<body>{body}</body>".encode(), "https://e.org/")
-    assert [piece.inline for piece in pieces if isinstance(piece, Address)] == inline
+    pieces = main_content(f"<body>{body}</body>".encode(), "https://e.org/")
+    assert [piece.inline for piece in pieces if isinstance(piece, ImageAddress)] == inline
 
 
 def test_a_line_goes_on_where_a_sign_was_in_it(tmp_path):
@@ -152,11 +153,11 @@ def test_lists_tables_and_listings_keep_their_layout():
 
 def test_a_page_of_too_many_bytes_is_refused():
     with pytest.raises(PageError, match="more than 16 MB"):
-        read_markup(b" " * (16 * 2**20 + 1), "https://e.org/")
+        main_content(b" " * (16 * 2**20 + 1), "https://e.org/")
 
 
 def test_a_page_of_too_many_elements_is_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr("mm1.prepare.html.markup._MOST", 100)
+    monkeypatch.setattr("mm1.prepare.html.main_content._MOST_ELEMENTS", 100)
     (tmp_path / "a.html").write_text(f"<p>{PROSE}</p>" + "<br>" * 100)
     (tmp_path / "b.html").write_text(f"<p>{PROSE}</p>" + "<br>" * 90)
     drops: Counter[str] = Counter()
@@ -172,8 +173,8 @@ def test_long_runs_of_spaces_and_elements_take_no_time_of_their_squares():
 
 def test_the_encoding_that_a_page_names_is_used():
     page = f"<html><head><meta charset='iso-8859-1'></head><body><p>{PROSE} Ein Hügel.</p></body></html>"
-    (piece,) = read_markup(page.encode("iso-8859-1"), "https://e.org/")
-    assert not isinstance(piece, Address)
+    (piece,) = main_content(page.encode("iso-8859-1"), "https://e.org/")
+    assert not isinstance(piece, ImageAddress)
     assert piece.text.endswith("Hügel.\n")
 
 

@@ -11,7 +11,8 @@ import PIL.Image
 
 from mm1.document import Document, Image, Piece, Text
 from mm1.prepare.fetch import WebError
-from mm1.prepare.html.markup import Address, PageError, read_markup
+from mm1.prepare.html.lines import ImageAddress
+from mm1.prepare.html.main_content import PageError, main_content
 from mm1.prepare.shard import LARGEST_FILE, InputError, Part, inside, read_bounded
 
 _ICON_WORDS = ("logo", "button", "icon", "plugin", "widget")  # OBELICS, arXiv 2306.16527, appendix A.1.3
@@ -39,21 +40,21 @@ def read_html(part: Part, drops: Counter[str]) -> Iterator[Document]:
 
 
 def _pieces(
-    content: bytes, base: str, drops: Counter[str], *, image_of: Callable[[Address], Image | None]
+    content: bytes, base: str, drops: Counter[str], *, image_of: Callable[[ImageAddress], Image | None]
 ) -> tuple[Piece, ...]:
     """The page's pieces, images in place of their addresses; none, counted, where it has no content.
 
     Where an image is left out, the line goes on that it was in.
     """
     try:
-        found = read_markup(content, base)
+        found = main_content(content, base)
     except PageError as error:
         drops[str(error)] += 1
         return ()
     pieces: list[Piece] = []
-    gone: Address | None = None
+    gone: ImageAddress | None = None
     for piece in found:
-        if isinstance(piece, Address):
+        if isinstance(piece, ImageAddress):
             image = image_of(piece)
             gone = piece if image is None else None
             pieces += [] if image is None else [image]
@@ -67,7 +68,7 @@ def _pieces(
     return tuple(pieces)
 
 
-def _local(address: Address, part: Part, drops: Counter[str]) -> Image | None:
+def _local(address: ImageAddress, part: Part, drops: Counter[str]) -> Image | None:
     """The image of a page in the folder; None, counted, where it is elsewhere or an icon."""
     parts = urlsplit(address.url)
     if parts.scheme in ("http", "https"):
@@ -122,7 +123,7 @@ def read_warc(part: Part, drops: Counter[str]) -> Iterator[Document]:
     """
     places = {answer.url: answer.place for answer in _answers(part, Counter(), of="image/")}
 
-    def image_of(address: Address) -> Image | None:
+    def image_of(address: ImageAddress) -> Image | None:
         if address.url not in places or is_icon(address.url):
             return _fetched(address.url, part, drops)
         held = next(_answers(part, drops, of="image/", start=places[address.url]), None)
