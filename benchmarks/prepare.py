@@ -28,59 +28,59 @@ import numpy as np
 import PIL.Image
 
 from mm1.data.image import load
-from mm1.prepare.filters.image_filters import Bounds, screened
+from mm1.prepare.filters.image_filters import ImageBounds, screen
 from mm1.prepare.html.main_content import main_content
 from mm1.prepare.readers.tars import read_tars
 from mm1.prepare.readers.web import read_html
-from mm1.prepare.shard import Part
+from mm1.prepare.shard import Shard
 from sample_build.sources import GIMP
 
 SIDE = 336
-_PAGES_OF_A_PART, _EVERY = 20, 4  # every fourth page of the manual: a round takes seconds
+_PAGES_PER_SHARD, _EVERY = 20, 4  # every fourth page of the manual: a round takes seconds
 _TARS, _SAMPLES = 8, 40
 _WHERE = {0: "CPU time", 1: "1 process"}
 
 
-def our_pages(part: Part) -> int:
+def our_pages(shard: Shard) -> int:
     """How many pages were read, as `mm1 prepare` reads them."""
     drops: Counter[str] = Counter()
-    for document in read_html(part, drops):
-        screened(document, Bounds(), drops)
-    return len(part.files)
+    for document in read_html(shard, drops):
+        screen(document, ImageBounds(), drops)
+    return len(shard.files)
 
 
-def our_text(part: Part) -> int:
+def our_text(shard: Shard) -> int:
     """How many pages were read, their images left as addresses."""
-    return sum(bool(main_content(path.read_bytes(), path.as_uri())) for path in part.files)
+    return sum(bool(main_content(path.read_bytes(), path.as_uri())) for path in shard.files)
 
 
-def their_pages(part: Part) -> int:
+def their_pages(shard: Shard) -> int:
     import trafilatura
 
-    for path in part.files:
+    for path in shard.files:
         trafilatura.extract(path.read_bytes())
-    return len(part.files)
+    return len(shard.files)
 
 
-def our_samples(part: Part) -> int:
-    return sum(load(document.images[0].data, SIDE).shape[1] == SIDE for document in read_tars(part, Counter()))
+def our_samples(shard: Shard) -> int:
+    return sum(load(document.images[0].data, SIDE).shape[1] == SIDE for document in read_tars(shard, Counter()))
 
 
-def their_samples(part: Part) -> int:
+def their_samples(shard: Shard) -> int:
     import webdataset
 
-    samples = webdataset.WebDataset(str(part.files[0]), shardshuffle=False)
+    samples = webdataset.WebDataset(str(shard.files[0]), shardshuffle=False)
     return sum(load(sample["jpg"], SIDE).shape[1] == SIDE for sample in samples)
 
 
-def page_parts(packages: Path) -> list[Part]:
+def page_shards(packages: Path) -> list[Shard]:
     root = GIMP.folder(packages) / "usr/share/gimp/2.0/help/en"
     files = sorted(root.glob("*.html"))[::_EVERY]
-    starts = range(0, len(files), _PAGES_OF_A_PART)
-    return [Part(str(at), root, tuple(files[at : at + _PAGES_OF_A_PART])) for at in starts]
+    starts = range(0, len(files), _PAGES_PER_SHARD)
+    return [Shard(str(at), root, tuple(files[at : at + _PAGES_PER_SHARD])) for at in starts]
 
 
-def tar_parts(folder: Path) -> list[Part]:
+def tar_shards(folder: Path) -> list[Shard]:
     import webdataset
 
     for tar in range(_TARS):
@@ -89,7 +89,7 @@ def tar_parts(folder: Path) -> list[Part]:
                 said = {"caption": f"picture {sample}", "url": f"https://e.org/{sample}", "status": "success"}
                 data = photo(tar * _SAMPLES + sample)
                 file.write({"__key__": f"{tar:04}{sample:05}", "jpg": data, "txt": said["caption"], "json": said})
-    return [Part(path.name, folder, (path,)) for path in sorted(folder.glob("*.tar"))]
+    return [Shard(path.name, folder, (path,)) for path in sorted(folder.glob("*.tar"))]
 
 
 def photo(seed: int) -> bytes:
@@ -103,18 +103,18 @@ def photo(seed: int) -> bytes:
     return file.getvalue()
 
 
-def rate(task: Callable[[Part], int], parts: Iterable[Part], *, pool: ProcessPoolExecutor | None) -> float:
+def rate(task: Callable[[Shard], int], shards: Iterable[Shard], *, pool: ProcessPoolExecutor | None) -> float:
     """Pages or samples a second: of the clock in a pool, of this process without one."""
     clock = time.process_time if pool is None else time.perf_counter
     start = clock()
-    done = sum(map(task, parts) if pool is None else pool.map(task, parts))
+    done = sum(map(task, shards) if pool is None else pool.map(task, shards))
     return done / (clock() - start)
 
 
 Rates = dict[tuple[str, int], list[float]]
 
 
-def measured(rows: dict[str, tuple[Callable, list[Part]]], *, processes: int, rounds: int) -> Rates:
+def measured(rows: dict[str, tuple[Callable, list[Shard]]], *, processes: int, rounds: int) -> Rates:
     """The rates of each row by round, in this process (0), and in pools of one and of `processes`.
 
     The first round only warms up.
@@ -124,9 +124,9 @@ def measured(rows: dict[str, tuple[Callable, list[Part]]], *, processes: int, ro
         pools = {0: None} | ({1: one, processes: many} if processes > 1 else {})
         rates: Rates = {(name, count): [] for name in rows for count in pools}
         for round_ in range(rounds + 1):
-            for name, (task, parts) in rows.items():
+            for name, (task, shards) in rows.items():
                 for count, pool in pools.items():
-                    found = rate(task, parts, pool=pool)
+                    found = rate(task, shards, pool=pool)
                     rates[name, count] += [found] if round_ else []
     return rates
 
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, default=Path(".cache/packages"))
     said = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        pages, tars = page_parts(said.packages), tar_parts(Path(folder))
+        pages, tars = page_shards(said.packages), tar_shards(Path(folder))
         rows = {
             "our pages": (our_pages, pages),
             "our pages, text and addresses": (our_text, pages),

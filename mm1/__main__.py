@@ -243,35 +243,35 @@ def report(folder: RunFolder) -> None:
 def prepare(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="INPUT... [FIELD=VALUE ...]", help="Files and folders; and what may stay."),
+        typer.Argument(metavar="INPUT... [FIELD=VALUE ...]", help="Files and folders, and what is kept of them."),
     ],
     to: To = None,
-    kind: Annotated[str, typer.Option(help="What the input is; told from its files unless given.")] = "",
-    workers: Annotated[int, typer.Option(help="Parts that are done at once.", min=1)] = 1,
+    kind: Annotated[str, typer.Option(help="Kind of the input; detected from its files by default.")] = "",
+    workers: Annotated[int, typer.Option(help="Shards processed at once.", min=1)] = 1,
     runner: Annotated[RunnerName, typer.Option(help="native: on this machine. ray: on a cluster.")] = RunnerName.native,
-    address: Annotated[str, typer.Option(help="Of the Ray cluster; without it Ray is started here.")] = "",
+    address: Annotated[str, typer.Option(help="Address of the Ray cluster; without it Ray is started here.")] = "",
 ) -> None:
     """Turn what you have into document stores, clean and without copies, with a card beside them.
 
     Reads tars, parquet, JSON lines, LLaVA and COCO files, folders of pictures or pages, WARC. Fields such as
-    filters=gopher,c4 max_side=512 decontaminate=sample:captions-test say what may stay. Stopped, the same command
-    continues.
+    filters=gopher,c4 max_side=512 decontaminate=sample:captions-test say what is kept. A stopped command continues
+    when it is given again.
     """
     from mm1.cluster import Runner
     from mm1.prepare.pipeline import prepare as prepare_inputs
-    from mm1.prepare.request import order_of
+    from mm1.prepare.request import parse_request
 
-    order = order_of(words, kind=kind)
-    folder = to or Path(f"{Path(order.inputs[0].path).resolve().name}-prepared")
+    request = parse_request(words, kind=kind)
+    folder = to or Path(f"{Path(request.inputs[0].path).resolve().name}-prepared")
     try:
-        done = prepare_inputs(order, folder, runner=Runner(runner.value, address, workers), show=True)
+        result = prepare_inputs(request, folder, runner=Runner(runner.value, address, workers), show=True)
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command continues with the parts that are missing", err=True)
+        typer.echo("stopped; the same command continues with the missing shards", err=True)
         os._exit(130)  # not sys.exit: a thread of Daft may still be at work, and Python aborts when it ends under one
-    for name, documents in done.stores.items():
+    for name, documents in result.stores.items():
         typer.echo(f"{folder / name}.lance: {documents:,} documents")
-    for name, why in done.failed.items():
-        typer.echo(f"failed: {name}: {why}", err=True)
+    for name, error in result.failed.items():
+        typer.echo(f"failed: {name}: {error}", err=True)
     typer.echo(f"card: {folder / 'card.html'}")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mm1.document import Document, Image, Piece, Text
-from mm1.prepare.dedup import same_words
+from mm1.prepare.dedup import normalize_text
 from sample_build.pictures import Picture
 from sample_build.sources import Source
 
@@ -66,7 +66,7 @@ def galleries(pictures: Sequence[Picture], pages: int, *, seed: int, avoid: froz
     in any style. On the last one pools (one folder or subgroup, or several of one theme) take turns, so that small
     ones count as much as large ones; there earlier labels say much of the next, and a model that learned from such
     pages only reads them instead of the picture. A tag is left out when it is in `avoid`: what is said of held-out
-    pictures (see `same_words`).
+    pictures (see `normalize_text`).
     """
     pools = _pools(pictures)
     names = sorted(pools)
@@ -143,7 +143,7 @@ def _distinct(pool: list[Picture], style: Style, *, wanted: int, avoid: frozense
     selected: dict[str, tuple[Picture, str]] = {}
     for picture in pool:
         label = picture.caption if style.language == "en" else picture.labels[style.language]
-        tags = [tag for tag in picture.tags if same_words(tag) not in avoid][:4]
+        tags = [tag for tag in picture.tags if normalize_text(tag) not in avoid][:4]
         if "{tags}" in style.line and not tags:
             continue
         line = style.line.replace("{label}", label).replace("{LABEL}", label.upper())

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mm1.data.store import Store, write_store
 from mm1.document import Document, Image, Text
-from mm1.prepare.card import Prepared, card_of, page_of
-from mm1.prepare.dedup import same_words
+from mm1.prepare.card import PrepareResult, make_card, render_card
+from mm1.prepare.dedup import normalize_text
 from mm1.prepare.images import fingerprint, sha256
 from sample_build.captions import clip_art_pictures, emoji_pictures, english_words
 from sample_build.galleries import galleries, said_of
@@ -93,8 +93,8 @@ def build_sample(to: Path, cache: Path, *, large: bool = False, show: bool = Tru
         train_tokenizer(_tokenizer_texts(sample.stores), part / "tokenizer.json", size=extent.vocabulary)
         said = card(part, sample.drops)
         (part / "card.json").write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        whole = card_of(part, Prepared(dict.fromkeys(said["stores"], 0), said["dropped"], {}, {}))
-        (part / "card.html").write_text(page_of(part, whole, title=to.name), encoding="utf-8")
+        whole = make_card(part, PrepareResult(dict.fromkeys(said["stores"], 0), said["dropped"], {}, {}))
+        (part / "card.html").write_text(render_card(part, whole, title=to.name), encoding="utf-8")
         part.rename(to)
     return said
 
@@ -147,7 +147,7 @@ def split(sample: Sample, pictures: Sequence[Picture], pages: Sequence[Document]
     test |= held_out(items, of_pages, wanted=_TEST_PAGES, largest=_LARGEST_GROUP, seed=SEED)
     kept = [picture for picture in pictures if picture.id not in test]
     away = [picture for picture in pictures if picture.id in test]
-    said = frozenset(same_words(label) for picture in away for label in (picture.caption, *picture.labels.values()))
+    said = frozenset(normalize_text(label) for picture in away for label in (picture.caption, *picture.labels.values()))
     sample.stores["captions-train"] = [caption_document(picture) for picture in kept]
     sample.stores["captions-test"] = [caption_document(picture) for picture in away]
     sample.stores["interleaved-train"] = [
@@ -201,7 +201,7 @@ def card(folder: Path, drops: Counter[str]) -> dict:
 
 
 def _item_of_picture(picture: Picture) -> Item:
-    captions = {same_words(label) for label in (picture.caption, *picture.labels.values())}
+    captions = {normalize_text(label) for label in (picture.caption, *picture.labels.values())}
     keys = {f"family {picture.family}", f"bytes {sha256(picture.data)}", *(f"caption {c}" for c in captions)}
     return Item(picture.id, frozenset(keys), frozenset([fingerprint(picture.data)]))
 
@@ -215,7 +215,7 @@ def _without_copies(pictures: Iterable[Picture], drops: Counter[str]) -> list[Pi
     """The pictures without those that repeat both bytes and caption of an earlier one (clip art in two folders)."""
     kept: dict[tuple[str, str], Picture] = {}
     for picture in pictures:
-        if kept.setdefault((sha256(picture.data), same_words(picture.caption)), picture) is not picture:
+        if kept.setdefault((sha256(picture.data), normalize_text(picture.caption)), picture) is not picture:
             drops[f"{picture.source.name}: copy of an earlier picture and caption"] += 1
     return list(kept.values())
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mm1.prepare.dedup import LOOK_ALIKE
+from mm1.prepare.dedup import LOOK_ALIKE_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,12 @@ def groups(items: Sequence[Item]) -> list[list[int]]:
 
 
 def look_alikes(these: Iterable[int], those: Iterable[int]) -> list[tuple[int, int]]:
-    """The pairs (one of these, one of those) within `LOOK_ALIKE` bits of each other."""
+    """The pairs (one of these, one of those) within `LOOK_ALIKE_BITS` bits of each other."""
     left = np.array(sorted(set(these)), dtype=np.uint64)
     right = np.array(sorted(set(those)), dtype=np.uint64)
     pairs = []
     for one in left:
-        near = right[np.bitwise_count(right ^ one) <= LOOK_ALIKE]
+        near = right[np.bitwise_count(right ^ one) <= LOOK_ALIKE_BITS]
         pairs += [(int(one), int(other)) for other in near]
     return pairs
 

@@ -1,4 +1,4 @@
-"""Input by people who mean harm, or whose disk was full: counted or refused, bounded, and nothing written elsewhere."""
+"""Hostile or damaged input is counted or refused, its size is bounded, and nothing is written elsewhere."""
 
 import gzip
 import io
@@ -16,13 +16,14 @@ import pytest
 import zstandard
 
 from mm1.document import Document, Image, Text
-from mm1.prepare import shard as part_module
-from mm1.prepare.filters.image_filters import Bounds, screened
+from mm1.prepare import bounded_read
+from mm1.prepare.bounded_read import read_lines
+from mm1.prepare.filters.image_filters import ImageBounds, screen
 from mm1.prepare.html.lines import ImageAddress
 from mm1.prepare.html.main_content import main_content
-from mm1.prepare.readers import json_lines as read_lines
-from mm1.prepare.readers.kinds import KINDS, parts_of
-from mm1.prepare.shard import InputError, lines_of
+from mm1.prepare.readers import json_lines
+from mm1.prepare.readers.kinds import READERS, list_shards
+from mm1.prepare.shard import InputError
 from tests.conftest import picture
 
 RED = picture(0, 1)[0]
@@ -31,11 +32,11 @@ WORDS = "These are some words of a page that has a few more than ten."
 
 def read(path: Path, kind: str, **more) -> tuple[list[Document], Counter[str]]:
     drops: Counter[str] = Counter()
-    return [document for part in parts_of(path, kind, **more) for document in KINDS[kind](part, drops)], drops
+    return [document for shard in list_shards(path, kind, **more) for document in READERS[kind](shard, drops)], drops
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    """A few bytes of valid PNG header that ask for width x height pixels."""
+    """A few bytes of valid PNG header that claim width x height pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -53,7 +54,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n(x) ru
 
 
 @pytest.mark.parametrize(
-    ("data", "why"),
+    ("data", "reason"),
     [
         (png_that_claims(30_000, 30_000), "picture that cannot be decoded"),
         (png_that_claims(10_000, 10_000), "picture with too many pixels"),
@@ -64,11 +65,11 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n(x) ru
     ],
     ids=["900 megapixels", "100 megapixels", "cut off", "no picture", "a program", "empty"],
 )
-def test_a_picture_that_would_eat_the_memory_is_counted(data, why):
+def test_a_picture_that_would_exhaust_the_memory_is_counted(data, reason):
     drops: Counter[str] = Counter()
-    document = screened(Document((Text("a"), Image(data), Text("b"))), Bounds(min_side=1), drops).document
+    document = screen(Document((Text("a"), Image(data), Text("b"))), ImageBounds(min_side=1), drops).document
     assert document.pieces == (Text("ab"),)
-    assert drops == {why: 1}
+    assert drops == {reason: 1}
 
 
 MALFORMED = [
@@ -84,17 +85,17 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("content", MALFORMED, ids=range(len(MALFORMED)))
-def test_malformed_pages_are_read_as_far_as_they_go(content):
+def test_malformed_pages_are_read_as_far_as_possible(content):
     assert all(isinstance(piece, Text | ImageAddress) for piece in main_content(content, "https://e.org/"))
 
 
-def test_a_billion_laughs_stay_untold():
+def test_nested_entities_are_not_expanded():
     entities = "".join(f"<!ENTITY l{n} '{f'&l{n - 1};' * 10}'>" for n in range(1, 10))
     kinds = f"<?xml version='1.0'?><!DOCTYPE html [<!ENTITY l0 'ha'>{entities}]>"
     page = f"{kinds}<html><body><p>{WORDS} &l9;</p></body></html>"
-    told = "".join(piece.text for piece in main_content(page.encode(), "site:/") if isinstance(piece, Text))
-    assert len(told) < 2_000
-    assert WORDS in told
+    text = "".join(piece.text for piece in main_content(page.encode(), "site:/") if isinstance(piece, Text))
+    assert len(text) < 2_000
+    assert WORDS in text
 
 
 def test_an_entity_cannot_read_a_file(tmp_path):
@@ -151,7 +152,7 @@ def test_a_large_member_of_a_tar_is_left_unread(tmp_path, monkeypatch):
     assert sum(drops.values()) == 1
 
 
-def test_a_tar_whose_header_would_eat_the_memory_is_refused(tmp_path):
+def test_a_tar_whose_header_would_exhaust_the_memory_is_refused(tmp_path):
     member = tarfile.TarInfo("x")
     member.type, member.size = tarfile.XHDTYPE, 2**40
     (tmp_path / "x.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(20 * 512))
@@ -211,34 +212,34 @@ def test_a_broken_line_is_counted(tmp_path, text):
 
 
 def test_a_line_without_end_is_skipped_in_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(part_module, "LARGEST_FILE", 10_000)
+    monkeypatch.setattr(bounded_read, "LARGEST_FILE", 10_000)
     bomb = zstandard.compress(b'{"text": "' + b"a" * 10_000_000 + b'"}\n{"text": "b"}\n')
     assert len(bomb) < 10_000
     (tmp_path / "x.jsonl.zst").write_bytes(bomb)
     drops: Counter[str] = Counter()
-    assert list(lines_of(tmp_path / "x.jsonl.zst", drops)) == [b'{"text": "b"}\n']
+    assert list(read_lines(tmp_path / "x.jsonl.zst", drops)) == [b'{"text": "b"}\n']
     assert sum(drops.values()) == 1
 
 
 def test_a_text_without_end_is_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(read_lines, "LARGEST_FILE", 10_000)
+    monkeypatch.setattr(json_lines, "LARGEST_FILE", 10_000)
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(b"and so on\n" * 100_000))
     documents, drops = read(tmp_path, "text")
     assert documents == []
     assert sum(drops.values()) == 1
 
 
-def test_a_packed_file_that_breaks_off_is_refused_by_name(tmp_path):
+def test_a_compressed_file_that_breaks_off_is_refused_by_name(tmp_path):
     whole = zstandard.compress(os.urandom(100_000).hex().encode())
     (tmp_path / "x.jsonl.zst").write_bytes(whole[:-1000])
     (tmp_path / "y.jsonl.gz").write_bytes(b"no gzip")
     for name in ("x.jsonl.zst", "y.jsonl.gz"):
         with pytest.raises(InputError, match=name):
-            list(lines_of(tmp_path / name, Counter()))
+            list(read_lines(tmp_path / name, Counter()))
 
 
 @pytest.mark.parametrize("content", [b"junk" * 500, b""])
-def test_what_is_no_warc_is_refused_by_name(tmp_path, content):
+def test_a_file_that_is_no_warc_is_refused_by_name(tmp_path, content):
     (tmp_path / "x.warc").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.warc"):
         read(tmp_path, "warc")

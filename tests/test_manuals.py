@@ -1,4 +1,4 @@
-"""A real manual, read as a folder of pages of an unknown site. Skipped, with the reason, where it cannot be fetched."""
+"""A real manual, read as a folder of pages of an unknown site. Skipped, with the reason, if it cannot be fetched."""
 
 import io
 import os
@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from mm1.document import Document
-from mm1.prepare.readers.kinds import KINDS, parts_of
+from mm1.prepare.readers.kinds import READERS, list_shards
 from sample_build.packages import PackageError
 from sample_build.sources import GIMP
 
@@ -22,17 +22,17 @@ def manual() -> list[Document]:
     try:
         root = GIMP.folder(CACHE) / "usr/share/gimp/2.0/help/en"
     except PackageError as error:
-        pytest.skip(f"the package is not to be had here: {error}")
+        pytest.skip(f"the package cannot be fetched here: {error}")
     drops: Counter[str] = Counter()
-    return [page for part in parts_of(root, "html") for page in KINDS["html"](part, drops)]
+    return [page for shard in list_shards(root, "html") for page in READERS["html"](shard, drops)]
 
 
-def shown(page: Document) -> int:
-    """The pictures that stay with `min_side=40`."""
+def pictures_kept(page: Document) -> int:
+    """The number of pictures that stay with `min_side=40`."""
     return sum(min(PIL.Image.open(io.BytesIO(image.data)).size) >= 40 for image in page.images)
 
 
 def test_the_gimp_manual_keeps_its_pages_and_pictures(manual):
-    pictures = [shown(page) for page in manual]
+    pictures = [pictures_kept(page) for page in manual]
     assert 472 * 0.97 <= sum(count > 0 for count in pictures) <= 472 * 1.03
     assert 1998 * 0.97 <= sum(pictures) <= 1998 * 1.03

@@ -1,4 +1,4 @@
-"""The content of a web page is found, whatever site it is of; 50 labelled pages of real manuals say how well."""
+"""The main content of a web page of any site; 50 labelled pages of real manuals measure it."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from benchmarks.extractors import folder_of, labels, ours, page_of, score
 from mm1.document import Text
 from mm1.prepare.html.lines import ImageAddress
 from mm1.prepare.html.main_content import PageError, main_content
-from mm1.prepare.readers.kinds import KINDS, parts_of
+from mm1.prepare.readers.kinds import READERS, list_shards
 from sample_build.packages import PackageError
 
 CACHE = Path(os.environ.get("MM1_PACKAGES", ".cache/packages"))
@@ -21,8 +21,8 @@ MORE = "It was built of grey stone, and the windows were small, so that the room
 LINKS = "".join(f"<li><a href='{n}.html'>Chapter {n}</a></li>" for n in range(5))
 
 
-def told(body: str, *, title: str = "") -> str:
-    """What is read of a page, with the names of its images in brackets."""
+def read(body: str, *, title: str = "") -> str:
+    """The text that is read from a page, with the addresses of its images in brackets."""
     page = f"<html><head><title>{title}</title></head><body>{body}</body></html>"
     pieces = main_content(page.encode(), "https://e.org/a/b.html")
     return "".join((piece.text.strip() if isinstance(piece, Text) else f"[{piece.url}]") + "\n" for piece in pieces)
@@ -50,8 +50,8 @@ def told(body: str, *, title: str = "") -> str:
         "<p>Elsewhere</p><article>{}</article>",
     ],
 )
-def test_what_stands_around_the_content_goes(around):
-    assert told(around.format(f"<p>{PROSE}</p><p>{MORE}</p>")) == f"{PROSE}\n\n{MORE}\n"
+def test_navigation_around_the_content_is_removed(around):
+    assert read(around.format(f"<p>{PROSE}</p><p>{MORE}</p>")) == f"{PROSE}\n\n{MORE}\n"
 
 
 @pytest.mark.parametrize(
@@ -69,46 +69,46 @@ def test_what_stands_around_the_content_goes(around):
         "<ul>" + "".join(f"<li><a href='{n}'>http://e.org/{n}</a></li>" for n in range(5)) + "<li>Here</li></ul>",
     ],
 )
-def test_what_looks_like_navigation_but_is_content_stays(content):
-    assert "Here" in told(f"<div><p>{PROSE}</p>{content}</div>")
+def test_content_that_looks_like_navigation_stays(content):
+    assert "Here" in read(f"<div><p>{PROSE}</p>{content}</div>")
 
 
 @pytest.mark.parametrize(
     "wrapper", ["<div class='has-sidebar'>{}</div>", "<form>{}</form>", "<div id='menu' role='banner'>{}</div>"]
 )
-def test_a_wrapper_of_the_content_stays_whatever_it_is_called(wrapper):
-    assert told(wrapper.format(f"<p>{PROSE}</p><p>{MORE}</p>")) == f"{PROSE}\n\n{MORE}\n"
+def test_a_wrapper_of_the_content_stays_whatever_its_class(wrapper):
+    assert read(wrapper.format(f"<p>{PROSE}</p><p>{MORE}</p>")) == f"{PROSE}\n\n{MORE}\n"
 
 
-def test_a_main_part_with_little_in_it_is_not_taken_for_the_content():
-    assert PROSE in told(f"<main>{MORE[:20]}</main><div><p>{PROSE}</p><p>{MORE}</p></div>")
+def test_a_main_element_with_little_text_is_not_taken_for_the_content():
+    assert PROSE in read(f"<main>{MORE[:20]}</main><div><p>{PROSE}</p><p>{MORE}</p></div>")
 
 
-def test_the_title_stays_where_it_stands_above_what_is_called_the_content():
+def test_a_title_above_the_element_called_content_stays():
     page = f"<div id='header'><h1>The house</h1>%s</div><div id='content'><p>{PROSE}</p><p>{MORE}</p></div>"
     for contents in ("", f"<div id='toc'><div id='toctitle'>Contents</div><ul>{LINKS}</ul></div>"):
-        assert told(page % contents) == f"The house\n\n{PROSE}\n\n{MORE}\n"
+        assert read(page % contents) == f"The house\n\n{PROSE}\n\n{MORE}\n"
 
 
 def test_of_several_articles_none_is_the_content_alone():
-    assert told(f"<article><p>{PROSE}</p></article><article><p>{MORE}</p></article>") == f"{PROSE}\n\n{MORE}\n"
+    assert read(f"<article><p>{PROSE}</p></article><article><p>{MORE}</p></article>") == f"{PROSE}\n\n{MORE}\n"
 
 
-def test_lists_of_links_go_and_paragraphs_with_links_stay():
-    assert told(f"<p>{PROSE}</p><ul>{LINKS}</ul>") == f"{PROSE}\n"
+def test_lists_of_links_are_removed_and_paragraphs_with_links_stay():
+    assert read(f"<p>{PROSE}</p><ul>{LINKS}</ul>") == f"{PROSE}\n"
     linked = " ".join(f"<a href='{n}'>{word}</a>" if n % 3 else word for n, word in enumerate(PROSE.split()))
-    assert told(f"<p>{linked}</p>") == f"{PROSE}\n"
+    assert read(f"<p>{linked}</p>") == f"{PROSE}\n"
 
 
-def test_the_title_stays_where_the_head_of_the_page_holds_it():
+def test_a_title_in_the_header_of_the_page_stays():
     head = "<div class='header'><div class='title'>The house</div></div>"
-    assert told(f"{head}<p>{PROSE}</p>", title="Site: The house") == f"The house\n\n{PROSE}\n"
+    assert read(f"{head}<p>{PROSE}</p>", title="Site: The house") == f"The house\n\n{PROSE}\n"
 
 
-def test_images_stand_in_reading_order_with_their_whole_addresses():
+def test_images_are_in_reading_order_with_their_full_addresses():
     body = f"<img src='1.png'><p>{PROSE}<img src='/i/2.png'>{MORE}</p><img data-src='../3.png' src='wait.gif'>"
     images = ["https://e.org/a/1.png", "https://e.org/i/2.png", "https://e.org/3.png"]
-    assert told(body) == f"[{images[0]}]\n{PROSE}\n[{images[1]}]\n{MORE}\n[{images[2]}]\n"
+    assert read(body) == f"[{images[0]}]\n{PROSE}\n[{images[1]}]\n{MORE}\n[{images[2]}]\n"
 
 
 @pytest.mark.parametrize(
@@ -121,21 +121,21 @@ def test_images_stand_in_reading_order_with_their_whole_addresses():
         (f"<p>{PROSE}</p><p><img src='1.png'> {MORE}</p>", [False]),
     ],
 )
-def test_images_inside_of_a_line_are_known(body, inline):
+def test_images_inside_a_line_are_marked_inline(body, inline):
     pieces = main_content(f"<body>{body}</body>".encode(), "https://e.org/")
     assert [piece.inline for piece in pieces if isinstance(piece, ImageAddress)] == inline
 
 
-def test_a_line_goes_on_where_a_sign_was_in_it(tmp_path):
-    (tmp_path / "sign.png").write_bytes(drawn(22))
+def test_a_line_continues_after_an_icon_that_was_left_out(tmp_path):
+    (tmp_path / "small.png").write_bytes(drawn(22))
     (tmp_path / "plot.png").write_bytes(drawn(100))
-    body = f"<p>Click <img src='sign.png'> here.</p><p>{PROSE}</p><img src='plot.png'><p>{MORE}</p>"
-    (tmp_path / "a.html").write_text(f"<html><body>{body}<img src='sign.png'><p>The end.</p></body></html>")
+    body = f"<p>Click <img src='small.png'> here.</p><p>{PROSE}</p><img src='plot.png'><p>{MORE}</p>"
+    (tmp_path / "a.html").write_text(f"<html><body>{body}<img src='small.png'><p>The end.</p></body></html>")
     drops: Counter[str] = Counter()
-    (part,) = parts_of(tmp_path, "html")
-    (document,) = KINDS["html"](part, drops)
-    told = [piece.text.strip() if isinstance(piece, Text) else len(piece.data) for piece in document.pieces]
-    assert told == [f"Click here.\n\n{PROSE}", len(drawn(100)), f"{MORE}\n\nThe end."]
+    (shard,) = list_shards(tmp_path, "html")
+    (document,) = READERS["html"](shard, drops)
+    pieces = [piece.text.strip() if isinstance(piece, Text) else len(piece.data) for piece in document.pieces]
+    assert pieces == [f"Click here.\n\n{PROSE}", len(drawn(100)), f"{MORE}\n\nThe end."]
     assert drops["image without a side of 64 pixels, an icon"] == 2
 
 
@@ -148,7 +148,7 @@ def drawn(side: int) -> bytes:
 def test_lists_tables_and_listings_keep_their_layout():
     body = f"<p>{PROSE}</p><ul><li><p>One</p></li><li>Two<br>lines</li></ul><table><tr><th>a</th><td>b  c</td></tr>"
     body += "<tr><td>d</td></tr></table><pre>if x:\n &nbsp;  y  \n\n\n\nz</pre><p>End&nbsp;of\nall.</p>"
-    assert told(body).split("\n", 2)[2] == "- One\n\n- Two\nlines\n\na | b c\nd\n\nif x:\n    y\n\nz\n\nEnd of all.\n"
+    assert read(body).split("\n", 2)[2] == "- One\n\n- Two\nlines\n\na | b c\nd\n\nif x:\n    y\n\nz\n\nEnd of all.\n"
 
 
 def test_a_page_of_too_many_bytes_is_refused():
@@ -161,17 +161,17 @@ def test_a_page_of_too_many_elements_is_counted(tmp_path, monkeypatch):
     (tmp_path / "a.html").write_text(f"<p>{PROSE}</p>" + "<br>" * 100)
     (tmp_path / "b.html").write_text(f"<p>{PROSE}</p>" + "<br>" * 90)
     drops: Counter[str] = Counter()
-    (part,) = parts_of(tmp_path, "html")
-    assert [document.id for document in KINDS["html"](part, drops)] == ["b.html"]
+    (shard,) = list_shards(tmp_path, "html")
+    assert [document.id for document in READERS["html"](shard, drops)] == ["b.html"]
     assert drops == {"page of more than 100 elements": 1}
 
 
-def test_long_runs_of_spaces_and_elements_take_no_time_of_their_squares():
-    assert told(f"<p>{PROSE}</p><pre>a{' ' * 300_000}b</pre>").endswith("b\n")
-    assert told(f"<p>{PROSE}" + "<i>x </i>" * 100_000 + "</p>").startswith(PROSE)
+def test_time_is_not_quadratic_in_spaces_and_elements():
+    assert read(f"<p>{PROSE}</p><pre>a{' ' * 300_000}b</pre>").endswith("b\n")
+    assert read(f"<p>{PROSE}" + "<i>x </i>" * 100_000 + "</p>").startswith(PROSE)
 
 
-def test_the_encoding_that_a_page_names_is_used():
+def test_the_encoding_that_a_page_declares_is_used():
     page = f"<html><head><meta charset='iso-8859-1'></head><body><p>{PROSE} Ein Hügel.</p></body></html>"
     (piece,) = main_content(page.encode("iso-8859-1"), "https://e.org/")
     assert not isinstance(piece, ImageAddress)
@@ -180,11 +180,11 @@ def test_the_encoding_that_a_page_names_is_used():
 
 @pytest.mark.parametrize("manual", sorted({label.manual for label in labels()}))
 def test_labelled_pages_lose_their_navigation_and_nothing_else(manual):
-    """Fetches the smallest of the manuals; the others are read where they are already."""
+    """Fetches the smallest of the manuals; the others are read only if they are in the cache."""
     try:
         root = folder_of(manual, CACHE, fetch=manual == "gimp-help")
     except PackageError as error:
-        pytest.skip(f"the package is not to be had here: {error}")
+        pytest.skip(f"the package cannot be fetched here: {error}")
     selected = [label for label in labels() if label.manual == manual]
     scores = {label.page: score(label, ours(page_of(label, root))) for label in selected}
     assert not {page: one.lost for page, one in scores.items() if one.lost}

@@ -1,4 +1,4 @@
-"""A preparation: filters as published, copies found, evaluation sets kept out, work in parts that survives."""
+"""`mm1 prepare`: published filters, copies, evaluation sets kept out, and work that continues after a stop."""
 
 import importlib.util
 import io
@@ -16,16 +16,20 @@ import PIL.Image
 import pytest
 import webdataset
 
+from mm1.cluster import Runner
+from mm1.config.base import ConfigError, choices
+from mm1.config.renamed import PREPARE_FIELDS
 from mm1.data.store import Store, write_store
 from mm1.document import Document, Image, Text
-from mm1.prepare import pipeline as work
-from mm1.prepare.card import Prepared, write_card
-from mm1.prepare.dedup import Prints, PrintsFile, copies, guard_of, joined, prints_of, repeated_pictures, signature
-from mm1.prepare.executor import Runner
-from mm1.prepare.filters.image_filters import Bounds, Seen, screened
+from mm1.prepare import pipeline
+from mm1.prepare.card import PrepareResult, write_card
+from mm1.prepare.decontaminate import index_evaluation_sets
+from mm1.prepare.dedup import Hashes, HashFiles, find_copies, hash_documents, load_hashes, minhash, repeated_images
+from mm1.prepare.filters.image_filters import ImageBounds, Screened, screen
 from mm1.prepare.filters.text_filters import FILTERS, Filter, c4, fineweb, gopher, repetition
 from mm1.prepare.pipeline import BusyError, prepare
-from mm1.prepare.request import Input, Order
+from mm1.prepare.readers.kinds import READERS
+from mm1.prepare.request import Input, PrepareRequest, parse_request
 
 PROSE = """The house of the painter stood on a hill that looked over the town. It was built of grey stone, and the
 windows were small. In the evening the light of the sun fell on the wall of the garden. A path led to the gate.
@@ -33,8 +37,16 @@ People who came by have often asked to see the rooms. They were told to wait wit
 The pictures of the painter hung in every room of the house, and some of them were never finished by him."""
 
 
-def test_every_filter_has_its_function():
+def test_every_filter_has_its_function_and_every_kind_its_reader():
     assert set(FILTERS) == set(get_args(Filter))
+    assert set(READERS) == set(choices(Input, "kind"))
+
+
+@pytest.mark.parametrize(("old", "new"), PREPARE_FIELDS.items())
+def test_the_old_name_of_a_field_gets_the_new_one(old, new):
+    with pytest.raises(ConfigError, match=f"no field '{old}' in a preparation; it is now '{new}'"):
+        parse_request(["pages", f"{old}=1"], kind="tars")
+    assert new in PrepareRequest.model_fields
 
 
 @pytest.mark.parametrize("name", FILTERS)
@@ -43,7 +55,7 @@ def test_prose_passes(name):
 
 
 @pytest.mark.parametrize(
-    ("check", "text", "why"),
+    ("check", "text", "expected"),
     [
         (gopher, "Too short.", "fewer than 50 words"),
         (gopher, PROSE.replace("e ", "e# "), "symbol"),
@@ -62,14 +74,14 @@ def test_prose_passes(name):
         (fineweb, f"{PROSE}\n{PROSE}", "copied lines"),
     ],
 )
-def test_what_is_no_prose_fails_for_its_reason(check, text, why):
-    found = check(text)
-    assert found is not None
-    assert any(part in found for part in why.split("|")) or pytest.fail(found)
+def test_text_that_is_no_prose_fails_for_its_reason(check, text, expected):
+    reason = check(text)
+    assert reason is not None
+    assert any(part in reason for part in expected.split("|")) or pytest.fail(reason)
 
 
 def other_encoding(data: bytes) -> bytes:
-    """The same picture, scaled to three quarters and encoded anew."""
+    """The same picture, scaled to three quarters and encoded again."""
     image = PIL.Image.open(io.BytesIO(data)).convert("RGB")
     file = io.BytesIO()
     image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(file, "JPEG", quality=90)
@@ -77,7 +89,7 @@ def other_encoding(data: bytes) -> bytes:
 
 
 def photo(seed: int) -> bytes:
-    """A picture with structure of its own: smooth noise."""
+    """A picture unlike those of other seeds: smooth noise."""
     noise = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     file = io.BytesIO()
     PIL.Image.fromarray(noise).resize((96, 96), PIL.Image.Resampling.BICUBIC).save(file, "PNG")
@@ -88,20 +100,20 @@ def pair(data: bytes, text: str) -> Document:
     return Document((Image(data), Text(text)))
 
 
-def remembered(folder: Path, *parts: list[Document]) -> Prints:
-    """The prints of all parts, written to files and read back as a preparation does."""
-    for number, part in enumerate(parts):
+def stored_hashes(folder: Path, *shards: list[Document]) -> Hashes:
+    """The hashes of all shards, written to files and read back as a preparation does."""
+    for number, documents in enumerate(shards):
         (folder / str(number)).mkdir()
-        with PrintsFile(folder / str(number)) as file:
-            file.add(prints_of(seen(part)))
-    return joined([folder / str(number) for number in range(len(parts))], folder / "words")
+        with HashFiles(folder / str(number)) as files:
+            files.add(hash_documents(screen_all(documents)))
+    return load_hashes([folder / str(number) for number in range(len(shards))], folder / "minhash")
 
 
-def seen(documents: list[Document]) -> list[Seen]:
-    return [screened(document, Bounds(), Counter()) for document in documents]
+def screen_all(documents: list[Document]) -> list[Screened]:
+    return [screen(document, ImageBounds(), Counter()) for document in documents]
 
 
-def test_copies_are_found_across_encodings_parts_and_only_copies(tmp_path):
+def test_copies_are_found_across_encodings_and_shards_and_only_copies(tmp_path):
     words = PROSE.split()
     changed = " ".join([*words[:-3], "more", "than", "once"])
     documents = [
@@ -112,51 +124,51 @@ def test_copies_are_found_across_encodings_parts_and_only_copies(tmp_path):
         pair(photo(1), "something else altogether"),  # 4 other words
         Document((Text(PROSE),)),  # 5
         Document((Text(changed),)),  # 6 near copy of 5
-        Document((Text("The sea is wide. " + " ".join(words[:30])),)),  # 7 shares a part only
+        Document((Text("The sea is wide. " + " ".join(words[:30])),)),  # 7 shares only some words
     ]
-    found = copies(remembered(tmp_path, documents[:3], documents[3:]))
-    assert found.exact.tolist() == [1]
-    assert found.near.tolist() == [2, 6]
+    copies = find_copies(stored_hashes(tmp_path, documents[:3], documents[3:]))
+    assert copies.exact.tolist() == [1]
+    assert copies.near.tolist() == [2, 6]
 
 
 @pytest.mark.parametrize("share", [0.9, 0.75, 0.5, 0.1])
-def test_signatures_estimate_how_much_two_texts_share(share):
+def test_minhashes_estimate_the_share_of_ngrams_that_two_texts_have_in_common(share):
     words = [f"w{number}" for number in range(4000)]
-    shift = round(2000 * (1 - share) / (1 + share))  # of two windows so far apart, this share of runs is of both
+    shift = round(2000 * (1 - share) / (1 + share))  # two windows so far apart have this share of n-grams in common
     one, other = " ".join(words[:2000]), " ".join(words[shift : shift + 2000])
-    assert abs((signature(one) == signature(other)).mean() - share) < 0.15
+    assert abs((minhash(one) == minhash(other)).mean() - share) < 0.15
 
 
 def test_pictures_in_many_documents_are_logos():
     logo = photo(7)
-    prints = prints_of(seen([pair(logo, f"page {n}") for n in range(5)] + [pair(photo(8), "x"), pair(photo(8), "y")]))
-    gone = repeated_pictures(prints, 3)
-    assert gone.tolist() == [int(prints.bytes[0])]
+    documents = [pair(logo, f"page {n}") for n in range(5)] + [pair(photo(8), "x"), pair(photo(8), "y")]
+    hashes = hash_documents(screen_all(documents))
+    assert repeated_images(hashes, 3).tolist() == [int(hashes.images[0])]
 
 
 def test_evaluation_sets_are_kept_out():
-    tested = [pair(photo(1), PROSE), Document((Text("How many red cats are on the sofa?"),))]
-    guard = guard_of(seen(tested))
+    evaluation_set = [pair(photo(1), PROSE), Document((Text("How many red cats are on the sofa?"),))]
+    decontaminator = index_evaluation_sets(screen_all(evaluation_set))
 
-    def fault(document: Document) -> str | None:
-        return guard.fault(seen([document])[0])
+    def reason(document: Document) -> str | None:
+        return decontaminator.drop_reason(screen_all([document])[0])
 
-    assert "picture" in (fault(pair(other_encoding(photo(1)), "other words")) or "")
-    assert "13 words" in (fault(Document((Text("And so: " + " ".join(PROSE.split()[4:20])),))) or "")
-    assert "8 words" in (fault(Document((Text("They asked how many RED cats are on the sofa today"),))) or "")
-    assert fault(pair(photo(2), "The house of the painter stood on a mountain.")) is None
+    assert "picture" in (reason(pair(other_encoding(photo(1)), "other words")) or "")
+    assert "13 words" in (reason(Document((Text("And so: " + " ".join(PROSE.split()[4:20])),))) or "")
+    assert "8 words" in (reason(Document((Text("They asked how many RED cats are on the sofa today"),))) or "")
+    assert reason(pair(photo(2), "The house of the painter stood on a mountain.")) is None
 
 
-def test_pictures_that_do_not_count_are_left_out_by_reason():
+def test_pictures_outside_the_bounds_are_counted_by_reason():
     tiny, long = io.BytesIO(), io.BytesIO()
     PIL.Image.new("RGB", (8, 8)).save(tiny, "PNG")
     PIL.Image.new("RGB", (900, 40)).save(long, "PNG")
     data = [photo(1), tiny.getvalue(), long.getvalue(), photo(2), photo(3)]
     document = Document((*map(Image, data), Text("x")))
     drops: Counter[str] = Counter()
-    assert len(screened(document, Bounds(max_images=2, max_side=48), drops).document.images) == 2
+    assert len(screen(document, ImageBounds(max_images=2, max_side=48), drops).document.images) == 2
     assert sum(drops.values()) == 3
-    small = screened(document, Bounds(max_side=48), Counter()).document.images[0]
+    small = screen(document, ImageBounds(max_side=48), Counter()).document.images[0]
     assert max(PIL.Image.open(io.BytesIO(small.data)).size) == 48
 
 
@@ -170,91 +182,91 @@ def tars(folder: Path, count: int) -> Path:
     return folder
 
 
-def order_of(*paths: Path, kind: str = "tars", **more) -> Order:
-    return Order(inputs=[Input(path=str(path), kind=kind) for path in paths], **more)
+def request_for(*paths: Path, kind: str = "tars", **more) -> PrepareRequest:
+    return PrepareRequest(inputs=[Input(path=str(path), kind=kind) for path in paths], **more)
 
 
 STOPPED = """
 import os, sys, time
-from mm1.prepare import pipeline as work
-once = work.do_part
-def do_part(order, part, place, *, guard):
-    if part.name == "00002.tar":
+from mm1.prepare import pipeline
+original = pipeline.process_shard
+def process_shard(request, shard, to, *, decontaminator):
+    if shard.name == "00002.tar":
         os.kill(os.getpid(), int(sys.argv[3]))
         time.sleep(1)
-    return once(order, part, place, guard=guard)
-work.do_part = do_part
+    return original(request, shard, to, decontaminator=decontaminator)
+pipeline.process_shard = process_shard
 try:
-    work.prepare(work.Order.model_validate_json(sys.argv[1]), work.Path(sys.argv[2]))
+    pipeline.prepare(pipeline.PrepareRequest.model_validate_json(sys.argv[1]), pipeline.Path(sys.argv[2]))
 except KeyboardInterrupt:
     os._exit(130)
 """
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)], ids=["killed", "Ctrl-C"])
-def test_a_stopped_preparation_goes_on_with_what_is_done(tmp_path, how, code):
-    order, out = order_of(tars(tmp_path / "in", 4)), tmp_path / "out"
-    words = [sys.executable, "-c", STOPPED, order.model_dump_json(), str(out), str(int(how))]
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)], ids=["killed", "Ctrl-C"])
+def test_a_stopped_preparation_continues_with_the_missing_shards(tmp_path, stop, code):
+    request, out = request_for(tars(tmp_path / "in", 4)), tmp_path / "out"
+    words = [sys.executable, "-c", STOPPED, request.model_dump_json(), str(out), str(int(stop))]
     stopped = subprocess.run(
         words,
         check=False,
         capture_output=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background would ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job would ignore it
     )
     assert stopped.returncode == code, stopped.stderr
     assert not out.exists()
-    done = [place.name for place in tmp_path.glob("out.part/00000?")]
-    assert done
-    for name in done:
-        (tmp_path / f"in/{name[1:]}.tar").write_bytes(b"junk" * 500)  # what is done is not read again
-    result = prepare(order, out)
+    finished = [folder.name for folder in tmp_path.glob("out.part/00000?")]
+    assert finished
+    for name in finished:
+        (tmp_path / f"in/{name[1:]}.tar").write_bytes(b"junk" * 500)  # finished shards are not read again
+    result = prepare(request, out)
     assert result.stores == {"images": 16}
     assert not result.failed
     assert not (tmp_path / "out.part").exists()
 
 
 def test_a_folder_of_another_preparation_is_left_alone(tmp_path):
-    order = order_of(tars(tmp_path / "in", 1))
-    with work._begun(order, tmp_path / "out"), pytest.raises(BusyError, match="another process"):
-        prepare(order, tmp_path / "out")
+    request = request_for(tars(tmp_path / "in", 1))
+    with pipeline._work_folder(request, tmp_path / "out"), pytest.raises(BusyError, match="another process"):
+        prepare(request, tmp_path / "out")
     with pytest.raises(BusyError, match="another preparation"):
-        prepare(order_of(tmp_path / "in", min_side=99), tmp_path / "out")
+        prepare(request_for(tmp_path / "in", min_side=99), tmp_path / "out")
 
 
-def test_a_part_that_fails_is_named_and_stops_nobody(tmp_path):
-    order = order_of(tars(tmp_path / "in", 3))
+def test_a_shard_that_fails_is_named_and_stops_no_other(tmp_path):
+    request = request_for(tars(tmp_path / "in", 3))
     (tmp_path / "in/00001.tar").write_bytes(b"junk" * 500)
-    result = prepare(order, tmp_path / "out")
+    result = prepare(request, tmp_path / "out")
     assert result.stores == {"images": 8}
     assert list(result.failed) == ["00001.tar"]
     assert "breaks off" in result.failed["00001.tar"]
 
 
 def test_the_result_does_not_depend_on_the_workers(tmp_path):
-    order = order_of(tars(tmp_path / "in", 3))
+    request = request_for(tars(tmp_path / "in", 3))
     for workers in (1, 2):
-        prepare(order, tmp_path / f"out{workers}", runner=Runner(workers=workers))
+        prepare(request, tmp_path / f"out{workers}", runner=Runner(workers=workers))
     one, two = (list(Store(tmp_path / f"out{w}" / "images.lance").scan()) for w in (1, 2))
     assert one == two
 
 
 ON_RAY = """
 import sys
-from mm1.prepare import pipeline as work
-order, to = work.Order.model_validate_json(sys.argv[1]), work.Path(sys.argv[2])
-work.prepare(order, to, runner=work.Runner("ray", workers=2))
+from mm1.prepare import pipeline
+request, to = pipeline.PrepareRequest.model_validate_json(sys.argv[1]), pipeline.Path(sys.argv[2])
+pipeline.prepare(request, to, runner=pipeline.Runner("ray", workers=2))
 """
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed: pip install 'mm1[ray]'")
-def test_ray_makes_what_this_machine_makes(tmp_path):
-    order = order_of(tars(tmp_path / "in", 5))
+def test_ray_gives_what_the_native_runner_gives(tmp_path):
+    request = request_for(tars(tmp_path / "in", 5))
     (tmp_path / "in" / "00003.tar").write_bytes(b"junk" * 500)
     # in a process of its own: a process has one runner
-    words = [sys.executable, "-c", ON_RAY, order.model_dump_json(), str(tmp_path / "ray")]
-    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    prepare(order, tmp_path / "native")
+    words = [sys.executable, "-c", ON_RAY, request.model_dump_json(), str(tmp_path / "ray")]
+    on_ray = subprocess.run(words, check=False, capture_output=True, text=True, timeout=300)
+    assert on_ray.returncode == 0, on_ray.stderr[-3000:]
+    prepare(request, tmp_path / "native")
     one, two = (list(Store(tmp_path / name / "images.lance").scan()) for name in ("native", "ray"))
     assert one == two
     cards = [json.loads((tmp_path / name / "card.json").read_text()) for name in ("native", "ray")]
@@ -262,34 +274,34 @@ def test_ray_makes_what_this_machine_makes(tmp_path):
     assert list(cards[0]["failed"]) == ["00003.tar"]
 
 
-def test_an_address_without_a_cluster_is_said_at_once(tmp_path):
-    order = order_of(tars(tmp_path / "in", 1))
-    for address, why in (("127.0.0.1:1", "nobody answers"), ("cluster", "expected HOST:PORT")):
-        with pytest.raises(ValueError, match=why):
-            prepare(order, tmp_path / "out", runner=Runner("ray", address))
+def test_an_address_without_a_cluster_fails_at_once(tmp_path):
+    request = request_for(tars(tmp_path / "in", 1))
+    for address, message in (("127.0.0.1:1", "nobody answers"), ("cluster", "expected HOST:PORT")):
+        with pytest.raises(ValueError, match=message):
+            prepare(request, tmp_path / "out", runner=Runner("ray", address))
 
 
-def test_copies_go_across_inputs_and_each_document_says_its_source(tmp_path):
+def test_copies_are_removed_across_inputs_and_each_document_names_its_source(tmp_path):
     one, other = tars(tmp_path / "one", 1), tars(tmp_path / "other", 2)
-    result = prepare(order_of(one, other), tmp_path / "out")
+    result = prepare(request_for(one, other), tmp_path / "out")
     assert result.stores == {"images": 8}
     assert result.drops == {"copy of an earlier document": 4}
-    found = Counter(document.source for document in Store(tmp_path / "out" / "images.lance").scan())
-    assert found == {"one": 4, "other": 4}
+    sources = Counter(document.source for document in Store(tmp_path / "out" / "images.lance").scan())
+    assert sources == {"one": 4, "other": 4}
 
 
-def test_documents_without_pictures_go_to_the_text_store_and_nothing_is_lost_uncounted(tmp_path):
+def test_documents_without_pictures_go_to_the_text_store_and_every_loss_is_counted(tmp_path):
     folder = tmp_path / "site"
     folder.mkdir()
     for number in range(6):
         (folder / f"{number}.png").write_bytes(photo(number))
         (folder / "head.png").write_bytes(photo(99))
         own = f"<img src={number}.png>" if number < 3 else ""
-        said = f"Page {number} is about the number {number} and about {'nothing ' * number} else at all, as we said."
-        (folder / f"{number}.html").write_text(f"<p>{said}<img src=head.png>{own}<p>The end.")
-    result = prepare(order_of(folder, kind="html", max_image_repeats=4, licence="CC0-1.0"), tmp_path / "out")
+        text = f"Page {number} is about the number {number} and about {'nothing ' * number} else at all, as we said."
+        (folder / f"{number}.html").write_text(f"<p>{text}<img src=head.png>{own}<p>The end.")
+    result = prepare(request_for(folder, kind="html", max_image_repeats=4, licence="CC0-1.0"), tmp_path / "out")
     assert result.stores == {"images": 3, "text": 3}
-    assert result.before == {"documents": 6, "pictures": 9}
+    assert result.read == {"documents": 6, "pictures": 9}
     assert result.drops == {"picture in more than 4 documents": 6}
     documents = [d for name in result.stores for d in Store(tmp_path / "out" / f"{name}.lance").scan()]
     assert {document.metadata["licence"] for document in documents} == {"CC0-1.0"}
@@ -298,14 +310,14 @@ def test_documents_without_pictures_go_to_the_text_store_and_nothing_is_lost_unc
 def test_contaminated_documents_are_counted(tmp_path):
     write_store([pair(other_encoding(photo(0)), "x")], tmp_path / "test.lance")
     result = prepare(
-        order_of(tars(tmp_path / "in", 1), decontaminate=(str(tmp_path / "test.lance"),)), tmp_path / "out"
+        request_for(tars(tmp_path / "in", 1), decontaminate=(str(tmp_path / "test.lance"),)), tmp_path / "out"
     )
     assert result.stores == {"images": 3}
     assert result.drops == {"contaminated: shows a picture of an evaluation set": 1}
 
 
-def test_the_card_says_what_is_there(tmp_path):
-    prepare(order_of(tars(tmp_path / "in", 2), licence="CC0-1.0"), tmp_path / "out")
+def test_the_card_counts_what_the_stores_hold(tmp_path):
+    prepare(request_for(tars(tmp_path / "in", 2), licence="CC0-1.0"), tmp_path / "out")
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     store = card["stores"]["images"]
     assert (store["documents"], store["images"]) == (8, 8)
@@ -316,27 +328,27 @@ def test_the_card_says_what_is_there(tmp_path):
     assert "caption of picture 13" in page
 
 
-def test_what_a_page_says_cannot_act_in_the_card(tmp_path):
+def test_text_of_a_document_cannot_act_in_the_card(tmp_path):
     documents = [Document((Text("<script>alert(1)</script>"),), id="<b>x", source="s")]
     (tmp_path / "out").mkdir()
     write_store(documents, tmp_path / "out" / "text.lance")
-    write_card(tmp_path / "out", Prepared({"text": 1}, {"<i>why": 1}, {"<u>part": "<s>"}, {}), title="x")
+    write_card(tmp_path / "out", PrepareResult({"text": 1}, {"<i>why": 1}, {"<u>shard": "<s>"}, {}), title="x")
     page = (tmp_path / "out" / "card.html").read_text()
-    assert not any(tag in page for tag in ("<script>alert", "<b>x", "<i>why", "<u>part"))
+    assert not any(tag in page for tag in ("<script>alert", "<b>x", "<i>why", "<u>shard"))
 
 
 def test_memory_does_not_grow_with_the_input():
     script = Path(__file__).parents[1] / "benchmarks" / "prepare_memory.py"
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, str(script), "--megabytes", "40,200"], capture_output=True, text=True, check=True
     ).stdout
-    small, large = (int(peak.replace(",", "")) for peak in re.findall(r"peak ([\d,]+) MB", said))
-    assert large < small + 80, said  # of 160 MB more
+    small, large = (int(peak.replace(",", "")) for peak in re.findall(r"peak ([\d,]+) MB", output))
+    assert large < small + 80, output  # with 160 MB more input
 
 
-def test_a_failure_leaves_no_half_table(tmp_path):
+def test_a_failure_leaves_no_half_result(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/0.tar").write_bytes(b"junk" * 500)
     with pytest.raises(ValueError, match="no document"):
-        prepare(order_of(tmp_path / "in"), tmp_path / "out")
+        prepare(request_for(tmp_path / "in"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,8 +1,8 @@
-"""The published filters of texts: each threshold lies where its paper puts it."""
+"""The published text filters: each threshold is that of its paper."""
 
 import pytest
 
-from mm1.prepare.filters.text_filters import c4, fineweb, gopher, language_of, repetition
+from mm1.prepare.filters.text_filters import c4, detect_language, fineweb, gopher, repetition
 
 WORDS = ["the", "painter", "and", "a", "house", "that", "have", "windows", "of", "grey", "stone", "with", "light"]
 
@@ -14,7 +14,7 @@ def words(count: int, *, of: list[str] = WORDS) -> list[str]:
 
 
 def numbered(count: int, *, prefix: str = "word") -> list[str]:
-    """Words that are all different."""
+    """So many words, all different."""
     return [f"{prefix}{at}x" for at in range(count)]
 
 
@@ -24,7 +24,7 @@ def changed(text: list[str], count: int, to: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("passes", "fails", "why"),
+    ("passes", "fails", "reason"),
     [
         (" ".join(words(50)), " ".join(words(49)), "50 words"),
         (" ".join(words(100_000)), " ".join(words(100_001)), "100,000"),
@@ -36,30 +36,30 @@ def changed(text: list[str], count: int, to: str) -> str:
         (" ".join(["the", "and", *["abc"] * 60]), " ".join(["the", "and", *["ab"] * 60]), "mean length"),
     ],
 )
-def test_gopher_draws_its_lines_where_the_paper_does(passes, fails, why):
+def test_gopher_has_the_thresholds_of_its_paper(passes, fails, reason):
     assert gopher(passes) is None
-    assert why in (gopher(fails) or "")
+    assert reason in (gopher(fails) or "")
 
 
 def with_copies(size: int, *, of: int) -> str:
-    """`of` words of one length, all different but for two runs of `size` words that each come twice."""
-    runs = [[f"r{run}w{at:02}" for at in range(size)] for run in (1, 2)]
+    """`of` words of one length, all different except two n-grams of `size` words that occur twice each."""
+    ngrams = [[f"r{run}w{at:02}" for at in range(size)] for run in (1, 2)]
     rest = [f"x{at:04}" for at in range(of - 4 * size)]
-    return " ".join([*runs[0], *rest[::2], *runs[1], *runs[0], *rest[1::2], *runs[1]])
+    return " ".join([*ngrams[0], *rest[::2], *ngrams[1], *ngrams[0], *rest[1::2], *ngrams[1]])
 
 
 @pytest.mark.parametrize(("size", "most"), [(5, 15), (6, 14), (7, 13), (8, 12), (9, 11), (10, 10)])
-def test_runs_of_words_may_repeat_up_to_the_share_of_table_a1(size, most):
-    fewest = -(-200 * size // most)  # words of the shortest text of which the two copies are not too much
+def test_ngrams_may_repeat_up_to_the_share_of_table_a1(size, most):
+    fewest = -(-200 * size // most)  # words of the shortest text that passes with the two copies
     assert repetition(with_copies(size, of=fewest)) is None
     assert f"runs of {size} words" in (repetition(with_copies(size, of=fewest - 1)) or "")
 
 
 @pytest.mark.parametrize(("size", "most"), [(2, 20), (3, 18), (4, 16)])
-def test_one_run_of_words_may_come_up_to_the_share_of_table_a1(size, most):
+def test_the_most_frequent_ngram_may_have_the_share_of_table_a1(size, most):
     def text(of: int) -> str:
-        run, rest = [f"run{at}" for at in range(size)], [f"{at:04}" for at in range(of - 4 * size)]
-        return " ".join(word for at in range(4) for word in (*run, *rest[at::4]))
+        ngram, rest = [f"run{at}" for at in range(size)], [f"{at:04}" for at in range(of - 4 * size)]
+        return " ".join(word for at in range(4) for word in (*ngram, *rest[at::4]))
 
     fewest = -(-400 * size // most)
     assert repetition(text(fewest)) is None
@@ -67,12 +67,12 @@ def test_one_run_of_words_may_come_up_to_the_share_of_table_a1(size, most):
 
 
 def lines(different: int, copies: int) -> str:
-    """Lines of one word and one length, the first of them with a copy right after it: no run of words repeats."""
+    """Lines of one word and one length, the first `copies` of them twice in a row: no n-gram of words repeats."""
     return "\n".join(f"{at:04}".ljust(40, "-") for at in range(different) for _ in range(2 if at < copies else 1))
 
 
 def test_copied_lines_may_make_up_a_fifth_of_the_characters():
-    assert repetition(lines(80, 20)) is None  # the ends of lines are characters too
+    assert repetition(lines(80, 20)) is None  # line ends are characters too
     assert "copied lines" in (repetition(lines(79, 21)) or "")
     assert "30 % of lines" in (repetition(lines(69, 31)) or "")
 
@@ -99,7 +99,7 @@ def different(count: int, *, end: str, length: int = 40) -> list[str]:
     return [f"{at:04} ".ljust(length - 1, "a") + end for at in range(count)]
 
 
-def test_fineweb_draws_its_lines_where_the_paper_does():
+def test_fineweb_has_the_thresholds_of_its_paper():
     ends, none = different(13, end="."), different(87, end="a", length=41)
     assert fineweb("\n".join(ends + none)) is None
     assert "punctuation" in (fineweb("\n".join(ends[:12] + none + ["0000b".ljust(40, "b")])) or "")
@@ -110,6 +110,6 @@ def test_fineweb_draws_its_lines_where_the_paper_does():
     assert "copied lines" in (fineweb("\n".join(different(90, end=".") + different(1, end=".") * 10)) or "")
 
 
-def test_languages_are_told_apart():
-    assert language_of("The house of the painter stood on a hill that looked over the town and its gardens.") == "en"
-    assert language_of("Das Haus des Malers stand auf einem Hügel, von dem aus man die Stadt sehen konnte.") == "de"
+def test_languages_are_detected():
+    assert detect_language("The house of the painter stood on a hill that looked over the town and its park.") == "en"
+    assert detect_language("Das Haus des Malers stand auf einem Hügel, von dem aus man die Stadt sehen konnte.") == "de"

@@ -1,4 +1,4 @@
-"""Each reader gives back what the field's own writer wrote, in its published layout, and the kind is told from it."""
+"""Each reader reads files that the field's own writer wrote, in their published layout; their kind is detected."""
 
 import gzip
 import io
@@ -17,9 +17,9 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from mm1.document import Document, Image, Text
-from mm1.prepare import fetch as web
-from mm1.prepare.fetch import Web, WebError
-from mm1.prepare.readers.kinds import KINDS, kind_of, parts_of
+from mm1.prepare import fetch
+from mm1.prepare.fetch import Fetcher, FetchError
+from mm1.prepare.readers.kinds import READERS, detect_kind, list_shards
 from mm1.prepare.shard import InputError
 from tests.conftest import picture
 
@@ -27,10 +27,10 @@ RED, GREEN = picture(0, 1)[0], picture(0, 2)[0]
 
 
 def read(path: Path, *, kind: str = "", drops: Counter[str] | None = None, **more) -> list[Document]:
-    """The documents of the input, of the kind that it is told to be unless one is given."""
-    counted: Counter[str] = Counter() if drops is None else drops
-    kind = kind or kind_of(path)
-    return [document for part in parts_of(path, kind, **more) for document in KINDS[kind](part, counted)]
+    """The documents of the input, of its detected kind unless one is named."""
+    counts: Counter[str] = Counter() if drops is None else drops
+    kind = kind or detect_kind(path)
+    return [document for shard in list_shards(path, kind, **more) for document in READERS[kind](shard, counts)]
 
 
 def shapes(document: Document) -> list[bytes | str]:
@@ -40,13 +40,13 @@ def shapes(document: Document) -> list[bytes | str]:
 def test_tars_of_img2dataset(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "00000.tar")) as tar:
         for number, (data, caption) in enumerate([(RED, "a red thing"), (GREEN, "a green thing")]):
-            said = {"caption": caption, "url": f"https://e.org/{number}", "key": f"{number:09}", "status": "success"}
-            tar.write({"__key__": f"{number:09}", "jpg": data, "txt": caption, "json": said})
+            fields = {"caption": caption, "url": f"https://e.org/{number}", "key": f"{number:09}", "status": "success"}
+            tar.write({"__key__": f"{number:09}", "jpg": data, "txt": caption, "json": fields})
         tar.write({"__key__": "000000002", "txt": "nothing to see"})
     pq.write_table(pa.table({"url": ["https://e.org/0"], "caption": ["a red thing"]}), tmp_path / "00000.parquet")
     drops: Counter[str] = Counter()
     first, second = read(tmp_path, drops=drops)
-    assert kind_of(tmp_path) == "tars"
+    assert detect_kind(tmp_path) == "tars"
     assert shapes(first) == [RED, "a red thing"]
     assert shapes(second) == [GREEN, "a green thing"]
     assert first.metadata == {"url": "https://e.org/0"}
@@ -59,46 +59,46 @@ def test_parquet_with_image_bytes(tmp_path, image):
     assert [shapes(document) for document in read(tmp_path)] == [[RED, "a thing"]]
 
 
-def test_parquet_of_addresses_is_not_fetched_unless_asked(tmp_path, monkeypatch):
+def test_parquet_of_addresses_is_fetched_only_on_request(tmp_path, monkeypatch):
     rows = [{"URL": "https://e.org/1.jpg", "TEXT": "a thing"}, {"URL": "https://e.org/2.jpg", "TEXT": "another"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "0.parquet")
     drops: Counter[str] = Counter()
     assert read(tmp_path, drops=drops) == []
     assert drops["picture by address only, not fetched (fetch=true fetches)"] == 2
-    asked = []
+    requested = []
 
-    def fetch(address: str) -> bytes:
-        asked.append(address)
+    def fake_fetch(address: str) -> bytes:
+        requested.append(address)
         if address.endswith("2.jpg"):
-            raise WebError("address that does not answer")
+            raise FetchError("address that does not answer")
         return RED
 
-    monkeypatch.setattr(web, "fetch", fetch)
+    monkeypatch.setattr(fetch, "fetch", fake_fetch)
     for _ in range(2):  # the second time it comes from the cache
         drops = Counter()
-        (document,) = read(tmp_path, drops=drops, web=Web(tmp_path / "cache"))
+        (document,) = read(tmp_path, drops=drops, fetcher=Fetcher(tmp_path / "cache"))
         assert shapes(document) == [RED, "a thing"]
         assert drops["address that does not answer"] == 1
-    assert asked.count("https://e.org/1.jpg") == 1
+    assert requested.count("https://e.org/1.jpg") == 1
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1", "0.0.0.0"])
 def test_private_addresses_are_refused(address):
     host = f"[{address}]" if ":" in address else address
-    with pytest.raises(WebError, match="private network"):
-        web.fetch(f"http://{host}/latest/meta-data")
+    with pytest.raises(FetchError, match="private network"):
+        fetch.fetch(f"http://{host}/latest/meta-data")
 
 
 def test_a_redirect_into_the_private_network_is_refused(monkeypatch):
-    checked = web.public_address
-    monkeypatch.setattr(web, "public_address", lambda host: host if host == "public.example" else checked(host))
-    monkeypatch.setattr(web, "_connection", lambda *_, **__: io.BytesIO())
-    monkeypatch.setattr(web, "_exchange", lambda *_: web._Answer(b"", "http://127.0.0.1/secret"))
-    with pytest.raises(WebError, match="private network"):
-        web.fetch("http://public.example/x.jpg", robots=False)
+    original = fetch.public_ip
+    monkeypatch.setattr(fetch, "public_ip", lambda host: host if host == "public.example" else original(host))
+    monkeypatch.setattr(fetch, "_connection", lambda *_, **__: io.BytesIO())
+    monkeypatch.setattr(fetch, "_exchange", lambda *_: fetch._Response(b"", "http://127.0.0.1/secret"))
+    with pytest.raises(FetchError, match="private network"):
+        fetch.fetch("http://public.example/x.jpg", robots=False)
 
 
-def test_obelics_keeps_reading_order_and_the_page(tmp_path):
+def test_obelics_keeps_the_reading_order_and_the_address_of_the_page(tmp_path):
     rows = [
         {
             "images": [None, {"bytes": RED, "path": None}, None],
@@ -113,7 +113,7 @@ def test_obelics_keeps_reading_order_and_the_page(tmp_path):
     assert document.metadata == {"url": "https://e.org/page"}
 
 
-def test_obelics_as_published_has_addresses(tmp_path):
+def test_obelics_as_published_holds_addresses(tmp_path):
     rows = [{"images": [None, "https://e.org/i.jpg"], "texts": ["Words.", None], "general_metadata": "{}"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train-0.parquet")
     drops: Counter[str] = Counter()
@@ -154,7 +154,7 @@ def test_mmc4_puts_a_picture_before_its_sentence(tmp_path, packing):
     assert document.metadata == {"url": "https://e.org"}
 
 
-def test_llava_places_pictures_at_their_marks(tmp_path):
+def test_llava_puts_pictures_at_their_marks(tmp_path):
     (tmp_path / "pictures/coco").mkdir(parents=True)
     (tmp_path / "pictures/coco/1.png").write_bytes(RED)
     talk = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A thing."}]
@@ -165,22 +165,22 @@ def test_llava_places_pictures_at_their_marks(tmp_path):
     ]
     (tmp_path / "llava.json").write_text(json.dumps(rows, indent=1))
     drops: Counter[str] = Counter()
-    shown, spoken = read(tmp_path / "llava.json", drops=drops, pictures=tmp_path / "pictures")
-    assert shapes(shown) == [RED, "What is it?", "A thing."]
-    assert shapes(spoken) == ["Hi", "Hello."]
+    with_picture, without = read(tmp_path / "llava.json", drops=drops, pictures=tmp_path / "pictures")
+    assert shapes(with_picture) == [RED, "What is it?", "A thing."]
+    assert shapes(without) == ["Hi", "Hello."]
     assert drops["picture that is missing"] == 1
 
 
 def test_coco_captions_with_their_licence(tmp_path):
     (tmp_path / "val2017").mkdir()
     (tmp_path / "val2017/000000000009.jpg").write_bytes(RED)
-    said = {
+    content = {
         "info": {"year": 2017},
         "licenses": [{"id": 3, "name": "CC BY", "url": "http://creativecommons.org/licenses/by/2.0/"}],
         "images": [{"id": 9, "file_name": "000000000009.jpg", "license": 3, "coco_url": "http://e.org/9.jpg"}],
         "annotations": [{"id": 1, "image_id": 9, "caption": "A thing."}, {"id": 2, "image_id": 9, "caption": "Red."}],
     }
-    (tmp_path / "captions_val2017.json").write_text(json.dumps(said))
+    (tmp_path / "captions_val2017.json").write_text(json.dumps(content))
     one, other = read(tmp_path / "captions_val2017.json", pictures=tmp_path / "val2017")
     assert shapes(one) == [RED, "A thing."]
     assert shapes(other) == [RED, "Red."]
@@ -233,8 +233,8 @@ def test_a_folder_of_pages_in_reading_order(tmp_path):
     document, other = read(tmp_path / "site")
     assert shapes(other) == shapes(document)
     assert shapes(document)[1] == RED
-    said = "Title Some words of a page that has a few. And more words after the picture, too."
-    assert " ".join(document.text.split()) == said
+    text = "Title Some words of a page that has a few. And more words after the picture, too."
+    assert " ".join(document.text.split()) == text
 
 
 @pytest.mark.parametrize("name", ["crawl.warc", "crawl.warc.gz"])
@@ -254,9 +254,9 @@ def test_warc_with_the_images_it_holds(tmp_path, name):
 
 def test_an_unknown_input_says_how_to_name_the_kind(tmp_path):
     with pytest.raises(InputError, match="there is no"):
-        kind_of(tmp_path / "nothing")
+        detect_kind(tmp_path / "nothing")
     (tmp_path / "x.bin").write_bytes(b"x")
     with pytest.raises(InputError, match="--kind, one of tars, parquet"):
-        kind_of(tmp_path)
+        detect_kind(tmp_path)
     with pytest.raises(InputError, match=r"names that end in \.tar"):
-        parts_of(tmp_path, "tars")
+        list_shards(tmp_path, "tars")

@@ -17,7 +17,7 @@ from mm1.__main__ import app
 from mm1.config import run as config
 from mm1.data.store import SAMPLE, write_store
 from mm1.document import Document, Text
-from mm1.prepare.request import Order
+from mm1.prepare.request import PrepareRequest
 from mm1.recipes.index import recipe
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +114,9 @@ def check_verb(arguments: list[str]) -> None:
     if verb in ("train", "budget"):
         config.override(recipe(given["recipe"]), list(given["assignments"] or []))
     if verb == "prepare":
-        unknown = {word.partition("=")[0] for word in given["words"] if "=" in word} - Order.model_fields.keys()
+        unknown = {
+            word.partition("=")[0] for word in given["words"] if "=" in word
+        } - PrepareRequest.model_fields.keys()
         assert not unknown, f"a preparation has no fields {unknown}"
 
 

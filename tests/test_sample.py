@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from mm1.data.store import SAMPLE, Store
 from mm1.document import Document, Image, Text
-from mm1.prepare.dedup import LOOK_ALIKE, same_words
+from mm1.prepare.dedup import LOOK_ALIKE_BITS, normalize_text
 from mm1.prepare.images import LARGEST_PIXELS, PictureError, encode_webp, fingerprint, open_picture, sha256
 from sample_build import packages
 from sample_build.galleries import PLAIN, galleries
@@ -54,7 +54,7 @@ def is_gallery(document: Document) -> bool:
 def label_lines(store: str, language: str) -> set[str]:
     """The lines of a store's galleries in one language, as compared."""
     return {
-        same_words(piece.text)
+        normalize_text(piece.text)
         for document in rows(store)
         if is_gallery(document) and document.metadata["language"] == language
         for piece in document.pieces
@@ -86,8 +86,8 @@ def test_held_out_captions_share_no_picture_and_no_caption_with_training():
     away = pictures("captions-test") | pictures("interleaved-test")
     assert not trained.keys() & away.keys()
     assert not look_alikes(map(fingerprint, away.values()), map(fingerprint, trained.values()))
-    captions = {same_words(document.text) for document in rows("captions-train")}
-    held = {same_words(document.text) for document in rows("captions-test")}
+    captions = {normalize_text(document.text) for document in rows("captions-train")}
+    held = {normalize_text(document.text) for document in rows("captions-test")}
     assert "" not in held | captions
     assert not captions & held
     assert not {f"aphotoof{caption}" for caption in held} & label_lines("interleaved-train", "en")
@@ -257,7 +257,7 @@ def test_groups_chain_over_keys_and_look_alikes():
         Item("b", frozenset({"caption cat"}), frozenset({far})),
         Item("c", frozenset({"caption dog"}), frozenset({2**64 - 1})),
         Item("d", frozenset({"caption hen"}), frozenset({near})),
-        Item("e", frozenset(), frozenset({far ^ ((1 << LOOK_ALIKE) - 1)})),
+        Item("e", frozenset(), frozenset({far ^ ((1 << LOOK_ALIKE_BITS) - 1)})),
     ]
     assert groups(items) == [[0, 2, 3], [1, 4]]
 
@@ -276,9 +276,9 @@ def test_fingerprints_tell_variants_of_a_picture_from_other_pictures():
     some = sorted(pictures("captions-train").values())[:40]
     again = [encode_webp(open_picture(data).resize((96, 96)), quality=40) for data in some]
     near = [(fingerprint(a) ^ fingerprint(b)).bit_count() for a, b in zip(some, again, strict=True)]
-    assert sum(distance <= LOOK_ALIKE for distance in near) >= 0.9 * len(near)
+    assert sum(distance <= LOOK_ALIKE_BITS for distance in near) >= 0.9 * len(near)
     other = [(fingerprint(a) ^ fingerprint(b)).bit_count() for a, b in zip(some, some[7:], strict=False)]
-    assert sorted(other)[len(other) // 2] > 2 * LOOK_ALIKE
+    assert sorted(other)[len(other) // 2] > 2 * LOOK_ALIKE_BITS
 
 
 def test_gallery_n_depends_on_its_number_only():
@@ -288,7 +288,7 @@ def test_gallery_n_depends_on_its_number_only():
     few, many = (list(galleries(made, pages, seed=5, avoid=frozenset())) for pages in (4, 12))
     assert few == many[:4]
     assert list(galleries(made, 4, seed=6, avoid=frozenset())) != few
-    avoided = galleries(made, 60, seed=5, avoid=frozenset({same_words("tag 3")}))
+    avoided = galleries(made, 60, seed=5, avoid=frozenset({normalize_text("tag 3")}))
     assert not any("tag 3," in page.text or "tag 3)" in page.text for page in avoided)
 
 

@@ -15,7 +15,6 @@ from layers import BEGIN, END, LAYER, LAYERS, ORDER, PAGES, with_map
 from mm1.config import base
 from mm1.config import model as architecture
 from mm1.config import run as config
-from mm1.prepare.request import Input
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mm1"
@@ -25,7 +24,6 @@ CODE = ("mm1", "sample_build", "tests", "benchmarks")
 KINDS = {
     "mm1.model.connector": (architecture.ConnectorConfig, "kind"),
     "mm1.model.efficientnet": (architecture.VisionConfig, "kind"),
-    "mm1.prepare.readers.kinds": (Input, "kind"),
     "mm1.train.optim": (config.OptimConfig, "kind"),
     "mm1.train.schedule": (config.OptimConfig, "schedule"),
 }

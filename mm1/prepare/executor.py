@@ -1,7 +1,7 @@
-"""The engine: one Daft plan that does the parts of a preparation, on this machine or on a Ray cluster.
+"""The executor: one Daft plan that processes the shards of a preparation, on this machine or on a Ray cluster.
 
-A row of the plan is a part, not a document. One broken file of many ends a Daft query over documents, and there every
-picture travels from process to process; a part is read, screened and written where it is.
+A row of the plan is a shard, not a document: one broken file ends a Daft query over documents, and every picture would
+travel between processes. A shard is read, filtered and written by one process.
 """
 
 import os
@@ -11,41 +11,42 @@ from types import ModuleType
 
 from mm1.cluster import Runner, connected
 
-_TURN = Lock()
-"""One part at a time in a process: Daft calls from a thread for each core, where it calls in this process."""
+_ONE_AT_A_TIME = Lock()
+"""One shard at a time in a process: in this process Daft calls from one thread per core."""
 
 
-class _Work:
-    """What Daft calls with a part's number, in the process that does the part."""
+class _ShardWorker:
+    """What Daft calls with the number of a shard, in the process that processes it."""
 
-    def __init__(self, do: Callable[[int], str]):
-        self.do = do
+    def __init__(self, process: Callable[[int], str]):
+        self.process = process
 
     def __call__(self, number: int) -> str:
-        with _TURN:
-            return self.do(number)
+        with _ONE_AT_A_TIME:
+            return self.process(number)
 
 
-def each(do: Callable[[int], str], numbers: Sequence[int], *, runner: Runner) -> Iterator[tuple[int, str]]:
-    """Each number with what `do` said of it, as they are done.
+def run_shards(process: Callable[[int], str], numbers: Sequence[int], *, runner: Runner) -> Iterator[tuple[int, str]]:
+    """Each number with what `process` returned for it, in the order in which they finish.
 
-    On a cluster, `mm1` must be installed on every machine, and input and output be folders that all of them see.
+    On a cluster every machine needs `mm1`, and must see the folders of input and output.
 
     Raises:
         KeyboardInterrupt: stopped by the user.
-        ValueError: nobody answers at the address, or the extra is not installed.
+        ValueError: no cluster answers at the address, or the extra is not installed.
     """
     if not numbers:
         return
     daft = _daft(runner)
-    alone = runner.kind == "native" and runner.workers == 1
-    work = (daft.cls(_Work, use_process=False) if alone else daft.cls(_Work, max_concurrency=runner.workers))(do)
+    in_process = runner.kind == "native" and runner.workers == 1
+    options = {"use_process": False} if in_process else {"max_concurrency": runner.workers}
+    worker = daft.cls(_ShardWorker, **options)(process)
     frame = daft.from_pydict({"number": list(numbers)}).into_batches(1)
-    left = set(numbers)
-    for row in frame.with_column("said", work(frame["number"])).iter_rows():
-        left.discard(row["number"])
-        yield row["number"], row["said"]
-    if left:  # Daft takes Ctrl-C for the end of the rows
+    unfinished = set(numbers)
+    for row in frame.with_column("error", worker(frame["number"])).iter_rows():
+        unfinished.discard(row["number"])
+        yield row["number"], row["error"]
+    if unfinished:  # Daft takes Ctrl-C for the end of the rows
         raise KeyboardInterrupt
 
 

@@ -1,4 +1,4 @@
-"""Pictures as people publish them -> small encoded pictures for a store, and what they look like as 64 bits."""
+"""Pictures as people publish them: decoded safely, shrunk, encoded for a store, and hashed by how they look."""
 
 import hashlib
 import io
@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 
 LARGEST_PIXELS = 40_000_000
-"""More pixels than this are refused before decoding: a few bytes of PNG can ask for gigabytes."""
+"""A picture of more pixels is refused before it is decoded: a few bytes of PNG can ask for gigabytes."""
 
 
 class PictureError(ValueError):
@@ -26,20 +26,20 @@ def open_picture(data: bytes) -> PIL.Image.Image:
         if file.width * file.height > LARGEST_PIXELS:
             raise PictureError("picture with too many pixels")
         if file.mode in ("L", "RGB") and "transparency" not in file.info:
-            return file.convert("RGB")  # as the way below would give it, in a third of the time
+            return file.convert("RGB")  # the same result as below in a third of the time
         image = file.convert("RGBA")
     except PictureError:
         raise
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise PictureError("picture that cannot be decoded") from error
-    page = PIL.Image.new("RGBA", image.size, "white")
-    page.alpha_composite(image)
-    return page.convert("RGB")
+    canvas = PIL.Image.new("RGBA", image.size, "white")
+    canvas.alpha_composite(image)
+    return canvas.convert("RGB")
 
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
-    """The formats of pictures on the web: Pillow knows more, and starts another program to read EPS."""
+    """The formats of pictures on the web. Pillow knows more, and starts another program to read EPS."""
     PIL.Image.init()
     return tuple(
         name for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in PIL.Image.OPEN
@@ -66,10 +66,10 @@ def sha256(data: bytes) -> str:
 
 
 def fingerprint(data: bytes) -> int:
-    """The 64-bit perceptual hash of a stored picture: pictures that look alike differ in few bits.
+    """The 64-bit perceptual hash of an encoded picture: pictures that look alike differ in few bits.
 
-    The sign, against their median, of the 8x8 lowest frequencies of the discrete cosine transform of the 32x32
-    grey picture (pHash; Zauner 2010, https://www.phash.org/docs/pubs/thesis_zauner.pdf).
+    Each bit says whether one of the 8x8 lowest frequencies of the discrete cosine transform of the 32x32 grey picture
+    lies above their median (pHash; Zauner 2010, https://www.phash.org/docs/pubs/thesis_zauner.pdf).
     """
     with PIL.Image.open(io.BytesIO(data)) as image:
         return fingerprint_of(image)
@@ -87,5 +87,4 @@ def fingerprint_of(image: PIL.Image.Image) -> int:
 @lru_cache(maxsize=1)
 def _cosines() -> np.ndarray:
     """The first 8 rows of the 32-point type-II cosine transform."""
-    places = np.arange(32)
-    return np.cos(np.pi * np.arange(8)[:, None] * (2 * places + 1) / 64)
+    return np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(32) + 1) / 64)

@@ -1,7 +1,7 @@
-"""A preparation: parts are done one by one, on all cores or machines, then joined into stores that appear whole.
+"""A preparation: shards are processed on all cores or machines, then merged into stores that appear whole.
 
-While it runs, `TO.part/` holds what each finished part gave. The same command continues with the parts that are
-missing. A part that fails is named, on the card too, and does not stop the others.
+While it runs, `TO.part/` holds the result of each finished shard. The same command continues with the missing shards.
+A shard that fails is named, on the card too, and does not stop the others.
 """
 
 import fcntl
@@ -19,99 +19,108 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mm1.cluster import Runner
 from mm1.data.store import open_store
-from mm1.prepare.card import Prepared, write_card
-from mm1.prepare.dedup import Guard, guard_of
-from mm1.prepare.executor import each
-from mm1.prepare.fetch import Web
-from mm1.prepare.filters.image_filters import Bounds, screened
-from mm1.prepare.merge import join
-from mm1.prepare.process_shard import do_part
-from mm1.prepare.readers.kinds import parts_of
-from mm1.prepare.request import Order
-from mm1.prepare.shard import Part
+from mm1.prepare.card import PrepareResult, write_card
+from mm1.prepare.decontaminate import Decontaminator, index_evaluation_sets
+from mm1.prepare.executor import run_shards
+from mm1.prepare.fetch import Fetcher
+from mm1.prepare.filters.image_filters import ImageBounds, screen
+from mm1.prepare.merge import merge
+from mm1.prepare.process_shard import process_shard
+from mm1.prepare.readers.kinds import list_shards
+from mm1.prepare.request import PrepareRequest
+from mm1.prepare.shard import Shard
 
 
 class BusyError(ValueError):
     """The folder of another preparation is in the way."""
 
 
-def prepare(order: Order, to: Path, *, runner: Runner | None = None, show: bool = False) -> Prepared:
-    """What was prepared; `to` holds the stores `images` and `text` afterwards, each where it has documents.
+def prepare(request: PrepareRequest, to: Path, *, runner: Runner | None = None, show: bool = False) -> PrepareResult:
+    """What was prepared; the folder `to` then holds the stores `images` and `text`, each if it has documents.
 
-    What comes out does not depend on the runner. `show` draws a progress bar.
+    The result does not depend on the runner. `show` draws a progress bar.
 
     Raises:
-        FileExistsError: `to` exists. BusyError: `TO.part` belongs to another order, or to a process that still works.
-        InputError: the input is not there, or not of this kind. ValueError: no document is left.
+        FileExistsError: `to` exists. BusyError: `TO.part` is of another request, or another process works on it.
+        InputError: the input is missing, or not of this kind. ValueError: no document is left.
     """
     if to.exists():
         raise FileExistsError(f"{to} exists; remove it first or prepare elsewhere")
-    parts, guard = _parts(order, to), _guard(order)
-    with _begun(order, to) as folder, _progress(show) as progress:
-        places = [folder / f"{at:06}" for at in range(len(parts))]
-        due = [at for at, place in enumerate(places) if not place.is_dir()]
-        task = progress.add_task("reading parts", total=len(parts), completed=len(parts) - len(due))
+    shards, decontaminator = _shards(request, to), _decontaminator(request)
+    with _work_folder(request, to) as folder, _progress(show) as progress:
+        outputs = [folder / f"{number:06}" for number in range(len(shards))]
+        missing = [number for number, output in enumerate(outputs) if not output.is_dir()]
+        task = progress.add_task("reading shards", total=len(shards), completed=len(shards) - len(missing))
         failed: dict[str, str] = {}
-        for at, why in each(partial(_do, order, parts, places, guard), due, runner=runner or Runner()):
-            failed |= {parts[at].name: why} if why else {}
+        process = partial(_process, request, shards, outputs, decontaminator)
+        for number, error in run_shards(process, missing, runner=runner or Runner()):
+            failed |= {shards[number].name: error} if error else {}
             progress.advance(task)
-        whole = folder / "whole"
-        shutil.rmtree(whole, ignore_errors=True)
-        whole.mkdir()
-        progress.update(task, description="leaving copies out")
-        done = [place for place in places if place.is_dir()]
-        result = join(done, whole, max_image_repeats=order.max_image_repeats, failed=dict(sorted(failed.items())))
+        merged = folder / "whole"
+        shutil.rmtree(merged, ignore_errors=True)
+        merged.mkdir()
+        progress.update(task, description="removing copies")
+        finished = [output for output in outputs if output.is_dir()]
+        failed = dict(sorted(failed.items()))
+        result = merge(finished, merged, max_image_repeats=request.max_image_repeats, failed=failed)
         progress.update(task, description="writing the card")
-        (whole / "order.json").write_text(order.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        write_card(whole, result, title=to.name)
-        whole.rename(to)
+        (merged / "request.json").write_text(request.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_card(merged, result, title=to.name)
+        merged.rename(to)
     shutil.rmtree(folder)
     return result
 
 
-def _do(order: Order, parts: list[Part], places: list[Path], guard: Guard | None, at: int) -> str:
-    return do_part(order, parts[at], places[at], guard=guard)
+def _process(
+    request: PrepareRequest,
+    shards: list[Shard],
+    outputs: list[Path],
+    decontaminator: Decontaminator | None,
+    number: int,
+) -> str:
+    return process_shard(request, shards[number], outputs[number], decontaminator=decontaminator)
 
 
-def _parts(order: Order, to: Path) -> list[Part]:
-    """The parts of all inputs, in their order."""
-    web = Web(to.with_name(to.name + ".fetched")) if order.fetch else None
-    pictures = Path(order.pictures) if order.pictures else None
-    found = []
-    for given in order.inputs:
-        path = Path(given.path)
-        for part in parts_of(path, given.kind, pictures=pictures, web=web):
-            several = f"{path}: {part.name}" if len(order.inputs) > 1 else part.name
-            found.append(replace(part, name=several, source=path.resolve().name))
-    return found
+def _shards(request: PrepareRequest, to: Path) -> list[Shard]:
+    """The shards of all inputs, in their order."""
+    fetcher = Fetcher(to.with_name(to.name + ".fetched")) if request.fetch else None
+    pictures = Path(request.pictures) if request.pictures else None
+    shards = []
+    for entry in request.inputs:
+        path = Path(entry.path)
+        for shard in list_shards(path, entry.kind, pictures=pictures, fetcher=fetcher):
+            name = f"{path}: {shard.name}" if len(request.inputs) > 1 else shard.name
+            shards.append(replace(shard, name=name, source=path.resolve().name))
+    return shards
 
 
-def _guard(order: Order) -> Guard | None:
-    """The guard against the evaluation sets that the order names."""
-    if not order.decontaminate:
+def _decontaminator(request: PrepareRequest) -> Decontaminator | None:
+    """The index of the evaluation sets that the request names; None if it names none."""
+    if not request.decontaminate:
         return None
-    every = Bounds(min_side=1, max_aspect=math.inf, max_images=sys.maxsize)
-    return guard_of(screened(d, every, Counter()) for name in order.decontaminate for d in open_store(name).scan())
+    unbounded = ImageBounds(min_side=1, max_aspect=math.inf, max_images=sys.maxsize)
+    documents = (document for name in request.decontaminate for document in open_store(name).scan())
+    return index_evaluation_sets(screen(document, unbounded, Counter()) for document in documents)
 
 
 @contextmanager
-def _begun(order: Order, to: Path) -> Iterator[Path]:
-    """The folder of the work, new or of an earlier try of the same order, held against other processes."""
+def _work_folder(request: PrepareRequest, to: Path) -> Iterator[Path]:
+    """The folder of the work, new or of an earlier try of the same request, locked against other processes."""
     folder = to.with_name(to.name + ".part")
-    record, said = folder / "order.json", order.model_dump_json(indent=1)
+    record, content = folder / "request.json", request.model_dump_json(indent=1)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process, however it ends
         except BlockingIOError:
-            raise BusyError(f"{folder} is being worked on by another process; wait, or prepare elsewhere") from None
-        if record.is_file() and record.read_text(encoding="utf-8") != said:
+            raise BusyError(f"another process is working on {folder}; wait, or prepare elsewhere") from None
+        if record.is_file() and record.read_text(encoding="utf-8") != content:
             raise BusyError(
-                f"{folder} is of another preparation (its order.json differs); remove it or prepare elsewhere"
+                f"{folder} is of another preparation (its request.json differs); remove it or prepare elsewhere"
             )
-        record.write_text(said, encoding="utf-8")
-        for rest in folder.glob("*.tmp"):
-            shutil.rmtree(rest)  # of a process that was stopped
+        record.write_text(content, encoding="utf-8")
+        for leftover in folder.glob("*.tmp"):
+            shutil.rmtree(leftover)  # of a process that was stopped
         yield folder
 
 

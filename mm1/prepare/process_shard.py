@@ -1,4 +1,4 @@
-"""One part of a preparation: its documents are read, screened and kept, with what has to be remembered of them."""
+"""One shard of a preparation: its documents are read, filtered and written, with the hashes that find copies."""
 
 import json
 import os
@@ -10,74 +10,80 @@ from pathlib import Path
 
 from mm1.data.store import write_store
 from mm1.document import Document
-from mm1.prepare.dedup import Guard, PrintsFile, prints_of
-from mm1.prepare.filters.image_filters import Bounds, Seen, screened
-from mm1.prepare.filters.text_filters import FILTERS, language_of
-from mm1.prepare.readers.kinds import KINDS
-from mm1.prepare.request import Order
-from mm1.prepare.shard import Part
+from mm1.prepare.decontaminate import Decontaminator
+from mm1.prepare.dedup import HashFiles, hash_documents
+from mm1.prepare.filters.image_filters import ImageBounds, Screened, screen
+from mm1.prepare.filters.text_filters import FILTERS, detect_language
+from mm1.prepare.readers.kinds import READERS
+from mm1.prepare.request import PrepareRequest
+from mm1.prepare.shard import Shard
 
 
-def do_part(order: Order, part: Part, place: Path, *, guard: Guard | None = None) -> str:
-    """Why the part failed; nothing when its documents and their prints lie in the folder `place`.
+def process_shard(
+    request: PrepareRequest, shard: Shard, to: Path, *, decontaminator: Decontaminator | None = None
+) -> str:
+    """Why the shard failed; empty if it did not, and then the folder `to` holds its documents and their hashes.
 
-    The folder appears whole or not at all, whoever else does the same part at the same time.
+    The folder appears whole or not at all, whoever else processes the same shard at the same time.
     """
-    made = place.with_name(f"{place.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir()
+    folder = to.with_name(f"{to.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     drops: Counter[str] = Counter()
-    faults: list[Exception] = []
-    with PrintsFile(made) as prints:
-        wanted = _wanted(order, part, drops, guard=guard)
-        write_store(_remembered(wanted, prints, faults), made / "documents.lance")
-    if faults:
-        shutil.rmtree(made)
-        return f"{type(faults[0]).__name__}: {faults[0]}"
-    (made / "drops.json").write_text(json.dumps(drops), encoding="utf-8")
+    errors: list[Exception] = []
+    with HashFiles(folder) as hashes:
+        kept = _kept_documents(request, shard, drops, decontaminator=decontaminator)
+        write_store(_hashed(kept, hashes, errors), folder / "documents.lance")
+    if errors:
+        shutil.rmtree(folder)
+        return f"{type(errors[0]).__name__}: {errors[0]}"
+    (folder / "drops.json").write_text(json.dumps(drops), encoding="utf-8")
     try:
-        made.rename(place)
+        folder.rename(to)
     except OSError:
-        if not place.is_dir():
+        if not to.is_dir():
             raise
-        shutil.rmtree(made)  # another process was quicker
+        shutil.rmtree(folder)  # another process was faster
     return ""
 
 
-def _wanted(order: Order, part: Part, drops: Counter[str], *, guard: Guard | None) -> Iterator[Seen]:
-    """The part's documents that may stay."""
-    bounds = Bounds(order.min_side, order.max_aspect, order.max_images, order.max_side)
-    said = {"licence": order.licence, "language": order.language}
-    for document in KINDS[part.kind](part, drops):
+def _kept_documents(
+    request: PrepareRequest, shard: Shard, drops: Counter[str], *, decontaminator: Decontaminator | None
+) -> Iterator[Screened]:
+    """The documents of the shard that pass all filters."""
+    bounds = ImageBounds(request.min_side, request.max_aspect, request.max_images, request.max_side)
+    stated = {"licence": request.licence, "language": request.language}
+    for document in READERS[shard.kind](shard, drops):
         drops["read"] += 1
         drops["pictures read"] += len(document.images)
-        why = _fault(order, document)
-        if why is not None:
-            drops[why] += 1
+        reason = _drop_reason(request, document)
+        if reason is not None:
+            drops[reason] += 1
             continue
-        seen = screened(document, bounds, drops)
-        why = guard.fault(seen) if guard is not None else None
-        if why is not None:
-            drops[why] += 1
+        screened = screen(document, bounds, drops)
+        reason = decontaminator.drop_reason(screened) if decontaminator is not None else None
+        if reason is not None:
+            drops[reason] += 1
             continue
-        metadata = {**{key: value for key, value in said.items() if value}, **document.metadata}
-        yield Seen(replace(seen.document, source=order.source or part.source, metadata=metadata), seen.looks)
+        metadata = {**{key: value for key, value in stated.items() if value}, **document.metadata}
+        kept = replace(screened.document, source=request.source or shard.source, metadata=metadata)
+        yield Screened(kept, screened.fingerprints)
 
 
-def _fault(order: Order, document: Document) -> str | None:
-    """Why a document is left out for what it says, or for having nothing to say."""
+def _drop_reason(request: PrepareRequest, document: Document) -> str | None:
+    """Why a document is left out for its text; None if it stays."""
     if not document.text.strip():
         return "document without text"
-    if order.language and (found := language_of(document.text)) != order.language:
-        return f"document in another language ({found})"
-    return next((why for name in order.filters if (why := FILTERS[name](document.text))), None)
+    if request.language and (language := detect_language(document.text)) != request.language:
+        return f"document in another language ({language})"
+    return next((reason for name in request.filters if (reason := FILTERS[name](document.text))), None)
 
 
-def _remembered(wanted: Iterator[Seen], prints: PrintsFile, faults: list[Exception]) -> Iterator[Document]:
-    """The documents, their prints written. Whatever strangers' bytes raise ends the part, in `faults`."""
+def _hashed(kept: Iterator[Screened], hashes: HashFiles, errors: list[Exception]) -> Iterator[Document]:
+    """The documents, their hashes written. Whatever error strangers' bytes raise ends the shard, in `errors`."""
     try:
-        for seen in wanted:
-            prints.add(prints_of([seen]))
-            yield seen.document
+        for screened in kept:
+            hashes.add(hash_documents([screened]))
+            yield screened.document
     except Exception as error:
-        faults.append(error)
+        errors.append(error)

@@ -1,4 +1,4 @@
-"""What a user asks of `mm1 prepare`: the inputs, what they are, and what may stay."""
+"""What a user asks of `mm1 prepare`: the inputs, what they are, and what is kept of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from mm1.config.base import Config, ConfigError, nearest
 from mm1.config.renamed import PREPARE_FIELDS
 from mm1.prepare.filters.text_filters import Filter
-from mm1.prepare.readers.kinds import Kind, kind_of
+from mm1.prepare.readers.kinds import Kind, detect_kind
 
 
 class Input(Config):
@@ -19,13 +19,13 @@ class Input(Config):
     kind: Kind
 
 
-class Order(Config):
-    """The record of a preparation, kept beside its result.
+class PrepareRequest(Config):
+    """The whole request; it is saved beside the result.
 
-    repeats   a picture in more documents than that is a logo or an icon and goes; 0: all stay. OBELICS takes those out
-              that appear more than 10 times (https://arxiv.org/abs/2306.16527, appendix A.1)
-    against   stores of evaluation sets: a document that shares words or pictures with one of them goes
-    language  documents of any other language go; empty: all stay
+    max_image_repeats  a picture in more documents than this is a logo or an icon and is removed; 0 keeps all. OBELICS
+                       removes those that appear more than 10 times (https://arxiv.org/abs/2306.16527, appendix A.1)
+    decontaminate      stores of evaluation sets: a document that shares words or pictures with one of them is left out
+    language           documents in any other language are left out; empty keeps all
     """
 
     inputs: tuple[Input, ...] = Field(min_length=1)
@@ -43,32 +43,38 @@ class Order(Config):
     decontaminate: tuple[str, ...] = ()
 
 
-def order_of(words: Sequence[str], *, kind: str = "") -> Order:
-    """The order that words of the command line make: inputs, and `field=value` for what may stay.
+def parse_request(words: Sequence[str], *, kind: str = "") -> PrepareRequest:
+    """The request that words of the command line make: paths of inputs, and `field=value`.
 
-    The kind of an input is told from its files unless one is given, which is then that of all inputs.
+    `kind` is that of all inputs; without one, the kind of each input is detected from its files.
 
     Raises:
-        ConfigError: no such field, or a value that it cannot have. InputError: the kind cannot be told.
+        ConfigError: no such field, or a value that it cannot have. InputError: the kind cannot be detected.
     """
     fields: dict[str, Any] = {}
     paths = []
     for word in words:
         name, sign, value = word.partition("=")
-        if not sign or Path(word).exists():  # folders are called `dump=CC-MAIN-2024-10`, too
+        if not sign or Path(word).exists():  # folders have names like `dump=CC-MAIN-2024-10`, too
             paths.append(word)
             continue
-        if name not in Order.model_fields or name == "inputs":
-            known = [field for field in Order.model_fields if field != "inputs"]
-            hint = f"it is now {PREPARE_FIELDS[name]!r}" if name in PREPARE_FIELDS else nearest(name, known)
-            raise ConfigError(f"no field {name!r} in a preparation; {hint}")
-        listed = name in ("filters", "decontaminate")
-        fields[name] = tuple(part for part in value.split(",") if part) if listed else value
+        if name not in PrepareRequest.model_fields or name == "inputs":
+            raise ConfigError(f"no field {name!r} in a preparation; {_hint(name)}")
+        is_list = name in ("filters", "decontaminate")
+        fields[name] = tuple(part for part in value.split(",") if part) if is_list else value
+    inputs = [{"path": path, "kind": kind or detect_kind(Path(path))} for path in paths]
     try:
-        return Order(inputs=[{"path": path, "kind": kind or kind_of(Path(path))} for path in paths], **fields)  # type: ignore[arg-type]
+        return PrepareRequest(inputs=inputs, **fields)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise ConfigError("; ".join(map(_told, error.errors()))) from None
+        raise ConfigError("; ".join(map(_message, error.errors()))) from None
 
 
-def _told(fault: Any) -> str:
-    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (found {fault['input']!r})"
+def _hint(name: str) -> str:
+    """The field that an unknown name may stand for."""
+    if name in PREPARE_FIELDS:
+        return f"it is now {PREPARE_FIELDS[name]!r}"
+    return nearest(name, [field for field in PrepareRequest.model_fields if field != "inputs"])
+
+
+def _message(error: Any) -> str:
+    return f"{'.'.join(map(str, error['loc']))}: {error['msg']} (found {error['input']!r})"

@@ -1,4 +1,4 @@
-"""Pictures of a document: decoded once, safely, and kept, shrunk or left out; and what they look like."""
+"""Filters of pictures: each picture of a document is decoded once, kept, shrunk or left out, and fingerprinted."""
 
 import warnings
 from collections import Counter
@@ -11,20 +11,19 @@ from mm1.document import Document, Image, Piece, Text
 from mm1.prepare.images import PictureError, encode_webp, fingerprint_of, open_picture, shrink
 
 QUALITY = 85
-"""WebP quality of a picture that had to be shrunk."""
+"""WebP quality of a picture that was shrunk."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """Which pictures count. OBELICS keeps sides of 150 pixels or more, at most 2 to 1.
+class ImageBounds:
+    """Which pictures are kept. OBELICS keeps sides of 150 pixels or more, at most 2 to 1.
 
     https://arxiv.org/abs/2306.16527, section 3.4 and appendix A.1; icons and formulas of manuals are smaller.
 
-
-    smallest   pixels of the shorter side, at least
-    aspect     longer side over shorter side, at most
-    a_page     pictures of one document, at most
-    side       pixels of the longer side; a larger picture is shrunk to it; 0 leaves all as they are
+    min_side    pixels of the shorter side, at least
+    max_aspect  longer side over shorter side, at most
+    max_images  pictures of one document, at most
+    max_side    pixels of the longer side: a larger picture is shrunk to it; 0 shrinks none
     """
 
     min_side: int = 32
@@ -34,42 +33,42 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A document, and the 64-bit fingerprints of its pictures in order."""
+class Screened:
+    """A document with the pictures that were kept, and their 64-bit fingerprints in order."""
 
     document: Document
-    looks: np.ndarray
+    fingerprints: np.ndarray
 
 
-def screened(document: Document, bounds: Bounds, drops: Counter[str]) -> Seen:
-    """The document with the pictures that count; what was left out is counted by its reason.
+def screen(document: Document, bounds: ImageBounds, drops: Counter[str]) -> Screened:
+    """The document with the pictures that are kept; those left out are counted by their reason.
 
-    A picture is decoded once: to see whether it is whole, to be shrunk, and for its fingerprint.
+    A picture is decoded once: to see whether it is whole, to shrink it, and for its fingerprint.
     """
     pieces: list[Piece] = []
-    looks: list[int] = []
+    fingerprints: list[int] = []
     for piece in document.pieces:
         if isinstance(piece, Text) and pieces and isinstance(last := pieces[-1], Text) and last.train == piece.train:
-            pieces[-1] = Text(last.text + piece.text, train=piece.train)  # a picture that stood between them is gone
+            pieces[-1] = Text(last.text + piece.text, train=piece.train)  # the picture between them was left out
         elif not isinstance(piece, Image):
             pieces.append(piece)
-        elif len(looks) == bounds.max_images:
+        elif len(fingerprints) == bounds.max_images:
             drops[f"picture after the {bounds.max_images}th of a document"] += 1
         else:
             try:
                 image = _checked(piece.data, bounds)
-                looks.append(fingerprint_of(image))
-                shrunk = bounds.max_side and max(image.size) > bounds.max_side
+                fingerprints.append(fingerprint_of(image))
+                too_large = bounds.max_side and max(image.size) > bounds.max_side
                 pieces.append(
-                    Image(encode_webp(shrink(image, side=bounds.max_side), quality=QUALITY)) if shrunk else piece
+                    Image(encode_webp(shrink(image, side=bounds.max_side), quality=QUALITY)) if too_large else piece
                 )
             except PictureError as error:
                 drops[str(error)] += 1
-    return Seen(replace(document, pieces=tuple(pieces)), np.array(looks, np.uint64))
+    return Screened(replace(document, pieces=tuple(pieces)), np.array(fingerprints, np.uint64))
 
 
-def _checked(data: bytes, bounds: Bounds) -> PIL.Image.Image:
-    """The decoded picture.
+def _checked(data: bytes, bounds: ImageBounds) -> PIL.Image.Image:
+    """The decoded picture, if it lies within the bounds.
 
     Raises:
         PictureError: too small, too long, too large, or not a picture.

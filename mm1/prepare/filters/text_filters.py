@@ -1,8 +1,8 @@
-"""Which web texts are worth reading: the published filters of Gopher, C4 and FineWeb, one function each.
+"""Filters of web texts: the published ones of Gopher, C4 and FineWeb, one function each.
 
-Each returns why the text is left out, in a few words, or nothing. They were made for prose of the web: manuals and
-captions fail some of them, so they are used where the user names them. A word is what stands between spaces, as in
-the Gopher paper; where a paper and the code of its authors differ, the paper counts, and the difference is named.
+Each returns the reason why the text is left out, in a few words, or None. They were made for prose of the web: manuals
+and captions fail some of them, so only those that the user names are applied. Words are separated by white space, as in
+the Gopher paper; where a paper and its code differ, we follow the paper and name the difference.
 """
 
 import re
@@ -13,8 +13,8 @@ from typing import Literal
 Filter = Literal["gopher", "repetition", "c4", "fineweb"]
 
 _STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
-_TOP_GRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
-_REPEATED_GRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+_TOP_NGRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
+_REPEATED_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 _ENDS = (".", "!", "?", '"', "'", "\u201d", "\u2019")
 _C4_ENDS = (".", "?", "!", '"', "\u201d")
 _SENTENCES = re.compile(r"[.!?]['\")\u201d]?(?:\s|$)")
@@ -49,35 +49,35 @@ def repetition(text: str) -> str | None:
     the first of several copies does not count as a copy.
     """
     for unit, pattern in (("lines", r"\n+"), ("paragraphs", r"\n{2,}")):
-        found = [one for one in re.split(pattern, text.strip()) if one.strip()]
-        extra = [one for one, count in Counter(found).items() for _ in range(count - 1)]
-        if len(extra) > 0.30 * len(found):
+        blocks = [block for block in re.split(pattern, text.strip()) if block.strip()]
+        copies = [block for block, count in Counter(blocks).items() for _ in range(count - 1)]
+        if len(copies) > 0.30 * len(blocks):
             return f"repetition: more than 30 % of {unit} are copies"
-        if sum(map(len, extra)) > 0.20 * len(text):
+        if sum(map(len, copies)) > 0.20 * len(text):
             return f"repetition: more than 20 % of characters are in copied {unit}"
     words = text.split()
-    for size, most in _TOP_GRAMS.items():
-        grams = Counter(zip(*(words[at:] for at in range(size)), strict=False))
-        gram, count = max(grams.items(), key=lambda item: (item[1], len("".join(item[0]))), default=((), 0))
-        if count > 1 and count * len("".join(gram)) > most * sum(map(len, words)):
+    for size, most in _TOP_NGRAMS.items():
+        ngrams = Counter(zip(*(words[at:] for at in range(size)), strict=False))
+        ngram, count = max(ngrams.items(), key=lambda item: (item[1], len("".join(item[0]))), default=((), 0))
+        if count > 1 and count * len("".join(ngram)) > most * sum(map(len, words)):
             return f"repetition: one run of {size} words makes up more than {most:.0%}"
-    for size, most in _REPEATED_GRAMS.items():
-        if _repeated(words, size) > most * sum(map(len, words)):
+    for size, most in _REPEATED_NGRAMS.items():
+        if _repeated_characters(words, size) > most * sum(map(len, words)):
             return f"repetition: runs of {size} words that repeat make up more than {most:.0%}"
     return None
 
 
-def _repeated(words: Sequence[str], size: int) -> int:
-    """Characters in runs of `size` words that stood earlier in the text, none counted twice."""
+def _repeated_characters(words: Sequence[str], size: int) -> int:
+    """Characters in n-grams of `size` words that occur earlier in the text, none counted twice."""
     seen: set[tuple[str, ...]] = set()
     characters, at = 0, 0
     while at + size <= len(words):
-        gram = tuple(words[at : at + size])
-        if gram in seen:
-            characters += sum(map(len, gram))
+        ngram = tuple(words[at : at + size])
+        if ngram in seen:
+            characters += sum(map(len, ngram))
             at += size
         else:
-            seen.add(gram)
+            seen.add(ngram)
             at += 1
     return characters
 
@@ -85,21 +85,21 @@ def _repeated(words: Sequence[str], size: int) -> int:
 def c4(text: str) -> str | None:
     """C4's rules on whole pages (https://arxiv.org/abs/1910.10683, section 2.2), without its list of words.
 
-    Sentences count in the lines that C4 keeps: its numbers and phrases are those of its code,
+    Sentences are counted in the lines that C4 keeps; the numbers and phrases are those of its code,
     https://github.com/tensorflow/datasets/blob/master/tensorflow_datasets/text/c4_utils.py. The other lines stay in
-    the text, for pictures stand between them.
+    the text, since there are pictures between them.
     """
     if "lorem ipsum" in text.lower():
         return "c4: lorem ipsum"
     if "{" in text:
         return "c4: a curly bracket, which is code"
-    if sum(len(_SENTENCES.findall(line)) for line in map(str.strip, text.splitlines()) if _stays_in_c4(line)) < 3:
+    if sum(len(_SENTENCES.findall(line)) for line in map(str.strip, text.splitlines()) if _c4_keeps(line)) < 3:
         return "c4: fewer than 3 sentences in whole lines"
     return None
 
 
-def _stays_in_c4(line: str) -> bool:
-    """Whether a line ends as a sentence does, has 5 words or more, and is no notice about JavaScript or cookies."""
+def _c4_keeps(line: str) -> bool:
+    """Whether a line ends like a sentence, has 5 words or more, and is no notice about JavaScript or cookies."""
     if not line.endswith(_C4_ENDS) or line.endswith("...") or len(line.split()) < 5:
         return False
     lowered = line.lower()
@@ -134,9 +134,9 @@ FILTERS: dict[str, Callable[[str], str | None]] = {
 }
 
 
-def language_of(text: str) -> str:
-    """The language of a text, as its two-letter code; `unknown` where it is too short or unlike any."""
+def detect_language(text: str) -> str:
+    """The language of a text, as its two-letter code; `unknown` if it is too short or unlike any."""
     from resiliparse.parse.lang import detect_fast
 
     code, distance = detect_fast(text[:20_000])
-    return code if distance <= 1200 else "unknown"  # above it "usually false results", says its documentation
+    return code if distance <= 1200 else "unknown"  # its documentation: above this "usually false results"

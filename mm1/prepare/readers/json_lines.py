@@ -1,85 +1,86 @@
-"""Files of JSON lines -> documents: plain text as Dolma and FineWeb hold it, and MMC4's interleaved pages."""
+"""Reads files of JSON lines: plain text as Dolma and FineWeb hold it, and MMC4's interleaved pages."""
 
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from mm1.document import Document, Image, Piece, Text
+from mm1.prepare.bounded_read import LARGEST_FILE, read_json_lines, read_lines
 from mm1.prepare.readers.tables import Pictures
-from mm1.prepare.shard import LARGEST_FILE, InputError, Part, lines_of, objects_of
+from mm1.prepare.shard import InputError, Shard
 
-_SAID = ("license", "licence", "url", "language", "added", "created", "dump")
+_METADATA = ("license", "licence", "url", "language", "added", "created", "dump")
 
 
-def read_text(part: Part, drops: Counter[str]) -> Iterator[Document]:
-    """One document for each line `{"text": ..., "id": ...}`; for each file of plain text, one.
+def read_text(shard: Shard, drops: Counter[str]) -> Iterator[Document]:
+    """One document per line `{"text": ..., "id": ...}`; one per file of plain text.
 
     Dolma's format: https://github.com/allenai/dolma/blob/main/docs/data-format.md
 
     Raises:
-        InputError: a packed file breaks off, or no line of the file has a text.
+        InputError: a compressed file breaks off, or no line of the file has a text.
     """
-    path = part.files[0]
+    path = shard.files[0]
     if ".json" not in path.name.lower():
-        whole = bytearray()
-        for line in lines_of(path, drops):
-            whole += line
-            if len(whole) > LARGEST_FILE:
+        content = bytearray()
+        for line in read_lines(path, drops):
+            content += line
+            if len(content) > LARGEST_FILE:
                 drops[f"file of more than {LARGEST_FILE >> 20} MB"] += 1
                 return
-        if whole.strip():
-            yield Document((Text(whole.decode("utf-8", "replace")),), id=part.name)
+        if content.strip():
+            yield Document((Text(content.decode("utf-8", "replace")),), id=shard.name)
         return
-    found = seen = 0
-    for number, entry in enumerate(objects_of(path, drops)):
-        seen += 1
+    lines = texts = 0
+    for number, entry in enumerate(read_json_lines(path, drops)):
+        lines += 1
         text = entry.get("text", entry.get("content"))
         if not isinstance(text, str) or not text.strip():
             drops["line without a text"] += 1
             continue
-        found += 1
-        said = {**_flat(entry.get("metadata")), **_flat(entry)}
-        metadata = {key: value for key, value in said.items() if key in _SAID}
-        yield Document((Text(text),), id=f"{part.name}/{entry.get('id', number)}", metadata=metadata)
-    if seen and not found:
-        raise InputError(f"{path.name}: none of its {seen} lines has a text; expected objects with the key text")
+        texts += 1
+        fields = {**_as_strings(entry.get("metadata")), **_as_strings(entry)}
+        metadata = {key: value for key, value in fields.items() if key in _METADATA}
+        yield Document((Text(text),), id=f"{shard.name}/{entry.get('id', number)}", metadata=metadata)
+    if lines and not texts:
+        raise InputError(f"{path.name}: none of its {lines} lines has a text; expected objects with the key text")
 
 
-def read_mmc4(part: Part, drops: Counter[str]) -> Iterator[Document]:
+def read_mmc4(shard: Shard, drops: Counter[str]) -> Iterator[Document]:
     """Pages of MMC4: each picture stands before the sentence it was matched with (arXiv 2304.06939, section 3).
 
-    Pictures are looked for by `image_name` beside the file, and fetched by `raw_url` where that is allowed.
+    Pictures are looked for by `image_name` beside the file, and fetched by `raw_url` if that is allowed.
     """
-    pictures = Pictures(part, drops)
-    for number, entry in enumerate(objects_of(part.files[0], drops)):
+    pictures = Pictures(shard, drops)
+    for number, entry in enumerate(read_json_lines(shard.files[0], drops)):
         sentences, images = entry.get("text_list"), entry.get("image_info")
-        if not isinstance(sentences, list) or not _strings(sentences) or not isinstance(images, list):
+        if not isinstance(sentences, list) or not _are_strings(sentences) or not isinstance(images, list):
             drops["line that is no page of MMC4 (text_list, image_info)"] += 1
             continue
-        before: dict[Any, list[bytes]] = {}
+        before: dict[Any, list[bytes]] = {}  # pictures by the number of their sentence
         for image in images:
             data = _picture(image, pictures) if isinstance(image, dict) else None
             if data is not None:
                 before.setdefault(image.get("matched_text_index"), []).append(data)
         pieces: list[Piece] = []
-        for place, sentence in enumerate(sentences):
-            pieces += [Image(data) for data in before.get(place, [])]
+        for index, sentence in enumerate(sentences):
+            pieces += [Image(data) for data in before.get(index, [])]
             pieces.append(Text(sentence + "\n"))
         url = entry.get("url")
         metadata = {"url": url} if isinstance(url, str) else {}
-        yield Document(tuple(pieces), id=f"{part.name}/{number}", metadata=metadata)
+        yield Document(tuple(pieces), id=f"{shard.name}/{number}", metadata=metadata)
 
 
 def _picture(image: dict[str, Any], pictures: Pictures) -> bytes | None:
     name = image.get("image_name")
-    if pictures.part.web is None or pictures.has(name):
+    if pictures.shard.fetcher is None or pictures.has(name):
         return pictures.get(name)
     return pictures.get(image.get("raw_url"))
 
 
-def _strings(found: list[Any]) -> bool:
-    return bool(found) and all(isinstance(one, str) for one in found)
+def _are_strings(values: list[Any]) -> bool:
+    return bool(values) and all(isinstance(value, str) for value in values)
 
 
-def _flat(found: Any) -> dict[str, str]:
-    return {key: str(value) for key, value in found.items() if value} if isinstance(found, dict) else {}
+def _as_strings(value: Any) -> dict[str, str]:
+    return {key: str(entry) for key, entry in value.items() if entry} if isinstance(value, dict) else {}

@@ -1,63 +1,65 @@
-"""Tables (parquet, data sets saved to disk) -> documents: captioned pictures, OBELICS, The Cauldron, chats, text."""
+"""Reads tables (parquet, saved data sets): captioned pictures, OBELICS, The Cauldron, conversations, text."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from mm1.document import Document, Image, Piece, Text
-from mm1.prepare.fetch import WebError
-from mm1.prepare.readers.folders import chat_pieces, turns_of
-from mm1.prepare.shard import InputError, Part, find_picture, inside, parse_json
+from mm1.prepare.bounded_read import parse_json, read_picture
+from mm1.prepare.fetch import FetchError
+from mm1.prepare.readers.folders import chat_pieces, parse_turns
+from mm1.prepare.shard import InputError, Shard, file_inside
 
 PICTURE_COLUMNS = ("image", "jpg", "png", "webp", "image_bytes", "img", "picture")
 ADDRESS_COLUMNS = ("url", "URL", "image_url")
 TEXT_COLUMNS = ("caption", "text", "TEXT", "txt", "captions", "alt_text")
-_SAID = ("license", "licence", "url", "language", "date", "dump")
+_METADATA = ("license", "licence", "url", "language", "date", "dump")
+_ROWS_IN_MEMORY = 16
 
 Row = dict[str, Any]
-Layout = Callable[[Row, "Pictures"], Document | None]
+ToDocument = Callable[[Row, "Pictures"], Document | None]
 
 
 class Pictures:
-    """Pictures as tables hold them: bytes, {bytes, path}, a file's name, or an address."""
+    """The pictures of a table, whatever its cells hold: bytes, {bytes, path}, the name of a file, or an address."""
 
-    def __init__(self, part: Part, drops: Counter[str]):
-        self.part, self.drops = part, drops
-        self._fetched: dict[str, bytes | WebError] = {}
+    def __init__(self, shard: Shard, drops: Counter[str]):
+        self.shard, self.drops = shard, drops
+        self._fetched: dict[str, bytes | FetchError] = {}
 
-    def get(self, found: Any) -> bytes | None:
-        """The bytes; None, counted, when they cannot be had."""
-        if isinstance(found, dict):
-            found = found.get("bytes") or found.get("path")
-        if isinstance(found, bytes):
-            return found
-        if not isinstance(found, str) or not found:
+    def get(self, cell: Any) -> bytes | None:
+        """The bytes of a cell's picture; None, counted, if there are none."""
+        if isinstance(cell, dict):
+            cell = cell.get("bytes") or cell.get("path")
+        if isinstance(cell, bytes):
+            return cell
+        if not isinstance(cell, str) or not cell:
             self.drops["row without a picture"] += 1
             return None
-        if "://" not in found:
-            return find_picture(self.part, found, self.drops)
-        if self.part.web is None:
+        if "://" not in cell:
+            return read_picture(self.shard, cell, self.drops)
+        if self.shard.fetcher is None:
             self.drops["picture by address only, not fetched (fetch=true fetches)"] += 1
             return None
-        answer = self._fetched.pop(found, None) or self.part.web.fetch_all([found])[0]
-        if isinstance(answer, bytes):
-            return answer
-        self.drops[str(answer)] += 1
+        data = self._fetched.pop(cell, None) or self.shard.fetcher.fetch_all([cell])[0]
+        if isinstance(data, bytes):
+            return data
+        self.drops[str(data)] += 1
         return None
 
     def has(self, name: Any) -> bool:
-        """Whether a picture of this name lies beside the table."""
-        return isinstance(name, str) and any(inside(folder, name) for folder in self.part.folders)
+        """Whether there is a picture file of this name."""
+        return isinstance(name, str) and any(file_inside(folder, name) for folder in self.shard.picture_folders)
 
-    def foresee(self, rows: list[Row]) -> None:
-        """Fetches what the rows will ask for, several hosts at once."""
-        if self.part.web is not None:
-            wanted = list(dict.fromkeys(_addresses(rows)))
-            self._fetched = dict(zip(wanted, self.part.web.fetch_all(wanted), strict=True))
+    def prefetch(self, rows: list[Row]) -> None:
+        """Fetches the pictures that the rows name by address, from several hosts at once."""
+        if self.shard.fetcher is not None:
+            addresses = list(dict.fromkeys(_addresses(rows)))
+            self._fetched = dict(zip(addresses, self.shard.fetcher.fetch_all(addresses), strict=True))
 
 
-def read_parquet(part: Part, drops: Counter[str]) -> Iterator[Document]:
-    """The rows of a table, in whichever of the known layouts it has; 16 rows are held at a time.
+def read_parquet(shard: Shard, drops: Counter[str]) -> Iterator[Document]:
+    """One document per row of a parquet file in any of the known layouts.
 
     Raises:
         InputError: broken, or without the columns of any layout.
@@ -65,93 +67,92 @@ def read_parquet(part: Part, drops: Counter[str]) -> Iterator[Document]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = part.files[0]
+    path = shard.files[0]
     try:
         with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
-            names = file.schema_arrow.names
-            rows = (batch.to_pylist() for batch in file.iter_batches(batch_size=16))
-            yield from documents_of_rows(rows, names, part=part, drops=drops)
+            columns = file.schema_arrow.names
+            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=_ROWS_IN_MEMORY))
+            yield from _documents(batches, columns, shard=shard, drops=drops)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise InputError(f"{path.name} is no readable parquet file: {error}") from error
 
 
-def read_dataset(part: Part, drops: Counter[str]) -> Iterator[Document]:
-    """The rows of a data set that `datasets` saved to disk, in whichever of the known layouts it has.
+def read_dataset(shard: Shard, drops: Counter[str]) -> Iterator[Document]:
+    """One document per row of a data set that `datasets` saved to disk, in any of the known layouts.
 
-    Its Arrow files are read as they are, 16 rows at a time, so that pictures stay undecoded.
+    Its Arrow files are read directly, so that pictures stay undecoded.
 
     Raises:
         InputError: broken, or without the columns of any layout.
     """
     import pyarrow as pa
 
-    path = part.files[0]
+    path = shard.files[0]
     try:
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
-            starts = ((batch, start) for batch in stream for start in range(0, batch.num_rows, 16))
-            rows = (batch.slice(start, 16).to_pylist() for batch, start in starts)
-            yield from documents_of_rows(rows, stream.schema.names, part=part, drops=drops)
+            starts = ((batch, start) for batch in stream for start in range(0, batch.num_rows, _ROWS_IN_MEMORY))
+            batches = (batch.slice(start, _ROWS_IN_MEMORY).to_pylist() for batch, start in starts)
+            yield from _documents(batches, stream.schema.names, shard=shard, drops=drops)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path.name} is no Arrow file of a saved data set: {error}") from error
 
 
-def documents_of_rows(
-    batches: Iterable[list[Row]], names: list[str], *, part: Part, drops: Counter[str]
+def _documents(
+    batches: Iterable[list[Row]], columns: list[str], *, shard: Shard, drops: Counter[str]
 ) -> Iterator[Document]:
-    """One document a row, in the layout that the columns' names tell."""
-    layout, pictures = layout_of(names, part.name), Pictures(part, drops)
-    number = 0
+    """One document per row, in the layout that the columns' names show."""
+    to_document, pictures = _table_layout(columns, shard.name), Pictures(shard, drops)
+    rows_read = 0
     for rows in batches:
-        pictures.foresee(rows)
-        for row in rows:
-            number += 1
-            document = layout(row, pictures)
+        pictures.prefetch(rows)
+        for number, row in enumerate(rows, start=rows_read):
+            document = to_document(row, pictures)
             if document is None:
                 drops["row of no known form, or with nothing in it"] += 1
                 continue
-            said = {key: str(row[key]) for key in _SAID if row.get(key)}
-            name = f"{part.name}/{number - 1}"
-            yield Document(document.pieces, id=name, metadata={**said, **document.metadata})
+            metadata = {key: str(row[key]) for key in _METADATA if row.get(key)}
+            yield Document(document.pieces, id=f"{shard.name}/{number}", metadata={**metadata, **document.metadata})
+        rows_read += len(rows)
 
 
-def layout_of(names: Iterable[str], title: str) -> Layout:
+def _table_layout(columns: Iterable[str], title: str) -> ToDocument:
     """How rows with these columns become documents.
 
     Raises:
         InputError: no known layout has them.
     """
-    have = set(names)
-    if {"texts", "images"} <= have:
-        return _lists
-    if have & {"conversations", "messages"}:
-        return _chat
-    pictured = next((n for n in (*PICTURE_COLUMNS, *ADDRESS_COLUMNS) if n in have), None)
-    said = next((n for n in TEXT_COLUMNS if n in have), None)
-    if said is None:
+    names = set(columns)
+    if {"texts", "images"} <= names:
+        return _interleaved
+    if names & {"conversations", "messages"}:
+        return _conversation
+    picture = next((name for name in (*PICTURE_COLUMNS, *ADDRESS_COLUMNS) if name in names), None)
+    text = next((name for name in TEXT_COLUMNS if name in names), None)
+    if text is None:
         raise InputError(
-            f"{title} has the columns {', '.join(sorted(have))}; expected texts and images (OBELICS, The Cauldron), "
+            f"{title} has the columns {', '.join(sorted(names))}; expected texts and images (OBELICS, The Cauldron), "
             f"conversations, or a text column ({', '.join(TEXT_COLUMNS)}) with or without a picture column "
             f"({', '.join((*PICTURE_COLUMNS, *ADDRESS_COLUMNS))})"
         )
-    web_text = pictured in ADDRESS_COLUMNS and have & {"dump", "token_count", "minhash_cluster_size"}
-    if pictured is None or web_text:  # FineWeb's url is the page's, not a picture's
-        return lambda row, _: _text(row[said])
-    return lambda row, pictures: _pair(row[said], row[pictured], pictures)
+    web_text = picture in ADDRESS_COLUMNS and names & {"dump", "token_count", "minhash_cluster_size"}
+    if picture is None or web_text:  # FineWeb's url is the page's, not a picture's
+        return lambda row, _: _plain_text(row[text])
+    return lambda row, pictures: _captioned_picture(row[text], row[picture], pictures)
 
 
-def _text(found: Any) -> Document | None:
-    return Document((Text(found),)) if isinstance(found, str) and found.strip() else None
+def _plain_text(cell: Any) -> Document | None:
+    return Document((Text(cell),)) if isinstance(cell, str) and cell.strip() else None
 
 
-def _pair(said: Any, pictured: Any, pictures: Pictures) -> Document | None:
-    caption = said[0] if isinstance(said, list) and said else said
+def _captioned_picture(text_cell: Any, picture_cell: Any, pictures: Pictures) -> Document | None:
+    caption = text_cell[0] if isinstance(text_cell, list) and text_cell else text_cell
     if not isinstance(caption, str) or not caption.strip():
         return None
-    data = pictures.get(pictured)
+    data = pictures.get(picture_cell)
     return None if data is None else Document((Image(data), Text(" ".join(caption.split()))))
 
 
-def _lists(row: Row, pictures: Pictures) -> Document | None:
+def _interleaved(row: Row, pictures: Pictures) -> Document | None:
     """OBELICS (https://huggingface.co/datasets/HuggingFaceM4/OBELICS) or The Cauldron: both have texts and images."""
     texts, images = row["texts"] or [], row["images"] or []
     if texts and isinstance(next((text for text in texts if text is not None), None), dict):
@@ -165,26 +166,26 @@ def _lists(row: Row, pictures: Pictures) -> Document | None:
         elif image is not None:
             data = pictures.get(image)
             pieces += [] if data is None else [Image(data)]
-    said = parse_json(row.get("general_metadata") or "")
-    url = said.get("url") if isinstance(said, dict) else None
+    page = parse_json(row.get("general_metadata") or "")
+    url = page.get("url") if isinstance(page, dict) else None
     return Document(tuple(pieces), metadata={"url": url} if isinstance(url, str) else {}) if pieces else None
 
 
 def _questions(texts: list[Any], images: list[Any], pictures: Pictures) -> Document | None:
     """The Cauldron and FineVision: all pictures, then turns of user and assistant."""
     data = [pictures.get(image) for image in images]
-    turns = [(answer, turn.get(key)) for turn in texts for answer, key in ((False, "user"), (True, "assistant"))]
+    turns = [(is_answer, turn.get(key)) for turn in texts for is_answer, key in ((False, "user"), (True, "assistant"))]
     if None in data or not all(isinstance(text, str) for _, text in turns):
         return None
     pieces: list[Piece] = [Image(picture) for picture in data if picture is not None]
-    pieces += [Text(text, train=answer) for answer, text in turns]
+    pieces += [Text(text, train=is_answer) for is_answer, text in turns]
     return Document(tuple(pieces), metadata={"form": "chat"})
 
 
-def _chat(row: Row, pictures: Pictures) -> Document | None:
-    turns = turns_of(row.get("conversations") or row.get("messages"))
-    named = row.get("image") or row.get("images") or []
-    data = [pictures.get(one) for one in (named if isinstance(named, list) else [named])]
+def _conversation(row: Row, pictures: Pictures) -> Document | None:
+    turns = parse_turns(row.get("conversations") or row.get("messages"))
+    images = row.get("image") or row.get("images") or []
+    data = [pictures.get(image) for image in (images if isinstance(images, list) else [images])]
     if not turns or None in data:
         return None
     pieces = chat_pieces(turns, [picture for picture in data if picture is not None])
@@ -194,8 +195,8 @@ def _chat(row: Row, pictures: Pictures) -> Document | None:
 def _addresses(rows: list[Row]) -> Iterator[str]:
     """The addresses of pictures in some rows."""
     for row in rows:
-        named = [row.get(name) for name in ADDRESS_COLUMNS] if "texts" not in row else []
-        listed = row.get("images")
-        for found in [*named, *(listed if isinstance(listed, list) else [])]:
-            if isinstance(found, str) and "://" in found:
-                yield found
+        cells = [row.get(name) for name in ADDRESS_COLUMNS] if "texts" not in row else []
+        images = row.get("images")
+        for cell in [*cells, *(images if isinstance(images, list) else [])]:
+            if isinstance(cell, str) and "://" in cell:
+                yield cell
