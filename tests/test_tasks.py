@@ -65,7 +65,7 @@ def test_every_task_has_a_layout_and_a_source():
         found = getattr(__import__(f"mm1.eval.tasks.{name}", fromlist=["task"]), "task", None)
         if isinstance(found, Published):
             assert found.name == name
-            assert found.source.startswith("https://")
+            assert found.source.paper.startswith("https://")
 
 
 def test_hub_and_files_are_asked_alike(tmp_path: Path):
@@ -110,7 +110,7 @@ def test_pictures_stand_where_the_question_shows_them(tmp_path: Path):
         not {ours.image, *ours.more_images} & {theirs.image, *theirs.more_images}
         for ours, theirs in zip(task.queries, exchanged, strict=True)
     )
-    assert mmmu.right({"answer": "['1.5', 'x']"}) == ["1.5", "x"]
+    assert mmmu.right_answer({"answer": "['1.5', 'x']"}) == ["1.5", "x"]
 
 
 def test_guessing_letters_knows_how_many_there_are(tmp_path: Path):
@@ -123,7 +123,7 @@ def test_guessing_letters_knows_how_many_there_are(tmp_path: Path):
 
 def test_choices_are_read_out_of_a_question():
     row = {"question": "Which way?\n\nA. left\nB. on\nPlease answer directly with only the letter.", "answer": "B"}
-    assert realworldqa.asked(row).strip() == "Which way?"
+    assert realworldqa.question(row).strip() == "Which way?"
     assert [text for _, text in realworldqa.CHOICE.findall(row["question"])] == ["left", "on"]
 
 

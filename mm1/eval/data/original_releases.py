@@ -1,6 +1,6 @@
-"""Benchmarks as they were first released, JSON beside folders of pictures, as rows with the hub's column names.
+"""Benchmarks as first released, as JSON with folders of images, read into rows with the hub's column names.
 
-Each function makes a reader: (folder, split) -> rows, or None where these files are not in the folder.
+Each function makes a reader: (folder, split) -> rows, or None if its files are not in the folder.
 """
 
 import base64
@@ -8,7 +8,7 @@ import binascii
 import csv
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,46 +27,50 @@ Reader = Callable[[Path, str], Rows | None]
 
 
 def vqa_files(questions: str, annotations: str, *, answer: str = "answer") -> Reader:
-    """VQA's two files (https://visualqa.org/vqa_v2_dataset.html): questions, and the people's answers apart.
+    """A reader of VQA's two files (https://visualqa.org/vqa_v2_dataset.html), questions and answers.
 
-    {part} of the names is val2014 or train2014; the pictures are COCO's.
+    {part} in their names stands for val2014 or train2014; the images are COCO's.
     """
 
     def read(folder: Path, split: str) -> Rows | None:
         part = {"validation": "val2014", "train": "train2014"}.get(split, split)
-        asked, said = _one(folder, questions.format(part=part)), _one(folder, annotations.format(part=part))
-        if asked is None or said is None:
+        questions_path = _find(folder, questions.format(part=part))
+        annotations_path = _find(folder, annotations.format(part=part))
+        if questions_path is None or annotations_path is None:
             return None
-        answers = {row["question_id"]: row for row in _listed(said, "annotations")}
+        annotated = {row["question_id"]: row for row in _listed(annotations_path, "annotations")}
         rows = []
-        for row in _listed(asked, "questions"):
-            if row["question_id"] not in answers:
-                raise TaskError(f"{said} has no answers to question {row['question_id']} of {asked}")
-            people = [given[answer] for given in answers[row["question_id"]]["answers"]]
+        for row in _listed(questions_path, "questions"):
+            if row["question_id"] not in annotated:
+                raise TaskError(
+                    f"{annotations_path} has no answers to question {row['question_id']} of {questions_path}"
+                )
+            texts = [record[answer] for record in annotated[row["question_id"]]["answers"]]
             image = _picture(folder, [part], f"COCO_{part}_{row['image_id']:012d}.jpg")
-            rows.append({**row, "answers": people, "image": image})
-        return ListedRows(str(asked), rows)
+            rows.append({**row, "answers": texts, "image": image})
+        return ListedRows(str(questions_path), rows)
 
     return read
 
 
 def listed(file: str, *, key: str = "", image: str, folders: tuple[str, ...] = (), **names: str) -> Reader:
-    """One file with a list of rows, maybe under `key`. {split} and {short} (val for validation) are filled in.
+    """A reader of one file with a list of rows, under `key` if that is given.
 
-    `image` is the picture's file name with the row's columns filled in; `names` renames columns: new="old".
+    In names {split} and {short} (val for validation) are replaced. `image` is the file name of the image, in which the
+    names of columns are replaced by their values. `names` renames columns: new="old".
     """
 
     def read(folder: Path, split: str) -> Rows | None:
         short = {"validation": "val"}.get(split, split)
-        path = _one(folder, file.format(split=split, short=short))
+        path = _find(folder, file.format(split=split, short=short))
         if path is None:
             return None
-        places = [place.format(split=split, short=short) for place in folders]
+        image_folders = [name.format(split=split, short=short) for name in folders]
         rows = []
         for number, row in enumerate(_listed(path, key)):
             try:
-                made = row | {new: row[old] for new, old in names.items()}
-                rows.append(made | {"image": _picture(path.parent, places, image.format(**row))})
+                renamed = row | {new: row[old] for new, old in names.items()}
+                rows.append(renamed | {"image": _picture(path.parent, image_folders, image.format(**row))})
             except KeyError as error:
                 raise TaskError(f"{path}, row {number} has no {error}; found {', '.join(row)}") from error
         return ListedRows(str(path), rows)
@@ -75,20 +79,21 @@ def listed(file: str, *, key: str = "", image: str, folders: tuple[str, ...] = (
 
 
 def karpathy(file: str, *, folders: tuple[str, ...]) -> Reader:
-    """Karpathy's splits (https://cs.stanford.edu/people/karpathy/deepimagesent/): one file of all sentences.
+    """A reader of Karpathy's splits (https://cs.stanford.edu/people/karpathy/deepimagesent/), one file of captions.
 
-    `train` also holds `restval`, as everybody trains. Parquet with a column `split` is read too.
+    `train` includes `restval`, as is usual. Parquet with a column `split` is read, too.
     """
 
     def read(folder: Path, split: str) -> Rows | None:
-        wanted = {"train": ("train", "restval")}.get(split, (split,))
-        path = _one(folder, file)
+        names = {"train": ("train", "restval")}.get(split, (split,))
+        path = _find(folder, file)
         if path is None:
-            found = parquet_rows(folder, "test")
-            parts = [row.get("split") for row in found.light()] if found is not None else [None]
-            if found is None or None in parts:
+            all_rows = parquet_rows(folder, "test")
+            split_of_rows = [row.get("split") for row in all_rows.light()] if all_rows is not None else [None]
+            if all_rows is None or None in split_of_rows:
                 return None
-            return SomeRows(f"{split} of {folder}", found, [n for n, part in enumerate(parts) if part in wanted])
+            positions = [position for position, name in enumerate(split_of_rows) if name in names]
+            return SomeRows(f"{split} of {folder}", all_rows, positions)
         rows = [
             {
                 "img_id": str(row["imgid"]),
@@ -97,7 +102,7 @@ def karpathy(file: str, *, folders: tuple[str, ...]) -> Reader:
                 "image": _picture(path.parent, [row.get("filepath", ""), *folders], row["filename"]),
             }
             for row in _listed(path, "images")
-            if row["split"] in wanted
+            if row["split"] in names
         ]
         return ListedRows(f"{split} of {path}", rows)
 
@@ -105,10 +110,10 @@ def karpathy(file: str, *, folders: tuple[str, ...]) -> Reader:
 
 
 def coco_captions(file: str, *, folders: tuple[str, ...]) -> Reader:
-    """COCO's caption file: images and annotations by image id; NoCaps uses it."""
+    """A reader of COCO's caption file with images, and annotations by image id; NoCaps has this format."""
 
     def read(folder: Path, split: str) -> Rows | None:
-        path = _one(folder, file.format(short={"validation": "val"}.get(split, split)))
+        path = _find(folder, file.format(short={"validation": "val"}.get(split, split)))
         if path is None:
             return None
         captions: dict[Any, list[str]] = defaultdict(list)
@@ -128,31 +133,31 @@ def coco_captions(file: str, *, folders: tuple[str, ...]) -> Reader:
 
 
 def grouped(reader: Reader, *, by: str, gather: str) -> Reader:
-    """The rows of `reader`, those with one value of `by` made one, whose column `gather` lists all of theirs."""
+    """A reader that merges rows of `reader` with equal values of `by`; the column `gather` lists all their values."""
 
     def read(folder: Path, split: str) -> Rows | None:
-        found = reader(folder, split)
-        if not isinstance(found, ListedRows):
-            return found
+        rows = reader(folder, split)
+        if not isinstance(rows, ListedRows):
+            return rows
         groups: dict[Any, Row] = {}
-        for row in found.rows:
+        for row in rows.rows:
             groups.setdefault(row[by], row | {gather: []})[gather].append(row[gather])
-        return ListedRows(found.name, list(groups.values()))
+        return ListedRows(rows.name, list(groups.values()))
 
     return read
 
 
 def first(*readers: Reader) -> Reader:
-    """The rows of the first reader that finds its files."""
+    """A reader that gives the rows of the first of these readers that finds its files."""
     return lambda folder, split: next((rows for one in readers if (rows := one(folder, split)) is not None), None)
 
 
 def several(column: str, **readers: Reader) -> Reader:
-    """The rows of all readers that find their files, one after the other, with the reader's name in `column`."""
+    """A reader of the rows of all `readers` that find their files, with the reader's name in `column`."""
 
     def read(folder: Path, split: str) -> Rows | None:
-        found = [(name, reader(folder, split)) for name, reader in readers.items()]
-        parts = [(name, part.rows) for name, part in found if isinstance(part, ListedRows)]
+        by_name = [(name, reader(folder, split)) for name, reader in readers.items()]
+        parts = [(name, part.rows) for name, part in by_name if isinstance(part, ListedRows)]
         rows = [row | {column: name} for name, part in parts for row in part]
         return ListedRows(f"{split} of {folder}", rows) if rows else None
 
@@ -160,28 +165,30 @@ def several(column: str, **readers: Reader) -> Reader:
 
 
 def joined(questions: str, pictures: str, *, key: str) -> Reader:
-    """The hub's pairs of tables: questions, and each picture once (GQA)."""
+    """A reader of two tables on the hub: one of questions, and one with each image once (GQA)."""
 
     def read(folder: Path, split: str) -> Rows | None:
-        asked = parquet_rows(folder / questions.format(split=split), split)
-        if asked is None:
+        question_rows = parquet_rows(folder / questions.format(split=split), split)
+        if question_rows is None:
             return None
-        shown = parquet_rows(folder / pictures.format(split=split), split)
-        if shown is None:
+        images = parquet_rows(folder / pictures.format(split=split), split)
+        if images is None:
             raise TaskError(f"{folder} has {questions.format(split=split)} but not {pictures.format(split=split)}")
-        return JoinedRows(asked, shown, key, {row["id"]: place for place, row in enumerate(shown.light())})
+        positions = {row["id"]: position for position, row in enumerate(images.light())}
+        return JoinedRows(question_rows, images, key, positions)
 
     return read
 
 
 def mme_folders(folder: Path, split: str) -> Rows | None:
-    """MME's release: a folder for each category, a text file of two questions beside each picture."""
+    """The rows of MME's release: a folder per category, and in it a text file with two questions beside each image."""
     rows = []
     for path in sorted(folder.glob("*/*.txt")) + sorted(folder.glob("*/questions_answers_YN/*.txt")):
-        place = path.parent.parent / "images" if path.parent.name == "questions_answers_YN" else path.parent
-        category = (path.parent.parent if place != path.parent else path.parent).name
-        pictures = [place / f"{path.stem}{ending}" for ending in (".jpg", ".png")]
-        image = next((picture for picture in pictures if picture.is_file()), pictures[0])
+        is_separate = path.parent.name == "questions_answers_YN"  # images are in a folder of their own
+        image_folder = path.parent.parent / "images" if is_separate else path.parent
+        category = (path.parent.parent if is_separate else path.parent).name
+        candidates = [image_folder / f"{path.stem}{ending}" for ending in (".jpg", ".png")]
+        image = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             question, tab, answer = line.partition("\t")
             if not tab:
@@ -192,8 +199,8 @@ def mme_folders(folder: Path, split: str) -> Rows | None:
 
 
 def scienceqa_files(folder: Path, split: str) -> Rows | None:
-    """ScienceQA's release (https://scienceqa.github.io): problems.json, `SPLIT/ID/image.png`; those with a picture."""
-    path = _one(folder, "problems.json")
+    """Rows with an image from ScienceQA's release (https://scienceqa.github.io): problems.json and SPLIT/ID/image.png."""
+    path = _find(folder, "problems.json")
     if path is None:
         return None
     name = {"validation": "val"}.get(split, split)
@@ -208,17 +215,17 @@ def scienceqa_files(folder: Path, split: str) -> Rows | None:
 
 
 def named_rows(file: str, *, name: str, image: str, folders: tuple[str, ...] = ("images",), **names: str) -> Reader:
-    """A file that is a mapping from ids to rows (GQA, MathVista, MM-Vet); the id becomes the column `name`."""
+    """A reader of a file that maps ids to rows (GQA, MathVista, MM-Vet); the id becomes the column `name`."""
 
     def read(folder: Path, split: str) -> Rows | None:
-        path = _one(folder, file.format(split=split))
+        path = _find(folder, file.format(split=split))
         if path is None:
             return None
         rows = []
         for key, row in _mapping(path).items():
             try:
-                made = row | {new: row[old] for new, old in names.items()} | {name: key}
-                rows.append(made | {"image": _picture(path.parent, folders, image.format(**row))})
+                renamed = row | {new: row[old] for new, old in names.items()} | {name: key}
+                rows.append(renamed | {"image": _picture(path.parent, folders, image.format(**row))})
             except KeyError as error:
                 raise TaskError(f"{path}, {key!r} has no {error}; found {', '.join(row)}") from error
         return ListedRows(str(path), rows)
@@ -227,10 +234,10 @@ def named_rows(file: str, *, name: str, image: str, folders: tuple[str, ...] = (
 
 
 def tsv(file: str) -> Reader:
-    """A table with tabs whose pictures stand in it in base64 (MMBench)."""
+    """A reader of a tab-separated table with the images in base64 (MMBench)."""
 
     def read(folder: Path, split: str) -> Rows | None:
-        path = _one(folder, file.format(split=split))
+        path = _find(folder, file.format(split=split))
         if path is None:
             return None
         csv.field_size_limit(sys.maxsize)
@@ -248,8 +255,8 @@ def tsv(file: str) -> Reader:
 
 
 def llava_bench(folder: Path, split: str) -> Rows | None:
-    """LLaVA-Bench's release: questions.jsonl, context.jsonl (captions), answers_gpt4.jsonl, images."""
-    path = _one(folder, "questions.jsonl")
+    """The rows of LLaVA-Bench's release: questions.jsonl, context.jsonl (captions), answers_gpt4.jsonl, images."""
+    path = _find(folder, "questions.jsonl")
     if path is None:
         return None
     captions = {row["image"]: row["caption"] for row in _listed(_needed(path.parent / "context.jsonl"), "")}
@@ -258,16 +265,16 @@ def llava_bench(folder: Path, split: str) -> Rows | None:
     for row in _listed(path, ""):
         if row["question_id"] not in answers or row["image"] not in captions:
             raise TaskError(f"{path}: question {row['question_id']} has no caption or no answer of GPT-4 beside it")
-        theirs = {"caption": captions[row["image"]], "gpt_answer": answers[row["question_id"]]}
+        judged = {"caption": captions[row["image"]], "gpt_answer": answers[row["question_id"]]}
         image = _picture(path.parent, ("images",), row["image"])
-        rows.append({**row, **theirs, "question": row["text"], "image": image})
+        rows.append({**row, **judged, "question": row["text"], "image": image})
     return ListedRows(str(path), rows)
 
 
-def _one(folder: Path, name: str) -> Path | None:
-    """The file of this name in the folder or in one of its folders."""
-    found = [*sorted(folder.glob(name)), *sorted(folder.glob(f"*/{name}"))]
-    return found[0] if found else None
+def _find(folder: Path, name: str) -> Path | None:
+    """The file of this name in the folder or in one of its subfolders."""
+    paths = [*sorted(folder.glob(name)), *sorted(folder.glob(f"*/{name}"))]
+    return paths[0] if paths else None
 
 
 def _needed(path: Path) -> Path:
@@ -278,23 +285,23 @@ def _needed(path: Path) -> Path:
 
 def _listed(path: Path, key: str) -> list[Row]:
     whole = read_json(path)
-    found = whole.get(key) if key and isinstance(whole, dict) else whole
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+    rows = whole.get(key) if key and isinstance(whole, dict) else whole
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         under = f" under {key!r}" if key else ""
-        raise TaskError(f"{path} must hold a list of rows{under}; found {type(found).__name__}")
-    return found
+        raise TaskError(f"{path} must hold a list of rows{under}; found {type(rows).__name__}")
+    return rows
 
 
 def _mapping(path: Path) -> dict[str, Row]:
-    found = read_json(path)
-    if not isinstance(found, dict) or not all(isinstance(row, dict) for row in found.values()):
-        raise TaskError(f"{path} must map ids to rows; found {type(found).__name__}")
-    return found
+    rows = read_json(path)
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise TaskError(f"{path} must map ids to rows; found {type(rows).__name__}")
+    return rows
 
 
-def _picture(folder: Path, places: Iterable[str], name: str) -> Path:
-    """Where the picture stands: in one of the places, in `images`, or beside the file. Missing ones are told later."""
-    candidates = [folder / place / name for place in (*places, "images", "")]
-    candidates += [folder / "images" / place / name for place in places]
-    candidates += [folder.parent / place / name for place in places]
+def _picture(folder: Path, subfolders: Sequence[str], name: str) -> Path:
+    """The path of an image: in one of the subfolders, in `images`, or beside the file. `take` reports missing ones."""
+    candidates = [folder / subfolder / name for subfolder in (*subfolders, "images", "")]
+    candidates += [folder / "images" / subfolder / name for subfolder in subfolders]
+    candidates += [folder.parent / subfolder / name for subfolder in subfolders]
     return next((path for path in candidates if path.is_file()), candidates[0])

@@ -1,6 +1,6 @@
-"""Rows of a published data set, read by position: parquet as on the hub, or JSON beside folders of pictures.
+"""Rows of a published data set, read by position: parquet as on the hub, or JSON with folders of images.
 
-A row is a dict by the published column names. What is wrong is said with file and row, never passed over.
+A row is a dict with the published column names. Every fault is an error that names file and row; nothing is skipped.
 """
 
 import bisect
@@ -21,11 +21,11 @@ Row = dict[str, Any]
 
 
 class TaskError(ValueError):
-    """A benchmark's file that can't be scored: says which file or row, what was found and what was expected."""
+    """A file of a benchmark can't be scored; the message says which file or row, what it has and what is expected."""
 
 
 class Rows(Protocol):
-    """One split. `light` gives all rows without their pictures, `take` whole rows by position."""
+    """One split. `light` iterates over all rows without their images; `take` returns whole rows by position."""
 
     @property
     def name(self) -> str: ...
@@ -40,7 +40,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ListedRows:
-    """Rows that stand in memory; the value of each column in `pictures` is a path until it is taken."""
+    """Rows in memory. The columns in `pictures` hold paths, which `take` replaces by the bytes of the files."""
 
     name: str
     rows: list[Row]
@@ -68,7 +68,7 @@ class ListedRows:
 
 
 class ParquetRows:
-    """Rows of the parquet files of one split, in the order of their names; of a file only what is asked is read."""
+    """Rows of the parquet files of one split, in the order of their names. Only the row groups needed are read."""
 
     def __init__(self, files: Sequence[Path], *, name: str):
         self.name = name
@@ -94,21 +94,21 @@ class ParquetRows:
                 yield from batch.to_pylist()
 
     def take(self, positions: Sequence[int]) -> list[Row]:
-        found: dict[int, Row] = {}
+        rows: dict[int, Row] = {}
         by_group: dict[int, list[int]] = {}
         for position in positions:
             by_group.setdefault(bisect.bisect_right(self._ends, position), []).append(position)
-        for group, wanted in by_group.items():
+        for group, in_group in by_group.items():
             file, number = self._groups[group]
             start = self._ends[group - 1] if group else 0
-            table = self._files[file].read_row_group(number).take([position - start for position in wanted])
-            found |= dict(zip(wanted, table.to_pylist(), strict=True))
-        return [found[position] for position in positions]
+            table = self._files[file].read_row_group(number).take([position - start for position in in_group])
+            rows |= dict(zip(in_group, table.to_pylist(), strict=True))
+        return [rows[position] for position in positions]
 
 
 @dataclass(frozen=True, slots=True)
 class SomeRows:
-    """The rows at `positions` of others."""
+    """The rows at `positions` of other rows."""
 
     name: str
     rows: Rows
@@ -128,12 +128,15 @@ class SomeRows:
 
 @dataclass(frozen=True, slots=True)
 class JoinedRows:
-    """Questions whose pictures stand in a table of their own, under the `id` that a question has as `key`."""
+    """Questions with their images in a separate table; a question's `key` is the `id` of an image.
+
+    `positions` maps ids to rows of that table.
+    """
 
     rows: Rows
     pictures: Rows
     key: str
-    places: dict[str, int]
+    positions: dict[str, int]
 
     @property
     def name(self) -> str:
@@ -149,12 +152,12 @@ class JoinedRows:
     def take(self, positions: Sequence[int]) -> list[Row]:
         rows = self.rows.take(positions)
         for position, row in zip(positions, rows, strict=True):
-            if row.get(self.key) not in self.places:
+            if row.get(self.key) not in self.positions:
                 raise TaskError(
                     f"{self.name}, row {position}: no picture {row.get(self.key)!r} in {self.pictures.name}"
                 )
-        found = self.pictures.take([self.places[row[self.key]] for row in rows])
-        return [{**row, "image": picture["image"]} for row, picture in zip(rows, found, strict=True)]
+        images = self.pictures.take([self.positions[row[self.key]] for row in rows])
+        return [{**row, "image": image["image"]} for row, image in zip(rows, images, strict=True)]
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -166,28 +169,28 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def parquet_rows(folder: Path, split: str, *, config: str = "") -> Rows | None:
-    """The split's rows in a data set's folder as the hub has it: `data/SPLIT-*.parquet` or `CONFIG/SPLIT-*.parquet`."""
-    for place in ([folder / config] if config else []) + [folder / "data", folder]:
-        files = sorted(path for path in place.glob(f"{split}*.parquet") if _split_of(path) == split)
+    """The rows of a split in a folder of the hub: `data/SPLIT-*.parquet` or `CONFIG/SPLIT-*.parquet`; None without."""
+    for parent in ([folder / config] if config else []) + [folder / "data", folder]:
+        files = sorted(path for path in parent.glob(f"{split}*.parquet") if _split_of(path) == split)
         if files:
-            return ParquetRows(files, name=f"{split} of {place}")
+            return ParquetRows(files, name=f"{split} of {parent}")
     return None
 
 
 def json_rows(folder: Path, split: str) -> Rows | None:
-    """The rows of `FOLDER/SPLIT.jsonl` or `.json`, where `image` is a path from the folder."""
+    """The rows of `FOLDER/SPLIT.jsonl` or `.json`, in which `image` is a path relative to the folder; None without."""
     for path in (folder / f"{split}.jsonl", folder / f"{split}.json"):
         if path.is_file():
             rows = read_json(path)
             if not isinstance(rows, list):
                 raise TaskError(f"{path} holds a {type(rows).__name__}; a list of rows is expected")
-            made = [{**row, "image": folder / str(row["image"])} if row.get("image") else row for row in rows]
-            return ListedRows(str(path), made)
+            with_paths = [{**row, "image": folder / str(row["image"])} if row.get("image") else row for row in rows]
+            return ListedRows(str(path), with_paths)
     return None
 
 
 def splits(folder: Path) -> list[str]:
-    """The splits that parquet files of the folder, of its `data` or of its configurations hold."""
+    """The splits of the parquet files in the folder, its `data` or the folders of its configurations."""
     return sorted({_split_of(path) for pattern in ("*.parquet", "*/*.parquet") for path in folder.glob(pattern)})
 
 
@@ -196,10 +199,10 @@ def _split_of(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; of JSON lines, also under the name .json, the list of all.
+    """The content of a JSON file; for JSON lines, whatever the file's name, the list of all lines.
 
     Raises:
-        TaskError: a line that is no JSON.
+        TaskError: a line is no JSON.
     """
     text = path.read_text(encoding="utf-8-sig")
     try:
@@ -208,20 +211,20 @@ def read_json(path: Path) -> Any:
         lines = [line for line in text.splitlines() if line.strip()]
         if len(lines) < 2:
             raise TaskError(f"{path} is no JSON ({whole})") from whole
-        found = []
+        records = []
         for number, line in enumerate(lines, start=1):
             try:
-                found.append(json.loads(line))
+                records.append(json.loads(line))
             except ValueError as error:
                 raise TaskError(f"{path}, line {number}, is no JSON ({error})") from error
-        return found
+        return records
 
 
 def picture(value: Any, *, where: str) -> Image:
-    """The picture in a cell: the hub's {bytes, path}, or bytes.
+    """The image in a value of a column: the hub's {bytes, path}, or bytes.
 
     Raises:
-        TaskError: nothing there, or nothing that can be decoded.
+        TaskError: there is no image, or it can't be decoded.
     """
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes) or not data:

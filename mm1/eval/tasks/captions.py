@@ -1,4 +1,4 @@
-"""Captioning of the shipped sample's held-out pictures, by CIDEr. Any store of (picture, text) serves."""
+"""Captions of the shipped sample's held-out images, scored by CIDEr. Any store of (image, text) documents works."""
 
 from mm1.data.store import open_store
 from mm1.document import Document
@@ -7,11 +7,11 @@ from mm1.eval.metrics.captions import cider
 
 
 def task(limit: int, *, seed: int, queries: str = "sample:captions-test", pool: str = "sample:captions-train") -> Task:
-    """Up to `limit` held-out pictures, a seeded draw; shots from the training pictures.
+    """The task with up to `limit` held-out images, a seeded draw; shots come from the training images.
 
     Raises:
-        StoreError: a store that is missing or broken.
-        ValueError: a document that is not a picture and a text.
+        StoreError: a store is missing or broken.
+        ValueError: a document is not an image and a text.
     """
     held_out, training = open_store(queries), open_store(pool)
     selected = sorted(rng(seed, "queries", 0).permutation(len(held_out))[:limit].tolist())

@@ -1,4 +1,4 @@
-"""easy-VQA (https://github.com/vzhou842/easy-VQA) asked as a chat: for fine-tuned models."""
+"""easy-VQA (https://github.com/vzhou842/easy-VQA) as a chat, for fine-tuned models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,19 +10,21 @@ from mm1.eval.metrics.vqa import exact_match
 
 
 def task(limit: int, *, seed: int, queries: str = "sample:vqa-test", pool: str = "sample:vqa-train") -> Task:
-    """Up to `limit` held-out questions, spread over as many pictures as there are; shots from training.
+    """The task with up to `limit` held-out questions, over as many images as possible; shots come from training.
 
     Raises:
-        StoreError: a store that is missing or broken.
-        ValueError: a document that is not a picture with questions and answers.
+        StoreError: a store is missing or broken.
+        ValueError: a document is not an image with questions and answers.
     """
     held_out, training = open_store(queries), open_store(pool)
-    asked, shown = turns(held_out), turns(training)
+    questions, shots = turns(held_out), turns(training)
     return Task(
         name="easy_vqa",
-        queries=_examples(held_out, [asked[place] for place in spread(asked, limit=limit, seed=seed)]),
-        pool=Pool(len(shown), lambda places: _examples(training, [shown[place] for place in places])),
-        pool_answers=[turn.answer for turn in shown],
+        queries=_examples(
+            held_out, [questions[index] for index in draw_over_images(questions, limit=limit, seed=seed)]
+        ),
+        pool=Pool(len(shots), lambda indices: _examples(training, [shots[index] for index in indices])),
+        pool_answers=[turn.answer for turn in shots],
         ask=lambda example: example.question,
         metric=exact_match,
         form="chat",
@@ -32,7 +34,7 @@ def task(limit: int, *, seed: int, queries: str = "sample:vqa-test", pool: str =
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One question of one document, its texts as they stand there."""
+    """One question of one document, with the texts unchanged."""
 
     position: int  # of the document in its store
     order: int  # of the question in the document
@@ -41,22 +43,22 @@ class Turn:
 
 
 def turns(store: Store) -> list[Turn]:
-    """Every question of a store: in each document texts alternate, one read, one trained."""
+    """Every question of a store. In each document questions (not trained) and answers (trained) alternate."""
     return [
         turn for position, document in enumerate(store.scan(with_images=False)) for turn in _turns(document, position)
     ]
 
 
-def spread(asked: Sequence[Turn], *, limit: int, seed: int) -> list[int]:
-    """Places of `limit` questions: a first one of every picture in a seeded order, then a second, ..."""
-    order = rng(seed, "queries", 0).permutation(len(asked))
-    taken: dict[int, int] = {}
+def draw_over_images(questions: Sequence[Turn], *, limit: int, seed: int) -> list[int]:
+    """Indices of `limit` questions: the first question of every image in a seeded order, then the second, ..."""
+    order = rng(seed, "queries", 0).permutation(len(questions))
+    counts: dict[int, int] = {}  # questions so far about each image
     ranked: list[tuple[int, int, int]] = []
-    for place in order.tolist():
-        picture = asked[place].position
-        ranked.append((taken.get(picture, 0), len(ranked), place))
-        taken[picture] = taken.get(picture, 0) + 1
-    return sorted(place for _, _, place in sorted(ranked)[:limit])
+    for index in order.tolist():
+        image = questions[index].position
+        ranked.append((counts.get(image, 0), len(ranked), index))
+        counts[image] = counts.get(image, 0) + 1
+    return sorted(index for _, _, index in sorted(ranked)[:limit])
 
 
 def _turns(document: Document, position: int) -> list[Turn]:
@@ -71,9 +73,9 @@ def _turns(document: Document, position: int) -> list[Turn]:
     return [Turn(position, order, question.text, answer.text) for order, (question, answer) in pairs]
 
 
-def _examples(store: Store, asked: Sequence[Turn]) -> list[Example]:
-    documents = store.take([turn.position for turn in asked])
+def _examples(store: Store, selected: Sequence[Turn]) -> list[Example]:
+    documents = store.take([turn.position for turn in selected])
     return [
         Example(f"{document.id}#{turn.order}", document.images[0], turn.question, (turn.answer,))
-        for turn, document in zip(asked, documents, strict=True)
+        for turn, document in zip(selected, documents, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""easy-VQA as MM1 asks a model that was not fine-tuned: `{IMAGE} Question: ... Short answer:`."""
+"""easy-VQA in MM1's form for models that were not fine-tuned: `{IMAGE} Question: ... Short answer:`."""
 
 from dataclasses import replace
 
@@ -7,6 +7,6 @@ from mm1.eval.tasks import easy_vqa
 
 
 def task(limit: int, *, seed: int, queries: str = "sample:vqa-test", pool: str = "sample:vqa-train") -> Task:
-    """The same questions, pictures and shots as `easy_vqa`, in the plain form."""
+    """The same questions, images and shots as `easy_vqa`, in the plain form."""
     chat = easy_vqa.task(limit, seed=seed, queries=queries, pool=pool)
     return replace(chat, name="easy_vqa_plain", ask=ask_vqa, form="plain", stops=VQA_STOPS, clean=clean_vqa)

@@ -1,18 +1,19 @@
-"""LLaVA-Bench (in the wild): a judge compares the answer with GPT-4's, from a description of the picture.
+"""LLaVA-Bench (in the wild): a judge compares the answer with GPT-4's, given a description of the image.
 
-The question to the judge is ours, so scores compare only with others of this file and the same judge.
+The question to the judge is ours: scores can only be compared with others from this file and the same judge.
 """
 
 import re
 
+from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import llava_bench
-from mm1.eval.data.published import Published
+from mm1.eval.data.published import Published, Scoring, Source
 from mm1.eval.fewshot import Example, JudgeRule
 from mm1.eval.metrics.short_answers import same_word
 
 
 def ask_judge(query: Example, answer: str) -> str:
-    """Both answers beside what is known of the picture; the judge gives each 1 to 10."""
+    """The question to the judge: both answers and the description; each answer gets 1 to 10."""
     return (
         f"A picture is described so: {query.metadata['caption']}\n\nQuestion about it: {query.question}\n\n"
         f"Answer 1: {query.metadata['gpt_answer']}\n\nAnswer 2: {answer}\n\n"
@@ -21,8 +22,8 @@ def ask_judge(query: Example, answer: str) -> str:
     )
 
 
-def points(reply: str) -> float:
-    """The second number over the first. (LLaVA divides the sums of all; the mean of ratios has an interval.)"""
+def parse_judge(reply: str) -> float:
+    """The second number divided by the first. (LLaVA divides sums; the mean of ratios has an interval.)"""
     numbers = re.findall(r"\d+(?:\.\d+)?", reply.strip().partition("\n")[0])
     if len(numbers) < 2 or not 1 <= float(numbers[0]) <= 10 or not 0 <= float(numbers[1]) <= 10:
         raise ValueError(f"two numbers from 1 to 10 are expected on the first line; found {reply[:80]!r}")
@@ -31,13 +32,13 @@ def points(reply: str) -> float:
 
 task = Published(
     name="llava_w",
-    source="https://arxiv.org/abs/2304.08485",
-    hub="lmms-lab/llava-bench-in-the-wild",
-    queries=("train", "test"),
     kind="free",
-    metric=same_word,
-    answers="gpt_answer",
-    metadata=("caption", "gpt_answer", "category"),
-    judge=JudgeRule(ask_judge, points),
-    original=llava_bench,
+    source=Source(
+        paper="https://arxiv.org/abs/2304.08485",
+        hub="lmms-lab/llava-bench-in-the-wild",
+        queries=("train", "test"),
+        original=llava_bench,
+    ),
+    columns=Columns(answers="gpt_answer", metadata=("caption", "gpt_answer", "category")),
+    scoring=Scoring(same_word, judge=JudgeRule(ask_judge, parse_judge)),
 )

@@ -1,29 +1,34 @@
-"""RealWorldQA: what a driver or a walker would ask; choices stand in the question's text."""
+"""RealWorldQA: questions of drivers and pedestrians; the choices are part of the question's text."""
 
 import re
 
-from mm1.eval.data.published import Published
+from mm1.eval.data.examples import Columns
+from mm1.eval.data.published import Published, Scoring, Source
 from mm1.eval.data.rows import Row
 from mm1.eval.metrics.short_answers import same_word
 
 CHOICE = re.compile(r"^([A-H])\. *(.+)$", re.MULTILINE)
 
 
-def asked(row: Row) -> str:
-    """The question without its choices, and without the sentence after them that asks for a letter or a word."""
+def question(row: Row) -> str:
+    """The question without its choices and the sentence after them, which asks for a letter or a word."""
     text = CHOICE.split(row["question"])[0] if CHOICE.search(row["question"]) else row["question"]
     return text.partition("\nPlease answer")[0]
 
 
 task = Published(
     name="realworldqa",
-    source="https://x.ai/blog/grok-1.5v",
-    hub="lmms-lab/RealWorldQA",
-    queries=("test",),
     kind="choice",
-    metric=same_word,
-    id="#",
-    question=asked,
-    choices=lambda row: [text for _, text in CHOICE.findall(row["question"])],
-    answers="answer",
+    source=Source(
+        paper="https://x.ai/blog/grok-1.5v",
+        hub="lmms-lab/RealWorldQA",
+        queries=("test",),
+    ),
+    columns=Columns(
+        id="#",
+        question=question,
+        answers="answer",
+        choices=lambda row: [text for _, text in CHOICE.findall(row["question"])],
+    ),
+    scoring=Scoring(same_word),
 )

@@ -1,29 +1,28 @@
-"""ScienceQA, the test questions with a picture (SQA-I); its solutions serve as chain-of-thought shots."""
+"""ScienceQA, the test questions with an image (SQA-I); its solutions serve as chain-of-thought shots."""
 
+from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import scienceqa_files
-from mm1.eval.data.published import Published
+from mm1.eval.data.published import Published, Scoring, Source
 from mm1.eval.data.rows import Row
 from mm1.eval.metrics.short_answers import same_word
 
 
-def hinted(row: Row) -> str:
-    """The question after its context, where there is one."""
+def question_with_context(row: Row) -> str:
+    """The question, after its context if there is one."""
     return f"Context: {row['hint']}\n{row['question']}" if row["hint"] else row["question"]
 
 
 task = Published(
     name="scienceqa",
-    source="https://arxiv.org/abs/2209.09513",
-    hub="lmms-lab/ScienceQA",
-    folder="ScienceQA-IMG",
-    queries=("test",),
-    shots=("train",),
     kind="choice",
-    metric=same_word,
-    id="#",
-    question=hinted,
-    choices="choices",
-    answers="answer",
-    reasoning="solution",
-    original=scienceqa_files,
+    source=Source(
+        paper="https://arxiv.org/abs/2209.09513",
+        hub="lmms-lab/ScienceQA",
+        queries=("test",),
+        shots=("train",),
+        folder="ScienceQA-IMG",
+        original=scienceqa_files,
+    ),
+    columns=Columns(id="#", question=question_with_context, answers="answer", choices="choices", reasoning="solution"),
+    scoring=Scoring(same_word),
 )

@@ -1,17 +1,20 @@
 """VQAv2, validation, by VQA accuracy. (MM1 reports test-dev, whose answers are not public.)"""
 
+from mm1.eval.data.examples import Columns, people
 from mm1.eval.data.original_releases import vqa_files
-from mm1.eval.data.published import Published, people
+from mm1.eval.data.published import Published, Scoring, Source
 from mm1.eval.metrics.vqa import vqa_accuracy
 
 task = Published(
     name="vqav2",
-    source="https://arxiv.org/abs/1612.00837",
-    hub="lmms-lab/VQAv2",
-    queries=("validation",),
-    shots=("train",),
     kind="vqa",
-    metric=vqa_accuracy,
-    answers=people,
-    original=vqa_files("v2_OpenEnded_mscoco_{part}_questions.json", "v2_mscoco_{part}_annotations.json"),
+    source=Source(
+        paper="https://arxiv.org/abs/1612.00837",
+        hub="lmms-lab/VQAv2",
+        queries=("validation",),
+        shots=("train",),
+        original=vqa_files("v2_OpenEnded_mscoco_{part}_questions.json", "v2_mscoco_{part}_annotations.json"),
+    ),
+    columns=Columns(answers=people),
+    scoring=Scoring(vqa_accuracy),
 )
