@@ -129,7 +129,7 @@ class Theirs:
         tokens_T = torch.from_numpy(encoded.tokens).long()
         x_TD = self.decoder.get_input_embeddings()(tokens_T)
         if encoded.images:
-            pixels = torch.stack([torch.from_numpy(load(data, config.image_size)) for data in encoded.images])
+            pixels = torch.stack([torch.from_numpy(load(image.data, config.image_size)) for image in encoded.images])
             hidden = self.vision((pixels / 255 - self.mean) / self.std).last_hidden_state
             features_NSD = self.connector(hidden[:, -(config.grid**2) :])
             x_TD = x_TD.masked_scatter((tokens_T == image)[:, None], features_NSD)
@@ -186,7 +186,7 @@ class Ours:
 
     def prompt(self, encoded: Encoded) -> Prompt:
         size = self.subject.model.config.vision.image_size
-        images = [Picture(str(hash(data)), partial(pixels, data, size)) for data in encoded.images]
+        images = [Picture(str(hash(image)), partial(pixels, image.data, size)) for image in encoded.images]
         return Prompt(encoded.tokens.tolist(), images)
 
     def answer(self, prompts: Sequence[Encoded], *, tokens: int, ends: bool = True) -> list[list[int]]:
@@ -209,7 +209,7 @@ def prompts_of(task: Task, subject: Subject, *, fixed: bool) -> list[Encoded]:
 def work_of_ours(prompts: Sequence[Encoded], ours: Ours) -> Work:
     """Counted from what the engine holds: pictures known by content, places that went through the decoder."""
     assert ours.engine.session is not None
-    pictures = len({data for encoded in prompts for data in encoded.images})
+    pictures = len({image for encoded in prompts for image in encoded.images})
     return Work(pictures, ours.engine.session.computed + ours.engine.prefilled)
 
 

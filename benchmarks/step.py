@@ -148,7 +148,7 @@ def batch(rows: list[list[Encoded]], length: int, *, image_size: int) -> Batch:
             targets_BT[row, place : stop - 1] = torch.where(torch.from_numpy(document.train[1:]), ids[1:], IGNORED)
             document_BT[row, place:stop] = number
             position_BT[row, place:stop] = torch.arange(len(ids))
-            pictures += [torch.from_numpy(load(data, image_size).copy()) for data in document.images]
+            pictures += [torch.from_numpy(load(image.data, image_size).copy()) for image in document.images]
             place = stop
     images_NCYX = torch.stack(pictures) if pictures else torch.zeros(0, 3, image_size, image_size, dtype=torch.uint8)
     source_B = torch.zeros(len(rows), dtype=torch.int64)

@@ -37,11 +37,19 @@ class Text:
     ids: list[int] | None = field(default=None, compare=False, repr=False)
 
 
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom of a part of a picture, in pixels of the decoded picture; right and bottom excluded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An encoded image (JPEG, PNG or WebP bytes), undecoded until a loader worker needs it."""
+    """A picture, or the part of one in `box`: encoded bytes (JPEG, PNG or WebP), undecoded until a worker needs them.
+
+    Pixels are counted as the file stores them: an orientation in its EXIF data is not applied.
+    """
 
     data: bytes
+    box: Box | None = None  # None: the whole picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +90,12 @@ class Encoded:
     """A document in the model's words.
 
     `tokens` (int32, one per place) holds the image token at every image place; `train` (bool, same
-    length) marks the tokens the model learns to predict; `images` are the encoded bytes in the
-    order of their places.
+    length) marks the tokens the model learns to predict; `images` are in the order of their tokens.
     """
 
     tokens: np.ndarray
     train: np.ndarray
-    images: tuple[bytes, ...]
+    images: tuple[Image, ...]
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from PIL import Image as Canvas
 from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.chat import prompt
 from mm1.data.encode import cut, encode
-from mm1.data.image import ImageError, load
+from mm1.data.image import ImageError, load, load_boxes
 from mm1.data.loader import Rows, batches
 from mm1.data.store import Store, StoreError, open_store, write_store
 from mm1.data.tiles import TileSpec
@@ -285,6 +285,49 @@ def test_transparency_is_laid_on_white_and_every_mode_gives_rgb():
         file = io.BytesIO()
         Canvas.new(mode, (5, 9)).save(file, format="TIFF" if mode == "CMYK" else "PNG")
         assert load(file.getvalue(), 4).shape == (3, 4, 4)
+
+
+def striped(form: str, width: int = 96, height: int = 64) -> tuple[Canvas.Image, bytes]:
+    """A picture whose colour changes slowly with both axes, and its bytes."""
+    y, x = np.mgrid[0:height, 0:width]
+    pixels = np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1).astype(np.uint8)
+    file = io.BytesIO()
+    Canvas.fromarray(pixels).save(file, format=form, quality=95)
+    return Canvas.fromarray(pixels), file.getvalue()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    x=st.tuples(st.integers(0, 95), st.integers(0, 95)).map(sorted),
+    y=st.tuples(st.integers(0, 63), st.integers(0, 63)).map(sorted),
+)
+def test_a_box_shows_that_part_of_the_picture_and_nothing_else(x, y):
+    whole, data = striped("PNG")
+    box = (x[0], y[0], x[1] + 1, y[1] + 1)
+    alone = io.BytesIO()
+    whole.crop(box).save(alone, format="PNG")
+    assert (load(data, 8, box=box) == load(alone.getvalue(), 8)).all()
+    assert (load_boxes(data, 8, [None, box])[1] == load(data, 8, box=box)).all()
+    assert (load_boxes(data, 8, [box, None])[1] == load(data, 8)).all()
+
+
+def test_a_box_of_a_jpeg_that_is_decoded_smaller_shows_the_same_part():
+    whole, data = striped("JPEG", 960, 640)
+    box = (480, 0, 960, 320)
+    expected = np.asarray(whole.crop(box).resize((32, 32), Canvas.Resampling.BICUBIC)).transpose(2, 0, 1)
+    shown = load_boxes(data, 32, [box])[0]
+    assert np.abs(shown[:2].astype(int) - expected[:2]).max() <= 4
+
+
+def test_a_box_outside_the_picture_is_an_image_error():
+    for box in ((0, 0, 9, 8), (4, 4, 4, 8), (-1, 0, 4, 4)):
+        with pytest.raises(ImageError, match="not inside a picture of 8 x 8 pixels"):
+            load(png(), 4, box=box)
+
+
+def test_a_store_refuses_a_part_of_a_picture(tmp_path):
+    with pytest.raises(OSError, match="whole pictures"):
+        write_store([Document((Image(png(), (0, 0, 4, 4)),), id="part")], tmp_path / "s.lance")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow on TIFF tags it passes over

@@ -277,7 +277,7 @@ def test_each_picture_is_encoded_once(monkeypatch, stores, model: MLLM, tokenize
         ours.encode(fewshot.prompt(task, query, shots=drawn)) for query, drawn in zip(task.queries, shots, strict=True)
     ]
     ours.write(prompts, stops=(), longest=1)
-    assert sum(seen) == len({data for prompt in prompts for data in prompt.images})
+    assert sum(seen) == len({image for prompt in prompts for image in prompt.images})
 
 
 def test_the_loss_of_a_caption_is_the_training_loss(stores, model: MLLM, tokenizer: Tokenizer):

@@ -227,15 +227,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_row(run, tmp_path
 
 def test_a_thousandth_broken_image_stops_the_run(run, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "MAX_BROKEN", 3)
-    monkeypatch.setattr("mm1.data.loader.load", _broken)
+    monkeypatch.setattr("mm1.data.loader.load_boxes", _broken)
     with pytest.raises(ValueError, match="3 pictures of this run could not be decoded, the last captions: caption-"):
         train_run(run, tmp_path)
 
 
-def _broken(data: bytes, size: int):
-    from mm1.data.image import load
+def _broken(data: bytes, size: int, boxes: list):
+    from mm1.data.image import load_boxes
 
-    return load(b"not an image", size)
+    return load_boxes(b"not an image", size, boxes)
 
 
 @pytest.mark.skipif(missing_compiler(torch.device("cpu")) is not None, reason="no C++ compiler on this machine")

@@ -42,7 +42,7 @@ def _assemble(
         if isinstance(piece, Image):
             tokens += [tokenizer.image] * image_tokens
             train += [False] * image_tokens
-            images.append(piece.data)
+            images.append(piece)
         elif isinstance(piece, Mark):
             tokens.append(marks[piece.name])
             train.append(piece.train)
@@ -59,8 +59,7 @@ def _assemble(
 def _by_template(document: Document, tokenizer: Tokenizer, *, image_tokens: int) -> Encoded:
     found = tokenizer.conversation(messages(document))
     tokens = [one for token in found for one in [token] * (image_tokens if token == tokenizer.image else 1)]
-    images = tuple(image.data for image in document.images)
-    return Encoded(np.array(tokens, np.int32), np.zeros(len(tokens), bool), images)
+    return Encoded(np.array(tokens, np.int32), np.zeros(len(tokens), bool), document.images)
 
 
 def _teaches(document: Document) -> bool:

@@ -2,10 +2,13 @@
 
 import io
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 import simplejpeg
 from PIL import Image as Pillow
+
+from mm1.document import Box
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded: a small file can claim 30,000 x 30,000 pixels."""
@@ -25,27 +28,53 @@ class ImageError(ValueError):
     """Bytes that are no readable image, or one that is too large to be decoded safely."""
 
 
-def load(data: bytes, size: int) -> np.ndarray:
-    """RGB pixels, uint8 of shape (3, size, size), squeezed to a square as SigLIP does.
+def load(data: bytes, size: int, *, box: Box | None = None) -> np.ndarray:
+    """RGB pixels, uint8 of shape (3, size, size): the picture or its part in `box`, squeezed to a square like SigLIP's.
 
-    Transparent pictures are laid on white. JPEGs are decoded at the nearest larger eighth of their
-    size, which is up to several times faster and loses nothing at the target size.
+    Transparent pictures are laid on white.
 
     Raises:
-        ImageError: corrupt, truncated, unknown or oversized.
+        ImageError: corrupt, truncated, unknown or oversized, or `box` is not inside the picture.
+    """
+    return load_boxes(data, size, [box])[0]
+
+
+def load_boxes(data: bytes, size: int, boxes: Sequence[Box | None]) -> list[np.ndarray]:
+    """The pixels of each box of one picture (None: all of it) as `load` gives them; the picture is decoded once.
+
+    JPEGs are decoded at the nearest eighth of their size at which no box has fewer than `size` pixels a side. That is
+    up to several times faster and loses nothing at the target size.
+
+    Raises:
+        ImageError: as `load`.
     """
     try:
-        picture = _jpeg(data, size) or _any(data)
-        pixels_YXC = np.asarray(picture.resize((size, size), Pillow.Resampling.BICUBIC, reducing_gap=2.0))
+        picture, (width, height) = _jpeg(data, size, boxes) or _any(data)
+        return [_squeezed(_cut(picture, box, width=width, height=height), size) for box in boxes]
     except ImageError:
         raise
     except UNREADABLE as error:
         raise ImageError(f"not a readable image ({len(data):,} bytes): {error}") from error
+
+
+def _squeezed(picture: Pillow.Image, size: int) -> np.ndarray:
+    pixels_YXC = np.asarray(picture.resize((size, size), Pillow.Resampling.BICUBIC, reducing_gap=2.0))
     return np.ascontiguousarray(pixels_YXC.transpose(2, 0, 1))
 
 
-def _jpeg(data: bytes, size: int) -> Pillow.Image | None:
-    """The picture of a JPEG, or None for what is none, is CMYK or is damaged: Pillow then decides.
+def _cut(picture: Pillow.Image, box: Box | None, *, width: int, height: int) -> Pillow.Image:
+    """What is in `box`, given in pixels of a picture of `width` x `height`, which `picture` is at any scale."""
+    if box is None:
+        return picture
+    left, top, right, bottom = box
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ImageError(f"the box {box} is not inside a picture of {width} x {height} pixels")
+    across, down = picture.width / width, picture.height / height
+    return picture.crop((round(left * across), round(top * down), round(right * across), round(bottom * down)))
+
+
+def _jpeg(data: bytes, size: int, boxes: Sequence[Box | None]) -> tuple[Pillow.Image, tuple[int, int]] | None:
+    """A JPEG's picture and full width and height; None if it is no JPEG, CMYK or damaged: Pillow then decides.
 
     libjpeg-turbo through simplejpeg scales by any eighth while it decodes, where Pillow's `draft` knows 1/2, 1/4, 1/8.
     """
@@ -55,18 +84,22 @@ def _jpeg(data: bytes, size: int) -> Pillow.Image | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if height * width > MAX_PIXELS or colours not in ("YCbCr", "Gray", "RGB"):
             return None
-        return Pillow.fromarray(simplejpeg.decode_jpeg(data, min_height=size, min_width=size))
+        widths = [box[2] - box[0] if box else width for box in boxes]
+        heights = [box[3] - box[1] if box else height for box in boxes]
+        min_width, min_height = -(-size * width // max(1, min(widths))), -(-size * height // max(1, min(heights)))
+        pixels_YXC = simplejpeg.decode_jpeg(data, min_height=min_height, min_width=min_width)
+        return Pillow.fromarray(pixels_YXC), (width, height)
     except ValueError:
         return None
 
 
-def _any(data: bytes) -> Pillow.Image:
-    """The picture of any format Pillow reads, in RGB."""
+def _any(data: bytes) -> tuple[Pillow.Image, tuple[int, int]]:
+    """The picture of any format Pillow reads, in RGB, and its width and height."""
     with Pillow.open(io.BytesIO(data)) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise ImageError(f"{picture.width} x {picture.height} pixels; at most {MAX_PIXELS:,} are decoded")
         picture.load()
-        return _flatten(picture)
+        return _flatten(picture), picture.size
 
 
 def _flatten(picture: Pillow.Image) -> Pillow.Image:

@@ -6,7 +6,7 @@ Row n of a run is the same on any number of ranks and workers: `mixture` says wh
 
 import os
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, groupby
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from mm1.config.run import DataConfig, RunConfig
 from mm1.data.encode import encode_many
-from mm1.data.image import ImageError, load
+from mm1.data.image import ImageError, load_boxes
 from mm1.data.index import Source, open_source
 from mm1.data.microbatches import micro_batches, of_rank, padded
 from mm1.data.mixture import Mixture, row_shares
 from mm1.data.store import StoreError, open_store
 from mm1.data.tiles import TileSpec, tile_spec
 from mm1.data.tokenizer import load_tokenizer
-from mm1.document import IGNORED, Batch, Encoded
+from mm1.document import IGNORED, Batch, Encoded, Image
 
 
 class Rows:
@@ -107,8 +107,8 @@ class Rows:
                 targets_BT[row, place : stop - 1] = torch.where(learned, ids[1:], IGNORED)
                 document_BT[row, here] = order
                 position_BT[row, here] = torch.arange(len(ids))
-                for image, data in enumerate(span.images):
-                    pictures.append(self._pixels(data, f"{name}, image {image}", broken))
+                for image, (_, tiles) in enumerate(groupby(span.images, key=lambda tile: id(tile.data))):
+                    pictures += self._pixels([*tiles], f"{name}, image {image}", broken)
                 place = stop
         return Batch(
             tokens_BT=tokens_BT,
@@ -139,12 +139,13 @@ class Rows:
         images = whole.images[before : before + inside]
         return Encoded(whole.tokens[start:stop], whole.train[start:stop], images)
 
-    def _pixels(self, data: bytes, name: str, broken: list[str]) -> np.ndarray:
+    def _pixels(self, tiles: list[Image], name: str, broken: list[str]) -> list[np.ndarray]:
+        """The pixels of tiles of one picture, decoded once; grey tiles, and its name in `broken`, if it cannot be."""
         try:
-            return load(data, self.tile.size)
+            return load_boxes(tiles[0].data, self.tile.size, [tile.box for tile in tiles])
         except ImageError as error:
             broken.append(f"{name}: {error}")
-            return np.full((3, self.tile.size, self.tile.size), 128, np.uint8)
+            return [np.full((3, self.tile.size, self.tile.size), 128, np.uint8)] * len(tiles)
 
     def _stack(self, pictures: list[np.ndarray]) -> torch.Tensor:
         """All pictures, and black ones up to the next of few sizes; none in a run that allows no images."""

@@ -186,6 +186,8 @@ def _row(document: Document) -> dict:
             raise ValueError(
                 f"{document.id}: marks such as {piece.name!r} are not stored; chats are marked when encoded"
             )
+        if isinstance(piece, Image) and piece.box is not None:
+            raise ValueError(f"{document.id}: a store holds whole pictures; cut out {piece.box} before it is written")
         texts.append(piece.text if isinstance(piece, Text) else None)
         images.append(piece.data if isinstance(piece, Image) else None)
         train.append(isinstance(piece, Text) and piece.train)

@@ -128,7 +128,7 @@ class Ours(Model):
     def features(self, images: Sequence[Image]) -> np.ndarray:
         parts = []
         for start in range(0, len(images), PICTURES_AT_ONCE):
-            pictures = [self.writer.picture(image.data) for image in images[start : start + PICTURES_AT_ONCE]]
+            pictures = [self.writer.picture(image) for image in images[start : start + PICTURES_AT_ONCE]]
             parts.append(self.writer.engine.features.of(pictures).mean(dim=1).float().cpu().numpy())
         return np.concatenate(parts)
 

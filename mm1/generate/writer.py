@@ -11,7 +11,7 @@ import torch
 from mm1.data.encode import encode
 from mm1.data.image import ImageError, load
 from mm1.data.tokenizer import Tokenizer
-from mm1.document import Document, Encoded
+from mm1.document import Document, Encoded, Image
 from mm1.generate.beam import Beams, search_all
 from mm1.generate.engine import Engine
 from mm1.generate.prompt import Picture, Prompt
@@ -83,17 +83,20 @@ class Writer:
 
     def prompt(self, encoded: Encoded) -> Prompt:
         """The prompt with its pictures, decoded when they must be encoded."""
-        return Prompt(encoded.tokens.tolist(), [self.picture(data) for data in encoded.images])
+        return Prompt(encoded.tokens.tolist(), [self.picture(image) for image in encoded.images])
 
-    def picture(self, data: bytes) -> Picture:
-        """A picture from the bytes of its file."""
-        return Picture(hashlib.sha256(data).hexdigest(), functools.partial(self._pixels, data))
+    def picture(self, image: Image) -> Picture:
+        """An image of a document as a picture of a prompt."""
+        name = hashlib.sha256(image.data).hexdigest()
+        if image.box is not None:
+            name = f"{name} {image.box}"
+        return Picture(name, functools.partial(self._pixels, image))
 
-    def _pixels(self, data: bytes) -> torch.Tensor:
+    def _pixels(self, image: Image) -> torch.Tensor:
         try:
-            return torch.from_numpy(load(data, self._image_size))
+            return torch.from_numpy(load(image.data, self._image_size, box=image.box))
         except ImageError as error:
-            log.warning("grey picture instead of %s: %s", hashlib.sha256(data).hexdigest()[:16], error)
+            log.warning("grey picture instead of %s: %s", hashlib.sha256(image.data).hexdigest()[:16], error)
             return torch.full((3, self._image_size, self._image_size), 128, dtype=torch.uint8)
 
 

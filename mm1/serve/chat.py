@@ -34,7 +34,8 @@ def continue_document(loaded: Loaded, document: Document, *, tokens: int) -> str
     """The model's greedy continuation of an open document, at most `tokens` long."""
     model = loaded.run.model
     encoded = encode(document, loaded.tokenizer, image_tokens=model.connector.tokens, end=False)
-    pixels = [torch.from_numpy(load(image, model.vision.image_size)) for image in encoded.images]
+    size = model.vision.image_size
+    pixels = [torch.from_numpy(load(image.data, size, box=image.box)) for image in encoded.images]
     given = Prompt(encoded.tokens.tolist(), [picture(pixels_CYX) for pixels_CYX in pixels])
     decoding = Decoding(tokens=tokens, stop_tokens=loaded.tokenizer.ends)
     (completion,) = generate(loaded.model, [given], decoding=decoding)
