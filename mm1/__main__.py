@@ -116,6 +116,31 @@ def budget(
         raise ValueError(offer.refusal(planner, found))
 
 
+@app.command(epilog="Examples: `mm1 ablate connector --dry-run`, `mm1 ablate mix steps=200 --to runs/mix`")
+def ablate(
+    name: Annotated[str, typer.Argument(help="The ablation: connector or mix.")],
+    assignments: Assignments = None,
+    to: To = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the arms and train nothing.")] = False,
+) -> None:
+    """Train the arms of an ablation one after another and compare their held-out losses.
+
+    Stages that all arms start from are trained once. Given again, the same command continues a stopped ablation.
+    """
+    from mm1.ablate.sweep import plan, run_ablation, table
+    from mm1.recipes.ablations import ablation
+    from mm1.train.log import console
+
+    folder = to or Path("runs") / f"ablate-{name}"
+    planned = plan(ablation(name, str(folder / "stages")), assignments or [])
+    console.print(table(planned))
+    if dry_run:
+        return
+    with _continues():
+        losses = run_ablation(planned, folder)
+    console.print(table(planned, losses))
+
+
 @app.command(
     "eval",
     epilog="Examples: `mm1 eval runs/demo/tiny --shots 0,4,8 --limit 200`, "
