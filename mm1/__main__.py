@@ -1,22 +1,31 @@
-"""The door: `mm1 VERB`. Reads what the user said, calls the room that does it, prints what came out.
+"""The command line: `mm1 COMMAND`. Each function reads its options, calls the package that does the work, prints.
 
-Rooms are imported by the verbs that need them, so that `mm1 --help` answers at once.
+Commands import the packages they need themselves, so that `mm1 --help` answers at once.
 """
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mm1.config.options import (
+    Assignments,
+    Dtype,
+    Recipe,
+    RunFolder,
+    RunnerName,
+    To,
+    one_of,
+    refuse_renamed_options,
+    whole_number,
+)
+
 if TYPE_CHECKING:
     from mm1.config.run import RunConfig
-
-Word = TypeVar("Word", bound=str)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,28 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="An open MM1: train, evaluate and use multimodal language models.",
 )
-
-
-class RunnerName(StrEnum):
-    """Where work is done."""
-
-    native = "native"
-    ray = "ray"
-
-
-class Dtype(StrEnum):
-    """Of exported weights."""
-
-    stored = "stored"
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-Recipe = Annotated[str, typer.Argument(help="A recipe's name, or a config.json of an earlier run.")]
-Assignments = Annotated[list[str] | None, typer.Argument(metavar="[FIELD=VALUE ...]", help="Fields to change.")]
-To = Annotated[Path | None, typer.Option("--to", help="Folder to write to.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, for example runs/demo/tiny.")]
 
 
 @app.command(epilog="Example: `mm1 demo --to runs/demo`")
@@ -191,18 +178,18 @@ def evaluate(
         return
     if not what:
         raise ValueError("name a run's folder, hf:FOLDER or http://... of a server, or give --compare A B")
-    names, counts = [name.strip() for name in tasks.split(",")], [_number(n, "--shots") for n in shots.split(",")]
+    names, counts = [name.strip() for name in tasks.split(",")], [whole_number(n, "--shots") for n in shots.split(",")]
     protocol = Protocol(
         draw=draw_of(same_shots=same_shots, similar_shots=similar_shots),
         text_only_shots=text_only_shots,
         reasoning=reasoning,
         subimage_shots=subimage_shots,
-        scoring=_one_of(scoring, "--scoring", ("generate", "loglikelihood")),
+        scoring=one_of(scoring, "--scoring", ("generate", "loglikelihood")),
         beams=beams,
     )
     EvalCommand(
         model=ModelAddress(what, model),
-        tasks=TaskOptions(tuple(names), limit, seed, data, split, _one_of(form, "--form", ("", "plain", "chat"))),
+        tasks=TaskOptions(tuple(names), limit, seed, data, split, one_of(form, "--form", ("", "plain", "chat"))),
         shots=ShotOptions(tuple(counts), trials, protocol),
         judge=ModelAddress(judge, judge_model),
         to=to,
@@ -358,7 +345,7 @@ def import_model(
 
 
 def _run(recipe: str, assignments: list[str] | None) -> "RunConfig":
-    """The run that a verb's words describe."""
+    """The run that a command's arguments describe."""
     from mm1.config import run as config
     from mm1.recipes.index import recipe as find_recipe
 
@@ -381,36 +368,13 @@ def _continues() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _number(text: str, option: str) -> int:
-    if not text.strip().isdecimal():
-        raise ValueError(f"{option} takes whole numbers such as 0,4,8; found {text!r}")
-    return int(text)
-
-
-def _one_of(text: str, option: str, words: "tuple[Word, ...]") -> "Word":
-    for word in words:
-        if word == text:
-            return word
-    raise ValueError(f"{option} is {' or '.join(word for word in words if word)}; found {text!r}")
-
-
-def _refuse_renamed_options(arguments: list[str]) -> None:
-    """Tell the new name of an option that has been renamed."""
-    from mm1.config.renamed import OPTIONS
-
-    for argument in arguments:
-        option = argument.partition("=")[0]
-        if option in OPTIONS:
-            raise ValueError(f"there is no option {option}; it is now {OPTIONS[option]}")
-
-
 def main() -> None:
-    """Run a verb. A user's mistake is one line and exit code 2; MM1_TRACEBACK=1 shows where it arose."""
+    """Run a command. A user's mistake is one line and exit code 2; MM1_TRACEBACK=1 shows where it arose."""
     # Threads that wait for each other give the core away after a microsecond instead of a tenth of a second: where
     # something else runs too, a step on a CPU is twice as fast, and nowhere slower. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        _refuse_renamed_options(sys.argv[1:])
+        refuse_renamed_options(sys.argv[1:])
         app()
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("MM1_TRACEBACK"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 from pydantic import BaseModel
-from test_structure import CODE, PACKAGE, ROOT, python_files, report, short, text_files
+from test_structure import CODE, PACKAGE, python_files, report, short, text_files
 
 from mm1.__main__ import app
 from mm1.config import renamed

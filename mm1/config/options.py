@@ -1,0 +1,54 @@
+"""What the command line takes: types of arguments and options, and checks of their values."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from mm1.config.renamed import OPTIONS
+
+Word = TypeVar("Word", bound=str)
+
+
+class RunnerName(StrEnum):
+    """Where work is done."""
+
+    native = "native"
+    ray = "ray"
+
+
+class Dtype(StrEnum):
+    """Of exported weights."""
+
+    stored = "stored"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+Recipe = Annotated[str, typer.Argument(help="A recipe's name, or a config.json of an earlier run.")]
+Assignments = Annotated[list[str] | None, typer.Argument(metavar="[FIELD=VALUE ...]", help="Fields to change.")]
+To = Annotated[Path | None, typer.Option("--to", help="Folder to write to.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, for example runs/demo/tiny.")]
+
+
+def whole_number(text: str, option: str) -> int:
+    if not text.strip().isdecimal():
+        raise ValueError(f"{option} takes whole numbers such as 0,4,8; found {text!r}")
+    return int(text)
+
+
+def one_of(text: str, option: str, words: tuple[Word, ...]) -> Word:
+    for word in words:
+        if word == text:
+            return word
+    raise ValueError(f"{option} is {' or '.join(word for word in words if word)}; found {text!r}")
+
+
+def refuse_renamed_options(arguments: list[str]) -> None:
+    """Tell the new name of an option that has been renamed."""
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if option in OPTIONS:
+            raise ValueError(f"there is no option {option}; it is now {OPTIONS[option]}")
