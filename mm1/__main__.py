@@ -213,12 +213,12 @@ def chat(
 
 @app.command(
     epilog="Examples: `mm1 show runs/demo/tiny --sequence 41`, `mm1 show runs/demo/tiny --mix`, "
-    "`mm1 show sample:captions-test --document 3`"
+    "`mm1 show sample:captions-test --row 3`"
 )
 def show(
     what: Annotated[str, typer.Argument(metavar="RUN|STORE", help="A run's folder or a document store.")],
     number: Annotated[
-        int, typer.Option("--sequence", "--document", help="Number of the run's sequence or store's document.", min=0)
+        int, typer.Option("--sequence", "--row", help="Sequence of the run, or row (document) of the store.", min=0)
     ] = 0,
     mix: Annotated[bool, typer.Option("--mix", help="Show the shares of the run's sources over its steps.")] = False,
     to: Annotated[Path | None, typer.Option("--to", help="HTML file to write.")] = None,

@@ -199,7 +199,7 @@ def mme_folders(folder: Path, split: str) -> Rows | None:
 
 
 def scienceqa_files(folder: Path, split: str) -> Rows | None:
-    """Rows with an image from ScienceQA's release (https://scienceqa.github.io): problems.json and SPLIT/ID/image.png."""
+    """Rows with an image of ScienceQA's release (https://scienceqa.github.io): problems.json, SPLIT/ID/image.png."""
     path = _find(folder, "problems.json")
     if path is None:
         return None
