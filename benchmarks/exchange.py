@@ -21,6 +21,8 @@ from mm1 import checkpoint, exchange
 from mm1.config import run as config
 from mm1.config.model import DecoderConfig, ModelConfig
 from mm1.config.run import DataConfig, RunConfig
+from mm1.data.recorded import record_text
+from mm1.data.tokenizer import load_tokenizer
 from mm1.model.decoder import Decoder
 
 SHARD = 250 * 10**6
@@ -34,6 +36,7 @@ def make(folder: Path, layers: int) -> None:
     weights = {f"decoder.{name}": x.normal_(std=0.02) for name, x in Decoder(decoder).state_dict().items()}
     checkpoint.save_weights(folder / "made", weights)
     run = RunConfig(model=ModelConfig(decoder=decoder), data=DataConfig(max_images=0))
+    record_text(folder / "made", load_tokenizer(run.data.tokenizer))
     config.save(run, folder / "made/config.json")
     exchange.export_run(folder / "made", folder / "published", shard_bytes=SHARD)
     theirs = json.loads((folder / "published/config.json").read_text())

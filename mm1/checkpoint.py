@@ -33,9 +33,8 @@ from mm1 import dist
 from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.run import CheckpointConfig, RunConfig
-from mm1.data.chat import TEMPLATE
-from mm1.data.chat_template import Template
-from mm1.data.tokenizer import Tokenizer, load_tokenizer
+from mm1.data.recorded import recorded_text
+from mm1.data.tokenizer import Tokenizer
 from mm1.disk import sync
 from mm1.model.layers import placed_like, stretched
 from mm1.model.mllm import MLLM
@@ -288,7 +287,8 @@ class Weights:
 class Loaded:
     """A trained run, ready for use: the model is in evaluation mode on this process's device.
 
-    One that doesn't see is a language model alone, as imported: no weights but the decoder's are there.
+    `chats` tells whether it learned chats. A run that doesn't see is a language model alone, as imported: it has the
+    weights of a decoder only.
     """
 
     run: RunConfig
@@ -296,11 +296,14 @@ class Loaded:
     step: int
     model: MLLM
     tokenizer: Tokenizer
+    chats: bool
     sees: bool = True
 
 
 def load_for_use(folder: Path) -> Loaded:
     """The multimodal model of a run's newest checkpoint, with its tokenizer.
+
+    Everything is read from the run's folder (and its `checkpoints.folder`): no training store, no other file.
 
     Raises:
         ConfigError, CheckpointError: no run there, nothing trained yet, or not a model that writes text.
@@ -312,10 +315,8 @@ def load_for_use(folder: Path) -> Loaded:
     found = newest(folder)
     sees = any(name.startswith("model.vision.") for name in _reader(found).read_metadata().state_dict_metadata)
     _load_part(found, model, "" if sees else "decoder")
-    tokenizer = load_tokenizer(run.data.tokenizer)
-    if (folder / TEMPLATE).is_file():
-        tokenizer.template = Template((folder / TEMPLATE).read_text())
-    return Loaded(run, folder, found.step, model.to(dist.device()).eval(), tokenizer, sees)
+    text = recorded_text(folder)
+    return Loaded(run, folder, found.step, model.to(dist.device()).eval(), text.tokenizer, text.chats, sees)
 
 
 def _place(run: Path, folder: str) -> str:

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whose earlier content stays until all of `text` is there."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file whose earlier content stays until all of the new content is there."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     part.replace(path)
 
 

@@ -20,8 +20,8 @@ from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.model import ModelConfig
 from mm1.config.run import DataConfig, RunConfig
-from mm1.data.chat import TEMPLATE, learned_chat
-from mm1.data.store import StoreError
+from mm1.data.chat import TEMPLATE
+from mm1.data.recorded import TOKENIZER, record_text, recorded_text
 from mm1.data.tokenizer import load_tokenizer
 from mm1.disk import sync
 from mm1.hf import encoder, files, llava
@@ -161,7 +161,8 @@ def _small_files(run_folder: Path, run: RunConfig, part: str, form: Form) -> dic
         made["preprocessor_config.json"] = files.preprocessor_config(run.model.vision, processor=part == "model")
     if part == "vision":
         return made
-    tokenizer = load_tokenizer(run.data.tokenizer)
+    text = recorded_text(run_folder)
+    tokenizer = text.tokenizer
     made["tokenizer.json"] = files.tokenizer_file(json.loads(tokenizer.path.read_text()), tokenizer)
     places, processor = run.data.sequence_length, part == "model"
     made["tokenizer_config.json"] = files.tokenizer_config(tokenizer, places=places, processor=processor)
@@ -170,13 +171,8 @@ def _small_files(run_folder: Path, run: RunConfig, part: str, form: Form) -> dic
         made["processor_config.json"] = files.processor_config(run.model, tokenizer, native=form.native)
     if not form.native:
         made[files.modelling_file().name] = files.modelling_file().read_text()
-    try:
-        if (run_folder / TEMPLATE).is_file():
-            made[TEMPLATE] = (run_folder / TEMPLATE).read_text()
-        elif learned_chat(run, run_folder):
-            made[TEMPLATE] = files.chat_template(tokenizer)
-    except StoreError as error:
-        log.warning("exported without a chat template, as the run's data cannot be read: %s", error)
+    if text.chats:
+        made[TEMPLATE] = tokenizer.template.source if tokenizer.template else files.chat_template(tokenizer)
     return made
 
 
@@ -302,10 +298,10 @@ def _write(
     _check_shapes(part, weights, model)
     save_weights(folder, weights)
     if words is not None:
-        if words.template:
-            (folder / TEMPLATE).write_text(words.template)
-        (folder / "tokenizer.json").write_text(json.dumps(words.tokenizer, ensure_ascii=False))
-        data.tokenizer = str(folder / "tokenizer.json")
-        model.image_token_id = load_tokenizer(data.tokenizer).image
+        data.tokenizer = str(folder / TOKENIZER)
+        Path(data.tokenizer).write_text(json.dumps(words.tokenizer, ensure_ascii=False))
+        tokenizer = load_tokenizer(data.tokenizer)
+        record_text(folder, tokenizer, template=words.template)
+        model.image_token_id = tokenizer.image
     run = RunConfig(recipe=folder.name, model=model, data=data, start_from={part: str(folder)})
     config.save(run, folder / "config.json")

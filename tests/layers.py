@@ -38,7 +38,7 @@ ORDER = {
     "config": ("base", "renamed", "options", "model", "run", "ablation"),
     "data": (
         *("store", "chat", "chat_template", "tokenizer", "image", "preview", "tokenized", "encode", "pack", "plan"),
-        *("index", "mixture", "microbatches", "loader"),
+        *("recorded", "index", "mixture", "microbatches", "loader"),
     ),
     "model": (
         *("layers", "vision", "efficientnet", "encoders", "connector", "moe", "cache", "decoder", "mllm"),

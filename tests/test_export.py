@@ -21,7 +21,8 @@ from mm1.config.model import ConnectorConfig, DecoderConfig, ModelConfig, Sparse
 from mm1.config.run import DataConfig, RunConfig, SourceConfig
 from mm1.data import image
 from mm1.data.encode import encode
-from mm1.data.store import write_store
+from mm1.data.recorded import chat_format_of, record_text
+from mm1.data.store import open_store, write_store
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
 from mm1.generate.engine import generate
@@ -85,6 +86,8 @@ def write_run(folder: Path, run: RunConfig, *, part: str = "") -> MLLM:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     state = {name: x for name, x in made.state_dict().items() if name.startswith(part)}
     checkpoint.save_weights(folder, state)
+    stores = [open_store(source.store) for source in run.data.sources.values()]
+    record_text(folder, load_tokenizer(run.data.tokenizer), chat_format=chat_format_of(stores))
     config.save(run, folder / "config.json")
     return made.eval()
 

@@ -14,7 +14,7 @@ from test_export import NATIVE, OWN, run_of, write_run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mm1 import exchange
-from mm1.data.chat import TEMPLATE
+from mm1.data.recorded import record_text
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
 from mm1.eval import models as eval_models
@@ -125,7 +125,8 @@ def test_one_model_has_one_score_by_transformers_and_by_our_engine(name, tmp_pat
     shape = (NATIVE | OWN)[name].model_copy(deep=True)
     shape.vision.image_size, shape.vision.patch_size = 96, 24
     write_run(tmp_path / "run", run_of(shape))
-    (tmp_path / "run" / TEMPLATE).write_text(chat_template(load_tokenizer("sample")))
+    tokenizer = load_tokenizer("sample")
+    record_text(tmp_path / "run", tokenizer, template=chat_template(tokenizer))
     exchange.export_run(tmp_path / "run", tmp_path / "out")
     paths = {"ours": str(tmp_path / "run"), "theirs": f"hf:{tmp_path / 'out'}"}
     answers: dict[str, list] = {}

@@ -10,25 +10,12 @@ The assistant learns its answer and the `<|end|>` after it.
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from mm1.config.run import RunConfig
-from mm1.data.store import open_store
 from mm1.document import Document, Image, Mark, Piece, Text
 
 TEMPLATE = "chat_template.jinja"
-"""The file that says of an imported run that it learned chats, and how; its stores are elsewhere."""
-
-
-def learned_chat(run: RunConfig, folder: Path) -> bool:
-    """Whether the run in `folder` was trained on chats (the first document of each source tells).
-
-    Raises:
-        StoreError: a source cannot be opened.
-    """
-    stores = [open_store(source.store) for source in run.data.sources.values()]
-    return (folder / TEMPLATE).is_file() or any(is_chat(store.take([0])[0]) for store in stores)
+"""The file with the chat template of an imported run."""
 
 
 def is_chat(document: Document) -> bool:

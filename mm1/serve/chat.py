@@ -7,7 +7,7 @@ import torch
 
 from mm1.checkpoint import Loaded
 from mm1.config.base import missing
-from mm1.data.chat import learned_chat, prompt
+from mm1.data.chat import prompt
 from mm1.data.encode import encode
 from mm1.data.image import ImageError, load
 from mm1.document import Document, Image, Piece, Text
@@ -26,7 +26,7 @@ def answer(loaded: Loaded, question: str, *, images: Sequence[Path], tokens: int
         raise ValueError(f"{loaded.folder} holds a language model, which takes no pictures; ask it without --image")
     pieces: list[Piece] = [Image(_read(path)) for path in images]
     pieces.append(Text(question, train=False))
-    document = prompt(pieces) if learned_chat(loaded.run, loaded.folder) else Document(tuple(pieces))
+    document = prompt(pieces) if loaded.chats else Document(tuple(pieces))
     return continue_document(loaded, document, tokens=tokens)
 
 

@@ -14,6 +14,7 @@ from mm1.config.base import ConfigError
 from mm1.config.model import SparseConfig
 from mm1.config.run import RunConfig
 from mm1.data.loader import Rows, batches, rows_of
+from mm1.data.recorded import chat_format_of, check_tokenizer, record_text
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Batch
 from mm1.model.layers import placed_like
@@ -126,7 +127,7 @@ def _take_up(
     else:
         _start_from(run, trainer.model)
     # only now: a mistake in what is opened above claims no folder
-    dist.on_rank_zero(lambda: config.save(run, folder / "config.json"))
+    dist.on_rank_zero(lambda: _claim(run, folder, rows))
     stream = batches(
         rows,
         start_row=start * run.batch_size,
@@ -167,7 +168,7 @@ def _take_up(
 
 
 def _same_run(run: RunConfig, folder: Path) -> None:
-    """Check that the folder is this run's, or no run's yet."""
+    """Check that the folder is this run's, with its tokenizer, or no run's yet."""
     recorded = folder / "config.json"
     if not recorded.exists():
         return
@@ -178,6 +179,13 @@ def _same_run(run: RunConfig, folder: Path) -> None:
     if changed:
         lines = "\n".join(f"  {name}: {theirs!r} there, {ours!r} now" for name, (theirs, ours) in changed.items())
         raise ConfigError(f"{folder} holds another run:\n{lines}\nUse another --to folder, or remove this one.")
+    check_tokenizer(folder, load_tokenizer(run.data.tokenizer))
+
+
+def _claim(run: RunConfig, folder: Path, rows: Rows) -> None:
+    """Make the folder this run's: write all that using it needs, the config last."""
+    record_text(folder, rows.tokenizer, chat_format=chat_format_of(source.store for source in rows.sources))
+    config.save(run, folder / "config.json")
 
 
 def _agree(run: RunConfig, rows: Rows) -> None:
