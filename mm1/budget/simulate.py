@@ -126,8 +126,7 @@ def _op(func: Any, args: Any, kwargs: Any, *, out: Any, moved: int) -> Op:
 def shallow(model: ModelConfig) -> ModelConfig:
     """The model with its first and its last block only, or groups of blocks in a sparse decoder."""
     made = model.model_copy(deep=True)
-    if model.vision.kind == "vit":
-        made.vision.feature_layer, made.vision.layers = -1, min(2, _used(model))
+    made.vision.feature_layer, made.vision.layers = -1, min(2, _used(model))
     made.decoder.layers = min(model.decoder.layers, 2 * _group(model))
     made.decoder.no_rope_layers = ()
     return made
@@ -271,9 +270,8 @@ def _hook(mllm: MLLM, tally: Tally) -> None:
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave)
 
-    if mllm.config.vision.kind == "vit":
-        for number, module in enumerate(mllm.vision.blocks):
-            watch(module, "encoder", number, before="encoder")
+    for number, module in enumerate(mllm.vision.blocks):
+        watch(module, "encoder", number, before="encoder")
     watch(mllm.connector, "connector", None, before="encoder", after="decoder")
     for number, module in enumerate(mllm.decoder.blocks):
         watch(module, "decoder", number, before="decoder")

@@ -13,7 +13,6 @@ from mm1.config.base import Config
 class VisionConfig(Config):
     """An image encoder. The defaults are a plain pre-norm ViT without class token."""
 
-    kind: Literal["vit", "efficientnet_lite0"] = "vit"  # the latter has one shape: see `model/encoders.py`
     image_size: int = Field(96, gt=0)  # pixels of a side
     patch_size: int = Field(12, gt=0)
     width: int = Field(192, gt=0)
@@ -45,15 +44,6 @@ class VisionConfig(Config):
             raise ValueError(
                 f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}; "
                 f"try {self.image_size - self.image_size % self.patch_size}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _is_lite0(self) -> "VisionConfig":
-        shape = (self.patch_size, self.width, self.feature_layer)
-        if self.kind == "efficientnet_lite0" and shape != (32, 1280, -1):
-            raise ValueError(
-                f"efficientnet_lite0 has patch_size, width, feature_layer (32, 1280, -1), but found {shape}"
             )
         return self
 

@@ -50,8 +50,6 @@ def own_config(config: ModelConfig, *, part: str, places: int) -> dict[str, Any]
             f"experts of capacity {decoder.sparse.capacity} drop places, which no export does; "
             "set model.decoder.sparse.capacity to null in the run's config.json: none is dropped then"
         )
-    if part == "model" and config.vision.kind != "vit":
-        raise ValueError(f"no file of transformers' has the encoder {config.vision.kind}; a ViT can be exported")
     classes = (
         ("AutoModelForCausalLM",) if part == "decoder" else ("AutoModelForImageTextToText", "AutoModelForCausalLM")
     )

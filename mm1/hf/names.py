@@ -139,27 +139,6 @@ DECODER = {
 DECODER_DROPPED = re.compile(r".*rotary_emb\.inv_freq$")
 
 
-_BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
-
-def _convolution(ours: str, convolution: str, norm: str) -> dict[str, str]:
-    names = {f"{ours}.norm.{leaf}": f"{norm}.{leaf}" for leaf in _BATCH_NORM}
-    return {f"{ours}.convolution.weight": f"{convolution}.weight", **names}
-
-
-LITE0 = {
-    **_convolution("stem", "_conv_stem", "_bn0"),
-    **_convolution("blocks.{}.expand", "_blocks.{}._expand_conv", "_blocks.{}._bn0"),
-    **_convolution("blocks.{}.depthwise", "_blocks.{}._depthwise_conv", "_blocks.{}._bn1"),
-    **_convolution("blocks.{}.project", "_blocks.{}._project_conv", "_blocks.{}._bn2"),
-    **_convolution("head", "_conv_head", "_bn1"),
-}
-"""EfficientNet-Lite0 as github.com/lukemelas/EfficientNet-PyTorch names it, on which the package's code stands.
-
-Its first block widens nothing, so that `_bn0` is not there.
-"""
-
-
 def translate(names: Iterable[str], table: dict[str, str]) -> dict[str, str]:
     """Each of `names` with its counterpart by `table`.
 

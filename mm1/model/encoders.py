@@ -1,4 +1,4 @@
-"""The image encoders that people use, by family and size: configs of one ViT, and of the one that is none.
+"""The image encoders that people use, by family and size: configs of one ViT.
 
 Sizes are (width, layers, heads, width of the feed-forward).
 """
@@ -68,18 +68,6 @@ def aimv2(size: str, image_size: int = 224) -> VisionConfig:
     """AIMv2: RMSNorm, SwiGLU, no biases."""
     return _plain(AIMV2[size], image_size, patch_size=14, pixels=CLIP_PIXELS).model_copy(
         update={"norm": "rms", "norm_epsilon": 1e-5, "gated": True, "bias": False, "patch_norm": True}
-    )
-
-
-def efficientnet_lite0(image_size: int = 224) -> VisionConfig:
-    """EfficientNet-Lite0, whose cells of 32 pixels take the place of patches; its fields of a ViT say nothing."""
-    return VisionConfig(
-        kind="efficientnet_lite0",
-        image_size=image_size,
-        patch_size=32,
-        width=1280,
-        mean=(127 / 255,) * 3,
-        std=(128 / 255,) * 3,
     )
 
 

@@ -139,7 +139,7 @@ def _initial(module: nn.Module, leaf: str) -> tuple[float, float]:
     scale = getattr(module, "initial_scale", None)
     if scale is not None:  # several matrices in one tensor, inputs last
         return 0.0, scale * module.get_parameter(leaf).shape[-1] ** -0.5
-    if isinstance(module, RMSNorm | nn.LayerNorm | LayerScale | nn.BatchNorm2d):
+    if isinstance(module, RMSNorm | nn.LayerNorm | LayerScale):
         return float(leaf == "weight"), 0.0
     return 0.0, 0.02
 

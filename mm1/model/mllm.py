@@ -6,12 +6,12 @@ from torch import nn
 
 from mm1.config.model import ModelConfig
 from mm1.document import Batch
-from mm1.model import efficientnet
 from mm1.model.attention import document_mask
 from mm1.model.connector import KINDS
 from mm1.model.decoder import Decoder
 from mm1.model.layers import initialise
 from mm1.model.moe import LayerRouting
+from mm1.model.vision import Vision
 
 
 class MLLM(nn.Module):
@@ -20,7 +20,7 @@ class MLLM(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.vision = efficientnet.KINDS[config.vision.kind](config.vision)
+        self.vision = Vision(config.vision)
         self.connector = KINDS[config.connector.kind](
             config.connector, vision=config.vision, width=config.decoder.width
         )

@@ -15,8 +15,8 @@ from mm1.config.model import ModelConfig
 from mm1.document import Batch
 from mm1.model.attention import document_mask
 from mm1.model.decoder import Decoder
-from mm1.model.efficientnet import KINDS
 from mm1.model.layers import initialise, linear
+from mm1.model.vision import Vision
 from mm1.objectives.loss import Loss
 
 LARGEST_SCALE = 100.0
@@ -51,7 +51,7 @@ class ContrastiveModel(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.vision = KINDS[config.vision.kind](config.vision)
+        self.vision = Vision(config.vision)
         # tied: the tower makes no logits, and an output matrix would never get a gradient
         self.decoder = Decoder(config.decoder.model_copy(update={"tie_embeddings": True}))
         self.image_projection = linear(config.vision.width, config.decoder.width, bias=False)

@@ -11,7 +11,6 @@ from typing import Any
 from markupsafe import Markup
 
 from mm1.config import run as config
-from mm1.config.model import VisionConfig
 from mm1.config.run import RunConfig
 from mm1.disk import write_whole
 from mm1.eval.results import Results, TaskScore, read_results
@@ -145,17 +144,13 @@ def _evaluation(folder: Path) -> Evaluation:
     )
 
 
-def _encoder(config: VisionConfig) -> str:
-    return f"ViT {config.width} x {config.layers}" if config.kind == "vit" else config.kind.replace("_", "-")
-
-
 def _facts(run: RunConfig, records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     model, data = run.model, run.data
     steps = [record for record in records if "loss" in record]
     facts = [
         ("recipe", run.recipe or "-"),
         ("objective", run.objective.replace("_", " ")),
-        ("encoder", f"{_encoder(model.vision)}, {model.vision.image_size} px"),
+        ("encoder", f"ViT {model.vision.width} x {model.vision.layers}, {model.vision.image_size} px"),
         ("connector", f"{model.connector.kind.replace('_', '-')}, {model.connector.tokens} tokens an image"),
         ("decoder", f"{model.decoder.width} x {model.decoder.layers}, vocabulary {model.decoder.vocabulary:,}"),
         ("batch", f"{run.batch_size} sequences of {data.sequence_length:,} positions"),

@@ -211,9 +211,6 @@ def _shard(model: MLLM | ContrastiveModel, over: Layout, *, precision: torch.dty
 def materialise(model: MLLM | ContrastiveModel, seed: int) -> None:
     """Give the model memory on this rank's device and its initial weights, the same for every layout."""
     model.to_empty(device=dist.device())
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # all that has a state beside its parameters
-            module.reset_running_stats()
     model.initialise(seed)
 
 
