@@ -41,7 +41,7 @@ ORDER = {
         *("recorded", "index", "mixture", "microbatches", "loader"),
     ),
     "model": (
-        *("layers", "vision", "encoders", "connector", "moe", "cache", "decoder", "mllm"),
+        *("layers", "vision", "encoders", "connector", "moe", "attention_cpu", "attention", "cache", "decoder", "mllm"),
         "sizes",
     ),
     "objectives": ("loss", "next_token", "contrastive"),
