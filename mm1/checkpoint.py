@@ -32,11 +32,13 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from mm1 import dist
 from mm1.config import run as config
 from mm1.config.base import ConfigError
+from mm1.config.model import Grid
 from mm1.config.run import CheckpointConfig, RunConfig
 from mm1.data.recorded import recorded_text
 from mm1.data.tokenizer import Tokenizer
 from mm1.disk import sync
-from mm1.model.layers import placed_like, stretched
+from mm1.model.connector import CAbstractor
+from mm1.model.layers import placed_like, resize_positions
 from mm1.model.mllm import MLLM
 from mm1.model.vision import Vision
 
@@ -231,11 +233,12 @@ def load_part(run: Path, model: nn.Module, part: str = "") -> Checkpoint:
         CheckpointError: the run has no whole checkpoint, or its part has other names or shapes.
     """
     checkpoint = newest(run)
-    _load_part(checkpoint, model, part)
+    _load_part(checkpoint, model, part, grid=config.load(run / "config.json").model.vision.grid)
     return checkpoint
 
 
-def _load_part(checkpoint: Checkpoint, model: nn.Module, part: str) -> None:
+def _load_part(checkpoint: Checkpoint, model: nn.Module, part: str, *, grid: Grid) -> None:
+    """The same from one checkpoint, whose position embeddings belong to the patches of `grid`."""
     prefix = f"model.{part}." if part else "model."
     stored = _reader(checkpoint).read_metadata().state_dict_metadata
     wanted = {name: value for name, value in model.state_dict().items() if f"model.{name}".startswith(prefix)}
@@ -254,9 +257,11 @@ def _load_part(checkpoint: Checkpoint, model: nn.Module, part: str) -> None:
         dcp.load({"model": read}, storage_reader=_reader(checkpoint), no_dist=dist.world() == 1)
     for name, value in wanted.items():
         if read[name] is not value:
-            encoder = model.get_submodule(name.rpartition(".")[0])
-            soft = isinstance(encoder, Vision) and encoder.config.antialias
-            value.copy_(placed_like(stretched(read[name], len(value), antialias=soft), value))
+            module = model.get_submodule(name.rpartition(".")[0])
+            assert isinstance(module, Vision | CAbstractor)
+            antialias = isinstance(module, Vision) and module.config.antialias
+            resized_PE = resize_positions(read[name], grid, to=module.grid, antialias=antialias)
+            value.copy_(placed_like(resized_PE, value))
 
 
 class Weights:
@@ -314,7 +319,7 @@ def load_for_use(folder: Path) -> Loaded:
     model = MLLM(run.model)
     found = newest(folder)
     sees = any(name.startswith("model.vision.") for name in _reader(found).read_metadata().state_dict_metadata)
-    _load_part(found, model, "" if sees else "decoder")
+    _load_part(found, model, "" if sees else "decoder", grid=run.model.vision.grid)
     text = recorded_text(folder)
     return Loaded(run, folder, found.step, model.to(dist.device()).eval(), text.tokenizer, text.chats, sees)
 

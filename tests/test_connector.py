@@ -3,14 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
+from torch import nn
 
 from mm1.config.base import choices
-from mm1.config.model import ConnectorConfig, VisionConfig
+from mm1.config.model import ConnectorConfig, Grid, VisionConfig
 from mm1.model.connector import KINDS, Average, Bottleneck, average, sample
 from mm1.model.layers import initialise
 from mm1.model.sizes import c_abstractor_144, vit_h_14_378
 
 VISION = VisionConfig(image_size=30, patch_size=6, width=24, layers=1, heads=2, mlp_width=40)
+GRID = VISION.grid
 
 
 def build(kind: str, *, width: int = 20, **settings):
@@ -32,22 +35,22 @@ def test_kinds_are_those_the_config_names():
 @pytest.mark.parametrize("patches", [16, 25, 81])
 def test_any_grid_becomes_any_square_of_image_tokens(kind, tokens, patches):
     """Coarser, finer and as fine; `VISION` has 25 patches, and images of other sizes come too."""
-    features_NPE = torch.randn(3, patches, 24)
-    assert build(kind, tokens=tokens)(features_NPE).shape == (3, tokens, 20)
+    features_NPE, side = torch.randn(3, patches, 24), round(patches**0.5)
+    assert build(kind, tokens=tokens)(features_NPE, Grid(side, side)).shape == (3, tokens, 20)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_learns(kind):
     connector = build(kind)
-    connector(torch.randn(3, 25, 24)).square().sum().backward()
+    connector(torch.randn(3, 25, 24), GRID).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in connector.parameters())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_do_not_mix(kind):
     connector, features_NPE = build(kind), torch.randn(3, 25, 24)
-    alone = torch.cat([connector(x[None]) for x in features_NPE])
-    torch.testing.assert_close(connector(features_NPE), alone, atol=1e-5, rtol=1e-5)
+    alone = torch.cat([connector(x[None], GRID) for x in features_NPE])
+    torch.testing.assert_close(connector(features_NPE, GRID), alone, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("width", "millions"), [(3072, 31), (4096, 39), (7168, 77)])
@@ -57,18 +60,20 @@ def test_c_abstractor_has_the_papers_parameters(width, millions):
     assert round(sum(p.numel() for p in connector.parameters()) / 1e6) == millions
 
 
-@pytest.mark.parametrize(("grid", "side"), [(24, 12), (24, 8), (27, 12), (5, 2), (7, 7), (16, 12)])
-def test_average_equals_adaptive_pooling(grid, side):
-    x_NYXC = torch.randn(2, grid, grid, 6)
-    expected = F.adaptive_avg_pool2d(x_NYXC.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1)
-    torch.testing.assert_close(average(x_NYXC, side), expected, atol=1e-6, rtol=1e-5)
+@pytest.mark.parametrize(("before", "after"), [(24, 12), (24, 8), (27, 12), (5, 2), (7, 7), (16, 12)])
+def test_average_equals_adaptive_pooling(before, after):
+    for grid, to in ((Grid(before, before), Grid(after, after)), (Grid(before, 6), Grid(after, 4))):
+        x_NYXC = torch.randn(2, *grid, 6)
+        expected = F.adaptive_avg_pool2d(x_NYXC.permute(0, 3, 1, 2), to).permute(0, 2, 3, 1)
+        torch.testing.assert_close(average(x_NYXC, to), expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("grid", "side"), [(24, 12), (27, 12), (5, 2), (5, 8), (7, 7), (3, 1)])
-def test_sample_equals_bilinear_interpolation(grid, side):
-    x_NYXC = torch.randn(2, grid, grid, 6)
-    expected = F.interpolate(x_NYXC.permute(0, 3, 1, 2), (side, side), mode="bilinear").permute(0, 2, 3, 1)
-    torch.testing.assert_close(sample(x_NYXC, side), expected, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize(("before", "after"), [(24, 12), (27, 12), (5, 2), (5, 8), (7, 7), (3, 1)])
+def test_sample_equals_bilinear_interpolation(before, after):
+    for grid, to in ((Grid(before, before), Grid(after, after)), (Grid(before, 6), Grid(after, 4))):
+        x_NYXC = torch.randn(2, *grid, 6)
+        expected = F.interpolate(x_NYXC.permute(0, 3, 1, 2), to, mode="bilinear").permute(0, 2, 3, 1)
+        torch.testing.assert_close(sample(x_NYXC, to), expected, atol=1e-5, rtol=1e-5)
 
 
 def affine(x, layer):
@@ -79,9 +84,9 @@ def test_one_token_a_patch_needs_no_resampling():
     """LLaVA's projections: each patch alone."""
     features_NPE = torch.randn(3, 25, 24)
     one, two = build("linear", tokens=25), build("mlp", tokens=25)
-    torch.testing.assert_close(one(features_NPE), affine(features_NPE, one.out))
+    torch.testing.assert_close(one(features_NPE, GRID), affine(features_NPE, one.out))
     expected = affine(F.gelu(affine(features_NPE, two.up)), two.out)
-    torch.testing.assert_close(two(features_NPE), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(two(features_NPE, GRID), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
@@ -91,7 +96,9 @@ def test_fewer_tokens_are_their_projection_of_a_resampled_grid(kind):
     smaller = (
         F.interpolate(grid_NCYX, (3, 3), mode="bilinear") if kind == "linear" else F.adaptive_avg_pool2d(grid_NCYX, 3)
     )
-    torch.testing.assert_close(connector(features_NPE), connector(smaller.flatten(2).mT), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        connector(features_NPE, GRID), connector(smaller.flatten(2).mT, Grid(3, 3)), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_pixel_shuffle_puts_blocks_side_by_side():
@@ -100,7 +107,7 @@ def test_pixel_shuffle_puts_blocks_side_by_side():
     connector = KINDS["pixel_shuffle"](ConnectorConfig(kind="pixel_shuffle", tokens=9), vision=vision, width=20)
     initialise(connector, 0)
     features_NPE = torch.randn(2, 36, 24)
-    tokens_NSD = connector(features_NPE)
+    tokens_NSD = connector(features_NPE, vision.grid)
     for token in range(9):
         row, column = divmod(token, 3)
         patches = [6 * (2 * row + y) + 2 * column + x for y in (0, 1) for x in (0, 1)]
@@ -111,8 +118,10 @@ def test_pixel_shuffle_puts_blocks_side_by_side():
 def test_pixel_shuffle_samples_a_grid_that_blocks_do_not_fill():
     connector, features_NPE = build("pixel_shuffle"), torch.randn(2, 25, 24)  # 5 a side: blocks of 3, of 6 a side
     finer = F.interpolate(features_NPE.unflatten(1, (5, 5)).permute(0, 3, 1, 2), (6, 6), mode="bilinear")
-    assert connector.block == 3
-    torch.testing.assert_close(connector(features_NPE), connector(finer.flatten(2).mT), atol=1e-5, rtol=1e-5)
+    assert connector.block == (3, 3)
+    torch.testing.assert_close(
+        connector(features_NPE, GRID), connector(finer.flatten(2).mT, Grid(6, 6)), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["mlp", "pixel_shuffle"])
@@ -144,14 +153,14 @@ def test_connectors_that_transformers_has_equal_theirs(kind):
         names = {"out": "modality_projection.proj"}
     for our, their in names.items():
         ours.get_submodule(our).load_state_dict(theirs.get_submodule(their).state_dict())
-    torch.testing.assert_close(ours(features_NPE), theirs(features_NPE), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours(features_NPE, large.grid), theirs(features_NPE), atol=1e-5, rtol=1e-5)
 
 
 def test_average_connector_keeps_the_layout():
     connector = Average(ConnectorConfig(tokens=4), vision=VISION, width=20)
     features_NPE = torch.zeros(1, 16, 24)
     features_NPE[0, 3] = 1.0  # the patch in the upper right corner
-    tokens = connector(features_NPE) - connector(torch.zeros(1, 16, 24))
+    tokens = connector(features_NPE, Grid(4, 4)) - connector(torch.zeros(1, 16, 24), Grid(4, 4))
     assert tokens[0].abs().sum(-1).bool().tolist() == [False, True, False, False]
 
 
@@ -159,8 +168,7 @@ def norm(x, layer):
     return F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, 1e-6)
 
 
-def test_attention_pooling_equals_its_formula():
-    connector, features_NPE = build("attention"), torch.randn(3, 25, 24)
+def attention_by_formula(connector: nn.Module, features_NPE: torch.Tensor) -> torch.Tensor:
     x = connector.query_SC.expand(3, -1, -1)
     for block in connector.blocks:
         queries, context = norm(x, block.query_norm), norm(features_NPE, block.feature_norm)
@@ -179,8 +187,13 @@ def test_attention_pooling_equals_its_formula():
         x = x + F.linear(torch.cat(heads, -1), block.attention.out.weight, block.attention.out.bias)
         up = F.linear(norm(x, block.feed_forward_norm), block.feed_forward.up.weight, block.feed_forward.up.bias)
         x = x + F.linear(F.gelu(up), block.feed_forward.down.weight, block.feed_forward.down.bias)
-    expected = F.linear(norm(x, connector.norm), connector.out.weight, connector.out.bias)
-    torch.testing.assert_close(connector(features_NPE), expected, atol=1e-5, rtol=1e-5)
+    return affine(norm(x, connector.norm), connector.out)
+
+
+def test_attention_pooling_equals_its_formula():
+    connector, features_NPE = build("attention"), torch.randn(3, 25, 24)
+    expected = attention_by_formula(connector, features_NPE)
+    torch.testing.assert_close(connector(features_NPE, GRID), expected, atol=1e-5, rtol=1e-5)
 
 
 def bottleneck_by_convolutions(block: Bottleneck, x_NCYX):
@@ -202,18 +215,67 @@ def bottleneck_by_convolutions(block: Bottleneck, x_NCYX):
     return F.silu(x_NCYX + y)
 
 
-def test_c_abstractor_equals_its_formula():
-    connector, features_NPE = build("c_abstractor"), torch.randn(3, 25, 24)
-    x = (features_NPE + connector.position_PE).unflatten(1, (5, 5)).permute(0, 3, 1, 2)
+def c_abstractor_by_formula(connector: nn.Module, features_NPE: torch.Tensor, *, grid: Grid, to: Grid):
+    x = (features_NPE + connector.position_PE).unflatten(1, grid).permute(0, 3, 1, 2)
     for block in connector.before:
         x = bottleneck_by_convolutions(block, x)
-    x = F.adaptive_avg_pool2d(x, 2)
+    x = F.adaptive_avg_pool2d(x, to)
     for block in connector.after:
         x = bottleneck_by_convolutions(block, x)
-    x = x.flatten(2).mT
-    x = F.silu(F.linear(x, connector.up.weight, connector.up.bias))
-    expected = F.linear(x, connector.out.weight, connector.out.bias)
-    torch.testing.assert_close(connector(features_NPE), expected, atol=2e-5, rtol=1e-4)
+    return affine(F.silu(affine(x.flatten(2).mT, connector.up)), connector.out)
+
+
+def test_c_abstractor_equals_its_formula():
+    connector, features_NPE = build("c_abstractor"), torch.randn(3, 25, 24)
+    expected = c_abstractor_by_formula(connector, features_NPE, grid=GRID, to=Grid(2, 2))
+    torch.testing.assert_close(connector(features_NPE, GRID), expected, atol=2e-5, rtol=1e-4)
+
+
+class Wide(VisionConfig):
+    """Images of four rows of six patches."""
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(4, 6)
+
+
+class WideTokens(ConnectorConfig):
+    """Image tokens in two rows of three."""
+
+    tokens: int = 6
+
+    @model_validator(mode="after")
+    def _square(self) -> "WideTokens":
+        return self
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(2, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_grid_that_is_no_square_is_read_by_rows_and_columns(kind):
+    """4 x 6 patches become 2 x 3 tokens, as plain formulas on [N, C, 4, 6] say."""
+    vision, tokens = Wide(**VISION.model_dump()), WideTokens(kind=kind, width=16, depth=2, heads=2)
+    connector, features_NPE = KINDS[kind](tokens, vision=vision, width=20), torch.randn(3, 24, 24)
+    initialise(connector, 0)
+    x_NCYX = features_NPE.unflatten(1, (4, 6)).permute(0, 3, 1, 2)
+    averages = F.adaptive_avg_pool2d(x_NCYX, (2, 3)).flatten(2).mT
+    if kind == "average":
+        expected = affine(averages, connector.out)
+    elif kind == "linear":
+        samples = F.interpolate(x_NCYX, (2, 3), mode="bilinear").flatten(2).mT
+        expected = affine(samples, connector.out)
+    elif kind == "mlp":
+        expected = affine(F.gelu(affine(averages, connector.up)), connector.out)
+    elif kind == "pixel_shuffle":
+        blocks = [x_NCYX[:, :, y : y + 2, x : x + 2] for y in (0, 2) for x in (0, 2, 4)]
+        expected = affine(torch.stack([block.permute(0, 2, 3, 1).flatten(1) for block in blocks], 1), connector.out)
+    elif kind == "attention":
+        expected = attention_by_formula(connector, features_NPE)
+    else:
+        expected = c_abstractor_by_formula(connector, features_NPE, grid=Grid(4, 6), to=Grid(2, 3))
+    torch.testing.assert_close(connector(features_NPE, vision.grid), expected, atol=2e-5, rtol=1e-4)
 
 
 def test_only_the_first_bottleneck_has_a_shortcut_of_its_own():

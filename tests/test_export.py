@@ -335,7 +335,7 @@ def test_what_stands_in_the_way_is_named_and_kept(tmp_path):
     (tmp_path / "mine/notes.txt").touch()
     with pytest.raises(ConfigError, match=r"mine holds notes\.txt"):
         exchange.export_run(tmp_path / "run", tmp_path / "mine")
-    with pytest.raises(ConfigError, match=r"run holds checkpoints"):
+    with pytest.raises(ConfigError, match=r"run holds chat.json"):
         exchange.export_run(tmp_path / "run", tmp_path / "run")
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/config.json").write_text('{"model_type": "llama"}')

@@ -7,12 +7,13 @@ from small import IMAGE, PLACES, ROWS, doc, pack
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from mm1.config.base import choices
-from mm1.config.model import DecoderConfig, VisionConfig
+from mm1.config.model import DecoderConfig, Grid, VisionConfig
 from mm1.model import attention as kernels
 from mm1.model import sizes
 from mm1.model.attention import Causal, Groups, attention, dense_mask, document_mask
+from mm1.model.attention_cpu import BLOCK
 from mm1.model.connector import KINDS
-from mm1.model.layers import ACTIVATIONS, resize_grid, rotary_angles
+from mm1.model.layers import ACTIVATIONS, resize_positions, rotary_angles
 from mm1.model.mllm import MLLM
 from mm1.model.vision import Vision
 
@@ -68,7 +69,7 @@ def test_grouped_attention_equals_dense(seed):
         torch.testing.assert_close(grouped, dense, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("places", [kernels.BLOCK, kernels.BLOCK + 1, 2 * kernels.BLOCK, 150])
+@pytest.mark.parametrize("places", [BLOCK, BLOCK + 1, 2 * BLOCK, 150])
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_causal_attention_learns_as_the_dense_one(places, kv_heads):
     document_BT = torch.ones(2, places, dtype=torch.int64)
@@ -260,8 +261,9 @@ def test_vision_takes_images_of_another_size(class_token):
 def test_resized_positions_keep_a_constant_and_a_slope():
     row, column = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
     position_PE = torch.stack((torch.ones(8, 8), row, column), -1).flatten(0, 1)
-    assert resize_grid(position_PE, 8) is position_PE
-    constant, rows, columns = resize_grid(position_PE, 16).unflatten(0, (16, 16)).unbind(-1)
+    assert resize_positions(position_PE, Grid(8, 8), to=Grid(8, 8)) is position_PE
+    resized_PE = resize_positions(position_PE, Grid(8, 8), to=Grid(16, 16))
+    constant, rows, columns = resized_PE.unflatten(0, (16, 16)).unbind(-1)
     torch.testing.assert_close(constant, torch.ones(16, 16))
     for slope_YX in (rows, columns.T):
         assert (slope_YX.diff(dim=0) > 0).all()

@@ -57,7 +57,7 @@ def test_encoders_are_those_of_the_paper():
         config = sizes.tiny().model_copy(update={"vision": vision})
         with torch.device("meta"):
             count = parameters(MLLM(config).vision)
-        assert vision.grid == grid
+        assert vision.grid == (grid, grid)
         assert count / 1e6 == pytest.approx(millions, rel=0.01)
 
 

@@ -1,14 +1,16 @@
 """Properties of the image encoder that no other library's model shows."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mm1.config.base import choices
-from mm1.config.model import VisionConfig
+from mm1.config.model import Grid, VisionConfig
 from mm1.model import encoders, sizes
 from mm1.model.layers import NORMS, initialise
-from mm1.model.vision import Vision
+from mm1.model.vision import Vision, fixed_positions
 
 SMALL = {"image_size": 24, "patch_size": 6, "width": 24, "layers": 2, "heads": 2, "mlp_width": 40}
 EVERYTHING = SMALL | {
@@ -85,14 +87,27 @@ def test_layer_scale_starts_as_if_it_were_not_there():
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("size", [12, 42])
 def test_positions_are_stretched_bicubically(size, antialias):
-    """A model of patches that are all alike shows its positions."""
+    """A model of patches that are all alike shows its positions; also where the image is no square."""
     vision = build(**SMALL, antialias=antialias, feature_layer=-3)
-    grey = torch.full((1, 3, size, size), 128, dtype=torch.uint8)
-    with torch.no_grad():
-        position_1EYX = vision.position_PE.T.unflatten(1, (4, 4))[None]
-        stretched_1EYX = F.interpolate(position_1EYX, (size // 6, size // 6), mode="bicubic", antialias=antialias)
-        patch_E = vision.patch(vision._patches(grey))[0, 0]
-        torch.testing.assert_close(vision(grey)[0], patch_E + stretched_1EYX[0].flatten(1).T)
+    for height, width in ((size, size), (size, 30)):
+        grey = torch.full((1, 3, height, width), 128, dtype=torch.uint8)
+        with torch.no_grad():
+            position_1EYX = vision.position_PE.T.unflatten(1, (4, 4))[None]
+            grid = (height // 6, width // 6)
+            resized_1EYX = F.interpolate(position_1EYX, grid, mode="bicubic", antialias=antialias)
+            patch_E = vision.patch(vision._patches(grey))[0, 0]
+            torch.testing.assert_close(vision(grey)[0], patch_E + resized_1EYX[0].flatten(1).T)
+
+
+def test_fixed_positions_tell_column_and_row_apart():
+    """A quarter of the channels each: sine and cosine of the column, then of the row."""
+    position_PE = fixed_positions(Grid(2, 3), like=torch.zeros(1, 8))
+    for patch, position_E in enumerate(position_PE):
+        row, column = divmod(patch, 3)
+        angles = [n * 10_000 ** (-k / 2) for n in (column, row) for k in (0, 1)]
+        waves = [math.sin(a) for a in angles[:2]] + [math.cos(a) for a in angles[:2]]
+        waves += [math.sin(a) for a in angles[2:]] + [math.cos(a) for a in angles[2:]]
+        torch.testing.assert_close(position_E, torch.tensor(waves))
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,23 @@
 Defaults are the simplest case; the sizes of the paper stand in `model/sizes.py`.
 """
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from mm1.config.base import Config
+
+
+class Grid(NamedTuple):
+    """Rows and columns of the patches or of the image tokens of one image, which are numbered row by row."""
+
+    rows: int
+    columns: int
+
+    @property
+    def cells(self) -> int:
+        return self.rows * self.columns
 
 
 class VisionConfig(Config):
@@ -57,9 +69,9 @@ class VisionConfig(Config):
         return self
 
     @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
+    def grid(self) -> Grid:
+        """The patches of an image."""
+        return Grid(self.image_size // self.patch_size, self.image_size // self.patch_size)
 
 
 class ConnectorConfig(Config):
@@ -76,6 +88,11 @@ class ConnectorConfig(Config):
         if round(self.tokens**0.5) ** 2 != self.tokens:
             raise ValueError(f"connector.tokens is {self.tokens}, but must be a square number (64, 144)")
         return self
+
+    @property
+    def grid(self) -> Grid:
+        """The image tokens of an image, by the part of it that each stands for."""
+        return Grid(math.isqrt(self.tokens), math.isqrt(self.tokens))
 
 
 class SparseConfig(Config):

@@ -52,7 +52,7 @@ def llava_config_from_hf(theirs: dict[str, Any]) -> ModelConfig:
         raise ValueError("config.json has no text_config, which says what the decoder is")
     tie_embeddings = text.get("tie_word_embeddings") or theirs.get("tie_word_embeddings", False)
     decoder = decoder_config_from_hf({"model_type": "llama"} | text | {"tie_word_embeddings": tie_embeddings})
-    return ModelConfig(vision=vision, connector=ConnectorConfig(kind="mlp", tokens=vision.grid**2), decoder=decoder)
+    return ModelConfig(vision=vision, connector=ConnectorConfig(kind="mlp", tokens=vision.grid.cells), decoder=decoder)
 
 
 def llava_config_to_hf(config: ModelConfig, *, places: int) -> dict[str, Any]:
@@ -62,8 +62,10 @@ def llava_config_to_hf(config: ModelConfig, *, places: int) -> dict[str, Any]:
         ValueError: it is none, and why.
     """
     vision, connector = config.vision, config.connector
-    if connector.kind != "mlp" or connector.tokens != vision.grid**2:
-        raise ValueError(f"a LLaVA has an mlp of {vision.grid**2} tokens, not {connector.kind} of {connector.tokens}")
+    if connector.kind != "mlp" or connector.tokens != vision.grid.cells:
+        raise ValueError(
+            f"a LLaVA has an mlp of {vision.grid.cells} tokens, not {connector.kind} of {connector.tokens}"
+        )
     if vision.feature_layer == -1:
         raise ValueError("a LLaVA never norms the features that it takes, as model.vision.feature_layer=-1 does")
     encoder = vision_config_to_hf(vision)

@@ -1,14 +1,15 @@
 """Connectors: P patch features of an image become S image tokens of the decoder's width (MM1, section 3.2).
 
-The letter C stands for the inner width of a connector.
+Each takes features row by row and the grid of their patches; `tokens` is the grid of the image tokens. The letter C
+stands for the inner width of a connector.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mm1.config.model import ConnectorConfig, VisionConfig
-from mm1.model.layers import Attention, FeedForward, linear, residual_scale, resize_grid
+from mm1.config.model import ConnectorConfig, Grid, VisionConfig
+from mm1.model.layers import Attention, FeedForward, linear, residual_scale, resize_positions
 
 
 class Average(nn.Module):
@@ -16,11 +17,11 @@ class Average(nn.Module):
 
     def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
         super().__init__()
-        self.side = round(config.tokens**0.5)
+        self.tokens = config.grid
         self.out = linear(vision.width, width, bias=True)
 
-    def forward(self, features_NPE: torch.Tensor) -> torch.Tensor:
-        return self.out(average(_grid(features_NPE), self.side).flatten(1, 2))
+    def forward(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+        return self.out(average(features_NPE.unflatten(1, grid), self.tokens).flatten(1, 2))
 
 
 class Linear(nn.Module):
@@ -31,11 +32,11 @@ class Linear(nn.Module):
 
     def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
         super().__init__()
-        self.side = round(config.tokens**0.5)
+        self.tokens = config.grid
         self.out = linear(vision.width, width, bias=True)
 
-    def forward(self, features_NPE: torch.Tensor) -> torch.Tensor:
-        return self.out(sample(_grid(features_NPE), self.side).flatten(1, 2))
+    def forward(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+        return self.out(sample(features_NPE.unflatten(1, grid), self.tokens).flatten(1, 2))
 
 
 class MLP(nn.Module):
@@ -46,12 +47,12 @@ class MLP(nn.Module):
 
     def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
         super().__init__()
-        self.side = round(config.tokens**0.5)
+        self.tokens = config.grid
         self.up = linear(vision.width, width, bias=True)
         self.out = linear(width, width, bias=True)
 
-    def forward(self, features_NPE: torch.Tensor) -> torch.Tensor:
-        return self.out(F.gelu(self.up(average(_grid(features_NPE), self.side).flatten(1, 2))))
+    def forward(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+        return self.out(F.gelu(self.up(average(features_NPE.unflatten(1, grid), self.tokens).flatten(1, 2))))
 
 
 class PixelShuffle(nn.Module):
@@ -62,13 +63,15 @@ class PixelShuffle(nn.Module):
 
     def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
         super().__init__()
-        self.side = round(config.tokens**0.5)
-        self.block = -(-vision.grid // self.side)  # patches along one side of a block
-        self.out = linear(self.block**2 * vision.width, width, bias=False)
+        self.tokens = config.grid
+        # patches of a block
+        self.block = Grid(*(-(-patches // tokens) for patches, tokens in zip(vision.grid, self.tokens, strict=True)))
+        self.out = linear(self.block.cells * vision.width, width, bias=False)
 
-    def forward(self, features_NPE: torch.Tensor) -> torch.Tensor:
-        x_NYXC = sample(_grid(features_NPE), self.side * self.block)
-        blocks = x_NYXC.unflatten(2, (self.side, self.block)).unflatten(1, (self.side, self.block))
+    def forward(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+        tokens, block = self.tokens, self.block
+        x_NYXC = sample(features_NPE.unflatten(1, grid), Grid(tokens.rows * block.rows, tokens.columns * block.columns))
+        blocks = x_NYXC.unflatten(2, (tokens.columns, block.columns)).unflatten(1, (tokens.rows, block.rows))
         return self.out(blocks.transpose(2, 3).flatten(3).flatten(1, 2))
 
 
@@ -99,7 +102,7 @@ class AttentionPooling(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.out = linear(config.width, width, bias=True)
 
-    def forward(self, features_NPE: torch.Tensor) -> torch.Tensor:
+    def forward(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
         x_NSC = self.query_SC.expand(len(features_NPE), -1, -1)
         for block in self.blocks:
             x_NSC = block(x_NSC, features_NPE)
@@ -114,18 +117,18 @@ class CAbstractor(nn.Module):
 
     def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
         super().__init__()
-        self.side = round(config.tokens**0.5)
-        self.position_PE = nn.Parameter(torch.zeros(vision.grid**2, vision.width))
+        self.tokens = config.grid
+        self.grid = vision.grid  # of the patches that the position embeddings belong to
+        self.position_PE = nn.Parameter(torch.zeros(self.grid.cells, vision.width))
         inputs = [vision.width, *[config.width] * config.depth]
         self.before = nn.Sequential(*(Bottleneck(inputs[i], config.width) for i in range(config.depth)))
         self.after = nn.Sequential(*(Bottleneck(config.width, config.width) for _ in range(config.depth)))
         self.up = linear(inputs[config.depth], width, bias=True)
         self.out = linear(width, width, bias=True)
 
-    def forward(self, features_NPE: torch.Tensor) -> torch.Tensor:
-        grid = round(features_NPE.shape[1] ** 0.5)
-        x_NYXC = self.before(_grid(features_NPE + resize_grid(self.position_PE, grid)))
-        x_NYXC = self.after(average(x_NYXC, self.side))
+    def forward(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+        x_NPE = features_NPE + resize_positions(self.position_PE, self.grid, to=grid)
+        x_NYXC = self.after(average(self.before(x_NPE.unflatten(1, grid)), self.tokens))
         return self.out(F.silu(self.up(x_NYXC.flatten(1, 2))))
 
 
@@ -172,37 +175,38 @@ KINDS = {
 }
 
 
-def average(x_NYXC: torch.Tensor, side: int) -> torch.Tensor:
-    """Square `x_NYXC` averaged over a `side` x `side` grid of cells that cover it, as adaptive average pooling does.
+def average(x_NYXC: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """`x_NYXC` averaged over the cells of a `grid` that covers it, as adaptive average pooling does.
 
-    As matrix products: deterministic on a GPU too, where `adaptive_avg_pool2d`'s backward isn't.
+    As matrix products: deterministic on a GPU too, where the backward of `adaptive_avg_pool2d` isn't.
     """
-    cells = _cells(x_NYXC.shape[1], side, like=x_NYXC)
-    area = cells.sum(1)[:, None, None] * cells.sum(1)[:, None]
-    return torch.einsum("sy,nyxc,tx->nstc", cells, x_NYXC, cells) / area
+    rows = _covered(x_NYXC.shape[1], grid.rows, like=x_NYXC)
+    columns = _covered(x_NYXC.shape[2], grid.columns, like=x_NYXC)
+    area = rows.sum(1)[:, None, None] * columns.sum(1)[:, None]
+    return torch.einsum("sy,nyxc,tx->nstc", rows, x_NYXC, columns) / area
 
 
-def sample(x_NYXC: torch.Tensor, side: int) -> torch.Tensor:
-    """Square `x_NYXC` sampled at the centres of a `side` x `side` grid of cells, between pixels bilinearly.
+def sample(x_NYXC: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """`x_NYXC` sampled at the centres of the cells of a `grid` that covers it, between pixels bilinearly.
 
-    As matrix products, for the reason `average` has.
+    As matrix products, for the same reason as in `average`.
     """
-    pixels = x_NYXC.shape[1]
-    if pixels == side:
+    if x_NYXC.shape[1:3] == grid:
         return x_NYXC
-    one_in_each = torch.eye(pixels, device=x_NYXC.device)[None]
-    weights = F.interpolate(one_in_each, side, mode="linear")[0].to(x_NYXC.dtype)  # [pixels, side]
-    return torch.einsum("ys,nyxc,xt->nstc", weights, x_NYXC, weights)
+    rows = _interpolation(x_NYXC.shape[1], grid.rows, like=x_NYXC)
+    columns = _interpolation(x_NYXC.shape[2], grid.columns, like=x_NYXC)
+    return torch.einsum("ys,nyxc,xt->nstc", rows, x_NYXC, columns)
 
 
-def _cells(pixels: int, cells: int, *, like: torch.Tensor) -> torch.Tensor:
+def _interpolation(pixels: int, cells: int, *, like: torch.Tensor) -> torch.Tensor:
+    """The weight of each pixel at the centre of each cell, [pixels, cells]."""
+    one_in_each = torch.eye(pixels, device=like.device)[None]
+    return F.interpolate(one_in_each, cells, mode="linear")[0].to(like.dtype)
+
+
+def _covered(pixels: int, cells: int, *, like: torch.Tensor) -> torch.Tensor:
     """1 where a cell covers a pixel, [cells, pixels]."""
     pixel = torch.arange(pixels, device=like.device)
     cell = torch.arange(cells, device=like.device)[:, None]
     covered = (pixel >= cell * pixels // cells) & (pixel < -((-(cell + 1) * pixels) // cells))
     return covered.to(like.dtype)
-
-
-def _grid(features_NPE: torch.Tensor) -> torch.Tensor:
-    side = round(features_NPE.shape[1] ** 0.5)
-    return features_NPE.unflatten(1, (side, side))

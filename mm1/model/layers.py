@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mm1.config.model import DecoderConfig
+from mm1.config.model import DecoderConfig, Grid
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,
@@ -178,21 +178,15 @@ def rotate(x_BTHW: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> t
     return (x_BTHW * cos + x_BTHW.roll(x_BTHW.shape[-1] // 2, -1) * sin).to(x_BTHW.dtype)
 
 
-def resize_grid(position_PE: torch.Tensor, grid: int, *, antialias: bool = False) -> torch.Tensor:
-    """Position embeddings of a square grid, bicubically interpolated to [grid * grid, E].
+def resize_positions(position_PE: torch.Tensor, before: Grid, *, to: Grid, antialias: bool = False) -> torch.Tensor:
+    """Position embeddings of the patches of `before`, interpolated bicubically to those of `to`.
 
-    `antialias` widens the kernel where the new grid is coarser, and takes a softer cubic everywhere (-0.5 for -0.75).
+    A class token's embedding, which comes first, stays as it is. `antialias` widens the kernel where the new grid is
+    coarser, and takes a softer cubic everywhere (-0.5 for -0.75).
     """
-    side = round(len(position_PE) ** 0.5)
-    if side == grid:
+    if before == to:
         return position_PE
-    position_1EYX = position_PE.float().T.unflatten(1, (side, side))[None]
-    resized_1EYX = F.interpolate(position_1EYX, size=(grid, grid), mode="bicubic", antialias=antialias)
-    return resized_1EYX[0].flatten(1).T.to(position_PE.dtype)
-
-
-def stretched(position_PE: torch.Tensor, places: int, *, antialias: bool = False) -> torch.Tensor:
-    """Position embeddings [places, E] for another grid of patches; a class token's, which comes first, stays."""
-    grid = math.isqrt(places)
-    extra = places - grid**2
-    return torch.cat((position_PE[:extra], resize_grid(position_PE[extra:], grid, antialias=antialias)))
+    extra = len(position_PE) - before.cells
+    position_1EYX = position_PE[extra:].float().T.unflatten(1, before)[None]
+    resized_1EYX = F.interpolate(position_1EYX, size=to, mode="bicubic", antialias=antialias)
+    return torch.cat((position_PE[:extra], resized_1EYX[0].flatten(1).T.to(position_PE.dtype)))

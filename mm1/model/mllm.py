@@ -34,7 +34,7 @@ class MLLM(nn.Module):
 
     def encode_images(self, images_NCYX: torch.Tensor) -> torch.Tensor:
         """Image tokens [N, S, D] of uint8 images."""
-        return self.connector(self.vision(images_NCYX))
+        return self.connector(self.vision(images_NCYX), self.vision.grid_of(images_NCYX))
 
     def embed(self, tokens_BT: torch.Tensor, features_NSD: torch.Tensor) -> torch.Tensor:
         """The decoder's input [B, T, D]: token embeddings; at the image places image features in order."""

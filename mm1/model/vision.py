@@ -6,8 +6,8 @@ Two letters beside the project's legend: R is registers, Q all tokens of an imag
 import torch
 from torch import nn
 
-from mm1.config.model import VisionConfig
-from mm1.model.layers import NORMS, Attention, FeedForward, LayerScale, SwiGLU, linear, residual_scale, resize_grid
+from mm1.config.model import Grid, VisionConfig
+from mm1.model.layers import NORMS, Attention, FeedForward, LayerScale, SwiGLU, linear, residual_scale, resize_positions
 
 
 class VisionBlock(nn.Module):
@@ -48,7 +48,7 @@ class Vision(nn.Module):
         self.patch_norm = norm(width, config.norm_epsilon) if config.patch_norm else nn.Identity()
         self.class_E = nn.Parameter(torch.zeros(width)) if config.class_token else None
         self.register_RE = nn.Parameter(torch.zeros(config.registers, width)) if config.registers else None
-        positions = config.grid**2 + config.class_token
+        positions = config.grid.cells + config.class_token
         self.position_PE = None if config.fixed_positions else nn.Parameter(torch.zeros(positions, width))
         self.input_norm = norm(width, config.norm_epsilon) if config.input_norm else nn.Identity()
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
@@ -86,18 +86,29 @@ class Vision(nn.Module):
         return [*self.blocks[used:].parameters(), *self.norm.parameters()]
 
     @property
+    def grid(self) -> Grid:
+        """The patches that the position embeddings belong to."""
+        return self.config.grid
+
+    def grid_of(self, images_NCYX: torch.Tensor) -> Grid:
+        """The patches of images of this size."""
+        rows, columns = (pixels // self.config.patch_size for pixels in images_NCYX.shape[2:])
+        return Grid(rows, columns)
+
+    @property
     def _before(self) -> int:
         """Tokens that stand before the patches."""
         return self.config.class_token + self.config.registers
 
     def _embed(self, images_NCYX: torch.Tensor) -> torch.Tensor:
         x_NPE = self.patch_norm(self.patch(self._patches(images_NCYX).to(self.patch.weight.dtype)))
-        grid, images = images_NCYX.shape[-1] // self.config.patch_size, len(x_NPE)
+        grid, images = self.grid_of(images_NCYX), len(x_NPE)
         if self.position_PE is None:
             x_NQE = x_NPE + fixed_positions(grid, like=x_NPE)
         else:
             position_PE = self.position_PE[int(self.config.class_token) :]
-            x_NQE = x_NPE + resize_grid(position_PE, grid, antialias=self.config.antialias)
+            antialias = self.config.antialias
+            x_NQE = x_NPE + resize_positions(position_PE, self.grid, to=grid, antialias=antialias)
         if self.register_RE is not None:
             x_NQE = torch.cat((self.register_RE.expand(images, -1, -1), x_NQE), 1)
         if self.class_E is not None:
@@ -123,22 +134,25 @@ def normalise(images_NCYX: torch.Tensor, config: VisionConfig) -> torch.Tensor:
     )
 
 
-def fixed_positions(grid: int, *, like: torch.Tensor) -> torch.Tensor:
-    """Sines and cosines of column and row, [grid * grid, E], in the order of AIM's public code.
+def fixed_positions(grid: Grid, *, like: torch.Tensor) -> torch.Tensor:
+    """Sines and cosines of every patch's column and row, [P, E], in the order of AIM's public code.
 
     Four quarters of channels: sine and cosine of the column, then of the row (github.com/apple/ml-aim).
     """
     quarter = like.shape[-1] // 4
-    place = torch.arange(grid, device=like.device, dtype=torch.float32)
     frequency = 10_000 ** -(torch.arange(quarter, device=like.device, dtype=torch.float32) / quarter)
-    angle = place[:, None] * frequency
-    wave = torch.cat((angle.sin(), angle.cos()), -1)
-    columns, rows = wave.expand(grid, -1, -1), wave[:, None].expand(-1, grid, -1)
+
+    def wave(count: int) -> torch.Tensor:
+        angle = torch.arange(count, device=like.device, dtype=torch.float32)[:, None] * frequency
+        return torch.cat((angle.sin(), angle.cos()), -1)
+
+    columns = wave(grid.columns).expand(grid.rows, -1, -1)
+    rows = wave(grid.rows)[:, None].expand(-1, grid.columns, -1)
     return torch.cat((columns, rows), -1).flatten(0, 1).to(like.dtype)
 
 
 def prefix_mask(prefix_N: torch.Tensor, patches: int) -> torch.Tensor:
     """Which patches see which, boolean [N, 1, patches, patches]: causal, and all see an image's first `prefix_N`."""
-    place = torch.arange(patches, device=prefix_N.device)
-    causal = place[:, None] >= place
-    return (causal | (place < prefix_N[:, None, None]))[:, None]
+    patch = torch.arange(patches, device=prefix_N.device)
+    causal = patch[:, None] >= patch
+    return (causal | (patch < prefix_N[:, None, None]))[:, None]
