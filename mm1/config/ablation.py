@@ -31,7 +31,7 @@ class Ablation:
         """The run of each arm by the arm's name, the base first.
 
         Raises:
-            ConfigError: two arms of one name, or an arm that changes a field that is not there.
+            ConfigError: two arms of one name, or an arm that changes a field that does not exist.
         """
         arms = (Arm("base"), *self.arms)
         names = [arm.name for arm in arms]

@@ -1,4 +1,4 @@
-"""What every config is made of: checked fields, and words for the mistakes in them."""
+"""The base of every config: checked fields, and messages for mistakes in them."""
 
 import difflib
 from pathlib import Path
@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ConfigError(ValueError):
-    """A user's mistake in a recipe, a field or a value, in one line that says what to write."""
+    """A user's mistake in a recipe, a field or a value; the message says in one line what to write."""
 
 
 class Config(BaseModel):
-    """Base of every config: unknown fields are errors, assignments are checked."""
+    """Base of every config: unknown fields are errors, and assignments are checked."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
@@ -23,7 +23,7 @@ def choices(model: type[Config], field_name: str) -> tuple[str, ...]:
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict of dotted names."""
+    """Nested dicts as one dict with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in data.items():
         if isinstance(value, dict) and value:
@@ -33,17 +33,17 @@ def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """`did you mean 'X'?`, or the list of what is known when nothing is near."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+def nearest(word: str, names: list[str]) -> str:
+    """`did you mean 'X'?` with the most similar of `names`, or all of them where none is similar."""
+    similar = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean {similar[0]!r}?" if similar else f"known: {', '.join(sorted(names))}"
 
 
 def missing(path: Path, what: str) -> str:
-    """`no WHAT at PATH`, with the nearest name that is there: what to tell a user who mistyped a file."""
-    first = path  # the part of the path that is not there
+    """`no WHAT at PATH`, with the most similar name that exists: the message for a mistyped path."""
+    first = path  # the first part of the path that does not exist
     while not first.parent.is_dir() and first != first.parent:
         first = first.parent
     names = [entry.name for entry in first.parent.iterdir()]
-    near = difflib.get_close_matches(first.name, names, n=1, cutoff=0.5)
-    return f"no {what} at {path}" + (f"; did you mean {str(first.parent / near[0])!r}?" if near else "")
+    similar = difflib.get_close_matches(first.name, names, n=1, cutoff=0.5)
+    return f"no {what} at {path}" + (f"; did you mean {str(first.parent / similar[0])!r}?" if similar else "")

@@ -1,6 +1,6 @@
-"""What a model is made of: encoder, connector, decoder.
+"""The configs of a model: encoder, connector, decoder.
 
-Defaults are the simplest case; the sizes of the paper stand in `model/sizes.py`.
+Defaults are the simplest case; the sizes of the paper are in `model/sizes.py`.
 """
 
 import math
@@ -25,28 +25,26 @@ class Grid(NamedTuple):
 class VisionConfig(Config):
     """An image encoder. The defaults are a plain pre-norm ViT without class token."""
 
-    image_size: int = Field(96, gt=0)  # pixels of a side
+    image_size: int = Field(96, gt=0)  # pixels per side
     patch_size: int = Field(12, gt=0)
     width: int = Field(192, gt=0)
     layers: int = Field(6, gt=0)
     heads: int = Field(3, gt=0)
     mlp_width: int = Field(768, gt=0)
     activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
-    gated: bool = False  # a SwiGLU in place of the activation (AIMv2, DINOv2's giant)
-    bias: bool = True  # of attention and feed-forward
+    gated: bool = False  # SwiGLU instead of the activation (AIMv2, DINOv2's giant)
+    bias: bool = True  # in attention and feed-forward
     norm: Literal["layer", "rms"] = "layer"
     norm_epsilon: float = 1e-6
-    layer_scale: bool = False  # a learned factor for each channel on both residual branches (DINOv2)
+    layer_scale: bool = False  # a learned factor per channel on both residual branches (DINOv2)
     class_token: bool = False
-    registers: int = Field(0, ge=0)  # learned tokens without position (DINOv2)
+    registers: int = Field(0, ge=0)  # learned tokens without a position (DINOv2)
     patch_bias: bool = True
     patch_norm: bool = False  # AIM normalises before adding positions
     input_norm: bool = False  # CLIP normalises after adding positions
-    fixed_positions: bool = False  # sines and cosines in place of learned positions (AIM)
-    antialias: bool = False  # smooth learned positions where a smaller grid samples them (OpenCLIP, registers)
-    feature_layer: int = Field(
-        -1, lt=0
-    )  # -1: output of the last layer, final norm applied; -2: the one before, no norm
+    fixed_positions: bool = False  # sines and cosines instead of learned positions (AIM)
+    antialias: bool = False  # when learned positions are resized to a smaller grid (OpenCLIP, DINOv2 with registers)
+    feature_layer: int = Field(-1, lt=0)  # -1: the last layer's output, normed; -2: the layer before's, not normed
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of RGB in [0, 1]
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
@@ -54,7 +52,7 @@ class VisionConfig(Config):
     def _divides(self) -> "VisionConfig":
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}; "
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; "
                 f"try {self.image_size - self.image_size % self.patch_size}"
             )
         return self
@@ -75,13 +73,13 @@ class VisionConfig(Config):
 
 
 class ConnectorConfig(Config):
-    """What turns P patch features into S image tokens of the decoder's width."""
+    """A connector: it turns P patch features into S image tokens of the decoder's width."""
 
     kind: Literal["c_abstractor", "average", "attention", "linear", "mlp", "pixel_shuffle"] = "average"
-    tokens: int = Field(16, gt=0)  # S, a square number
-    width: int = Field(192, gt=0)  # inner width (c_abstractor, attention)
-    depth: int = Field(1, gt=0)  # blocks before and after pooling (c_abstractor), layers (attention)
-    heads: int = Field(3, gt=0)  # attention only
+    tokens: int = Field(16, gt=0)  # S, image tokens per image; a square number
+    width: int = Field(192, gt=0)  # inner width; of c_abstractor and attention
+    depth: int = Field(1, gt=0)  # c_abstractor: blocks before and after pooling; attention: layers
+    heads: int = Field(3, gt=0)  # of attention
 
     @model_validator(mode="after")
     def _square(self) -> "ConnectorConfig":
@@ -91,19 +89,19 @@ class ConnectorConfig(Config):
 
     @property
     def grid(self) -> Grid:
-        """The image tokens of an image, by the part of it that each stands for."""
+        """The image tokens of an image, each for one cell of it."""
         return Grid(math.isqrt(self.tokens), math.isqrt(self.tokens))
 
 
 class SparseConfig(Config):
-    """Experts in place of a decoder's feed-forwards; with 0 experts every layer is dense."""
+    """Experts instead of a decoder's feed-forwards; with 0 experts every layer is dense."""
 
     experts: int = Field(0, ge=0)
-    every: int = Field(1, ge=1)  # each every-th layer is sparse, the last of its group
-    top_k: int = Field(2, ge=2)  # experts a place goes through; of a single one the router would learn nothing
-    capacity: float | None = Field(None, gt=0)  # even shares an expert takes of a row, the rest is dropped; null: all
-    load_balance_weight: float = Field(0.0, ge=0)  # of the load-balance loss
-    router_z_weight: float = Field(0.0, ge=0)  # of the router's z loss
+    every: int = Field(1, ge=1)  # one layer of every so many is sparse, the last of its group
+    top_k: int = Field(2, ge=2)  # experts per token; with a single one the router would get no gradient
+    capacity: float | None = Field(None, gt=0)  # an expert's most tokens of a sequence, in even shares; null: no limit
+    load_balance_weight: float = Field(0.0, ge=0)  # weight of the load-balance loss
+    router_z_weight: float = Field(0.0, ge=0)  # weight of the router's z loss
 
     @model_validator(mode="after")
     def _enough(self) -> "SparseConfig":
@@ -127,9 +125,9 @@ class DecoderConfig(Config):
     head_width: int = Field(64, gt=0)
     mlp_width: int = Field(512, gt=0)
     rope_base: float = 10_000.0
-    # Llama 3.1's stretching of slow rotations: factor, low and high frequency factor, places trained before
+    # Llama 3.1's: factor, low and high frequency factor, length of the sequences before scaling
     rope_scaling: tuple[float, float, float, int] | None = None
-    no_rope_layers: tuple[int, ...] = ()  # layers without rotary positions, counted from 0: every fourth of SmolLM3
+    no_rope_layers: tuple[int, ...] = ()  # layers without rotary positions, counted from 0; SmolLM3: every fourth
     norm_epsilon: float = 1e-5
     qk_norm: bool = False
     qkv_bias: bool = False
@@ -140,8 +138,8 @@ class DecoderConfig(Config):
 class ModelConfig(Config):
     """Encoder, connector and decoder.
 
-    `image_token_id` is the token that stands at every position of an image; null: the tokenizer's, which a run fills
-    in when it starts. How many positions an image takes is the connector's `tokens`.
+    `image_token_id` is the id of the image token; null: the tokenizer's, which a run fills in when it starts. An image
+    takes `connector.tokens` positions.
     """
 
     image_token_id: int | None = Field(None, ge=0)

@@ -1,4 +1,4 @@
-"""What the command line takes: types of arguments and options, and checks of their values."""
+"""Types of the command line's arguments and options, and checks of their values."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -12,14 +12,14 @@ Word = TypeVar("Word", bound=str)
 
 
 class RunnerName(StrEnum):
-    """Where work is done."""
+    """What runs the work: this process (and its workers), or a Ray cluster."""
 
     native = "native"
     ray = "ray"
 
 
 class Dtype(StrEnum):
-    """Of exported weights."""
+    """The type of exported weights; `stored`: as the checkpoint has them."""
 
     stored = "stored"
     fp32 = "fp32"
@@ -47,7 +47,7 @@ def one_of(text: str, option: str, words: tuple[Word, ...]) -> Word:
 
 
 def refuse_renamed_options(arguments: list[str]) -> None:
-    """Tell the new name of an option that has been renamed."""
+    """Raise where an option has been renamed, and tell its new name."""
     for argument in arguments:
         option = argument.partition("=")[0]
         if option in OPTIONS:

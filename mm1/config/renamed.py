@@ -1,4 +1,4 @@
-"""Names of 0.1 that have changed since: a config or a command that still uses one is told the new name."""
+"""Names that have changed since version 0.1: a config or command with an old one gets an error with the new one."""
 
 FIELDS = {
     "row_length": "sequence_length",
@@ -18,14 +18,14 @@ FIELDS = {
     "deviation": "std",
     "multipliers": "lr_multipliers",
 }
-"""Fields of a run, by the last part of their dotted name."""
+"""Fields of a run whose last part has changed."""
 
 WHOLE_NAMES = {
     "z_weight": "z_loss_weight",
     "model.decoder.sparse.z_weight": "model.decoder.sparse.router_z_weight",
     "data.image_tokens": "model.connector.tokens",
 }
-"""Fields of a run, by their whole dotted name."""
+"""Fields of a run whose whole dotted name has changed."""
 
 PREPARE_FIELDS = {
     "smallest": "min_side",
@@ -47,7 +47,7 @@ OPTIONS = {
 
 
 def new_name(dotted: str) -> str | None:
-    """The present name of a run's field that 0.1 called `dotted`; None where it had no such field."""
+    """The new name of the field of a run that 0.1 called `dotted`; None if it had no such field."""
     if dotted in WHOLE_NAMES:
         return WHOLE_NAMES[dotted]
     parents, _, last = dotted.rpartition(".")

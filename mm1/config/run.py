@@ -1,6 +1,6 @@
-"""The record of a run: what it is, how to change it by `a.b=c`, save it, load it, compare two.
+"""The config of a run: change it by `a.b=c`, save it, load it, compare two.
 
-Defaults are the simplest case. The paper's numbers stand in `recipes/`, each with its source.
+Defaults are the simplest case. The paper's numbers are in `recipes/`, each with its source.
 Counts are plural nouns; sizes are in the unit of their name.
 """
 
@@ -17,15 +17,15 @@ from mm1.disk import write_whole
 
 
 class SourceConfig(Config):
-    """One source of the mix: a store and its part of the rows."""
+    """One source of the mix: a store and its share of the sequences."""
 
     store: str  # a folder NAME.lance, an object-store URI, or sample:NAME for the shipped sample
     only: str = "*"  # documents whose own `source` matches this pattern; several sources may share a store
-    share: int = Field(1, ge=0)  # rows of this source in a deck of sum(shares) rows; 0: only a later stage has it
+    share: int = Field(1, ge=0)  # sequences out of every sum(shares) of the run; 0: only a later stage has it
 
 
 class Stage(Config):
-    """Shares that hold from a step on, as MM1.5's 45:45:10 became 50:10:40; a source left out gives no rows."""
+    """Shares that hold from a step on, as MM1.5's 45:45:10 became 50:10:40; a source left out gives no sequences."""
 
     step: int = Field(ge=0)  # the stage's first step, counted from 0
     shares: dict[str, int]
@@ -37,13 +37,13 @@ class DataConfig(Config):
     unit: Literal["rows", "tokens"] = "rows"  # what shares count: rows, or tokens that are trained
     validation: dict[str, str] = Field(default_factory=dict)  # name -> store
     tokenizer: str = "sample"  # a tokenizer.json, a folder with one, or `sample`
-    sequence_length: int = Field(512, gt=1)  # T, places of a row
-    max_images: int = Field(32, ge=0)  # images a row may hold at most
-    workers: int = Field(1, ge=0)
+    sequence_length: int = Field(512, gt=1)  # T, in tokens
+    max_images: int = Field(32, ge=0)  # of a sequence
+    workers: int = Field(1, ge=0)  # processes that load data; 0: the training process does
 
     @model_validator(mode="after")
-    def _deals(self) -> "DataConfig":
-        begun = -1
+    def _has_valid_stages(self) -> "DataConfig":
+        last = -1
         for stage in self.stages() if self.sources else []:
             shares = stage.shares
             if unknown := sorted(shares.keys() - self.sources.keys()):
@@ -52,22 +52,22 @@ class DataConfig(Config):
                 )
             if min(shares.values(), default=0) < 0 or sum(shares.values()) < 1:
                 raise ValueError(f"shares from step {stage.step} on must be 0 or more, one of them above 0: {shares}")
-            if stage.step <= begun:
-                raise ValueError(f"data.curriculum must be in order of steps: {stage.step} comes after {begun}")
-            begun = stage.step
+            if stage.step <= last:
+                raise ValueError(f"data.curriculum must be in order of steps: {stage.step} comes after {last}")
+            last = stage.step
         return self
 
     def stages(self) -> list[Stage]:
-        """The shares of `sources`, from step 0, and the curriculum's after them."""
+        """The shares of `sources` from step 0 on, then those of the curriculum."""
         start = Stage(step=0, shares={name: source.share for name, source in self.sources.items()})
         return [start, *self.curriculum]
 
 
 class OptimConfig(Config):
-    kind: Literal["adamw", "adafactor", "muon"] = "adamw"  # muon: of hidden matrices, adamw of the rest
-    learning_rate: float | Literal["law"] = "law"  # law: scaling.py at the run's own parameter count
-    lr_multipliers: dict[str, float] = Field(default_factory=dict)  # part or pattern of names -> times learning_rate
-    weight_decay: float = 0.1  # torch's coupling: multiplied by the learning rate at every step
+    kind: Literal["adamw", "adafactor", "muon"] = "adamw"  # muon: for hidden matrices, adamw for the rest
+    learning_rate: float | Literal["law"] = "law"  # law: by scaling.py from the run's own parameter count
+    lr_multipliers: dict[str, float] = Field(default_factory=dict)  # part or pattern of names -> factor
+    weight_decay: float = 0.1  # multiplied by the learning rate at every step, as in torch
     betas: tuple[float, float] = (0.9, 0.95)  # of adamw
     epsilon: float = 1e-8  # of adamw
     warmup_steps: int = 0
@@ -78,63 +78,61 @@ class OptimConfig(Config):
 
 
 class ParallelConfig(Config):
-    """How a run is spread over `dp_replicate x dp_shard x tp` ranks. No row and no loss depends on it."""
+    """How a run is spread over `dp_replicate x dp_shard x tp` ranks. No sequence and no loss depends on it."""
 
     dp_replicate: int = Field(1, ge=1)  # groups of ranks that each hold the whole model (HSDP)
-    dp_shard: int | None = Field(None, ge=1)  # ranks a weight is spread over (FSDP2); null: all that are left
-    tp: int = Field(1, ge=1)  # ranks that share each matrix of the decoder's layers, and their rows
-    ep: int = Field(1, ge=1)  # ranks the experts are dealt to; of the `dp_shard` ones, so it divides them
-    activation_checkpointing: Literal["none", "selective", "full"] = (
-        "none"  # activations made again in the backward pass
-    )
+    dp_shard: int | None = Field(None, ge=1)  # ranks that a weight is sharded over (FSDP2); null: all that are left
+    tp: int = Field(1, ge=1)  # ranks that each matrix of the decoder's layers is split over; they share sequences
+    ep: int = Field(1, ge=1)  # ranks that the experts are divided among; a divisor of `dp_shard`
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"  # recompute activations in the backward
 
 
 class CheckpointConfig(Config):
-    """Where and how checkpoints are kept. No row and no loss depends on it."""
+    """Where and how checkpoints are kept. No sequence and no loss depends on it."""
 
-    keep: int = Field(2, ge=1)  # the newest so many stay
-    milestone_every: int = Field(0, ge=0)  # steps; those of its multiples stay for good; 0: none do
-    background: bool = True  # written while the next steps are done; false: training waits
-    folder: str = ""  # an object store's, s3://bucket/run; else `checkpoints` in the run's folder
+    keep: int = Field(2, ge=1)  # how many of the newest are kept
+    milestone_every: int = Field(0, ge=0)  # checkpoints of multiples of so many steps are never removed; 0: none
+    background: bool = True  # write while training goes on; false: training waits
+    folder: str = ""  # for example s3://bucket/run; empty: `checkpoints` in the run's folder
 
 
 class GuardConfig(Config):
-    """When a run passes over a step, goes back, or stops (train/guard.py)."""
+    """When a run skips a step, rewinds, or stops (train/guard.py)."""
 
-    skips: int = Field(3, ge=1)  # steps in a row without a finite loss or gradient that stop the run
-    spike: float | None = Field(None, gt=0)  # deviations above the usual loss that are too high; null: not looked for
-    spike_steps: int = Field(2, ge=1)  # losses in a row, all too high, that make a spike
-    window: int = Field(128, ge=8)  # losses that say what is usual
-    rewinds: int = Field(5, ge=1)  # times a run goes back before it stops
+    skips: int = Field(3, ge=1)  # consecutive steps without a finite loss or gradient that stop the run
+    spike: float | None = Field(None, gt=0)  # standard deviations above the usual loss; null: spikes are ignored
+    spike_steps: int = Field(2, ge=1)  # consecutive losses that high that make a spike
+    window: int = Field(128, ge=8)  # last losses, from which the usual one is estimated
+    rewinds: int = Field(5, ge=1)  # rewinds before the run stops
 
 
 class RunConfig(Config):
-    """Everything that decides a run; its JSON stands in the run's folder as `config.json`."""
+    """Everything that determines a run; saved as `config.json` in the run's folder."""
 
     recipe: str = ""
     objective: Literal["next_token", "contrastive"] = "next_token"
     seed: int = Field(0, ge=0)
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
-    z_loss_weight: float = Field(0.0, ge=0)  # of the squared log-sum of the logits, mean over trained tokens
+    z_loss_weight: float = Field(0.0, ge=0)  # weight of the squared log-sum-exp of the logits, a mean over tokens
     optim: OptimConfig = Field(default_factory=OptimConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
     steps: int = Field(100, ge=1)
-    batch_size: int = Field(8, ge=1)  # rows of a step, over all ranks and micro-batches
-    micro_batch_size: int = Field(8, ge=1)  # rows of one forward pass
+    batch_size: int = Field(8, ge=1)  # sequences of a step, over all ranks and micro-batches
+    micro_batch_size: int = Field(8, ge=1)  # sequences of one forward pass
     start_from: dict[Literal["vision", "decoder", "model"], str] = Field(default_factory=dict)  # part -> run folder
-    frozen: list[str] = Field(default_factory=list)  # parts (vision, decoder.blocks.0) or patterns of names (*.norm.*)
+    frozen: list[str] = Field(default_factory=list)  # parts (vision, decoder.blocks.0) or patterns (*.norm.*)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "always", "never"] = "auto"
     checkpoint_every: int = Field(100, ge=1)  # steps
     checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     validate_every: int = Field(0, ge=0)  # steps; 0: only at the end
-    validation_sequences: int = Field(16, ge=1)  # per validation store
+    validation_sequences: int = Field(16, ge=1)  # of each validation store
     health_every: int = Field(50, ge=0)  # steps; 0: never (train/health.py)
     tensorboard: bool = False
     wandb: str = ""  # a W&B project
-    profile: tuple[int, int] | None = None  # first and last step, from 1: a trace of them in the run's folder
+    profile: tuple[int, int] | None = None  # first and last step, from 1, to write a trace of
 
     @model_validator(mode="after")
     def _agrees(self) -> "RunConfig":
@@ -148,7 +146,7 @@ class RunConfig(Config):
         if self.batch_size % self.micro_batch_size:
             divisor = max(n for n in range(1, self.micro_batch_size + 1) if self.batch_size % n == 0)
             raise ValueError(
-                f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}; "
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}; "
                 f"try micro_batch_size={divisor}"
             )
         if self.objective == "contrastive" and self.model.decoder.sparse.experts:
@@ -163,10 +161,10 @@ class RunConfig(Config):
 def override(run: RunConfig, assignments: list[str]) -> RunConfig:
     """`run` with each `a.b=c` applied, validated as a whole.
 
-    Values are read as JSON where they are JSON (`3`, `true`, `[1,2]`), else as plain text.
+    A value that is JSON (`3`, `true`, `[1,2]`) is read as JSON, any other as text.
 
     Raises:
-        ConfigError: unknown field (with the nearest right one) or a value of the wrong type.
+        ConfigError: an unknown field (the message has the most similar one) or a value of the wrong type.
     """
     data = run.model_dump(mode="json")
     for assignment in assignments:
@@ -178,7 +176,7 @@ def override(run: RunConfig, assignments: list[str]) -> RunConfig:
 
 
 def parse(data: dict[str, Any]) -> RunConfig:
-    """A run from its JSON form; every mistake in one `ConfigError`."""
+    """A run from its JSON form; one `ConfigError` tells all mistakes."""
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
@@ -194,13 +192,13 @@ def save(run: RunConfig, path: Path) -> None:
 def load(path: Path) -> RunConfig:
     """The run recorded at `path` (a `config.json`)."""
     try:
-        found = json.loads(path.read_text())
-        if "model_type" in found:
+        data = json.loads(path.read_text())
+        if "model_type" in data:
             raise ConfigError(
                 f"{path.parent} holds a model of transformers, not a run; `mm1 import {path.parent} --to RUN` makes "
-                "one, and `mm1 eval` takes it with hf: before its name"
+                f"it a run, and `mm1 eval hf:{path.parent}` scores it as it is"
             )
-        return parse(found)
+        return parse(data)
     except FileNotFoundError:
         if path.name != "config.json":
             raise ConfigError(missing(path, "file")) from None
@@ -212,7 +210,7 @@ def load(path: Path) -> RunConfig:
 
 
 def differences(ours: RunConfig, theirs: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Every dotted field whose value differs, with both values; empty when the runs are the same."""
+    """Every dotted field whose value differs, with both values; empty if the runs are equal."""
     left, right = flatten(ours.model_dump(mode="json")), flatten(theirs.model_dump(mode="json"))
     return {
         name: (left.get(name), right.get(name))
@@ -223,16 +221,16 @@ def differences(ours: RunConfig, theirs: RunConfig) -> dict[str, tuple[Any, Any]
 
 def _assign(data: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
-    place = data
+    group = data
     for name in parents:
-        place = place.setdefault(name, {})
-        if not isinstance(place, dict):
-            near = nearest(path, _names(data))
-            raise ConfigError(f"no field {path!r} in a run: {name!r} is a single value; {near}")
-    if isinstance(place.get(last), dict) and not isinstance(value, dict):
-        inside = ", ".join(f"{path}.{name}" for name in place[last]) or f"{path}.NAME"
+        group = group.setdefault(name, {})
+        if not isinstance(group, dict):
+            hint = nearest(path, _names(data))
+            raise ConfigError(f"no field {path!r} in a run: {name!r} is a single value; {hint}")
+    if isinstance(group.get(last), dict) and not isinstance(value, dict):
+        inside = ", ".join(f"{path}.{name}" for name in group[last]) or f"{path}.NAME"
         raise ConfigError(f"{path!r} is a group of fields; set one of them: {inside}")
-    place[last] = value
+    group[last] = value
 
 
 def _names(data: dict[str, Any]) -> list[str]:
@@ -255,7 +253,7 @@ def _explain(error: ValidationError) -> str:
         where = ".".join(str(part) for part in problem["loc"]) or "run"
         if problem["type"] == "extra_forbidden":
             new = new_name(where)
-            hint = f"it is now {new!r}" if new else nearest(where, _known_beside(problem["loc"]))
+            hint = f"it is now {new!r}" if new else nearest(where, _names_beside(problem["loc"]))
             lines.append(f"no field {where!r} in a run; {hint}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
@@ -263,10 +261,10 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(dict.fromkeys(lines))
 
 
-def _known_beside(place: tuple[int | str, ...]) -> list[str]:
-    """The dotted names that could have been meant at `place`; a source or stage is in no default run."""
+def _names_beside(path: tuple[int | str, ...]) -> list[str]:
+    """The dotted names that could have been meant by `path`. A default run has no source and no stage."""
     groups: dict[str, type[Config]] = {"sources": SourceConfig, "curriculum": Stage}
-    inside = groups.get(str(place[1])) if len(place) == 4 else None
-    if inside is None or place[0] != "data":
+    inside = groups.get(str(path[1])) if len(path) == 4 else None
+    if inside is None or path[0] != "data":
         return _names(RunConfig().model_dump(mode="json"))
-    return [".".join(map(str, (*place[:3], name))) for name in inside.model_fields]
+    return [".".join(map(str, (*path[:3], name))) for name in inside.model_fields]
