@@ -38,7 +38,7 @@ from mm1.data.recorded import recorded_text
 from mm1.data.tokenizer import Tokenizer
 from mm1.disk import sync
 from mm1.model.connector import CAbstractor
-from mm1.model.layers import placed_like, resize_positions
+from mm1.model.layers import resize_positions, sharded_like
 from mm1.model.mllm import MLLM
 from mm1.model.vision import Vision
 
@@ -261,7 +261,7 @@ def _load_part(checkpoint: Checkpoint, model: nn.Module, part: str, *, grid: Gri
             assert isinstance(module, Vision | CAbstractor)
             antialias = isinstance(module, Vision) and module.config.antialias
             resized_PE = resize_positions(read[name], grid, to=module.grid, antialias=antialias)
-            value.copy_(placed_like(resized_PE, value))
+            value.copy_(sharded_like(resized_PE, value))
 
 
 class Weights:

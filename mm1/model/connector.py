@@ -13,7 +13,7 @@ from mm1.model.layers import Attention, FeedForward, linear, residual_scale, res
 
 
 class Average(nn.Module):
-    """Patch features averaged over a coarser grid, then one linear layer."""
+    """Patch features averaged over the cells of the tokens' grid, then one linear layer."""
 
     def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
         super().__init__()
@@ -25,9 +25,9 @@ class Average(nn.Module):
 
 
 class Linear(nn.Module):
-    """One linear layer on features sampled at the tokens' centres, LLaVA's where tokens are the patches.
+    """One linear layer on features sampled at the centres of the tokens' cells.
 
-    Liu et al., arXiv 2304.08485. Averaging before a linear layer would be `Average`.
+    With a token per patch it is LLaVA's (Liu et al., arXiv 2304.08485).
     """
 
     def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
@@ -42,7 +42,7 @@ class Linear(nn.Module):
 class MLP(nn.Module):
     """Two linear layers with a GELU between them, LLaVA-1.5's (Liu et al., arXiv 2310.03744).
 
-    Where tokens are fewer than patches, on averages of these (DeCo; Yao et al., arXiv 2405.20985).
+    With fewer tokens than patches they take averages of patches (DeCo; Yao et al., arXiv 2405.20985).
     """
 
     def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
@@ -56,9 +56,9 @@ class MLP(nn.Module):
 
 
 class PixelShuffle(nn.Module):
-    """Square blocks of patches, their channels side by side, through one linear layer.
+    """Blocks of patches, their channels concatenated, through one linear layer.
 
-    Idefics3's (Laurençon et al., arXiv 2408.12637). Where blocks don't fill the grid it is first sampled finer.
+    Idefics3's (Laurençon et al., arXiv 2408.12637). A grid that blocks don't divide is first sampled at a finer one.
     """
 
     def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
@@ -76,7 +76,7 @@ class PixelShuffle(nn.Module):
 
 
 class PoolingBlock(nn.Module):
-    """A pre-norm layer in which queries [N, S, C] attend to patch features [N, P, E]."""
+    """A pre-norm layer: queries [N, S, C] attend to patch features [N, P, E]."""
 
     def __init__(self, config: ConnectorConfig, *, features: int):
         super().__init__()
@@ -93,7 +93,7 @@ class PoolingBlock(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """Learned queries that attend to the patch features, then one linear layer."""
+    """Learned queries attend to the patch features, then comes one linear layer."""
 
     def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
         super().__init__()
@@ -110,7 +110,7 @@ class AttentionPooling(nn.Module):
 
 
 class CAbstractor(nn.Module):
-    """Convolutions around an adaptive average pooling keep the picture's layout; a two-layer readout follows.
+    """Convolutions before and after an adaptive average pooling, which keep the layout; then two linear layers.
 
     Honeybee's C-Abstractor (Cha et al., arXiv 2312.06742; settings of github.com/khanrc/honeybee).
     """
@@ -133,11 +133,11 @@ class CAbstractor(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A RegNet block with squeeze-and-excitation, [N, Y, X, channels] in and out (channels last).
+    """A RegNet block with squeeze-and-excitation on [N, Y, X, channels].
 
-    The 3x3 convolution is depthwise and nothing is narrowed: group size 1, bottleneck ratio 1, as timm's
-    `RegStage` has it by default. The 1x1 convolutions are linear layers and LayerNorm2d is LayerNorm,
-    since channels come last.
+    As by default in timm's `RegStage`, the 3x3 convolution is depthwise (group size 1) and the width stays the same
+    inside (bottleneck ratio 1). Since channels come last, 1x1 convolutions are linear layers and LayerNorm2d is
+    LayerNorm.
     """
 
     def __init__(self, inputs: int, channels: int):

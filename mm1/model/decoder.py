@@ -12,12 +12,12 @@ from mm1.model.moe import LayerRouting, SparseFeedForward
 
 
 class SelfAttention(nn.Module):
-    """What each place gathers from the places it sees, [B, T, D]."""
+    """Attention of each position over those that it sees, [B, T, D]."""
 
     def __init__(self, config: DecoderConfig, *, layer: int):
         super().__init__()
         if config.heads % config.kv_heads:
-            raise ValueError(f"heads {config.heads} is no multiple of kv_heads {config.kv_heads}; change one")
+            raise ValueError(f"heads {config.heads} is not a multiple of kv_heads {config.kv_heads}; change one")
         self.layer, self.head_width, self.rotates = layer, config.head_width, layer not in config.no_rope_layers
         queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
         self.query = linear(config.width, queries, bias=config.qkv_bias)
@@ -42,14 +42,14 @@ class SelfAttention(nn.Module):
         if self.rotates:
             q_BTHW, k_BTKW = rotate(q_BTHW, angles), rotate(k_BTKW, angles)
         if isinstance(mask, Reading):
-            gathered_BTHW = mask.attend(self.layer, q_BTHW, k_BTKW=k_BTKW, v_BTKW=v_BTKW)
+            out_BTHW = mask.attend(self.layer, q_BTHW, k_BTKW=k_BTKW, v_BTKW=v_BTKW)
         else:
-            gathered_BTHW = attention(q_BTHW, k_BTKW, v_BLKW=v_BTKW, mask=mask)
-        return self.out(gathered_BTHW.flatten(2))
+            out_BTHW = attention(q_BTHW, k_BTKW, v_BLKW=v_BTKW, mask=mask)
+        return self.out(out_BTHW.flatten(2))
 
 
 class DecoderBlock(nn.Module):
-    """A pre-norm transformer layer: [B, T, D], and what its experts did where it has any and `real_BT` is given."""
+    """A pre-norm transformer layer: [B, T, D], and what its experts did if it has experts and `real_BT` is given."""
 
     def __init__(self, config: DecoderConfig, *, layer: int):
         super().__init__()
@@ -105,9 +105,9 @@ class Decoder(nn.Module):
     ) -> torch.Tensor:
         """Hidden states [B, T, D], after the last norm.
 
-        `mask` (from `layers.document_mask`) says which places see which; without one each row is
-        a single document. With a `cache` the places continue its rows at `position_BT`, and its
-        places are as many as the positions in use after this call.
+        `mask` (from `attention.document_mask`) tells which positions see which; without one each sequence is a single
+        document. With a `cache` the tokens continue the cache's sequences at `position_BT`, and the cache is as long
+        as the positions in use after this call.
         """
         return self.routed(x_BTD, position_BT, mask=mask, cache=cache)[0]
 
@@ -120,20 +120,20 @@ class Decoder(nn.Module):
         cache: Cache | Reading | None = None,
         real_BT: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, list[LayerRouting]]:
-        """The same, and what the experts of each sparse layer did with the places that `real_BT` says are real."""
+        """The same, and what the experts of each sparse layer did with the tokens where `real_BT` is true."""
         sees: Mask | Reading = Causal() if mask is None else mask
         if cache is not None:
             sees = cache.reading(position_BT) if isinstance(cache, Cache) else cache
         angles = rotary_angles(position_BT, self.config)
         routing = []
         for block in self.blocks:
-            x_BTD, found = block(x_BTD, angles=angles, mask=sees, real_BT=real_BT)
-            if found is not None:
-                routing.append(found)
+            x_BTD, layer_routing = block(x_BTD, angles=angles, mask=sees, real_BT=real_BT)
+            if layer_routing is not None:
+                routing.append(layer_routing)
         return self.norm(x_BTD), routing
 
     def output_weight(self) -> torch.Tensor:
-        """The matrix [V, D] that makes logits, for losses that never hold all logits at once."""
+        """The matrix [V, D] of the logits, for losses that never hold all logits at once."""
         return self.embedding.weight if self.output is None else self.output.weight
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The image encoders that people use, by family and size: configs of one ViT.
+"""The image encoders that people use, by family and size, as configs of our ViT.
 
 Sizes are (width, layers, heads, width of the feed-forward).
 """
@@ -28,11 +28,11 @@ AIMV2 = {  # Fini et al., arXiv 2411.14402, table 1
 CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and deviation of each family's processor."""
+"""Mean and standard deviation of each family's processor."""
 
 
 def clip(size: str, image_size: int = 224, *, patch_size: int = 14) -> VisionConfig:
-    """OpenAI's CLIP and DFN's, with quick-GELU: the ablations' encoder is "l" at 336, the final one "h" at 378."""
+    """OpenAI's CLIP and DFN, with quick-GELU. MM1's ablations use "l" at 336 pixels, its final models "h" at 378."""
     return _plain(VIT[size], image_size, patch_size=patch_size, pixels=CLIP_PIXELS).model_copy(
         update={
             "activation": "quick_gelu",
@@ -45,13 +45,13 @@ def clip(size: str, image_size: int = 224, *, patch_size: int = 14) -> VisionCon
 
 
 def siglip(size: str, image_size: int = 224, *, patch_size: int = 16) -> VisionConfig:
-    """SigLIP, and SigLIP 2 of fixed resolution; "so400m" has patches of 14 or 16."""
+    """SigLIP, and SigLIP 2 at a fixed resolution; "so400m" has patches of 14 or 16 pixels."""
     plain = _plain(VIT[size], image_size, patch_size=patch_size, pixels=HALF_PIXELS)
     return plain.model_copy(update={"activation": "gelu_tanh"})
 
 
 def dinov2(size: str, *, registers: int = 0) -> VisionConfig:
-    """DINOv2 as published: patches of 14 at 518 pixels; four registers or none."""
+    """DINOv2 as published: 518 pixels in patches of 14, with four registers or none."""
     return _plain(VIT[size], 518, patch_size=14, pixels=IMAGENET_PIXELS).model_copy(
         update={"class_token": True, "layer_scale": True, "registers": registers, "antialias": registers > 0}
     )

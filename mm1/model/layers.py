@@ -1,4 +1,4 @@
-"""The parts every model here is made of: norms, feed-forwards, a ViT's attention, rotary positions, initial weights.
+"""Layers that all parts of the model share: norms, feed-forwards, a ViT's attention, positions, initial weights.
 
 One letter beside the project's legend: W is the width of a head.
 """
@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class RMSNorm(nn.Module):
-    """Its input divided by its root mean square over the last axis, taken in fp32, times a weight."""
+    """The input divided by its root mean square over the last axis, in fp32, times a weight."""
 
     def __init__(self, width: int, epsilon: float):
         super().__init__()
@@ -63,16 +63,16 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """What the places of `x` gather from the places of `context`, the width of `x`.
+    """Attention of the positions of `x` over those of `context`, in the width of `x`.
 
-    A ViT's self-attention when both are the same, attention pooling when `x` are learned queries. A `mask`
-    is boolean and true where a place sees another; without one each sees all.
+    A ViT's self-attention when both are the same, attention pooling when `x` are learned queries. A `mask` is boolean
+    and true where a position sees another; without one each sees all.
     """
 
     def __init__(self, width: int, context_width: int, *, heads: int, bias: bool = True, scale: float = 1.0):
         super().__init__()
         if width % heads:
-            raise ValueError(f"an attention of width {width} can't be cut into {heads} heads; change one of them")
+            raise ValueError(f"an attention of width {width} can't be split into {heads} heads; change one of them")
         self.heads = heads
         self.query = linear(width, width, bias=bias)
         self.key = linear(context_width, width, bias=bias)
@@ -88,7 +88,7 @@ class Attention(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Its input times a learned factor for each channel (Touvron et al., arXiv 2103.17239)."""
+    """The input times a learned factor for each channel (Touvron et al., arXiv 2103.17239)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -106,9 +106,9 @@ def linear(inputs: int, outputs: int, *, bias: bool, scale: float = 1.0) -> nn.L
 
 
 def residual_scale(layers: int) -> float:
-    """The factor on the weights of every residual branch's last matrix: 1 / sqrt(branches).
+    """The factor on the initial weights of every residual branch's last matrix: 1 / sqrt(branches).
 
-    Two branches a layer; the sum then keeps the variance of one (GPT-2, section 2.3).
+    A layer has two branches. Their sum then has the variance of one (GPT-2, section 2.3).
     """
     return (2 * layers) ** -0.5
 
@@ -117,8 +117,8 @@ def residual_scale(layers: int) -> float:
 def initialise(model: nn.Module, seed: int) -> None:
     """Fill every parameter from `seed` and its own name, so that device, order and sharding don't matter.
 
-    Matrices are normal with variance 1 / inputs, embeddings and learned vectors normal with
-    deviation 0.02, norms one, biases zero.
+    Matrices are normal with variance 1 / inputs, embeddings and learned vectors normal with a standard deviation of
+    0.02, norms one, biases zero.
     """
     for prefix, module in model.named_modules():
         for leaf, parameter in module.named_parameters(prefix=prefix, recurse=False):
@@ -128,7 +128,7 @@ def initialise(model: nn.Module, seed: int) -> None:
             value = torch.full(parameter.shape, mean)
             if std:
                 value.normal_(mean, std, generator=generator)
-            parameter.copy_(placed_like(value, parameter))
+            parameter.copy_(sharded_like(value, parameter))
 
 
 def _initial(module: nn.Module, leaf: str) -> tuple[float, float]:
@@ -144,26 +144,26 @@ def _initial(module: nn.Module, leaf: str) -> tuple[float, float]:
     return 0.0, 0.02
 
 
-def placed_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """`value` on the device of `parameter`, and cut over ranks as it is; every rank must have the same."""
+def sharded_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """`value` on the device of `parameter` and sharded over ranks as it is; every rank must give the same `value`."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(parameter, DTensor):
         return value.to(parameter.device)
-    # every rank drew the same numbers: cut without talking
+    # every rank has the same values, so none needs to be sent
     return distribute_tensor(
         value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
     )
 
 
 def rotary_angles(position_BT: torch.Tensor, config: DecoderConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and signed sine for `rotate`, [B, T, 1, W] in fp32, made once and shared by all layers."""
+    """Cosine and signed sine for `rotate`, [B, T, 1, W] in fp32; compute them once for all layers."""
     channel_W = torch.arange(0, config.head_width, 2, device=position_BT.device, dtype=torch.float32)
-    frequency_W = 1 / config.rope_base ** (channel_W / config.head_width)  # radians a place
+    frequency_W = 1 / config.rope_base ** (channel_W / config.head_width)  # radians per position
     if config.rope_scaling is not None:
-        # Llama 3.1: fast rotations stay, slow ones stretch by `factor`, between them a linear passage
-        factor, low, high, places = config.rope_scaling
-        turns_W = places * frequency_W / (2 * torch.pi)
+        # Llama 3.1: fast rotations stay, slow ones become slower by `factor`, those between change gradually
+        factor, low, high, original_length = config.rope_scaling
+        turns_W = original_length * frequency_W / (2 * torch.pi)
         kept_W = ((turns_W - low) / (high - low)).clamp(0, 1)
         frequency_W = frequency_W * (kept_W + (1 - kept_W) / factor)
     angle_BT1W = (position_BT[..., None].float() * frequency_W)[:, :, None]
@@ -172,9 +172,9 @@ def rotary_angles(position_BT: torch.Tensor, config: DecoderConfig) -> tuple[tor
 
 
 def rotate(x_BTHW: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """`x_BTHW` turned by its position; channel i of its first half pairs with i of its second (as on HF)."""
+    """`x_BTHW` rotated by position; channel i of a head's first half pairs with i of its second, as in transformers."""
     cos, sin = angles
-    # rolling by half a head swaps the halves: a third faster on CPU than cutting and joining them
+    # rolling by half a head swaps the halves: a third faster on a CPU than splitting and concatenating
     return (x_BTHW * cos + x_BTHW.roll(x_BTHW.shape[-1] // 2, -1) * sin).to(x_BTHW.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The multimodal language model: image tokens stand in line with text tokens."""
+"""The multimodal language model: a decoder reads image tokens and text tokens in one sequence."""
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +37,9 @@ class MLLM(nn.Module):
         return self.connector(self.vision(images_NCYX), self.vision.grid_of(images_NCYX))
 
     def embed(self, tokens_BT: torch.Tensor, features_NSD: torch.Tensor) -> torch.Tensor:
-        """The decoder's input [B, T, D]: token embeddings; at the image places image features in order."""
+        """The decoder's input [B, T, D]: token embeddings, and image features in order at the image tokens."""
         image_BT = tokens_BT == self.config.image_token
-        # the n-th image place takes the n-th feature; all others take row 0, which gets no gradient
+        # the n-th image token takes the n-th feature; all other tokens take row 0 of the table, which has no gradient
         index_BT = image_BT.flatten().cumsum(0).view_as(tokens_BT) * image_BT
         table = F.pad(features_NSD.flatten(0, 1), (0, 0, 1, 0))
         feature_BTD = F.embedding(index_BT, table, padding_idx=0)
@@ -47,14 +47,14 @@ class MLLM(nn.Module):
         return torch.where(image_BT[..., None], feature_BTD.to(x_BTD.dtype), x_BTD)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
-        """Hidden states [B, T, D] of a packed batch; `decoder.logits` makes logits of them."""
+        """Hidden states [B, T, D] of a packed batch; `decoder.logits` turns them into logits."""
         return self.routed(batch)[0]
 
     def routed(self, batch: Batch) -> tuple[torch.Tensor, list[LayerRouting]]:
         """The same, and what the decoder's experts did.
 
-        The image encoder runs whatever the batch holds, on a black image if on none, so that all ranks
-        do the same and every parameter has a gradient, if only zero.
+        The image encoder always runs, on a black image if the batch holds none. So all ranks do the same, and every
+        parameter has a gradient, even if it is zero.
         """
         images_NCYX = batch.images_NCYX
         if not len(images_NCYX):
@@ -66,5 +66,5 @@ class MLLM(nn.Module):
         return self.decoder.routed(x_BTD, batch.position_BT, mask=mask, real_BT=batch.document_BT > 0)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, list[LayerRouting]]:
-        """`routed`: what wrappers such as FSDP hook into."""
+        """`routed`, under the name that wrappers such as FSDP hook into."""
         return self.routed(batch)

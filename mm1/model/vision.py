@@ -1,6 +1,6 @@
-"""The image encoder: a ViT over square images, of the families that people use.
+"""The image encoder: a ViT with the variants of the families that people use (`encoders.py`).
 
-Two letters beside the project's legend: R is registers, Q all tokens of an image: class token, registers, patches.
+Two letters beside the project's legend: R are registers, Q all tokens of an image (class token, registers, patches).
 """
 
 import torch
@@ -11,7 +11,7 @@ from mm1.model.layers import NORMS, Attention, FeedForward, LayerScale, SwiGLU, 
 
 
 class VisionBlock(nn.Module):
-    """A pre-norm transformer layer, [N, Q, E] in and out."""
+    """A pre-norm transformer layer, [N, Q, E] to [N, Q, E]."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -36,8 +36,8 @@ class VisionBlock(nn.Module):
 class Vision(nn.Module):
     """A ViT from uint8 pixels to patch features (Dosovitskiy et al., arXiv 2010.11929).
 
-    Images of another size than `config.image_size` are taken too (a multiple of `patch_size`); the
-    learned position embeddings are then interpolated.
+    Images may have another size than `config.image_size`, in multiples of `patch_size`: learned position embeddings
+    are then interpolated.
     """
 
     def __init__(self, config: VisionConfig):
@@ -55,10 +55,11 @@ class Vision(nn.Module):
         self.norm = norm(width, config.norm_epsilon)
 
     def forward(self, images_NCYX: torch.Tensor, prefix_N: torch.Tensor | None = None) -> torch.Tensor:
-        """Features [N, P, E] of the patches, row by row, from the layer `config.feature_layer` names.
+        """Features [N, P, E] of the patches, row by row, from the layer `config.feature_layer`.
 
-        With `prefix_N` attention is AIM's in pre-training (El-Nouby et al., arXiv 2401.08541, section 3.2): an image's
-        first patches, so many, are seen by all and the others only by those after them. AIM has no class token.
+        With `prefix_N` attention is that of AIM's pre-training (El-Nouby et al., arXiv 2401.08541, section 3.2): all
+        patches see the first `prefix_N` of their image, other patches are seen only by those after them. AIM has no
+        class token.
         """
         used = self.config.layers + 1 + self.config.feature_layer
         x_NQE = self._embed(images_NCYX)
@@ -70,7 +71,7 @@ class Vision(nn.Module):
         return x_NQE[:, self._before :]
 
     def summary(self, images_NCYX: torch.Tensor) -> torch.Tensor:
-        """One feature an image, [N, E]: the class token, or the mean of the patches; after the last norm."""
+        """One feature per image, [N, E]: the class token, or the mean of the patches; after the last norm."""
         x_NQE = self._embed(images_NCYX)
         for block in self.blocks:
             x_NQE = block(x_NQE)
@@ -79,7 +80,7 @@ class Vision(nn.Module):
         return self.norm(x_NQE[:, self._before :]).mean(1)
 
     def idle(self) -> list[nn.Parameter]:
-        """The parameters behind `config.feature_layer`, which `forward` never touches."""
+        """The parameters after `config.feature_layer`, which `forward` never uses."""
         if self.config.feature_layer == -1:
             return []
         used = self.config.layers + 1 + self.config.feature_layer
@@ -97,7 +98,7 @@ class Vision(nn.Module):
 
     @property
     def _before(self) -> int:
-        """Tokens that stand before the patches."""
+        """The number of tokens before the patches."""
         return self.config.class_token + self.config.registers
 
     def _embed(self, images_NCYX: torch.Tensor) -> torch.Tensor:
@@ -124,7 +125,7 @@ class Vision(nn.Module):
 
 
 def normalise(images_NCYX: torch.Tensor, config: VisionConfig) -> torch.Tensor:
-    """uint8 pixels as the encoder wants them, in fp32: mean taken off each channel, std one."""
+    """uint8 pixels in [0, 1] in fp32, less the mean and divided by the standard deviation of each channel."""
     return torch.stack(
         [
             (channel_NYX.float() / 255 - mean) / std
@@ -152,7 +153,7 @@ def fixed_positions(grid: Grid, *, like: torch.Tensor) -> torch.Tensor:
 
 
 def prefix_mask(prefix_N: torch.Tensor, patches: int) -> torch.Tensor:
-    """Which patches see which, boolean [N, 1, patches, patches]: causal, and all see an image's first `prefix_N`."""
+    """Which patches see which, boolean [N, 1, P, P]: each those before it and the first `prefix_N` of its image."""
     patch = torch.arange(patches, device=prefix_N.device)
     causal = patch[:, None] >= patch
     return (causal | (patch < prefix_N[:, None, None]))[:, None]

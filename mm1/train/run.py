@@ -17,7 +17,7 @@ from mm1.data.loader import Rows, batches, rows_of
 from mm1.data.recorded import chat_format_of, check_tokenizer, record_text
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Batch
-from mm1.model.layers import placed_like
+from mm1.model.layers import sharded_like
 from mm1.model.mllm import MLLM
 from mm1.model.moe import upcycled
 from mm1.model.sizes import non_embedding_parameters
@@ -255,7 +255,7 @@ def _upcycle(run: RunConfig, folder: Path, *, model: nn.Module, part: str) -> ch
     found = checkpoint.load_part(folder, dense, part)
     wanted = {name: value for name, value in model.state_dict().items() if name.startswith(part)}
     for name, value in upcycled(dense.state_dict(), wanted).items():
-        wanted[name].copy_(value if value is wanted[name] else placed_like(value, wanted[name]))
+        wanted[name].copy_(value if value is wanted[name] else sharded_like(value, wanted[name]))
     return found
 
 
