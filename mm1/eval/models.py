@@ -101,11 +101,11 @@ class Ours(Model):
         self.writer = Writer(model, tokenizer, rows=rows)
 
     def generate(self, requests: Sequence[Request], *, done: Done = _ignore) -> list[str]:
-        alike: dict[tuple, list[int]] = defaultdict(list)
+        groups: dict[tuple, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
-            alike[request.stops, request.max_tokens, request.beams].append(number)
+            groups[request.stops, request.max_tokens, request.beams].append(number)
         texts = [""] * len(requests)
-        for (stops, max_tokens, beams), numbers in alike.items():
+        for (stops, max_tokens, beams), numbers in groups.items():
             prompts = [self.writer.encode(requests[number].prompt) for number in numbers]
             written = self.writer.write(prompts, stops=stops, longest=max_tokens, done=done, beams=beams)
             for number, text in zip(numbers, written, strict=True):
@@ -202,7 +202,7 @@ class HfModel(Model):
         return int(self._inputs(prompt)["input_ids"].shape[1])
 
     def _inputs(self, prompt: Document) -> Any:
-        pictures = [Pillow.open(io.BytesIO(image.data)).convert("RGB") for image in prompt.images]
+        pictures = [_picture(image) for image in prompt.images]
         add_special_tokens = True
         if any(isinstance(piece, Mark) for piece in prompt.pieces):
             if not self.processor.chat_template:
@@ -312,18 +312,30 @@ def model_name(loaded: Loaded) -> str:
 
 
 def _data_url(image: Image) -> dict[str, Any]:
+    if image.box is None:
+        with Pillow.open(io.BytesIO(image.data)) as opened:
+            kind, data = (opened.format or "png").lower(), image.data
+    else:
+        file = io.BytesIO()
+        _picture(image).save(file, format="PNG")
+        kind, data = "png", file.getvalue()
+    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"}}
+
+
+def _picture(image: Image) -> Pillow.Image:
+    """The pixels of the image, in RGB and at full resolution."""
     with Pillow.open(io.BytesIO(image.data)) as opened:
-        kind = (opened.format or "png").lower()
-    data = base64.b64encode(image.data).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
+        picture = opened.convert("RGB")
+    return picture if image.box is None else picture.crop(image.box)
 
 
 def prompt_text(prompt: Document) -> str:
-    """The prompt for people to read: marks by name, images by the hash of their bytes."""
+    """The prompt for people to read: marks by name, images by the hash of their bytes and their box."""
     parts = []
     for piece in prompt.pieces:
         if isinstance(piece, Image):
-            parts.append(f"<image {hashlib.sha256(piece.data).hexdigest()[:8]}>")
+            box = "" if piece.box is None else f" {','.join(map(str, piece.box))}"
+            parts.append(f"<image {hashlib.sha256(piece.data).hexdigest()[:8]}{box}>")
         else:
             parts.append(piece.text if isinstance(piece, Text) else f"<|{piece.name}|>")
     return "".join(parts)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image as Pillow
 
-from mm1.document import Document, Image
+from mm1.document import Box, Document, Image
 from mm1.eval.fewshot import Example, Task, draw_shots, image_hash, prompt, rng
 
 SIMILAR_POOL = 2048
@@ -184,28 +184,27 @@ def _explained(task: Task, example: Example) -> Example:
 
 
 def with_subimages(example: Example) -> Example:
-    """`example` with the four quarters of its image after it, each at the image's own resolution.
+    """`example` with the four quarters of its image after it, as boxes of the same bytes.
 
     Source: MM1, section 5.1 (sub-images beside the whole image). Sub-images for the last shots only is its
     mixed-resolution prompt, section 5.2.
     """
     if re.search(r"<image \d>", example.question + "".join(example.choices)):
         raise ValueError(f"example {example.id} shows its pictures inside of the text; they are not cut into parts")
-    with Pillow.open(io.BytesIO(example.image.data)) as opened:
-        image = opened.convert("RGB")
-    width, height = image.width // 2, image.height // 2
-    boxes = [
-        (left, top, left + width or 1, top + height or 1)
-        for top in (0, image.height - height)
-        for left in (0, image.width - width)
+    data = example.image.data
+    with Pillow.open(io.BytesIO(data)) as opened:
+        boxes = quarters(opened.width, opened.height)
+    return replace(example, more_images=(*(Image(data, box) for box in boxes), *example.more_images))
+
+
+def quarters(width: int, height: int) -> list[Box]:
+    """The quarters of a picture; one of a single row or column has equal quarters on its short side."""
+    half_width, half_height = max(1, width // 2), max(1, height // 2)
+    return [
+        (left, top, left + half_width, top + half_height)
+        for top in (0, height - half_height)
+        for left in (0, width - half_width)
     ]
-    return replace(example, more_images=(*(Image(_png(image.crop(box))) for box in boxes), *example.more_images))
-
-
-def _png(image: Pillow.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return file.getvalue()
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

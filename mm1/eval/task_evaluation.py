@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from mm1.document import Document, Mark, Text
+from mm1.document import Document, Image, Mark, Text
 from mm1.eval.baselines import chance_answers, majority_answer
 from mm1.eval.blind import exchange_images
 from mm1.eval.fewshot import Task
@@ -215,4 +215,6 @@ def _hash(prompt: Document) -> str:
         kind = type(piece).__name__
         data = piece.text if isinstance(piece, Text) else piece.name if isinstance(piece, Mark) else piece.data
         digest.update(hashlib.sha256(data if isinstance(data, bytes) else f"{kind} {data}".encode()).digest())
+        if isinstance(piece, Image) and piece.box is not None:
+            digest.update(f"box {piece.box}".encode())
     return digest.hexdigest()[:16]
