@@ -1,12 +1,12 @@
-"""What `mm1 budget` says of this machine's processor, against real steps: memory and time of a run of 9 M parameters.
+"""`mm1 budget --gpu cpu` against real steps: predicted and measured memory and time of a run of 9 M parameters.
 
     python benchmarks/budget.py [--ranks 1 2] [--rounds 5]
 
-Each line is one way to train the same run: in one process, with recomputation, on two processes that share the weights
-(gloo). In rounds, as what else runs on a machine changes: the ranks measure their rates, as the command does for
-`--gpu cpu`, and then do two steps; the round whose ratio is the middle one is shown. Memory is that of the first rank:
-the most bytes that torch's allocator had given out since before the model was made, as the profiler reports every
-allocation. Predicted and measured are for the same rows.
+Each line trains the same run in another way: in one process, with recomputation, on two processes (gloo). What else
+runs on a machine changes, so there are several rounds: in each, the ranks measure their processor as the command does
+and then do two steps. The round with the median ratio is shown. Memory is that of the first rank: the most bytes that
+torch's allocator had given out since before the model was built, as the profiler reports every allocation. Predicted
+and measured figures are for the same sequences.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from mm1 import dist
-from mm1.budget import report as offer
-from mm1.budget.hardware import Rates, measured_here
+from mm1.budget.hardware import Hardware, measure_process
 from mm1.budget.planner import Planner
+from mm1.budget.report import requested_layout, shapes_of
 from mm1.config.run import RunConfig, load, override, save
 from mm1.data.loader import batches, rows_of
 from mm1.document import Batch
@@ -60,31 +60,31 @@ WAYS = {
 
 def steps_of(run: RunConfig, folder: Path, *, rank: int, ranks: int, steps: int) -> list[list[Batch]]:
     """The micro-batches of a rank's first steps."""
-    rows = rows_of(run, folder)
+    sequences = rows_of(run, folder)
     stream = batches(
-        rows, start_row=0, batch_size=run.batch_size, micro_batch_size=run.micro_batch_size, rank=rank, world=ranks
+        sequences, start_row=0, batch_size=run.batch_size, micro_batch_size=run.micro_batch_size, rank=rank, world=ranks
     )
     return [next(stream) for _ in range(steps)]
 
 
 def measure(folder: Path, steps: int) -> None:
-    """On a rank that torchrun started: do steps, write their seconds and the bytes of the first rank."""
+    """Do steps on a rank that torchrun started; write their seconds and the bytes of the first rank to `folder`."""
     run = load(folder / "config.json")
     dist.prepare_process()
     with dist.connected():
         over = parallel.layout(run)
         data = steps_of(run, folder, rank=over.data_rank, ranks=over.data_ranks, steps=2)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            step = prepared(run, over)
-            for micro_batches in (*data, *data):  # again, as only then there are moments
+            step = prepare_step(run, over)
+            for micro_batches in (*data, *data):  # twice: AdamW's moments exist after the first step
                 step(micro_batches)
         rounds = []
         for _ in range(steps):
-            rates = measured_here(offer.shapes(run))  # now: what else runs here changes from minute to minute
-            begun = time.perf_counter()
+            hardware = measure_process(shapes_of(run))  # in each round: what else runs here changes
+            start = time.perf_counter()
             for micro_batches in data:
                 step(micro_batches)
-            rounds.append([asdict(rates), (time.perf_counter() - begun) / len(data)])
+            rounds.append([asdict(hardware), (time.perf_counter() - start) / len(data)])
     if dist.rank() == 0:
         events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
         alive = most = 0
@@ -94,8 +94,8 @@ def measure(folder: Path, steps: int) -> None:
         (folder / "measured.json").write_text(json.dumps([most, rounds]))
 
 
-def prepared(run: RunConfig, over: parallel.Layout):
-    """A function that does one step, as `train/loop.py` does it, without its log."""
+def prepare_step(run: RunConfig, over: parallel.Layout):
+    """A function that does one step on its micro-batches as `train/loop.py` does, without the log."""
     with torch.device("meta"):
         model = MLLM(run.model)
     parallel.spread(model, run, over=over, precision=torch.float32)
@@ -114,11 +114,11 @@ def prepared(run: RunConfig, over: parallel.Layout):
 
 
 def compare(words: tuple[str, ...], folder: Path, *, ranks: int, steps: int) -> tuple[list[float], list[float]]:
-    """Bytes and seconds of a step, predicted and measured; seconds of the round whose ratio is the middle one."""
+    """Predicted and measured bytes and seconds of a step; the seconds are those of the round with the median ratio."""
     run = override(recipe("tiny"), [*SIZE, *words])
     save(run, folder / "config.json")
     data = [batch for step in steps_of(run, folder, rank=0, ranks=ranks, steps=2) for batch in step]
-    setup = offer.asked(run, ranks, node=ranks)
+    layout = requested_layout(run, ranks, node=ranks)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // ranks)), "GOMP_SPINCOUNT": "1000"}
     subprocess.run(
@@ -129,14 +129,14 @@ def compare(words: tuple[str, ...], folder: Path, *, ranks: int, steps: int) -> 
     )
     most, rounds = json.loads((folder / "measured.json").read_text())
     pairs = []
-    planners = [Planner(run, Rates(**rounds[0][0]), precision=torch.float32, batch=batch) for batch in data]
-    for rates, seconds in rounds:
+    planners = [Planner(run, Hardware(**rounds[0][0]), precision=torch.float32, batch=batch) for batch in data]
+    for hardware, seconds in rounds:
         for planner in planners:
-            planner.rates = Rates(**rates)
-        budgets = [planner.budget(setup) for planner in planners]
-        pairs.append((statistics.mean(budget.step for budget in budgets), seconds))
-    said, seen = sorted(pairs, key=lambda pair: pair[0] / pair[1])[len(pairs) // 2]
-    return [max(budget.bytes for budget in budgets), said], [most, seen]
+            planner.hardware = Hardware(**hardware)
+        budgets = [planner.budget(layout) for planner in planners]
+        pairs.append((statistics.mean(budget.step_seconds for budget in budgets), seconds))
+    predicted, measured = sorted(pairs, key=lambda pair: pair[0] / pair[1])[len(pairs) // 2]
+    return [max(budget.bytes for budget in budgets), predicted], [most, measured]
 
 
 def main() -> None:
@@ -152,14 +152,14 @@ def main() -> None:
     table = Table(title="a run of 9.2 M parameters on this processor: predicted / measured")
     for column in ("way", "MB", "measured", "ratio", "s a step", "measured", "ratio"):
         table.add_column(column, justify="left" if column == "way" else "right")
-    folder = Path(tempfile.mkdtemp())  # one for all, so that documents are measured once
+    folder = Path(tempfile.mkdtemp())  # one for all ways, so that the index is built once
     for way, (ranks, words) in WAYS.items():
         if ranks in options.ranks:
-            said, seen = compare(words, folder, ranks=ranks, steps=options.rounds)
+            predicted, measured = compare(words, folder, ranks=ranks, steps=options.rounds)
             table.add_row(
                 way,
-                *(f"{said[0] / 1e6:.1f}", f"{seen[0] / 1e6:.1f}", f"{said[0] / seen[0]:.2f}"),
-                *(f"{said[1]:.2f}", f"{seen[1]:.2f}", f"{said[1] / seen[1]:.2f}"),
+                *(f"{predicted[0] / 1e6:.1f}", f"{measured[0] / 1e6:.1f}", f"{predicted[0] / measured[0]:.2f}"),
+                *(f"{predicted[1]:.2f}", f"{measured[1]:.2f}", f"{predicted[1] / measured[1]:.2f}"),
             )
     shutil.rmtree(folder)
     Console(width=130).print(table)

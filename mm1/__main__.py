@@ -81,26 +81,26 @@ def train(
 def budget(
     recipe: Recipe,
     assignments: Assignments = None,
-    gpus: Annotated[int, typer.Option(help="How many there are.", min=1)] = 8,
+    gpus: Annotated[int, typer.Option(help="How many GPUs there are.", min=1)] = 8,
     gpu: Annotated[str, typer.Option(help="a100, h100, h200, l40s, or cpu: this machine, measured now.")] = "h100",
     to_json: Annotated[Path | None, typer.Option("--json", help="File to write the figures to.")] = None,
 ) -> None:
-    """Say what a run takes before it is paid for: memory, arithmetic, time, GPU-hours. No GPU is needed.
+    """Predict the memory, arithmetic, time and GPU-hours of a run. No GPU is needed.
 
-    Without parallel.* fields it looks for the fastest layout that fits; one that doesn't fit is refused.
+    Without parallel.* fields it looks for the fastest layout that fits. A layout that doesn't fit is an error.
     """
-    from mm1.budget import report as offer
+    from mm1.budget.report import choose_budget, explain_misfit, make_planner, save_json, tables
     from mm1.train.log import console
 
     run = _run(recipe, assignments)
-    planner = offer.planner(run, gpu=gpu, gpus=gpus)
+    planner = make_planner(run, gpu=gpu, gpus=gpus)
     with console.status("simulating"):
-        found = offer.offer(planner, gpus)
-    console.print(*offer.table(found, name=run.recipe, gpu=gpu), sep="\n", highlight=False, soft_wrap=True)
+        choice = choose_budget(planner, gpus)
+    console.print(*tables(choice, name=run.recipe, gpu=gpu), sep="\n", highlight=False, soft_wrap=True)
     if to_json:
-        offer.save(found, to_json, name=run.recipe, gpu=gpu)
-    if not found.fits:
-        raise ValueError(offer.refusal(planner, found))
+        save_json(choice, to_json, name=run.recipe, gpu=gpu)
+    if not choice.fits:
+        raise ValueError(explain_misfit(planner, choice))
 
 
 @app.command(epilog="Examples: `mm1 ablate connector --dry-run`, `mm1 ablate mix steps=200 --to runs/mix`")

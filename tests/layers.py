@@ -51,7 +51,7 @@ ORDER = {
         *("parameters", "optim", "schedule", "expert_parallel", "parallel", "coordinator", "trackers", "log", "meter"),
         *("guard", "health", "profile", "loop", "run"),
     ),
-    "budget": ("simulate", "hardware", "planner", "report"),
+    "budget": ("simulate", "hardware", "parallel_layout", "sharding", "planner", "report"),
     "eval": (
         *("metrics", "fewshot", "blind", "baselines", "shots", "data", "models", "caption_loss", "judge", "results"),
         *("tasks", "task_evaluation", "harness"),

@@ -17,9 +17,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from typer.testing import CliRunner
 
 from mm1.__main__ import app
-from mm1.budget import report as offer
 from mm1.budget.hardware import GPUS
-from mm1.budget.planner import Planner, Setup, fastest, full_rows
+from mm1.budget.parallel_layout import ParallelLayout
+from mm1.budget.planner import Planner, fastest_budget, full_sequences
+from mm1.budget.report import choose_budget, explain_misfit, make_planner, requested_layout
 from mm1.config.model import SparseConfig
 from mm1.config.run import DataConfig, RunConfig, override
 from mm1.document import Batch
@@ -36,30 +37,33 @@ BLOCK = re.compile(r"^```console\n\$ mm1 (budget [^\n]*)\n(.*?)^```$", re.MULTIL
 
 def run(*words: str, sparse: bool = False) -> RunConfig:
     """A model wide enough for activations to be most of its memory, deep enough for blocks to repeat."""
-    made = RunConfig(
+    config = RunConfig(
         recipe="small",
         model=small_model(),
         data=DataConfig(sequence_length=256, max_images=4),
         micro_batch_size=2,
     )
-    made.model.decoder.layers, made.model.decoder.mlp_width, made.model.vision.layers = 4, 64, 3
+    config.model.decoder.layers, config.model.decoder.mlp_width, config.model.vision.layers = 4, 64, 3
     if sparse:
-        made.model.decoder.sparse = SparseConfig(experts=4, every=2)
-    return override(made, ["batch_size=2", *words])
+        config.model.decoder.sparse = SparseConfig(experts=4, every=2)
+    return override(config, ["batch_size=2", *words])
 
 
 def packed() -> Batch:
-    """Two rows of several documents, as a loader would give them."""
-    rows = [[doc("image", 90, seed=1), doc(30, "image", 100, seed=2)], [doc(120, seed=3), doc("image", 80, seed=4)]]
-    batch = pack(rows, places=256)
+    """Two sequences of several documents, as a loader would give them."""
+    sequences = [
+        [doc("image", 90, seed=1), doc(30, "image", 100, seed=2)],
+        [doc(120, seed=3), doc("image", 80, seed=4)],
+    ]
+    batch = pack(sequences, places=256)
     batch.targets_BT = torch.where(batch.document_BT > 0, batch.tokens_BT, batch.targets_BT)
     return batch
 
 
 def allocated(run: RunConfig, batches: list[Batch]) -> int:
-    """The most bytes alive at any time of two real steps, since before there was a model."""
+    """The most bytes alive at any time during two real steps, counted from before the model is built."""
     objective_weight = 100
-    gc.collect()  # what an earlier test left would be freed within, and counted below nothing
+    gc.collect()  # otherwise what an earlier test left is freed inside, and counts as negative
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         with torch.device("meta"):
             model = MLLM(run.model)
@@ -83,51 +87,57 @@ def allocated(run: RunConfig, batches: list[Batch]) -> int:
 @pytest.mark.parametrize("kind", ["none", "selective", "full"])
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 def test_predicted_memory_is_what_torch_allocates(kind: str, sparse: bool):
-    given, batch = run(f"parallel.activation_checkpointing={kind}", sparse=sparse), packed()
-    planner = Planner(given, GPUS["h100"], precision=torch.float32, batch=batch)
-    predicted = planner.budget(Setup(activation_checkpointing=kind, micro_batch_size=2)).bytes
-    assert predicted == pytest.approx(allocated(given, [batch]), rel=0.05)
+    config, batch = run(f"parallel.activation_checkpointing={kind}", sparse=sparse), packed()
+    planner = Planner(config, GPUS["h100"], precision=torch.float32, batch=batch)
+    predicted = planner.budget(ParallelLayout(activation_checkpointing=kind, micro_batch_size=2)).bytes
+    assert predicted == pytest.approx(allocated(config, [batch]), rel=0.05)
 
 
 def test_gradients_of_earlier_micro_batches_are_counted():
-    given, batch = run("batch_size=4"), packed()
-    planner = Planner(given, GPUS["h100"], precision=torch.float32, batch=batch)
-    predicted = planner.budget(Setup(micro_batch_size=2)).bytes
-    assert predicted == pytest.approx(allocated(given, [batch, batch]), rel=0.05)
+    config, batch = run("batch_size=4"), packed()
+    planner = Planner(config, GPUS["h100"], precision=torch.float32, batch=batch)
+    predicted = planner.budget(ParallelLayout(micro_batch_size=2)).bytes
+    assert predicted == pytest.approx(allocated(config, [batch, batch]), rel=0.05)
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 def test_simulated_arithmetic_is_the_meters(sparse: bool):
-    """Counted operation by operation, and by the formula that MFU is taken of."""
-    given = run(sparse=sparse)
-    batch = full_rows(given, 2)
-    flops = Planner(given, GPUS["h100"], precision=torch.float32, batch=batch).budget(Setup(micro_batch_size=2)).flops
-    formula = costs(given)
+    """Operations are counted one by one, and by the formula that MFU is computed with."""
+    config = run(sparse=sparse)
+    batch = full_sequences(config, 2)
+    flops = (
+        Planner(config, GPUS["h100"], precision=torch.float32, batch=batch)
+        .budget(ParallelLayout(micro_batch_size=2))
+        .flops
+    )
+    formula = costs(config)
     assert flops["encoder"] == pytest.approx(formula.encoder * batch.images, rel=1e-6)
     assert flops["connector"] == pytest.approx(formula.connector * batch.images, rel=1e-6)
-    # of pairs the simulation counts what attention by blocks computes, the meter those that see each other
+    # the simulation counts the pairs that attention by blocks computes, the meter those that see each other
     beyond = formula.pair * batch.tokens_BT.numel() * (attention.BLOCK - 1) / 2
     whole = formula.text([batch]) / formula.passes["decoder"] + beyond
     assert flops["decoder"] + flops["logits"] == pytest.approx(whole, rel=0.001)
 
 
 @pytest.mark.parametrize(
-    "setup", [Setup(1, 4), Setup(2, 2), Setup(1, 2, 2), Setup(1, 4, ep=2)], ids=lambda s: s.overrides()
+    "layout",
+    [ParallelLayout(1, 4), ParallelLayout(2, 2), ParallelLayout(1, 2, 2), ParallelLayout(1, 4, ep=2)],
+    ids=lambda s: s.overrides(),
 )
-def test_a_rank_keeps_what_the_budget_says(setup: Setup, monkeypatch: pytest.MonkeyPatch):
-    """FSDP2, tensor and expert parallelism applied in a process group that is none, as the first of 4 ranks."""
-    given = run(*setup.overrides().split(), "batch_size=8", sparse=setup.ep > 1)
+def test_a_rank_keeps_what_the_budget_says(layout: ParallelLayout, monkeypatch: pytest.MonkeyPatch):
+    """FSDP2, tensor and expert parallelism are applied as on the first of 4 ranks, in a fake process group."""
+    config = run(*layout.overrides().split(), "batch_size=8", sparse=layout.ep > 1)
     monkeypatch.setenv("WORLD_SIZE", "4")
     torch_dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     try:
         with torch.device("meta"):
-            model = MLLM(given.model)
-        parallel.spread(model, given, over=parallel.layout(given), precision=torch.float32)
+            model = MLLM(config.model)
+        parallel.spread(model, config, over=parallel.layout(config), precision=torch.float32)
         kept = sum(parameter.to_local().numel() for parameter in model.parameters())
     finally:
         torch_dist.destroy_process_group()
-    planner = Planner(given, GPUS["h100"], precision=torch.float32)
-    assert planner.budget(setup).memory["weights"] == 4 * kept
+    planner = Planner(config, GPUS["h100"], precision=torch.float32)
+    assert planner.budget(layout).memory["weights"] == 4 * kept
 
 
 def invoke(*words: str) -> tuple[int, str, str]:
@@ -136,26 +146,30 @@ def invoke(*words: str) -> tuple[int, str, str]:
 
 
 def test_a_layout_that_does_not_fit_is_refused_and_one_proposed():
-    given = run("batch_size=4", "parallel.dp_shard=1", "parallel.dp_replicate=2")
-    roomy = Planner(given, GPUS["h100"], precision=torch.float32)
-    bytes_ = roomy.budget(offer.asked(given, 2, node=8)).bytes
-    tight = Planner(given, replace(GPUS["h100"], memory=bytes_ * 0.9), precision=torch.float32)
-    budget = offer.offer(tight, 2)
+    config = run("batch_size=4", "parallel.dp_shard=1", "parallel.dp_replicate=2")
+    roomy = Planner(config, GPUS["h100"], precision=torch.float32)
+    bytes_ = roomy.budget(requested_layout(config, 2, node=8)).bytes
+    tight = Planner(config, replace(GPUS["h100"], memory=bytes_ * 0.9), precision=torch.float32)
+    budget = choose_budget(tight, 2)
     assert not budget.fits
-    line = offer.refusal(tight, budget)
-    assert re.search(r"needs \d+\.\d\d GB a GPU of \d+\.\d\d, .* of it .*; this fits, with", line)
-    proposed = override(given, line.rpartition(": ")[2].split())
-    assert tight.budget(offer.asked(proposed, 2, node=8)).fits
+    line = explain_misfit(tight, budget)
+    assert re.search(
+        r"needs \d+\.\d\d GB of the \d+\.\d\d GB of a GPU; \d+\.\d\d GB are .*\. This layout fits, with", line
+    )
+    proposed = override(config, line.rpartition(": ")[2].split())
+    assert tight.budget(requested_layout(proposed, 2, node=8)).fits
 
 
 def test_a_model_too_large_names_how_many_gpus_are_enough():
-    given = run("batch_size=8", "data.sequence_length=64")  # weights are most of it
+    config = run("batch_size=8", "data.sequence_length=64")  # weights are most of it
     enough = (
-        Planner(given, GPUS["h100"], precision=torch.float32).budget(Setup(1, 8, activation_checkpointing="full")).bytes
+        Planner(config, GPUS["h100"], precision=torch.float32)
+        .budget(ParallelLayout(1, 8, activation_checkpointing="full"))
+        .bytes
     )
-    planner = Planner(given, replace(GPUS["h100"], memory=enough), precision=torch.float32)
+    planner = Planner(config, replace(GPUS["h100"], memory=enough), precision=torch.float32)
     with pytest.raises(ValueError, match=r"no layout of 2 GPUs fits: the smallest needs .* take --gpus (4|8)"):
-        offer.offer(planner, 2)
+        choose_budget(planner, 2)
 
 
 @pytest.mark.parametrize(
@@ -174,17 +188,17 @@ def test_mistakes_are_named(words: list[str], why: str):
 
 def test_json_holds_what_the_table_shows(tmp_path: Path):
     path = tmp_path / "budget.json"
-    code, said, _ = invoke("tiny", "parallel.dp_shard=2", "micro_batch_size=1", "--gpus", "2", "--json", str(path))
+    code, output, _ = invoke("tiny", "parallel.dp_shard=2", "micro_batch_size=1", "--gpus", "2", "--json", str(path))
     assert code == 0
-    found = json.loads(path.read_text())
-    assert found["fits"]
-    assert f"{found['bytes'] / 1e9:.2f}" in said
-    assert f"{found['step_seconds']:.3f}" in said
+    saved = json.loads(path.read_text())
+    assert saved["fits"]
+    assert f"{saved['bytes'] / 1e9:.2f}" in output
+    assert f"{saved['step_seconds']:.3f}" in output
 
 
-@pytest.mark.parametrize("words", [found[1] for found in BLOCK.finditer(PAGE.read_text())])
+@pytest.mark.parametrize("words", [block[1] for block in BLOCK.finditer(PAGE.read_text())])
 def test_the_page_shows_what_the_command_says(words: str, monkeypatch: pytest.MonkeyPatch):
-    shown = next(found[2] for found in BLOCK.finditer(PAGE.read_text()) if found[1] == words)
+    shown = next(block[2] for block in BLOCK.finditer(PAGE.read_text()) if block[1] == words)
     answer = CliRunner().invoke(app, shlex.split(words))
     assert answer.exit_code == 0, answer.output
     assert answer.output == shown
@@ -193,6 +207,6 @@ def test_the_page_shows_what_the_command_says(words: str, monkeypatch: pytest.Mo
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["mm1_30b", "mm1_3b_moe"])
 def test_the_page_shows_the_fastest_layouts(name: str):
-    budget = fastest(offer.planner(recipe(name), gpu="h100", gpus=256), 256)
+    budget = fastest_budget(make_planner(recipe(name), gpu="h100", gpus=256), 256)
     assert budget is not None
-    assert f"$ mm1 budget {name} {budget.setup.overrides()} --gpus 256 --gpu h100\n" in PAGE.read_text()
+    assert f"$ mm1 budget {name} {budget.layout.overrides()} --gpus 256 --gpu h100\n" in PAGE.read_text()

@@ -1,7 +1,7 @@
-"""How fast devices are: of GPUs by table, of this machine's processor by measurement.
+"""How fast devices are: GPUs from a table, this machine's processor by measurement.
 
-Bytes are of 1 GB = 10^9. A datasheet's figure stands as it is printed; what is reached of it was measured by the
-source beside it or, where a line says so, assumed.
+1 GB is 10^9 bytes. Peaks are as datasheets print them; the share that is reached was measured by the source beside it
+or, where a comment says so, is assumed.
 """
 
 import json
@@ -21,170 +21,178 @@ from torch.multiprocessing import spawn
 from mm1.budget.simulate import Op
 from mm1.train.meter import PEAK
 
-SHOWN = 0.2
-"""Assumed of GPUs."""
+USABLE_MEMORY = 0.92
+"""Assumed share of a GPU's memory for tensors: the driver, NCCL and the allocator's fragmentation take the rest."""
 
-GOES = 10
-"""Exchanges that are timed."""
+ELEMENTWISE_BANDWIDTH = 0.8
+"""Assumed share of a GPU's memory bandwidth that elementwise kernels reach."""
+
+COMPILED_TRAFFIC = 0.5
+"""Assumed share of elementwise traffic that remains when blocks are compiled."""
+
+LINK_BANDWIDTH = 0.75
+"""Assumed share of a link's bandwidth that collectives reach."""
+
+EXPOSED_COMMUNICATION = 0.2
+"""Assumed share of FSDP's communication on GPUs that no arithmetic hides."""
+
+TIMED_GATHERS = 10
+"""Collectives that are timed to measure the link between processes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
-    """What one device does in a second, and how it is tied to others: what is reached, not what is printed."""
+class Hardware:
+    """What one device does in a second and how it is connected: what is reached, not what is printed."""
 
     memory: float  # bytes that tensors may take
-    peak: float  # FLOP/s of which MFU is a share: the datasheet's
-    matmul: float  # FLOP/s
-    attention: float  # FLOP/s
-    moving: float  # bytes/s that all other operations read and write
-    inside: float  # bytes/s to the other devices of a node, one way
-    across: float  # bytes/s to other nodes, one way
-    node: int  # devices of a node
-    fused: float = 1.0  # bytes other operations move once blocks are compiled, over those of one kernel each
-    shown: float = SHOWN  # share of gathering and sharing out that no arithmetic hides, however much of it there is
-    launch: float = 0.0  # seconds an operation takes however small it is
+    peak_flops: float  # FLOP/s that MFU is a share of: the datasheet's
+    matmul_flops: float  # FLOP/s
+    attention_flops: float  # FLOP/s
+    memory_bandwidth: float  # bytes/s that all other operations read and write
+    node_bandwidth: float  # bytes/s to the other devices of a node, one way
+    network_bandwidth: float  # bytes/s to other nodes, one way
+    node_size: int  # devices of a node
+    compiled_traffic: float = 1.0  # bytes that other operations move in compiled blocks, over those of single kernels
+    exposed_communication: float = EXPOSED_COMMUNICATION  # share of FSDP's communication that no arithmetic hides
+    launch_seconds: float = 0.0  # time of the smallest operation
 
-    def link(self, ranks: int, *, stride: int) -> float:
-        """Bytes/s of a ring over `ranks`, of which every `stride`-th rank is one. All adapters of a node carry it."""
-        if ranks * stride <= self.node:
-            return self.inside
-        return min(self.inside, self.across * max(1, self.node // stride))
-
-
-USABLE = 0.92
-"""Assumed share of a GPU's memory for tensors: the rest is the driver's, NCCL's, and what the allocator can't fill."""
-
-MOVING = 0.8
-"""Assumed share of a GPU's memory bandwidth that elementwise kernels reach."""
-
-FUSED = 0.5
-"""Assumed share of elementwise traffic that is left when blocks are compiled."""
-
-LINKS = 0.75
-"""Assumed share of a link's bandwidth that collectives reach."""
+    def ring_bandwidth(self, ranks: int, *, stride: int) -> float:
+        """Bytes/s of a ring over `ranks` ranks, every `stride`-th rank of all. It uses all adapters of a node."""
+        if ranks * stride <= self.node_size:
+            return self.node_bandwidth
+        return min(self.node_bandwidth, self.network_bandwidth * max(1, self.node_size // stride))
 
 
-def _gpu(
-    name: str, memory: float, *, matmul: float, attention: float, moving: float, links: tuple[float, float]
-) -> Rates:
-    """Of a card with `memory` bytes: matmul in FLOP/s, attention as a share of the peak, the rest as printed."""
-    inside, across = links
-    return Rates(
-        memory=memory * USABLE,
-        peak=PEAK[name],
-        matmul=matmul,
-        attention=attention * PEAK[name],
-        moving=moving * MOVING,
-        inside=inside * LINKS,
-        across=across * LINKS,
-        node=8,
-        fused=FUSED,
+@dataclass(frozen=True, slots=True)
+class Datasheet:
+    """What a GPU's maker prints: bytes and bytes/s. Links are one way: to the node's other GPUs, and to the network."""
+
+    memory: float
+    memory_bandwidth: float
+    node_bandwidth: float
+    network_bandwidth: float
+
+
+def _gpu(name: str, printed: Datasheet, *, matmul_flops: float, attention_share: float) -> Hardware:
+    """The hardware of a GPU; `attention_share` is the share of its peak that attention reaches."""
+    return Hardware(
+        memory=printed.memory * USABLE_MEMORY,
+        peak_flops=PEAK[name],
+        matmul_flops=matmul_flops,
+        attention_flops=attention_share * PEAK[name],
+        memory_bandwidth=printed.memory_bandwidth * ELEMENTWISE_BANDWIDTH,
+        node_bandwidth=printed.node_bandwidth * LINK_BANDWIDTH,
+        network_bandwidth=printed.network_bandwidth * LINK_BANDWIDTH,
+        node_size=8,
+        compiled_traffic=COMPILED_TRAFFIC,
     )
 
 
-# Memory and bandwidths: NVIDIA's datasheets of A100 80GB SXM, H100 SXM, H200 SXM, L40S. NVLink's are printed both ways
-# together, here one way. Network: one adapter a GPU, as in NVIDIA's DGX A100 (200 Gb/s), DGX H100 and H200 (400 Gb/s).
+# Memory and bandwidths: NVIDIA's datasheets of A100 80GB SXM, H100 SXM, H200 SXM, L40S. They print NVLink's bandwidth
+# both ways together; here it is one way. Network: one adapter per GPU, as in NVIDIA's DGX A100 (200 Gb/s), DGX H100
+# and H200 (400 Gb/s).
 # Matrix products: A100 at its best shape 267.9 TFLOP/s (github.com/stas00/ml-engineering, "Maximum Achievable Matmul
 # FLOPS"); H100 and H200 at the shapes of language models 720 (SemiAnalysis, "MI300X vs H100 vs H200 Benchmark Part 1:
-# Training", 2024); L40S assumed, 0.7 of its peak.
-# Attention: FlashAttention-2 reaches 50 to 73 % of an A100 (arXiv 2307.08691), 35 % of an H100 (arXiv 2407.08608). Of
-# these 0.9 are assumed, as FlexAttention is a little slower; L40S assumed as A100.
-GPUS: dict[str, Rates] = {
-    "a100": _gpu("A100", 80e9, matmul=267.9e12, attention=0.55, moving=2.039e12, links=(300e9, 25e9)),
-    "h100": _gpu("H100", 80e9, matmul=720e12, attention=0.31, moving=3.35e12, links=(450e9, 50e9)),
-    "h200": _gpu("H200", 141e9, matmul=720e12, attention=0.31, moving=4.8e12, links=(450e9, 50e9)),
-    "l40s": _gpu("L40S", 48e9, matmul=0.7 * PEAK["L40S"], attention=0.55, moving=864e9, links=(32e9, 25e9)),
+# Training", 2024); L40S is assumed to reach 0.7 of its peak.
+# Attention: FlashAttention-2 reaches 50 to 73 % of an A100 (arXiv 2307.08691) and 35 % of an H100 (arXiv 2407.08608).
+# FlexAttention is a little slower: 0.9 of these are assumed. L40S is assumed to be as the A100.
+GPUS: dict[str, Hardware] = {
+    "a100": _gpu("A100", Datasheet(80e9, 2.039e12, 300e9, 25e9), matmul_flops=267.9e12, attention_share=0.55),
+    "h100": _gpu("H100", Datasheet(80e9, 3.35e12, 450e9, 50e9), matmul_flops=720e12, attention_share=0.31),
+    "h200": _gpu("H200", Datasheet(141e9, 4.8e12, 450e9, 50e9), matmul_flops=720e12, attention_share=0.31),
+    "l40s": _gpu("L40S", Datasheet(48e9, 864e9, 32e9, 25e9), matmul_flops=0.7 * PEAK["L40S"], attention_share=0.55),
 }
 
 
-def seconds(ops: Counter[Op], rates: Rates) -> float:
-    """The time of operations one after the other: each as long as its arithmetic or its bytes, whatever is longer."""
-    flops = {"matmul": rates.matmul, "attention": rates.attention, "other": float("inf")}
+def operation_seconds(ops: Counter[Op], hardware: Hardware) -> float:
+    """The time of operations one after the other: each as long as its arithmetic or its bytes, whichever is longer."""
+    flops = {"matmul": hardware.matmul_flops, "attention": hardware.attention_flops, "other": float("inf")}
     total = 0.0
     for op, times in ops.items():
-        moved = op.moved * (rates.fused if op.kind == "other" else 1)
-        total += times * (max(op.flops / flops[op.kind], moved / rates.moving) + rates.launch)
+        moved = op.moved * (hardware.compiled_traffic if op.kind == "other" else 1)
+        seconds = max(op.flops / flops[op.kind], moved / hardware.memory_bandwidth)
+        total += times * (seconds + hardware.launch_seconds)
     return total
 
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """Of a decoder: places that go through it at a time, its widths, places of a row."""
+    """The shapes of a decoder that a processor is measured with."""
 
-    places: int
+    tokens: int  # of a forward pass
     width: int
     mlp_width: int
     head_width: int
-    row: int
+    sequence_length: int
 
 
-def measured(shapes: Shapes, *, ranks: int) -> Rates:
-    """This machine's processor as each of `ranks` processes has it when all work at once; in seconds."""
+def measure_cpu(shapes: Shapes, *, ranks: int) -> Hardware:
+    """This machine's processor as each of `ranks` processes has it when all work at once; takes seconds."""
     if ranks == 1:
-        return measured_here(shapes)
+        return measure_process(shapes)
     with TemporaryDirectory() as name:
-        spawn(_beside, args=(shapes, ranks, name), nprocs=ranks)
-        return Rates(**json.loads((Path(name) / "rates.json").read_text()))
+        spawn(_measure_rank, args=(shapes, ranks, name), nprocs=ranks)
+        return Hardware(**json.loads((Path(name) / "hardware.json").read_text()))
 
 
-def _beside(rank: int, shapes: Shapes, ranks: int, folder: str) -> None:
-    """The part of one rank; the first writes down what it found."""
+def _measure_rank(rank: int, shapes: Shapes, ranks: int, folder: str) -> None:
+    """Measure beside the other ranks; the first rank writes its result to `folder`."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
     store = torch_dist.FileStore(f"{folder}/store", ranks)
     torch_dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    found = measured_here(shapes)
+    hardware = measure_process(shapes)
     torch_dist.destroy_process_group()
     if rank == 0:
-        (Path(folder) / "rates.json").write_text(json.dumps(asdict(found)))
+        (Path(folder) / "hardware.json").write_text(json.dumps(asdict(hardware)))
 
 
-def measured_here(shapes: Shapes) -> Rates:
-    """What this process has of the processor; every rank of its process group must measure at the same time."""
+def measure_process(shapes: Shapes) -> Hardware:
+    """This process's part of the processor; all ranks of its process group must measure at the same time."""
     ranks = torch_dist.get_world_size() if torch_dist.is_initialized() else 1
-    x, up = torch.randn(shapes.places, shapes.width), torch.randn(shapes.mlp_width, shapes.width)
-    wide = torch.randn(shapes.places, shapes.mlp_width)
-    q = torch.randn(1, max(1, shapes.places // shapes.row), shapes.row, shapes.head_width)
-    left, right, out = torch.randn(3, 2**23)  # of what no cache holds; memory that is there, as in a step
+    x, up = torch.randn(shapes.tokens, shapes.width), torch.randn(shapes.mlp_width, shapes.width)
+    wide = torch.randn(shapes.tokens, shapes.mlp_width)
+    sequences = max(1, shapes.tokens // shapes.sequence_length)
+    q = torch.randn(1, sequences, shapes.sequence_length, shapes.head_width)
+    left, right, out = torch.randn(3, 2**23)  # larger than any cache; allocated before, as in a step
     one, square = torch.ones(1), torch.randn(1024, 1024)
-    link = _link(ranks) if ranks > 1 else float("inf")
-    return Rates(
-        memory=_memory() / ranks,
-        peak=2.0 * 1024**3 / pace(lambda: torch.mm(square, square)),
-        matmul=6.0
-        * x.numel()
-        * shapes.mlp_width
-        / (pace(lambda: x @ up.T) + pace(lambda: wide @ up) + pace(lambda: wide.T @ x)),
-        attention=2.0 * shapes.row * q.numel() / pace(lambda: F.scaled_dot_product_attention(q, q, q, is_causal=True)),
-        moving=3 * out.nbytes / pace(lambda: torch.mul(left, right, out=out)),
-        inside=link,
-        across=link,
-        node=ranks,
-        shown=1.0,  # gloo lets nothing go on beside it
-        launch=pace(lambda: torch.mul(one, one)),
+    link = _measure_link(ranks) if ranks > 1 else float("inf")
+    products = mean_seconds(lambda: x @ up.T) + mean_seconds(lambda: wide @ up) + mean_seconds(lambda: wide.T @ x)
+    attention = mean_seconds(lambda: F.scaled_dot_product_attention(q, q, q, is_causal=True))
+    return Hardware(
+        memory=_machine_memory() / ranks,
+        peak_flops=2.0 * 1024**3 / mean_seconds(lambda: torch.mm(square, square)),
+        matmul_flops=6.0 * x.numel() * shapes.mlp_width / products,
+        attention_flops=2.0 * shapes.sequence_length * q.numel() / attention,
+        memory_bandwidth=3 * out.nbytes / mean_seconds(lambda: torch.mul(left, right, out=out)),
+        node_bandwidth=link,
+        network_bandwidth=link,
+        node_size=ranks,
+        exposed_communication=1.0,  # gloo does not overlap with arithmetic
+        launch_seconds=mean_seconds(lambda: torch.mul(one, one)),
     )
 
 
-def _link(ranks: int) -> float:
-    """Bytes/s that a rank gets from the others."""
-    sent = torch.randn(2**20)  # 4 MB, as a block's weights
-    got = torch.empty(ranks * len(sent))
-    torch_dist.all_gather_into_tensor(got, sent)
-    begun = time.perf_counter()
-    for _ in range(GOES):
-        torch_dist.all_gather_into_tensor(got, sent)
-    return GOES * (ranks - 1) * sent.nbytes / (time.perf_counter() - begun)
+def _measure_link(ranks: int) -> float:
+    """Bytes/s that a rank receives from the others."""
+    shard = torch.randn(2**20)  # 4 MB, about a block's weights
+    gathered = torch.empty(ranks * len(shard))
+    torch_dist.all_gather_into_tensor(gathered, shard)
+    start = time.perf_counter()
+    for _ in range(TIMED_GATHERS):
+        torch_dist.all_gather_into_tensor(gathered, shard)
+    return TIMED_GATHERS * (ranks - 1) * shard.nbytes / (time.perf_counter() - start)
 
 
-def pace(work: Callable[[], object], *, seconds: float = 0.2) -> float:
-    """The mean time that `work` takes once warm, with whatever else runs here."""
+def mean_seconds(work: Callable[[], object], *, seconds: float = 0.2) -> float:
+    """The mean time of a call of `work` after a first one, called for `seconds`."""
     work()
-    goes, begun = 0, time.perf_counter()
-    while time.perf_counter() < begun + seconds:
+    calls, start = 0, time.perf_counter()
+    while time.perf_counter() < start + seconds:
         work()
-        goes += 1
-    return (time.perf_counter() - begun) / max(1, goes)
+        calls += 1
+    return (time.perf_counter() - start) / max(1, calls)
 
 
-def _memory() -> float:
-    """Bytes of this machine."""
+def _machine_memory() -> float:
+    """Bytes of this machine's memory."""
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,7 +1,7 @@
-"""What a training step does, without doing it: arithmetic, bytes moved, bytes alive. On tensors that have no data.
+"""The arithmetic, the bytes moved and the bytes alive in a training step, counted on tensors without data.
 
-The real model code runs on torch's fake tensors, forward and backward, with only so many blocks as differ; the step
-of the deep model repeats their segments. A segment is what happens between two marks: a block's begin or end.
+The real model code runs on torch's fake tensors, forward and backward, with only as many blocks as differ; the step
+of the whole model repeats their segments. A segment begins and ends where a block does.
 """
 
 import weakref
@@ -29,12 +29,12 @@ from mm1.model.mllm import MLLM
 from mm1.model.moe import Linears, Routing
 from mm1.objectives.next_token import LOGITS, cross_entropy
 
-Part = Literal["encoder", "connector", "decoder", "logits"]
-PARTS: tuple[Part, ...] = ("encoder", "connector", "decoder", "logits")
+ModelPart = Literal["encoder", "connector", "decoder", "logits"]
+MODEL_PARTS: tuple[ModelPart, ...] = ("encoder", "connector", "decoder", "logits")
 
 
 class Op(NamedTuple):
-    """One operation, as far as its time depends on it."""
+    """One operation: all that its time depends on."""
 
     kind: Literal["matmul", "attention", "other"]
     flops: float
@@ -42,153 +42,152 @@ class Op(NamedTuple):
 
 
 @dataclass(slots=True)
-class Segment:
-    """What happens between two marks of a step."""
+class StepSegment:
+    """One stretch of a step, forward or backward: a block, or what lies between two blocks."""
 
-    part: Part
-    block: int | None  # the layer, where it is inside one
+    part: ModelPart
+    block: int | None  # the number of the layer; None outside of blocks
     backward: bool
     ops: Counter[Op] = field(default_factory=Counter)
-    change: int = 0  # bytes alive at its end over those at its begin
-    rise: int = 0  # bytes alive at most over those at its begin
+    net_bytes: int = 0  # bytes alive at its end, less those alive when it began
+    peak_bytes: int = 0  # most bytes alive during it, less those alive when it began
 
     def flops(self) -> float:
         return sum(op.flops * times for op, times in self.ops.items())
 
 
-class Tally(TorchDispatchMode):
-    """Writes down every operation and every storage, in segments."""
+class Recorder(TorchDispatchMode):
+    """Records every operation, and every storage while it is alive, in segments."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.segments = [Segment("encoder", None, False)]
-        self._alive = 0
-        self._known: set[int] = set()
+        self.segments = [StepSegment("encoder", None, False)]
+        self._storages: set[int] = set()
 
-    def know(self, *tensors: torch.Tensor) -> None:
-        """Leave these out: they were there before."""
-        self._known |= {tensor.untyped_storage()._cdata for tensor in tensors}
+    def ignore(self, *tensors: torch.Tensor) -> None:
+        """Do not count these tensors: they existed before the step."""
+        self._storages |= {tensor.untyped_storage()._cdata for tensor in tensors}
 
-    def mark(self, part: Part, block: int | None, *, backward: bool) -> None:
+    def begin(self, part: ModelPart, block: int | None, *, backward: bool) -> None:
         """Begin the next segment."""
-        self.segments.append(Segment(part, block, backward))
+        self.segments.append(StepSegment(part, block, backward))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func.namespace != "aten":  # questions such as on which device a tensor is
+        if func.namespace != "aten":  # queries, such as for a tensor's device
             return out
-        made = [value for value in tree_leaves(out) if isinstance(value, torch.Tensor)]
-        fresh = [value for value in made if self._enter(value)]
-        if fresh or func._schema.is_mutable:
-            read = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
-            moved = sum(value.numel() * value.element_size() for value in [*read, *made])
+        outputs = [value for value in tree_leaves(out) if isinstance(value, torch.Tensor)]
+        allocated = [value for value in outputs if self._track(value)]
+        if allocated or func._schema.is_mutable:
+            inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+            moved = sum(value.numel() * value.element_size() for value in [*inputs, *outputs])
             self.segments[-1].ops[_op(func, args, kwargs or {}, out=out, moved=moved)] += 1
         return out
 
-    def _enter(self, tensor: torch.Tensor) -> bool:
-        """Count the tensor's storage while it lives; whether it is new."""
+    def _track(self, tensor: torch.Tensor) -> bool:
+        """Count the tensor's storage from now until it is freed; False if it is counted already."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._known:
+        if key in self._storages:
             return False
-        self._known.add(key)
-        self._alive_by(storage.nbytes())
-        weakref.finalize(storage, self._leave, key, storage.nbytes())
+        self._storages.add(key)
+        self._add_bytes(storage.nbytes())
+        weakref.finalize(storage, self._release, key, storage.nbytes())
         return True
 
-    def _leave(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._alive_by(-size)
+    def _release(self, key: int, size: int) -> None:
+        self._storages.discard(key)
+        self._add_bytes(-size)
 
-    def _alive_by(self, size: int) -> None:
+    def _add_bytes(self, size: int) -> None:
         segment = self.segments[-1]
-        segment.change += size
-        segment.rise = max(segment.rise, segment.change)
+        segment.net_bytes += size
+        segment.peak_bytes = max(segment.peak_bytes, segment.net_bytes)
 
 
 def _op(func: Any, args: Any, kwargs: Any, *, out: Any, moved: int) -> Op:
     name = str(func)
     if "attention" in name:
         names = [argument.name for argument in func._schema.arguments]
-        given = dict(zip(names, args, strict=False)) | kwargs
-        q, k = given["query"], given["key"]
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        q, k = arguments["query"], arguments["key"]
         products = 5 if "backward" in name else 2  # of queries and keys, each a matrix product
-        flops = 2.0 * products * q.numel() * k.shape[-2] / (2 if given.get("is_causal") else 1)
+        flops = 2.0 * products * q.numel() * k.shape[-2] / (2 if arguments.get("is_causal") else 1)
         return Op("attention", flops, moved)
     if func is torch.ops.aten._grouped_mm.default:  # not in torch's own list (2.13)
         return Op("matmul", 2.0 * args[0].numel() * args[1].shape[-1], moved)
-    if func in (torch.ops.aten.addmm_.default, torch.ops.aten.baddbmm_.default):  # nor are sums made in their place
+    if func in (torch.ops.aten.addmm_.default, torch.ops.aten.baddbmm_.default):  # nor are in-place sums
         return Op("matmul", 2.0 * args[1].numel() * args[2].shape[-1], moved)
     count = flop_registry.get(func.overloadpacket)
     return Op("other", 0.0, moved) if count is None else Op("matmul", float(count(*args, **kwargs, out_val=out)), moved)
 
 
 def shallow(model: ModelConfig) -> ModelConfig:
-    """The model with its first and its last block only, or groups of blocks in a sparse decoder."""
-    made = model.model_copy(deep=True)
-    made.vision.feature_layer, made.vision.layers = -1, min(2, _used(model))
-    made.decoder.layers = min(model.decoder.layers, 2 * _group(model))
-    made.decoder.no_rope_layers = ()
-    return made
+    """The model with only its first and its last block, or group of blocks in a sparse decoder."""
+    copy = model.model_copy(deep=True)
+    copy.vision.feature_layer, copy.vision.layers = -1, min(2, _encoder_depth(model))
+    copy.decoder.layers = min(model.decoder.layers, 2 * _group_size(model))
+    copy.decoder.no_rope_layers = ()
+    return copy
 
 
-def _group(model: ModelConfig) -> int:
-    """Blocks of the decoder after which their kinds come again."""
+def _group_size(model: ModelConfig) -> int:
+    """Blocks of the decoder after which the kinds of blocks repeat."""
     sparse = model.decoder.sparse
     return sparse.every if sparse.experts else 1
 
 
-def _used(model: ModelConfig) -> int:
-    """Blocks of the encoder that a picture goes through."""
+def _encoder_depth(model: ModelConfig) -> int:
+    """How many blocks of the encoder a picture goes through."""
     return model.vision.layers + 1 + model.vision.feature_layer
 
 
 def simulate(
     run: RunConfig, batch: Batch, *, weights: torch.dtype, precision: torch.dtype, prepare: Callable[[MLLM], None]
-) -> list[Segment]:
-    """The segments of one micro-batch, forward and backward, of the whole model in the order they come.
+) -> list[StepSegment]:
+    """The segments of one micro-batch through the whole model, forward and backward, in order.
 
-    Of `batch` only the shape counts, and of its text the trained places. The forward pass has `weights` in one type
-    and works in `precision`. Gradients of weights are given away as soon as they are made. `prepare` gets the shallow
-    model before it runs.
+    Only the shape of `batch` and the number of its trained tokens count. Weights have the type `weights`, arithmetic
+    is done in `precision`. Gradients of weights are freed as soon as they exist. `prepare` changes the shallow model
+    before it runs.
     """
     mask = document_mask(batch.document_BT)
-    learned = int((batch.targets_BT != IGNORED).sum())
-    low = precision != torch.float32
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.autocast("cpu", precision, enabled=low):
-        mllm = _built(shallow(run.model), weights)
+    trained = int((batch.targets_BT != IGNORED).sum())
+    low_precision = precision != torch.float32
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.autocast("cpu", precision, enabled=low_precision):
+        mllm = _build(shallow(run.model), weights)
         prepare(mllm)
         for parameter in mllm.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(_drop)
-        if low:
-            _as_on_gpus(mllm)
+        if low_precision:
+            _fuse_norms(mllm)
         else:
-            _one_product(mllm)
+            _use_one_expert(mllm)
         batch = batch.map(fake.from_tensor)
-        places = torch.zeros(learned, dtype=torch.int64)
-        with Tally() as tally:
-            tally.know(*mllm.parameters(), *mllm.buffers(), *_tensors(batch), places)
-            _hook(mllm, tally)
-            loss = _loss(mllm, batch, mask=mask, places=places, low=low)
-            tally.mark("logits", None, backward=True)
+        positions = torch.zeros(trained, dtype=torch.int64)
+        with Recorder() as recorder:
+            recorder.ignore(*mllm.parameters(), *mllm.buffers(), *_tensors(batch), positions)
+            _hook(mllm, recorder)
+            loss = _loss(mllm, batch, mask=mask, positions=positions, low_precision=low_precision)
+            recorder.begin("logits", None, backward=True)
             loss.backward()
-    return deepened([segment for segment in tally.segments if segment.ops or segment.change], run.model)
+    return repeat_blocks([segment for segment in recorder.segments if segment.ops or segment.net_bytes], run.model)
 
 
-def _loss(mllm: MLLM, batch: Batch, *, mask: Mask, places: torch.Tensor, low: bool) -> torch.Tensor:
-    """What `NextToken` minimises; it would look into the batch, which has no data here."""
+def _loss(mllm: MLLM, batch: Batch, *, mask: Mask, positions: torch.Tensor, low_precision: bool) -> torch.Tensor:
+    """The loss that `NextToken` minimises, without reading the batch, which has no data here."""
     x_BTD = mllm.embed(batch.tokens_BT, mllm.encode_images(batch.images_NCYX))
     hidden_BTD, layers = mllm.decoder.routed(x_BTD, batch.position_BT, mask=mask, real_BT=batch.document_BT > 0)
     targets = batch.targets_BT.flatten()
-    at_once = LOGITS["cuda" if low else "cpu"]
-    total = cross_entropy(mllm, hidden_BTD.flatten(0, 1), targets=targets, places=places, at_once=at_once).total
+    at_once = LOGITS["cuda" if low_precision else "cpu"]
+    total = cross_entropy(mllm, hidden_BTD.flatten(0, 1), targets=targets, places=positions, at_once=at_once).total
     routing = Routing.of(layers, mllm.config.decoder.sparse, rows=len(batch.tokens_BT))
     return total if routing is None else total + routing.penalty
 
 
-def _as_on_gpus(mllm: MLLM) -> None:
-    """Let norms be computed as a GPU does in low precision: RMSNorm in one kernel, LayerNorm in fp32 by autocast."""
+def _fuse_norms(mllm: MLLM) -> None:
+    """Compute norms as a GPU does in low precision: RMSNorm in one kernel, LayerNorm in fp32 by autocast."""
 
     def layer_norm(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
@@ -203,10 +202,10 @@ def _as_on_gpus(mllm: MLLM) -> None:
             module.forward = partial(layer_norm, module)  # type: ignore[method-assign]
 
 
-def _one_product(mllm: MLLM) -> None:
-    """Let experts' rows all go through the first one's matrix: as much arithmetic and memory as through their own.
+def _use_one_expert(mllm: MLLM) -> None:
+    """Send the rows of all experts through the first one's matrix, which is as much arithmetic and memory.
 
-    Fake tensors know torch's grouped product in bf16 only (2.13).
+    Fake tensors support torch's grouped product in bf16 only (2.13).
     """
 
     def product(linears: Linears, x_AI: torch.Tensor, ends_J: torch.Tensor) -> torch.Tensor:
@@ -218,7 +217,7 @@ def _one_product(mllm: MLLM) -> None:
 
 
 class _FusedNorm(torch.autograd.Function):
-    """What a norm in one kernel keeps, reads and writes."""
+    """A norm in one kernel: it keeps, reads and writes as much as the real one; its values are wrong."""
 
     @staticmethod
     def forward(ctx, x, weight):
@@ -231,41 +230,43 @@ class _FusedNorm(torch.autograd.Function):
         return grad * x, torch.empty_like(weight)
 
 
-def deepened(segments: list[Segment], model: ModelConfig) -> list[Segment]:
-    """The segments of the whole model, of those of its shallow form."""
-    made: list[Segment] = []
+def repeat_blocks(segments: list[StepSegment], model: ModelConfig) -> list[StepSegment]:
+    """The segments of the whole model, from those of its shallow form."""
+    whole: list[StepSegment] = []
     for (part, inside, backward), group in groupby(segments, key=lambda s: (s.part, s.block is not None, s.backward)):
         if not inside:
-            made += group
+            whole += group
             continue
-        of_block = {segment.block: segment for segment in group}
-        size, depth = (1, _used(model)) if part == "encoder" else (_group(model), model.decoder.layers)
-        last = len(of_block) - size  # in the shallow model, where the last group begins
+        by_block = {segment.block: segment for segment in group}
+        size, depth = (1, _encoder_depth(model)) if part == "encoder" else (_group_size(model), model.decoder.layers)
+        last = len(by_block) - size  # where the last group begins in the shallow model
         origin = [layer % size + (last if layer >= depth - size else 0) for layer in range(depth)]
-        run = [replace(of_block[block], block=layer) for layer, block in enumerate(origin)]
-        made += reversed(run) if backward else run
-    return made
+        blocks = [replace(by_block[block], block=layer) for layer, block in enumerate(origin)]
+        whole += reversed(blocks) if backward else blocks
+    return whole
 
 
-def _hook(mllm: MLLM, tally: Tally) -> None:
-    """Let the model mark where its parts and blocks begin and end, on the way forward and on the way back."""
+def _hook(mllm: MLLM, recorder: Recorder) -> None:
+    """Begin a segment where a part or a block begins or ends, in the forward and in the backward pass."""
 
-    def back(tensor: torch.Tensor, part: Part, block: int | None) -> None:
+    def begin_backward(tensor: torch.Tensor, part: ModelPart, block: int | None) -> None:
         if tensor.requires_grad:
-            tensor.register_hook(lambda grad: tally.mark(part, block, backward=True))
+            tensor.register_hook(lambda grad: recorder.begin(part, block, backward=True))
 
-    def watch(module: nn.Module, part: Part, block: int | None, *, before: Part, after: Part | None = None) -> None:
+    def watch(
+        module: nn.Module, part: ModelPart, block: int | None, *, before: ModelPart, after: ModelPart | None = None
+    ) -> None:
         def enter(module: nn.Module, args: Any) -> None:
-            if not tally.segments[-1].backward:  # else the block is recomputed
-                tally.mark(part, block, backward=False)
-                if not block:  # the way back into a later block begins at the output of the one before
-                    back(args[0], before, None)
+            if not recorder.segments[-1].backward:  # otherwise the block is recomputed
+                recorder.begin(part, block, backward=False)
+                if not block:  # the backward pass of a later block begins at the output of the block before it
+                    begin_backward(args[0], before, None)
 
         def leave(module: nn.Module, args: Any, out: Any) -> None:
-            if not tally.segments[-1].backward:
-                if after:  # else what is let go of on leaving is the block's too
-                    tally.mark(after, None, backward=False)
-                back(out[0] if isinstance(out, tuple) else out, part, block)
+            if not recorder.segments[-1].backward:
+                if after:  # without it, what is freed on leaving counts as the block's
+                    recorder.begin(after, None, backward=False)
+                begin_backward(out[0] if isinstance(out, tuple) else out, part, block)
 
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave)
@@ -278,14 +279,14 @@ def _hook(mllm: MLLM, tally: Tally) -> None:
     watch(mllm.decoder.norm, "decoder", None, before="decoder", after="logits")
 
 
-def _built(model: ModelConfig, dtype: torch.dtype) -> MLLM:
-    """A model whose weights are of `dtype`; fake ones can't be changed afterwards."""
-    before = torch.get_default_dtype()
+def _build(model: ModelConfig, dtype: torch.dtype) -> MLLM:
+    """A model with weights of type `dtype`; fake weights can't be converted later."""
+    default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         return MLLM(model)
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(default)
 
 
 def _drop(parameter: torch.Tensor) -> None:
