@@ -47,7 +47,7 @@ def six(make: Callable[[int], dict[str, Any]], *, start: int = 0, count: int = 6
     return [make(number) for number in range(start, start + count)]
 
 
-def given(number: int) -> Rows:
-    """Ten people's answers; seven say red."""
-    said = ["red"] * 7 + ["blue", "dark red", str(number)]
-    return [{"answer": text, "answer_confidence": "yes", "answer_id": place} for place, text in enumerate(said, 1)]
+def ten_answers(number: int) -> Rows:
+    """The answers of ten people; seven are red."""
+    texts = ["red"] * 7 + ["blue", "dark red", str(number)]
+    return [{"answer": text, "answer_confidence": "yes", "answer_id": rank} for rank, text in enumerate(texts, 1)]

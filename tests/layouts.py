@@ -6,13 +6,20 @@ from typing import Any
 
 import layouts_tuned as tuned
 from conftest import picture
-from layout import cell, data, given, jpg, parquet, six, write
+from layout import cell, data, jpg, parquet, six, ten_answers, write
 
 
 def vqav2(folder: Path) -> None:
     def row(n: int) -> dict[str, Any]:
         kinds = {"question_type": "what", "multiple_choice_answer": "red", "answer_type": "other"}
-        return {**kinds, "answers": given(n), "image_id": n, "question_id": n, "question": "What?", "image": cell(n)}
+        return {
+            **kinds,
+            "answers": ten_answers(n),
+            "image_id": n,
+            "question_id": n,
+            "question": "What?",
+            "image": cell(n),
+        }
 
     data(folder, "validation", six(row))
     data(folder, "train", six(row, start=20))
@@ -21,21 +28,21 @@ def vqav2(folder: Path) -> None:
 def vqav2_files(folder: Path) -> None:
     for part, start in (("val2014", 0), ("train2014", 20)):
         numbers = range(start, start + 6)
-        asked = [{"image_id": n, "question": "What?", "question_id": n} for n in numbers]
-        said = [
+        questions = [{"image_id": n, "question": "What?", "question_id": n} for n in numbers]
+        annotations = [
             {"question_type": "what", "multiple_choice_answer": "red", "answer_type": "other"}
-            | {"answers": given(n), "image_id": n, "question_id": n}
+            | {"answers": ten_answers(n), "image_id": n, "question_id": n}
             for n in numbers
         ]
-        write(folder / f"v2_OpenEnded_mscoco_{part}_questions.json", {"info": {}, "questions": asked})
-        write(folder / f"v2_mscoco_{part}_annotations.json", {"info": {}, "annotations": said})
+        write(folder / f"v2_OpenEnded_mscoco_{part}_questions.json", {"info": {}, "questions": questions})
+        write(folder / f"v2_mscoco_{part}_annotations.json", {"info": {}, "annotations": annotations})
         for n in numbers:
             jpg(folder / part / f"COCO_{part}_{n:012d}.jpg", n)
 
 
 def okvqa(folder: Path) -> None:
     def row(n: int) -> dict[str, Any]:
-        texts = [one["answer"] for one in given(n)]
+        texts = [one["answer"] for one in ten_answers(n)]
         named = {"question_id": str(n), "question": "What?", "question_type": "one", "answer_type": "other"}
         return {**named, "image": cell(n), "answers": texts}
 
@@ -45,18 +52,20 @@ def okvqa(folder: Path) -> None:
 def okvqa_files(folder: Path) -> None:
     for part, start in (("val2014", 0), ("train2014", 20)):
         numbers = range(start, start + 6)
-        asked = [{"image_id": n, "question": "What?", "question_id": n} for n in numbers]
-        people = [[one | {"raw_answer": one["answer"], "answer": "stem"} for one in given(n)] for n in numbers]
-        said = [{"answers": texts, "image_id": n, "question_id": n} for n, texts in zip(numbers, people, strict=True)]
-        write(folder / f"OpenEnded_mscoco_{part}_questions.json", {"questions": asked})
-        write(folder / f"mscoco_{part}_annotations.json", {"annotations": said})
+        questions = [{"image_id": n, "question": "What?", "question_id": n} for n in numbers]
+        people = [[one | {"raw_answer": one["answer"], "answer": "stem"} for one in ten_answers(n)] for n in numbers]
+        annotations = [
+            {"answers": texts, "image_id": n, "question_id": n} for n, texts in zip(numbers, people, strict=True)
+        ]
+        write(folder / f"OpenEnded_mscoco_{part}_questions.json", {"questions": questions})
+        write(folder / f"mscoco_{part}_annotations.json", {"annotations": annotations})
         for n in numbers:
             jpg(folder / part / f"COCO_{part}_{n:012d}.jpg", n)
 
 
 def textvqa(folder: Path) -> None:
     def row(n: int) -> dict[str, Any]:
-        texts = [one["answer"] for one in given(n)]
+        texts = [one["answer"] for one in ten_answers(n)]
         named = {"image_id": f"i{n}", "question_id": n, "question": "what?", "question_tokens": ["what"]}
         return {**named, "image": cell(n), "image_width": 64, "answers": texts, "ocr_tokens": ["stop"]}
 
@@ -76,7 +85,7 @@ def textvqa_files(folder: Path) -> None:
 
 def vizwiz(folder: Path) -> None:
     def row(n: int) -> dict[str, Any]:
-        texts = [one["answer"] for one in given(n)]
+        texts = [one["answer"] for one in ten_answers(n)]
         return {
             "question_id": f"VizWiz_val_{n}",
             "image": cell(n),
@@ -91,7 +100,7 @@ def vizwiz(folder: Path) -> None:
 def vizwiz_files(folder: Path) -> None:
     for short, start in (("val", 0), ("train", 20)):
         numbers = range(start, start + 6)
-        rows = [{"image": f"VizWiz_{short}_{n}.jpg", "question": "What?", "answers": given(n)} for n in numbers]
+        rows = [{"image": f"VizWiz_{short}_{n}.jpg", "question": "What?", "answers": ten_answers(n)} for n in numbers]
         write(folder / "Annotations" / f"{short}.json", [row | {"answerable": 1} for row in rows])
         for n in numbers:
             jpg(folder / short / f"VizWiz_{short}_{n}.jpg", n)
@@ -116,56 +125,63 @@ def gqa_files(folder: Path) -> None:
             jpg(folder / "images" / f"n{n // 2}.jpg", n // 2)
 
 
-def karpathy(folder: Path, *, name: str = "dataset_coco.json", places: dict[str, str] | None = None) -> None:
+def karpathy(folder: Path, *, name: str = "dataset_coco.json", image_folder: str = "") -> None:
+    """Without an image folder the files are COCO's, in two folders that each row names."""
     splits = ["test", "train", "restval", "val"] * 6
     rows = []
     for n, split in enumerate(splits):
-        place = "train2014" if split == "train" else "val2014"
+        subfolder = image_folder or ("train2014" if split == "train" else "val2014")
         sentences = [{"raw": f"{picture(11, n)[1]} {word}", "imgid": n} for word in ("here", "alone", "on black")]
         row = {"filename": f"{n}.jpg", "imgid": n, "split": split, "sentences": sentences}
-        rows.append(row | ({"filepath": place, "cocoid": n} if places is None else {}))
-        jpg(folder / (place if places is None else places[""]) / f"{n}.jpg", n)
+        rows.append(row if image_folder else row | {"filepath": subfolder, "cocoid": n})
+        jpg(folder / subfolder / f"{n}.jpg", n)
     write(folder / name, {"images": rows, "dataset": "coco"})
 
 
 def flickr30k(folder: Path) -> None:
     def row(n: int) -> dict[str, Any]:
-        said = {"caption": [f"{picture(11, n)[1]} {word}" for word in ["here", "there", "alone"]], "sentids": ["1"]}
-        return {**said, "image": cell(n), "split": ("test", "train")[n % 2], "img_id": str(n), "filename": f"{n}.jpg"}
+        captions = {"caption": [f"{picture(11, n)[1]} {word}" for word in ["here", "there", "alone"]], "sentids": ["1"]}
+        return {
+            **captions,
+            "image": cell(n),
+            "split": ("test", "train")[n % 2],
+            "img_id": str(n),
+            "filename": f"{n}.jpg",
+        }
 
     data(folder, "test", six(row, count=12))
 
 
 def flickr30k_files(folder: Path) -> None:
-    karpathy(folder, name="dataset_flickr30k.json", places={"": "flickr30k-images"})
+    karpathy(folder, name="dataset_flickr30k.json", image_folder="flickr30k-images")
 
 
 def nocaps(folder: Path) -> None:
     def row(n: int) -> dict[str, Any]:
         named = {"image_coco_url": "", "image_file_name": f"{n}.jpg", "image_id": n, "image_open_images_id": str(n)}
-        said = {"annotations_ids": [1, 2], "annotations_captions": [picture(11, n)[1], "a shape"]}
-        return {"image": cell(n), **named, **said}
+        captions = {"annotations_ids": [1, 2], "annotations_captions": [picture(11, n)[1], "a shape"]}
+        return {"image": cell(n), **named, **captions}
 
     data(folder, "validation", six(row))
 
 
 def nocaps_files(folder: Path) -> None:
     images = [{"id": n, "file_name": f"{n}.jpg", "domain": "in-domain"} for n in range(6)]
-    said = [{"id": n, "image_id": n // 2, "caption": picture(11, n // 2)[1]} for n in range(12)]
-    write(folder / "nocaps_val_4500_captions.json", {"images": images, "annotations": said})
+    annotations = [{"id": n, "image_id": n // 2, "caption": picture(11, n // 2)[1]} for n in range(12)]
+    write(folder / "nocaps_val_4500_captions.json", {"images": images, "annotations": annotations})
     for n in range(6):
         jpg(folder / "val" / f"{n}.jpg", n)
 
 
 def textcaps(folder: Path) -> None:
     def row(n: int) -> dict[str, Any]:
-        said = [picture(11, n)[1], "a shape"]
+        captions = [picture(11, n)[1], "a shape"]
         return {
             "question_id": f"i{n}",
             "image": cell(n),
             "image_id": f"i{n}",
-            "caption_str": said,
-            "reference_strs": said,
+            "caption_str": captions,
+            "reference_strs": captions,
         }
 
     data(folder, "val", six(row))

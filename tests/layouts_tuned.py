@@ -13,8 +13,8 @@ def mmmu(folder: Path) -> None:
         texts = ["['a red one', '<image 2>']", "[]"][n % 2]
         kind = {"question_type": ["multiple-choice", "open"][n % 2], "subfield": "Shapes", "explanation": "It is so."}
         shown = {f"image_{k}": cell(10 * n + k) if k < 3 else None for k in range(1, 8)}
-        asked = {"question": "Is <image 1> this?" if n % 2 == 0 else "What is in <image 1>?", "options": texts}
-        return {"id": f"validation_Art_{n}", **asked, **shown, "answer": ["B", "['1.5', 'x']"][n % 2], **kind}
+        question = {"question": "Is <image 1> this?" if n % 2 == 0 else "What is in <image 1>?", "options": texts}
+        return {"id": f"validation_Art_{n}", **question, **shown, "answer": ["B", "['1.5', 'x']"][n % 2], **kind}
 
     images = tuple(f"image_{k}" for k in range(1, 8))
     data(folder, "validation", six(row), images=images)
@@ -24,9 +24,9 @@ def mmmu(folder: Path) -> None:
 def mathvista_row(n: int) -> dict[str, Any]:
     kinds = [("multi_choice", "text", ["Yes", "No"], "No"), ("free_form", "float", None, "1.5")]
     question_type, answer_type, choices, answer = kinds[n % 2]
-    asked = {"pid": str(n), "question": "What?", "image": f"images/{n}.jpg", "choices": choices, "unit": None}
+    question = {"pid": str(n), "question": "What?", "image": f"images/{n}.jpg", "choices": choices, "unit": None}
     form = {"precision": 1.0, "answer": answer, "question_type": question_type, "answer_type": answer_type}
-    return {**asked, **form, "query": "Hint: ... What?"}
+    return {**question, **form, "query": "Hint: ... What?"}
 
 
 def mathvista(folder: Path) -> None:
@@ -64,8 +64,8 @@ def mmbench_files(folder: Path) -> None:
 def mme(folder: Path) -> None:
     def row(n: int) -> dict[str, Any]:
         kind = ["count", "OCR", "code_reasoning"][n // 2]
-        asked = {"question": f"Is it {n % 2}? Please answer yes or no.", "answer": ["Yes", "No"][n % 2]}
-        return {"question_id": f"{kind}/{n // 2}.jpg", "image": cell(n // 2), **asked, "category": kind}
+        question = {"question": f"Is it {n % 2}? Please answer yes or no.", "answer": ["Yes", "No"][n % 2]}
+        return {"question_id": f"{kind}/{n // 2}.jpg", "image": cell(n // 2), **question, "category": kind}
 
     data(folder, "test", six(row))
 
@@ -79,9 +79,9 @@ def mme_files(folder: Path) -> None:
 
 def pope(folder: Path) -> None:
     def row(n: int) -> dict[str, Any]:
-        asked = {"question": "Is there a dog in the image?", "answer": ["yes", "no"][n % 2], "image_source": f"v{n}"}
+        question = {"question": "Is there a dog in the image?", "answer": ["yes", "no"][n % 2], "image_source": f"v{n}"}
         kinds = {"category": ["random", "popular", "adversarial"][n % 3]}
-        return {"id": str(n), "question_id": str(n // 3), **asked, "image": cell(n), **kinds}
+        return {"id": str(n), "question_id": str(n // 3), **question, "image": cell(n), **kinds}
 
     data(folder, "test", six(row))
 
@@ -111,13 +111,13 @@ def seed_files(folder: Path) -> None:
 
 
 def scienceqa_row(n: int) -> dict[str, Any]:
-    asked = {
+    question = {
         "question": "Which?",
         "choices": ["red", "blue", "green"][: 2 + n % 2],
         "answer": 1,
         "hint": "Look." * (n % 2),
     }
-    return {**asked, "task": "closed choice", "grade": "grade2", "lecture": "", "solution": f"It is blue, see {n}."}
+    return {**question, "task": "closed choice", "grade": "grade2", "lecture": "", "solution": f"It is blue, see {n}."}
 
 
 def scienceqa(folder: Path) -> None:
@@ -137,8 +137,8 @@ def scienceqa_files(folder: Path) -> None:
 
 def llava_w(folder: Path) -> None:
     def row(n: int) -> dict[str, Any]:
-        said = {"caption": "A shape.", "gpt_answer": "It is a shape.", "category": "conv", "image_id": f"{n:03d}"}
-        return {"question_id": n, "question": "Describe it.", "image": cell(n), **said}
+        reference = {"caption": "A shape.", "gpt_answer": "It is a shape.", "category": "conv", "image_id": f"{n:03d}"}
+        return {"question_id": n, "question": "Describe it.", "image": cell(n), **reference}
 
     data(folder, "train", six(row))
 

@@ -1,4 +1,4 @@
-"""Random captions and answers, the same for the same seed: what our scorers and the official ones are compared on."""
+"""Random captions and answers by seed, on which our scorers are compared with the official ones."""
 
 import random
 
@@ -48,7 +48,7 @@ DOES = [
     "talking",
     "parked",
 ]
-PLACES = [
+SCENES = [
     "street",
     "beach",
     "table",
@@ -112,18 +112,18 @@ ANSWERS = [
 
 
 def caption(chance: random.Random) -> str:
-    """One sentence about things in places, with the punctuation that people type."""
+    """One sentence about a scene, with the punctuation that people type."""
     words = ["A", chance.choice(LOOKS), chance.choice(THINGS), "is", chance.choice(DOES)]
     words += ["with", "a", chance.choice(THINGS)] * chance.randint(0, 1)
     words += [chance.choice(ODD)] * (chance.random() < 0.3)
-    words += ["on", "the", chance.choice(PLACES)] * chance.randint(0, 2)
+    words += ["on", "the", chance.choice(SCENES)] * chance.randint(0, 2)
     return " ".join(words) + chance.choice(ENDS)
 
 
 def captions(count: int, *, seed: int) -> list[tuple[str, list[str]]]:
-    """An answer and five references for each of `count` queries; a fifth are references or parts of them."""
+    """An answer and five references for each of `count` queries; a fifth of the answers are (parts of) references."""
     chance = random.Random(f"captions {seed}")
-    made = []
+    pairs = []
     for _ in range(count):
         references = [caption(chance) for _ in range(5)]
         answer = caption(chance)
@@ -132,24 +132,24 @@ def captions(count: int, *, seed: int) -> list[tuple[str, list[str]]]:
             answer = chance.choice(references)
         elif kind < 0.2:
             answer = " ".join(chance.choice(references).split()[: chance.randint(1, 6)])
-        made.append((answer, references))
-    return made
+        pairs.append((answer, references))
+    return pairs
 
 
 def people(count: int, *, seed: int) -> list[tuple[str, list[str]]]:
-    """An answer and ten people's answers for each of `count` questions; a third of the questions have one answer."""
+    """An answer and the answers of ten people for each of `count` questions, some with only one answer."""
     chance = random.Random(f"people {seed}")
-    made = []
+    pairs = []
     for _ in range(count):
         few = chance.sample(ANSWERS, chance.choice([1, 2, 3, 4]))
-        made.append((chance.choice([*few, chance.choice(ANSWERS)]), [chance.choice(few) for _ in range(10)]))
-    return made
+        pairs.append((chance.choice([*few, chance.choice(ANSWERS)]), [chance.choice(few) for _ in range(10)]))
+    return pairs
 
 
 def short(count: int, *, seed: int) -> list[tuple[str, list[str]]]:
-    """An answer and one to three right ones of words and numbers, often near each other."""
+    """An answer and one to three right ones, words and numbers, which are often similar."""
     chance = random.Random(f"short {seed}")
-    made = []
+    pairs = []
     for _ in range(count):
         right = [
             chance.choice([number(chance), chance.choice(ANSWERS), caption(chance)])
@@ -157,20 +157,20 @@ def short(count: int, *, seed: int) -> list[tuple[str, list[str]]]:
         ]
         answer = chance.choice([*right, chance.choice(ANSWERS), number(chance)])
         if chance.random() < 0.6:
-            place = chance.randrange(len(answer) + 1)
-            answer = answer[:place] + chance.choice(["", "x", "1", " ", "%"]) + answer[place + chance.randint(0, 1) :]
-        made.append((answer.swapcase() if chance.random() < 0.2 else answer, right))
-    return made
+            index = chance.randrange(len(answer) + 1)
+            answer = answer[:index] + chance.choice(["", "x", "1", " ", "%"]) + answer[index + chance.randint(0, 1) :]
+        pairs.append((answer.swapcase() if chance.random() < 0.2 else answer, right))
+    return pairs
 
 
 def number(chance: random.Random) -> str:
-    """A number as a chart writes it: whole, with a point, with a percent sign."""
+    """A number as in charts: an integer, a decimal number, with or without a percent sign."""
     value = chance.choice([chance.randint(0, 40), round(chance.uniform(-5, 5), 2), chance.randint(1, 9) * 1000])
     return f"{value}{chance.choice(['', '', '%'])}"
 
 
-def said(count: int, *, seed: int) -> list[tuple[str, str]]:
-    """What a model says to a question of yes or no, and the right word."""
+def yes_or_no(count: int, *, seed: int) -> list[tuple[str, str]]:
+    """A model's reply to a yes-or-no question and the right word, for `count` questions."""
     chance = random.Random(f"said {seed}")
     words = [
         "yes",

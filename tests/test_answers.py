@@ -57,7 +57,7 @@ def test_any_reference_may_be_met():
 
 
 def test_pope_and_mme_equal_the_official_ones():
-    written, labels = columns(random_text.said(1000, seed=SEED))
+    written, labels = columns(random_text.yes_or_no(1000, seed=SEED))
     parsed = [parsing.yes_or_no(text) for text in written]
     totals = answers.pope_scores(parsed, labels)
     assert totals == pytest.approx(

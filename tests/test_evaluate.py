@@ -40,8 +40,8 @@ def test_one_call_scores_keeps_and_shows(run: Path, tmp_path: Path, capsys):
         layouts.HUB[name](tmp_path / "data" / name)
     words = ("eval", run, "--tasks", "vqav2,mmbench", "--data", tmp_path / "data", "--shots", "0,2", "--limit", "4")
     mm1(*words, "--trials", "2", "--same-shots", "--to", tmp_path / "a")
-    said = capsys.readouterr().out
-    assert "mmbench" in said
+    printed = capsys.readouterr().out
+    assert "mmbench" in printed
     folder = tmp_path / "a" / "eval"
     scores = read_results(folder).scores
     assert [(score.task, score.shots, score.trials, score.protocol) for score in scores] == [
@@ -141,7 +141,7 @@ def test_likelihoods_of_choices_are_those_of_a_plain_pass(run: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ((), "name a run's folder, hf:FOLDER or http"),
         (("x", "--same-shots", "--similar-shots"), "two ways to draw; give one"),
@@ -154,9 +154,9 @@ def test_likelihoods_of_choices_are_those_of_a_plain_pass(run: Path, tmp_path: P
         (("--compare", "x", "y"), "x has no scores; run mm1 eval x first"),
     ],
 )
-def test_a_mistake_of_a_call_is_named(words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch):
+def test_a_mistake_of_a_call_is_named(words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         mm1("eval", *words)
 
 

@@ -213,10 +213,10 @@ def test_writing_stops_at_a_stop_string(monkeypatch, model: MLLM, tokenizer: Tok
 
     lengths: list[int] = []
     monkeypatch.setattr(writer.Engine, "generate", typed)
-    asked = encode(Document((Text("A photo of"),)), tokenizer, image_tokens=4, end=False)
+    encoded = encode(Document((Text("A photo of"),)), tokenizer, image_tokens=4, end=False)
     ours = Writer(model, tokenizer, rows=2)
-    assert ours.write([asked], stops=("\n",), longest=99) == [" a red circle"]
-    assert ours.write([asked], stops=(), longest=99) == [" a red circle\na blue one"]
+    assert ours.write([encoded], stops=("\n",), longest=99) == [" a red circle"]
+    assert ours.write([encoded], stops=(), longest=99) == [" a red circle\na blue one"]
     assert lengths[0] < lengths[1]
 
 

@@ -141,12 +141,12 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize(("name", "make", "said"), MALFORMED.values(), ids=MALFORMED.keys())
-def test_a_malformed_file_is_named(name: str, make, said: str, tmp_path: Path):
+@pytest.mark.parametrize(("name", "make", "message"), MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_malformed_file_is_named(name: str, make, message: str, tmp_path: Path):
     folder = tmp_path / "data-set"
     folder.mkdir()
     make(folder)
-    with pytest.raises(TaskError, match=said):
+    with pytest.raises(TaskError, match=message):
         load_task(name, limit=100, seed=0, data=str(folder))
 
 

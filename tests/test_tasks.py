@@ -33,15 +33,16 @@ def test_a_published_layout_is_read_and_its_answers_are_right(name: str, kind: s
     assert len({query.id for query in task.queries}) == len(task.queries)
     assert all(query.image.data for query in task.queries)
     for form in ("plain", "chat"):
-        asked = read(name, tmp_path, form=form)
-        drawn = fewshot.draw_shots(asked, 0, shots=2, seed=0)
-        document = fewshot.prompt(asked, asked.queries[0], shots=drawn)
+        in_form = read(name, tmp_path, form=form)
+        drawn = fewshot.draw_shots(in_form, 0, shots=2, seed=0)
+        document = fewshot.prompt(in_form, in_form.queries[0], shots=drawn)
         assert len(document.images) >= 3
-        assert asked.queries[0].question.split("<image")[0] in document.text
+        assert in_form.queries[0].question.split("<image")[0] in document.text
         assert ("user" in [piece.name for piece in document.pieces if isinstance(piece, Mark)]) == (form == "chat")
-    asked_ids, shown = {query.image for query in task.queries}, {shot.image for shot in task.pool.read([0, 1, 2])}
+    query_images = {query.image for query in task.queries}
+    shot_images = {shot.image for shot in task.pool.read([0, 1, 2])}
     if name in OWN_TRAINING:
-        assert not asked_ids & shown
+        assert not query_images & shot_images
     right = [task.answer(f" {query.answers[0]}", query) for query in task.queries]
     if task.judge is None:
         scores = task.metric(right, [query.answers for query in task.queries])
@@ -62,10 +63,10 @@ def test_every_task_has_a_layout_and_a_source():
     names = {module.name for module in pkgutil.iter_modules(tasks.__path__)}
     assert names - {"captions", "easy_vqa", "easy_vqa_plain"} == layouts.HUB.keys() | layouts.FILES.keys()
     for name in names:
-        found = getattr(__import__(f"mm1.eval.tasks.{name}", fromlist=["task"]), "task", None)
-        if isinstance(found, Published):
-            assert found.name == name
-            assert found.source.paper.startswith("https://")
+        task = getattr(__import__(f"mm1.eval.tasks.{name}", fromlist=["task"]), "task", None)
+        if isinstance(task, Published):
+            assert task.name == name
+            assert task.source.paper.startswith("https://")
 
 
 def test_hub_and_files_are_asked_alike(tmp_path: Path):
@@ -117,8 +118,8 @@ def test_guessing_letters_knows_how_many_there_are(tmp_path: Path):
     layouts_tuned.mmbench(tmp_path)
     task = load_task("mmbench", limit=9, seed=0, data=str(tmp_path))
     guessed = [chance_answers(task, seed=0, draw=draw) for draw in range(40)]
-    for place, query in enumerate(task.queries):
-        assert {answers[place] for answers in guessed} == set("ABCDEFG"[: len(query.choices)])
+    for number, query in enumerate(task.queries):
+        assert {answers[number] for answers in guessed} == set("ABCDEFG"[: len(query.choices)])
 
 
 def test_choices_are_read_out_of_a_question():
