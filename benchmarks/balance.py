@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mm1.config.run import DataConfig, SourceConfig
-from mm1.data.loader import Rows
+from mm1.data.loader import Sequences
 from mm1.data.microbatches import micro_batches, of_rank, padded
 from mm1.data.tiles import TileSpec
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
-    rows = Rows(DataConfig(sources=MIX, workers=0), tile=TileSpec(96, 16), seed=0, batch_size=64)
+    rows = Sequences(DataConfig(sources=MIX, workers=0), tile=TileSpec(96, 16), seed=0, batch_size=64)
     table = Table(title="images of the busiest rank over the mean rank's")
     for column in (
         "batch",

@@ -31,7 +31,7 @@ from mm1.budget.hardware import Hardware, measure_process
 from mm1.budget.planner import Planner
 from mm1.budget.report import requested_layout, shapes_of
 from mm1.config.run import RunConfig, load, override, save
-from mm1.data.loader import batches, rows_of
+from mm1.data.loader import batches, sequences_of
 from mm1.document import Batch
 from mm1.model.mllm import MLLM
 from mm1.objectives.next_token import NextToken
@@ -60,9 +60,14 @@ WAYS = {
 
 def steps_of(run: RunConfig, folder: Path, *, rank: int, ranks: int, steps: int) -> list[list[Batch]]:
     """The micro-batches of a rank's first steps."""
-    sequences = rows_of(run, folder)
+    sequences = sequences_of(run, folder)
     stream = batches(
-        sequences, start_row=0, batch_size=run.batch_size, micro_batch_size=run.micro_batch_size, rank=rank, world=ranks
+        sequences,
+        start_sequence=0,
+        batch_size=run.batch_size,
+        micro_batch_size=run.micro_batch_size,
+        rank=rank,
+        world=ranks,
     )
     return [next(stream) for _ in range(steps)]
 

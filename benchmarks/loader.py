@@ -38,7 +38,7 @@ from rich.table import Table
 
 from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.image import load
-from mm1.data.loader import Rows, batches
+from mm1.data.loader import Sequences, batches
 from mm1.data.store import write_store
 from mm1.data.tiles import TileSpec
 from mm1.document import Document, Image, Text
@@ -66,10 +66,10 @@ def ours(samples: list[Sample], folder: Path) -> dict[str, Stream]:
         max_images=16,
         workers=0,
     )
-    rows = Rows(data, tile=TileSpec(SIZE, 144), seed=0, batch_size=2, folder=folder / "index")
+    rows = Sequences(data, tile=TileSpec(SIZE, 144), seed=0, batch_size=2, folder=folder / "index")
 
     def stream() -> Iterator[int]:
-        for step in batches(rows, start_row=0, batch_size=2, micro_batch_size=2):
+        for step in batches(rows, start_sequence=0, batch_size=2, micro_batch_size=2):
             yield sum(batch.images for batch in step)
 
     return {"mm1": stream}

@@ -65,7 +65,7 @@ def knapsack(length: np.ndarray, images: np.ndarray, *, sequence_length: int, ma
 def ours(length: np.ndarray, images: np.ndarray, *, sequence_length: int, max_images: int) -> int:
     spans = Spans(np.arange(len(length)), np.zeros_like(length), length, images, length)
     return sum(
-        int(part.rows[0]) for part in pack_windows(spans, sequence_length=sequence_length, max_images=max_images)
+        int(part.sequences[0]) for part in pack_windows(spans, sequence_length=sequence_length, max_images=max_images)
     )
 
 

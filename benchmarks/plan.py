@@ -26,7 +26,7 @@ from rich.table import Table
 
 from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.index import append, mapped
-from mm1.data.loader import Rows
+from mm1.data.loader import Sequences
 from mm1.data.plan import WINDOW, Packing, Plan, Spans, pack_windows, typed
 from mm1.data.tiles import TileSpec
 
@@ -72,9 +72,9 @@ def write(folder: Path, *, documents: int, packed: int) -> float:
 
 def _fitted(packing: Packing, spans: int) -> Packing:
     """The packing for a window of one span more or fewer, which goes to the last row."""
-    sizes = packing.sizes.copy()
+    sizes = packing.sequence_spans.copy()
     sizes[-1] += spans - len(packing.order)
-    return Packing(np.resize(packing.order, spans), sizes, packing.max_images, packing.rows)
+    return Packing(np.resize(packing.order, spans), sizes, packing.sequence_images, packing.sequences)
 
 
 def ask(folder: Path) -> dict[str, float]:
@@ -83,22 +83,22 @@ def ask(folder: Path) -> dict[str, float]:
     start = time.perf_counter()
     plan = Plan(mapped(Spans, folder), mapped(Packing, folder), seed=(0, 2, 0))
     first = FAR * 64
-    spans = len(plan.row(first))
+    spans = len(plan.sequence(first))
     opened = time.perf_counter() - start
     start = time.process_time()
     rows = 4000
     for k in range(first + 1, first + rows):
         plan.images(k)
-        spans += len(plan.row(k))
+        spans += len(plan.sequence(k))
     each = (time.process_time() - start) / spans
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"opened": opened, "each": each, "grown": grown / 1024, "rows": plan.epoch_rows}
+    return {"opened": opened, "each": each, "grown": grown / 1024, "rows": plan.epoch_sequences}
 
 
 def reading() -> float:
     """Seconds the loader takes for a document of the sample's captions: read, encode, decode to 336 pixels."""
     data = DataConfig(sources={"captions": SourceConfig(store="sample:captions-test")}, sequence_length=T, workers=0)
-    rows = Rows(data, tile=TileSpec(336, 16), seed=0, batch_size=1)
+    rows = Sequences(data, tile=TileSpec(336, 16), seed=0, batch_size=1)
     rows.batch([0])
     start = time.process_time()
     documents = sum(int(rows.batch([n]).document_BT.max()) for n in range(1, 7))

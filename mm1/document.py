@@ -1,14 +1,14 @@
 """The forms a piece of data takes on its way to the model, and the legend of shape letters.
 
 Captions, interleaved pages, plain text, chats, few-shot prompts and chat requests are all a
-`Document`. `data/encode.py` turns one into an `Encoded`; packed rows of those make a `Batch`.
+`Document`. `data/encode.py` turns one into an `Encoded`; packed sequences of those make a `Batch`.
 
 Shape letters, for every tensor name in the project:
 
-    B  rows of a micro-batch        T  places of a row (tokens and image places)
+    B  sequences of a micro-batch   T  positions of a sequence
     D  width of the decoder         V  vocabulary
     H  query heads                  K  key/value heads
-    N  images of a micro-batch      P  patches of an image, S its image tokens
+    N  tiles of a micro-batch       P  patches of a tile, S its image tokens
     E  width of the vision encoder  C  colour channels (or channels of a feature map)
     Y  X  rows and columns of a pixel grid or a patch grid
     M  documents of a micro-batch   F  width of a feed-forward layer
@@ -22,14 +22,14 @@ import numpy as np
 import torch
 
 IGNORED = -100
-"""The target of a place that is not trained: padding, image places, prompts."""
+"""The target of a position that is not trained: padding, image tokens, prompts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A run of text. `train` says whether the model learns to write it (or only reads it).
+    """A piece of text. `train` says whether the model learns to write it or only reads it.
 
-    `ids` are its tokens where a store holds those of the tokenizer in use; else it is tokenized when encoded.
+    `ids` are its tokens if the store holds them for the tokenizer in use; else it is tokenized when it is encoded.
     """
 
     text: str
@@ -65,10 +65,9 @@ Piece = Text | Image | Mark
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Text and images in reading order, with where they come from.
+    """Text and images in reading order, and where they come from.
 
-    `metadata` travels with the document (licence, attribution, caption language, ...) and never
-    reaches the model.
+    `metadata` (licence, attribution, language of the caption, ...) stays with the document and never reaches the model.
     """
 
     pieces: tuple[Piece, ...]
@@ -87,10 +86,10 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A document in the model's words.
+    """A document as token ids.
 
-    `tokens` (int32, one per place) holds the image token at every image place; `train` (bool, same
-    length) marks the tokens the model learns to predict; `images` are in the order of their tokens.
+    `tokens` (int32, one per position) has the image token wherever an image feature goes; `train` (bool, same length)
+    marks the tokens that the model learns to predict; `images` are the tiles in the order of their tokens.
     """
 
     tokens: np.ndarray
@@ -100,16 +99,17 @@ class Encoded:
 
 @dataclass(slots=True)
 class Batch:
-    """Packed rows of one source or of several, ready for the model.
+    """Packed sequences of one source or of several, ready for the model.
 
-    tokens_BT    int64   token at each place; the image token at image places; 0 in padding
+    tokens_BT    int64   the token of each position; the image token where an image feature goes; 0 in padding
     targets_BT   int64   the next token where it is trained, else `IGNORED`
-    document_BT  int64   1, 2, ... for the documents of a row in order; 0 in padding
-    position_BT  int64   place within its document, from 0
-    images_NCYX  uint8   RGB pixels in the order of their places, then black padding images
+    document_BT  int64   1, 2, ... for the documents of a sequence in order; 0 in padding
+    position_BT  int64   position within its document, from 0
+    images_NCYX  uint8   RGB pixels of the tiles in the order of their tokens, then black padding tiles
     images       int     how many of the N are real
-    source_B     int64   which source of the mix made each row (index into the run's sources)
-    broken       names   the images that could not be decoded and are grey instead
+    source_B     int64   the source of each sequence (index into the run's sources)
+    sequence_B   int64   the number of each sequence in the run: with the seed, what an objective draws by
+    broken       names   the pictures that could not be decoded and are grey instead
     """
 
     tokens_BT: torch.Tensor
@@ -119,6 +119,7 @@ class Batch:
     images_NCYX: torch.Tensor
     images: int
     source_B: torch.Tensor
+    sequence_B: torch.Tensor
     broken: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":

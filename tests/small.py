@@ -106,6 +106,7 @@ def pack(rows: list[list[Doc]], *, places: int | None = None, padding_images: in
         images_NCYX=torch.stack([*images, *black]) if images or black else torch.zeros(0, 3, 24, 24).byte(),
         images=len(images),
         source_B=torch.zeros(len(rows), dtype=torch.int64),
+        sequence_B=torch.arange(len(rows)),
     )
 
 

@@ -16,7 +16,7 @@ from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.chat import prompt
 from mm1.data.encode import cut, encode
 from mm1.data.image import ImageError, load, load_boxes
-from mm1.data.loader import Rows, batches
+from mm1.data.loader import Sequences, batches
 from mm1.data.store import Store, StoreError, open_store, write_store
 from mm1.data.tiles import TileSpec
 from mm1.data.tokenizer import load_tokenizer
@@ -129,7 +129,7 @@ def test_a_long_document_is_cut_after_a_line_where_one_ends_nearby():
 
 
 def test_targets_are_the_next_token_of_the_same_document_or_ignored(stores):
-    batch = Rows(data(stores), tile=TileSpec(8, PLACES), seed=0, batch_size=12).batch(list(range(40)))
+    batch = Sequences(data(stores), tile=TileSpec(8, PLACES), seed=0, batch_size=12).batch(list(range(40)))
     learned = batch.targets_BT != IGNORED
     next_token = batch.tokens_BT.roll(-1, 1)
     same_document = batch.document_BT == batch.document_BT.roll(-1, 1)
@@ -142,7 +142,7 @@ def test_targets_are_the_next_token_of_the_same_document_or_ignored(stores):
 
 
 def test_positions_start_at_zero_in_every_document(stores):
-    batch = Rows(data(stores), tile=TileSpec(8, PLACES), seed=0, batch_size=12).batch(list(range(20)))
+    batch = Sequences(data(stores), tile=TileSpec(8, PLACES), seed=0, batch_size=12).batch(list(range(20)))
     for row in range(20):
         for number in range(1, int(batch.document_BT[row].max()) + 1):
             positions = batch.position_BT[row][batch.document_BT[row] == number]
@@ -150,7 +150,7 @@ def test_positions_start_at_zero_in_every_document(stores):
 
 
 def test_rows_hold_at_most_the_images_allowed_and_as_many_as_their_places_say(stores):
-    rows = Rows(data(stores), tile=TileSpec(8, PLACES), seed=0, batch_size=12)
+    rows = Sequences(data(stores), tile=TileSpec(8, PLACES), seed=0, batch_size=12)
     for number in range(40):
         batch = rows.batch([number])
         assert batch.images <= rows.data.max_images
@@ -158,23 +158,23 @@ def test_rows_hold_at_most_the_images_allowed_and_as_many_as_their_places_say(st
 
 
 def test_each_source_gives_every_document_once_an_epoch(stores):
-    rows = Rows(data(stores), tile=TileSpec(8, PLACES), seed=3, batch_size=12)
+    rows = Sequences(data(stores), tile=TileSpec(8, PLACES), seed=3, batch_size=12)
     for source in rows.sources:
-        spans = np.concatenate([source.plan.row(k) for k in range(source.plan.epoch_rows)])
+        spans = np.concatenate([source.plan.sequence(k) for k in range(source.plan.epoch_sequences)])
         assert set(source.spans.document[spans].tolist()) == set(range(len(source.store)))
         assert len(spans) == len(source.spans)
 
 
 def test_every_aligned_window_of_the_run_holds_nine_nine_two(stores):
-    rows = Rows(data(stores), tile=TileSpec(8, PLACES), seed=0, batch_size=12)
+    rows = Sequences(data(stores), tile=TileSpec(8, PLACES), seed=0, batch_size=12)
     for first in (0, 20, 10_000):
         assert torch.bincount(rows.batch(list(range(first, first + 20))).source_B).tolist() == [9, 9, 2]
 
 
 def stream(stores, *, start: int, steps: int) -> list[Batch]:
     """The micro-batches of `steps` steps, one after the other."""
-    rows = Rows(data(stores), tile=TileSpec(8, PLACES), seed=1, batch_size=12)
-    found = itertools.islice(batches(rows, start_row=start * 12, batch_size=12, micro_batch_size=1), steps)
+    rows = Sequences(data(stores), tile=TileSpec(8, PLACES), seed=1, batch_size=12)
+    found = itertools.islice(batches(rows, start_sequence=start * 12, batch_size=12, micro_batch_size=1), steps)
     return [batch for step in found for batch in step]
 
 
@@ -199,7 +199,7 @@ def test_a_corrupt_image_is_grey_named_and_shifts_nothing(stores, tmp_path):
         sources={"mixed": SourceConfig(store=str(tmp_path / "mixed.lance"))},
         sequence_length=64,
     )
-    batch = Rows(config, tile=TileSpec(8, PLACES), seed=0, batch_size=12).batch([0])
+    batch = Sequences(config, tile=TileSpec(8, PLACES), seed=0, batch_size=12).batch([0])
     assert batch.images == 2
     assert len(batch.broken) == 1
     assert batch.broken[0].startswith("mixed: torn, image 0: not a readable image")
@@ -211,7 +211,7 @@ def test_empty_captions_are_left_out_and_counted(tmp_path):
     documents = [Document((Image(png()), Text(text))) for text in ("a flag", "", "a house", " \n")]
     write_store(documents, tmp_path / "captions.lance")
     config = DataConfig(sources={"captions": SourceConfig(store=str(tmp_path / "captions.lance"))}, sequence_length=64)
-    (source,) = Rows(config, tile=TileSpec(8, PLACES), seed=0, batch_size=12).sources
+    (source,) = Sequences(config, tile=TileSpec(8, PLACES), seed=0, batch_size=12).sources
     assert sorted(source.spans.document.tolist()) == [0, 2]
     assert sum(source.dropped.values()) == 2
 
@@ -220,7 +220,7 @@ def test_a_source_may_take_only_some_of_a_stores_documents(tmp_path):
     documents = [Document((Text(f"text {n}"),), source=("page", "gallery")[n % 2]) for n in range(6)]
     write_store(documents, tmp_path / "both.lance")
     sources = {"galleries": SourceConfig(store=str(tmp_path / "both.lance"), only="gall*")}
-    (source,) = Rows(
+    (source,) = Sequences(
         DataConfig(sources=sources, sequence_length=64), tile=TileSpec(8, 16), seed=0, batch_size=1
     ).sources
     assert sorted(source.spans.document.tolist()) == [1, 3, 5]
@@ -230,7 +230,7 @@ def test_a_source_without_anything_to_learn_is_refused(tmp_path):
     write_store([Document((Image(png()), Text("")))], tmp_path / "empty.lance")
     config = DataConfig(sources={"pictures": SourceConfig(store=str(tmp_path / "empty.lance"))})
     with pytest.raises(ValueError, match=r"'pictures'.*no document with text to learn"):
-        Rows(config, tile=TileSpec(8, PLACES), seed=0, batch_size=12)
+        Sequences(config, tile=TileSpec(8, PLACES), seed=0, batch_size=12)
 
 
 def test_a_truncated_store_is_refused_by_name(stores, tmp_path):
@@ -246,12 +246,12 @@ def test_a_store_truncated_after_it_was_measured_is_named_in_one_line(stores, tm
     held = tmp_path / "captions.lance"
     shutil.copytree(stores["captions"], held)
     config = DataConfig(sources={"held": SourceConfig(store=str(held))}, sequence_length=64, workers=1)
-    Rows(config, tile=TileSpec(8, PLACES), seed=0, batch_size=2, folder=tmp_path / "index")
+    Sequences(config, tile=TileSpec(8, PLACES), seed=0, batch_size=2, folder=tmp_path / "index")
     file = next((held / "data").glob("*.lance"))
     file.write_bytes(file.read_bytes()[:-200])
-    rows = Rows(config, tile=TileSpec(8, PLACES), seed=0, batch_size=2, folder=tmp_path / "index")
+    rows = Sequences(config, tile=TileSpec(8, PLACES), seed=0, batch_size=2, folder=tmp_path / "index")
     with pytest.raises(StoreError, match=r"^cannot read documents of .*captions\.lance") as refused:
-        next(batches(rows, start_row=0, batch_size=2, micro_batch_size=1))
+        next(batches(rows, start_sequence=0, batch_size=2, micro_batch_size=1))
     assert "Traceback" not in str(refused.value)
 
 

@@ -294,6 +294,7 @@ def test_the_loss_of_a_caption_is_the_training_loss(stores, model: MLLM, tokeniz
         images_NCYX=torch.from_numpy(load(query.image.data, 24))[None],
         images=1,
         source_B=torch.zeros(1, dtype=torch.int64),
+        sequence_B=torch.zeros(1, dtype=torch.int64),
     )
     with torch.no_grad():
         likely = model.decoder.logits(model.hidden(batch))[0, :-1].log_softmax(-1)

@@ -36,9 +36,9 @@ def spoil(monkeypatch):
     now = {"step": 0}
     stream, loss = trained.batches, NextToken.loss
 
-    def batches(rows, *, start_row, batch_size, **fields):
-        for step, found in enumerate(stream(rows, start_row=start_row, batch_size=batch_size, **fields)):
-            now["step"] = start_row // batch_size + step + 1
+    def batches(rows, *, start_sequence, batch_size, **fields):
+        for step, found in enumerate(stream(rows, start_sequence=start_sequence, batch_size=batch_size, **fields)):
+            now["step"] = start_sequence // batch_size + step + 1
             yield found
 
     def spoiled(self, batch):

@@ -12,7 +12,7 @@ import pytest
 
 from mm1.config.base import ConfigError
 from mm1.config.run import DataConfig, SourceConfig, Stage, parse
-from mm1.data.loader import Rows, batches
+from mm1.data.loader import Sequences, batches
 from mm1.data.tiles import TileSpec
 from mm1.document import IGNORED, Batch
 
@@ -39,8 +39,8 @@ def index(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("index")
 
 
-def rows(index: Path, data: DataConfig = SAMPLE) -> Rows:
-    return Rows(data, tile=TileSpec(24, 16), seed=1, batch_size=BATCH, folder=index / data.unit)
+def rows(index: Path, data: DataConfig = SAMPLE) -> Sequences:
+    return Sequences(data, tile=TileSpec(24, 16), seed=1, batch_size=BATCH, folder=index / data.unit)
 
 
 def digest(batch: Batch) -> str:
@@ -48,13 +48,13 @@ def digest(batch: Batch) -> str:
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in (*tensors, batch.source_B))).hexdigest()
 
 
-def global_batches(made: Rows, *, start: int, world: int, workers: int) -> list[list[str]]:
+def global_batches(made: Sequences, *, start: int, world: int, workers: int) -> list[list[str]]:
     """Of each step what all its micro-batches are, whichever rank had them."""
     made.data = made.data.model_copy(update={"workers": workers})
     found: list[list[str]] = [[] for _ in range(STEPS)]
     for rank in range(world):
         stream = batches(
-            made, start_row=start * BATCH, batch_size=BATCH, micro_batch_size=MICRO, rank=rank, world=world
+            made, start_sequence=start * BATCH, batch_size=BATCH, micro_batch_size=MICRO, rank=rank, world=world
         )
         for step, parts in enumerate(itertools.islice(stream, STEPS)):
             found[step] += [digest(batch) for batch in parts]
@@ -68,18 +68,27 @@ def test_every_rank_and_worker_count_reads_the_same_global_batches(index, world,
     assert global_batches(made, start=start, world=world, workers=workers) == _alone(made, start)
 
 
-def _alone(made: Rows, start: int) -> list[list[str]]:
+def _alone(made: Sequences, start: int) -> list[list[str]]:
     """The same by one process, one step after the other from the run's start."""
     made.data = made.data.model_copy(update={"workers": 0})
-    stream = batches(made, start_row=0, batch_size=BATCH, micro_batch_size=MICRO)
+    stream = batches(made, start_sequence=0, batch_size=BATCH, micro_batch_size=MICRO)
     steps = itertools.islice(stream, start, start + STEPS)
     return [sorted(digest(batch) for batch in step) for step in steps]
 
 
 def test_a_far_step_is_reached_at_once(index):
     made = rows(index)
-    stream = batches(made, start_row=10**6 * BATCH, batch_size=BATCH, micro_batch_size=MICRO)
+    stream = batches(made, start_sequence=10**6 * BATCH, batch_size=BATCH, micro_batch_size=MICRO)
     assert {int(source) for batch in next(stream) for source in batch.source_B} == {1}  # the last stage's only source
+
+
+@pytest.mark.parametrize("held_out", [None, {"captions": "sample:captions-test"}])
+def test_a_batch_says_which_sequences_of_the_run_it_holds(index, held_out):
+    sequences = Sequences(SAMPLE, tile=TileSpec(24, 16), seed=1, batch_size=BATCH, stores=held_out)
+    assert sequences.batch([7, 3, 10**9]).sequence_B.tolist() == [7, 3, 10**9]
+    stream = batches(sequences, start_sequence=BATCH, batch_size=BATCH, micro_batch_size=2)
+    numbers = [number for batch in next(stream) for number in batch.sequence_B.tolist()]
+    assert sorted(numbers) == list(range(BATCH, 2 * BATCH))
 
 
 def test_rows_hold_the_images_the_plan_counts(index):
@@ -89,7 +98,7 @@ def test_rows_hold_the_images_the_plan_counts(index):
 
 
 def test_the_sample_fills_its_rows(index):
-    made = Rows(
+    made = Sequences(
         SAMPLE.model_copy(update={"sequence_length": 4096, "max_images": 64}),
         tile=TileSpec(24, 16),
         seed=1,
@@ -98,30 +107,32 @@ def test_the_sample_fills_its_rows(index):
     for source in made.sources:
         places = int(source.spans.length.sum())
         least = max(-(-places // 4096), -(-int(source.spans.images.sum()) // 64))
-        assert source.plan.epoch_rows <= least + 1
+        assert source.plan.epoch_sequences <= least + 1
 
 
 def test_shares_in_tokens_are_realised_over_an_epoch(index):
     data = SAMPLE.model_copy(update={"unit": "tokens", "curriculum": []})
     made = rows(index, data)
-    tokens = np.array(made.mixture.stages[0]) * [source.trained_per_row for source in made.sources]
+    tokens = np.array(made.mixture.stages[0]) * [source.trained_per_sequence for source in made.sources]
     assert tokens / tokens.sum() == pytest.approx([0.45, 0.45, 0.1], rel=0.006)
     source = made.sources[0]
-    counted = sum(int((made.batch([n]).targets_BT != IGNORED).sum()) for n in _rows_of(made, 0, source.plan.epoch_rows))
+    counted = sum(
+        int((made.batch([n]).targets_BT != IGNORED).sum()) for n in _rows_of(made, 0, source.plan.epoch_sequences)
+    )
     assert counted == int(source.spans.trained.sum())
 
 
-def _rows_of(made: Rows, origin: int, count: int) -> list[int]:
+def _rows_of(made: Sequences, origin: int, count: int) -> list[int]:
     """The first `count` rows of the run that come from a source."""
     numbers = (n for n in itertools.count() if made.mixture.source(n)[0] == origin)
     return list(itertools.islice(numbers, count))
 
 
 def test_what_was_measured_is_kept_and_gives_the_same_rows(index, tmp_path, monkeypatch):
-    first = Rows(SAMPLE, tile=TileSpec(24, 16), seed=1, batch_size=BATCH, folder=tmp_path)
+    first = Sequences(SAMPLE, tile=TileSpec(24, 16), seed=1, batch_size=BATCH, folder=tmp_path)
     unkept = rows(index)
     monkeypatch.setattr("mm1.data.index.encode_many", None)  # a second start reads no text
-    second = Rows(SAMPLE, tile=TileSpec(24, 16), seed=1, batch_size=BATCH, folder=tmp_path)
+    second = Sequences(SAMPLE, tile=TileSpec(24, 16), seed=1, batch_size=BATCH, folder=tmp_path)
     sent = pickle.loads(pickle.dumps(second))
     for number in (0, 3, 30, 77, 10**6):
         assert len({digest(made.batch([number])) for made in (first, second, sent, unkept)}) == 1
@@ -132,8 +143,8 @@ def test_another_store_under_the_same_name_is_noticed_and_measured_again(stores,
     held = tmp_path / "held.lance"
     data = DataConfig(sources={"held": SourceConfig(store=str(held))}, sequence_length=64)
 
-    def open_rows() -> Rows:
-        return Rows(data, tile=TileSpec(8, 4), seed=0, batch_size=1, folder=tmp_path / "index")
+    def open_rows() -> Sequences:
+        return Sequences(data, tile=TileSpec(8, 4), seed=0, batch_size=1, folder=tmp_path / "index")
 
     shutil.copytree(stores["text"], held)
     before = open_rows()
@@ -152,8 +163,8 @@ def test_another_store_under_the_same_name_is_noticed_and_measured_again(stores,
 def test_a_measure_that_a_crash_spoiled_is_made_again(stores, tmp_path, spoiled):
     data = DataConfig(sources={"text": SourceConfig(store=str(stores["text"]))}, sequence_length=64)
 
-    def open_rows() -> Rows:
-        return Rows(data, tile=TileSpec(8, 4), seed=0, batch_size=1, folder=tmp_path)
+    def open_rows() -> Sequences:
+        return Sequences(data, tile=TileSpec(8, 4), seed=0, batch_size=1, folder=tmp_path)
 
     expected = digest(open_rows().batch([3]))
     kept = next((tmp_path / "text").glob("*/about.json")).parent
@@ -169,6 +180,11 @@ def test_a_measure_that_a_crash_spoiled_is_made_again(stores, tmp_path, spoiled)
             (kept / "about.json").write_text('{"key": {"for')
     assert digest(open_rows().batch([3])) == expected
     assert {path.name for path in (tmp_path / "text").iterdir()} == {kept.name, "lock"}
+
+
+def test_the_old_name_of_the_unit_is_answered_with_the_new_one():
+    with pytest.raises(ConfigError, match=r"data\.unit: 'rows' is now called 'sequences'"):
+        parse({"data": {"unit": "rows"}})
 
 
 @pytest.mark.parametrize(

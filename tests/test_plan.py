@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mm1.data import plan as plan_module
 from mm1.data.microbatches import micro_batches, of_rank, padded
-from mm1.data.mixture import LARGEST_DECK, PRECISION, Mixture, row_shares
+from mm1.data.mixture import LARGEST_DECK, PRECISION, Mixture, sequence_shares
 from mm1.data.pack import pack
 from mm1.data.plan import Packing, Plan, Spans, joined, pack_windows
 
@@ -37,12 +37,12 @@ def _small_windows(monkeypatch):
 @given(shape=shapes, seed=st.integers(0, 2**31), epoch=st.integers(0, 3))
 def test_an_epoch_holds_every_span_once_within_the_budgets(shape, seed, epoch):
     made = plan(shape, seed)
-    rows = [made.row(epoch * made.epoch_rows + k) for k in range(made.epoch_rows)]
+    rows = [made.sequence(epoch * made.epoch_sequences + k) for k in range(made.epoch_sequences)]
     assert sorted(np.concatenate(rows).tolist()) == list(range(len(shape)))
     for row in rows:
         assert made.spans.length[row].sum() <= T
         assert made.spans.images[row].sum() <= K
-    counted = [made.images(epoch * made.epoch_rows + k) for k in range(made.epoch_rows)]
+    counted = [made.images(epoch * made.epoch_sequences + k) for k in range(made.epoch_sequences)]
     assert counted == [made.spans.images[row].sum() for row in rows]
 
 
@@ -51,8 +51,10 @@ def test_an_epoch_holds_every_span_once_within_the_budgets(shape, seed, epoch):
 def test_a_row_is_the_same_whatever_was_asked_before(shape, seed, k):
     fresh, used = plan(shape, seed), plan(shape, seed)
     for other in (0, 5, k + 1):
-        used.row(other)
-    assert fresh.row(k).tolist() == used.row(k).tolist() == pickle.loads(pickle.dumps(used)).row(k).tolist()
+        used.sequence(other)
+    assert (
+        fresh.sequence(k).tolist() == used.sequence(k).tolist() == pickle.loads(pickle.dumps(used)).sequence(k).tolist()
+    )
 
 
 def test_epochs_and_seeds_pair_spans_differently(monkeypatch):
@@ -61,7 +63,9 @@ def test_epochs_and_seeds_pair_spans_differently(monkeypatch):
 
     def partners(seed: int, epoch: int) -> set[frozenset[int]]:
         made = plan(shape, seed)
-        return {frozenset(made.row(epoch * made.epoch_rows + k).tolist()) for k in range(made.epoch_rows)}
+        return {
+            frozenset(made.sequence(epoch * made.epoch_sequences + k).tolist()) for k in range(made.epoch_sequences)
+        }
 
     assert len(partners(0, 0) & partners(0, 1)) < 10
     assert len(partners(0, 0) & partners(1, 0)) < 10
@@ -83,7 +87,7 @@ def test_where_images_are_what_is_scarce_no_row_has_room_for_one_more():
 
 
 def test_a_span_larger_than_a_row_is_refused_with_its_size():
-    with pytest.raises(ValueError, match="65 places"):
+    with pytest.raises(ValueError, match="65 positions"):
         pack(np.array([65]), np.array([0]), sequence_length=64, max_images=4)
 
 
@@ -96,16 +100,16 @@ SHARES = st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any)
     seed=st.integers(0, 2**31),
 )
 def test_every_deck_of_every_stage_has_its_shares_and_no_source_skips_or_repeats_a_row(stages, seed):
-    first_row = np.cumsum([0, *(rows for _, rows in stages)]).tolist()
+    first_sequence = np.cumsum([0, *(rows for _, rows in stages)]).tolist()
     shares = [found for found, _ in stages]
-    mixture = Mixture(shares[0], seed, changes=list(zip(first_row[1:-1], shares[1:], strict=True)))
-    dealt = [mixture.source(n) for n in range(first_row[-1] + 100)]
+    mixture = Mixture(shares[0], seed, changes=list(zip(first_sequence[1:-1], shares[1:], strict=True)))
+    dealt = [mixture.source(n) for n in range(first_sequence[-1] + 100)]
     for source in range(3):
         found = [k for s, k in dealt if s == source]
         assert found == list(range(len(found)))
     for number, found in enumerate(shares):
-        deck, last = sum(found), [*first_row[1:-1], len(dealt)][number]
-        for start in range(first_row[number], last - deck + 1, deck):
+        deck, last = sum(found), [*first_sequence[1:-1], len(dealt)][number]
+        for start in range(first_sequence[number], last - deck + 1, deck):
             sources = [s for s, _ in dealt[start : start + deck]]
             assert [sources.count(source) for source in range(3)] == found
 
@@ -129,7 +133,7 @@ def test_a_far_row_has_its_source_without_the_rows_before_it(shares, later, seed
     trained=st.lists(st.floats(20.0, 4000.0), min_size=5, max_size=5),
 )
 def test_shares_in_tokens_are_met_by_decks_of_whole_rows(shares, trained):
-    rows = row_shares(shares, trained[: len(shares)])
+    rows = sequence_shares(shares, trained[: len(shares)])
     tokens = np.array(rows) * trained[: len(shares)]
     rarest = min(s / t for s, t in zip(shares, trained, strict=False)) / sum(
         s / t for s, t in zip(shares, trained, strict=False)

@@ -11,7 +11,7 @@ from conftest import picture
 
 from mm1.config import run as config
 from mm1.config.run import DataConfig, RunConfig, SourceConfig
-from mm1.data.loader import Rows
+from mm1.data.loader import Sequences
 from mm1.data.tiles import TileSpec
 from mm1.document import Batch, Document, Image, Mark, Text
 from mm1.eval.caption_loss import CaptionLoss
@@ -211,7 +211,7 @@ def test_a_report_of_a_run_that_has_only_begun(tmp_path: Path):
     assert "No metrics.jsonl yet." in Page(report(run).read_text()).text
 
 
-@pytest.mark.parametrize(("unit", "name"), [("rows", "sequences"), ("tokens", "trained tokens")])
+@pytest.mark.parametrize(("unit", "name"), [("sequences", "sequences"), ("tokens", "trained tokens")])
 def test_the_requested_shares_name_their_unit(tmp_path: Path, unit: str, name: str):
     run = a_run(tmp_path / "main")
     recorded = config.load(run / "config.json")
@@ -262,16 +262,16 @@ def test_a_score_is_above_guessing_only_when_its_interval_is():
 
 
 @pytest.fixture
-def packed(stores: dict[str, Path]) -> tuple[Batch, Rows]:
+def packed(stores: dict[str, Path]) -> tuple[Batch, Sequences]:
     data = DataConfig(sources={"interleaved": SourceConfig(store=str(stores["interleaved"]))}, sequence_length=384)
-    rows = Rows(data, tile=TileSpec(24, 4), seed=0, batch_size=12)
-    candidates = (rows.batch([n]) for n in range(rows.sources[0].plan.epoch_rows))
+    rows = Sequences(data, tile=TileSpec(24, 4), seed=0, batch_size=12)
+    candidates = (rows.batch([n]) for n in range(rows.sources[0].plan.epoch_sequences))
     batch = next(batch for batch in candidates if not batch.document_BT[0, -1])  # one that is not full
     assert int(batch.document_BT.max()) >= 3
     return batch, rows
 
 
-def test_the_checks_of_a_packed_sequence_pass(packed: tuple[Batch, Rows]):
+def test_the_checks_of_a_packed_sequence_pass(packed: tuple[Batch, Sequences]):
     batch, rows = packed
     assert [check.claim for check in checks(batch, rows.tokenizer.image) if not check.passed] == []
     source = sequence_page(batch, rows.tokenizer, sources=rows.names)
@@ -314,14 +314,14 @@ def spoil(batch: Batch, what: str) -> None:
         ("image", "every image has its positions, inside one document"),
     ],
 )
-def test_a_broken_sequence_fails_its_check(packed: tuple[Batch, Rows], what: str, claim: str):
+def test_a_broken_sequence_fails_its_check(packed: tuple[Batch, Sequences], what: str, claim: str):
     batch, rows = packed
     spoil(batch, what)
     failed = [check.claim for check in checks(batch, rows.tokenizer.image) if not check.passed]
     assert claim in failed
 
 
-def test_a_page_shows_one_sequence(packed: tuple[Batch, Rows]):
+def test_a_page_shows_one_sequence(packed: tuple[Batch, Sequences]):
     batch, rows = packed
     two = dataclasses.replace(batch, tokens_BT=torch.cat([batch.tokens_BT] * 2))
     with pytest.raises(ValueError, match="the batch has 2"):

@@ -13,8 +13,9 @@ from PIL import Image
 from mm1.__main__ import app
 from mm1.config.run import DataConfig, SourceConfig
 from mm1.data import encode
-from mm1.data.loader import Rows
+from mm1.data.loader import Sequences
 from mm1.data.store import Store, StoreError, open_store, write_store
+from mm1.data.tiles import TileSpec
 from mm1.data.tokenized import tokenize_store
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
 from mm1.document import Document, Text
@@ -39,11 +40,9 @@ def other(tmp_path_factory) -> Path:
     return path
 
 
-def rows(store: Path, tokenizer: str = "sample", folder: Path | None = None) -> Rows:
-    data = DataConfig(
-        sources={"pages": SourceConfig(store=str(store))}, tokenizer=tokenizer, sequence_length=384, image_tokens=4
-    )
-    return Rows(data, image_size=16, seed=0, batch_size=1, folder=folder)
+def rows(store: Path, tokenizer: str = "sample", folder: Path | None = None) -> Sequences:
+    data = DataConfig(sources={"pages": SourceConfig(store=str(store))}, tokenizer=tokenizer, sequence_length=384)
+    return Sequences(data, tile=TileSpec(16, 4), seed=0, batch_size=1, folder=folder)
 
 
 def tokenize(store: Path, tokenizer: Tokenizer, name: str = "sample") -> list[str]:

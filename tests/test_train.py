@@ -18,7 +18,8 @@ from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.model import SparseConfig
 from mm1.config.run import RunConfig, Stage
-from mm1.data.loader import Rows
+from mm1.data.loader import Sequences
+from mm1.data.tiles import TileSpec
 from mm1.model.mllm import MLLM
 from mm1.objectives.loss import Loss
 from mm1.objectives.next_token import NextToken
@@ -43,7 +44,7 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 
 
 def gradients(run: RunConfig, micro_batch_size: int) -> tuple[Loss, list[torch.Tensor]]:
-    rows = Rows(run.data, image_size=16, seed=0, batch_size=12)
+    rows = Sequences(run.data, tile=TileSpec(16, 4), seed=0, batch_size=12)
     model = MLLM(run.model)
     model.initialise(0)
     objective = NextToken(model, rows.names, image=rows.tokenizer.image)

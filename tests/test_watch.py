@@ -14,7 +14,8 @@ import torch
 from mm1 import checkpoint
 from mm1.config.base import ConfigError
 from mm1.config.run import RunConfig
-from mm1.data.loader import Rows
+from mm1.data.loader import Sequences
+from mm1.data.tiles import TileSpec
 from mm1.document import Batch
 from mm1.model.mllm import MLLM
 from mm1.train.health import Health
@@ -33,7 +34,7 @@ def run(stores) -> RunConfig:
 @pytest.fixture
 def batch(run) -> tuple[Batch, int]:
     """Two rows with pictures, a black one behind them, and the image token."""
-    rows = Rows(run.data, image_size=16, seed=0, batch_size=4)
+    rows = Sequences(run.data, tile=TileSpec(16, 4), seed=0, batch_size=4)
     found = next(batch for batch in (rows.batch([n, n + 1]) for n in range(0, 8, 2)) if batch.images)
     found.images_NCYX = torch.cat([found.images_NCYX, torch.zeros(1, 3, 16, 16, dtype=torch.uint8)])
     return found, rows.tokenizer.image

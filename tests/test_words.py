@@ -21,7 +21,7 @@ from mm1 import exchange
 from mm1.__main__ import main
 from mm1.checkpoint import Loaded, load_for_use
 from mm1.data.chat import prompt
-from mm1.data.chat_template import Template
+from mm1.data.chat_template import ChatTemplate
 from mm1.data.encode import encode
 from mm1.document import Document, Image, Mark, Piece, Text
 from mm1.eval.models import HfModel, Ours, Request, open_model
@@ -204,13 +204,13 @@ def test_what_a_user_types_is_no_special_token(imported):
 
 def test_a_template_that_is_none_or_refuses_is_one_clear_line():
     with pytest.raises(ValueError, match="the chat template cannot be read"):
-        Template("{% for %}")
+        ChatTemplate("{% for %}")
     with pytest.raises(ValueError, match="cannot write this conversation: no system turn"):
-        Template(REFUSES)([{"role": "user", "content": _text("hello")}])
+        ChatTemplate(REFUSES)([{"role": "user", "content": _text("hello")}])
 
 
 def test_a_template_reaches_nothing_but_the_conversation():
-    found = Template("{{ messages.__class__.__mro__ }}")
+    found = ChatTemplate("{{ messages.__class__.__mro__ }}")
     with pytest.raises(ValueError, match="cannot write this conversation"):
         found([{"role": "user", "content": _text("hello")}])
 

@@ -248,6 +248,7 @@ def full_sequences(run: RunConfig, count: int) -> Batch:
         images_NCYX=torch.zeros(max(1, images), 3, size, size, dtype=torch.uint8),
         images=images,
         source_B=torch.zeros(count, dtype=torch.int64),
+        sequence_B=torch.arange(count),
     )
 
 

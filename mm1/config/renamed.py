@@ -27,6 +27,9 @@ WHOLE_NAMES = {
 }
 """Fields of a run whose whole dotted name has changed."""
 
+VALUES = {"rows": "sequences"}
+"""Values of `data.unit`."""
+
 PREPARE_FIELDS = {
     "smallest": "min_side",
     "aspect": "max_aspect",

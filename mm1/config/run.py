@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mm1.config.base import Config, ConfigError, flatten, missing, nearest
 from mm1.config.model import ModelConfig
-from mm1.config.renamed import new_name
+from mm1.config.renamed import VALUES, new_name
 from mm1.disk import write_whole
 
 
@@ -34,12 +34,19 @@ class Stage(Config):
 class DataConfig(Config):
     sources: dict[str, SourceConfig] = Field(default_factory=dict)
     curriculum: list[Stage] = Field(default_factory=list)  # after the shares of `sources`, in order of steps
-    unit: Literal["rows", "tokens"] = "rows"  # what shares count: rows, or tokens that are trained
+    unit: Literal["sequences", "tokens"] = "sequences"  # what shares count: sequences, or tokens that are trained
     validation: dict[str, str] = Field(default_factory=dict)  # name -> store
     tokenizer: str = "sample"  # a tokenizer.json, a folder with one, or `sample`
     sequence_length: int = Field(512, gt=1)  # T, in tokens
     max_images: int = Field(32, ge=0)  # of a sequence
     workers: int = Field(1, ge=0)  # processes that load data; 0: the training process does
+
+    @field_validator("unit", mode="before")
+    @classmethod
+    def _is_renamed(cls, value: Any) -> Any:
+        if value in VALUES:
+            raise ValueError(f"{value!r} is now called {VALUES[value]!r}")
+        return value
 
     @model_validator(mode="after")
     def _has_valid_stages(self) -> "DataConfig":

@@ -25,7 +25,7 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-class Template:
+class ChatTemplate:
     """Renders conversations, each turn a `role` and its `content`, a list of pictures and texts.
 
     Raises:

@@ -52,9 +52,9 @@ class Source:
         return self.plan.spans
 
     @property
-    def trained_per_row(self) -> float:
-        """Trained tokens of a row, on the mean over an epoch."""
-        return float(self.spans.trained.sum(dtype=np.int64)) / self.plan.epoch_rows
+    def trained_per_sequence(self) -> float:
+        """The mean number of trained tokens in a sequence, over an epoch."""
+        return float(self.spans.trained.sum(dtype=np.int64)) / self.plan.epoch_sequences
 
     def __reduce__(self):  # a worker process maps the columns itself
         if self.folder is None:

@@ -1,115 +1,116 @@
-"""Items into rows, on two resources: places and images. The same items always give the same rows."""
+"""Items packed into sequences on two resources: positions and tiles. Equal items always give equal sequences."""
 
 from bisect import bisect_right
 
 import numpy as np
 
 LONG = 3
-"""Items of more than 1 / LONG of a row are long: each opens a row of its own, the longest first."""
+"""Items longer than 1 / LONG of a sequence are long: each opens a sequence of its own, the longest first."""
 
 CANDIDATES = 16
-"""Items among which the last ones of a row are chosen; four times as many where these leave a gap."""
+"""Items among which the last ones of a sequence are selected; four times as many where these leave a gap."""
 
 GAP = 512
-"""A row is full enough when less than 1 / GAP of it is empty."""
+"""A sequence is full enough when less than 1 / GAP of it is empty."""
 
 
 def pack(length: np.ndarray, images: np.ndarray, *, sequence_length: int, max_images: int) -> list[list[int]]:
-    """Rows of item numbers, none over `sequence_length` places or `max_images` images.
+    """Sequences of item numbers, none over `sequence_length` positions or `max_images` tiles.
 
-    Minimum bin slack (Gupta and Ho 1999, https://doi.org/10.1080/095372899233244): a row is opened by the longest
-    item if that is long, filled from all lengths alike so that rows are alike, and finished by the subset of a few
-    candidates that leaves the least room, found exactly: the sums that subsets reach are the bits of one integer.
+    Minimum bin slack (Gupta and Ho 1999, https://doi.org/10.1080/095372899233244): the longest item opens a sequence if
+    it is long; items of all lengths alike fill it, so that sequences resemble each other; and the subset of a few
+    candidates that leaves the least space completes it. That subset is exact: the sums that subsets reach are the bits
+    of one integer.
 
     Raises:
-        ValueError: an item fits no empty row.
+        ValueError: an item doesn't fit an empty sequence.
     """
     if len(length) and (int(length.max()) > sequence_length or int(images.max()) > max_images):
         raise ValueError(
-            f"a span of {length.max()} places and {images.max()} images fits no row of "
-            f"{sequence_length} places and {max_images} images"
+            f"a span of {length.max()} positions and {images.max()} images fits no sequence of "
+            f"{sequence_length} positions and {max_images} images"
         )
-    pool, rows = _Pool(length, images), []
+    pool, sequences = _Pool(length, images), []
     while pool.items:
-        row = _Row(pool, room=sequence_length, pictures=max_images)
-        if pool.sizes[-1] > sequence_length // LONG:
-            row.take([len(pool.items) - 1])
-        while row.fill(CANDIDATES):
+        sequence = _Sequence(pool, space=sequence_length, images=max_images)
+        if pool.lengths[-1] > sequence_length // LONG:
+            sequence.take([len(pool.items) - 1])
+        while sequence.fill(CANDIDATES):
             pass
-        if row.room > sequence_length // GAP and row.fill(4 * CANDIDATES):
-            while row.fill(CANDIDATES):
+        if sequence.space > sequence_length // GAP and sequence.fill(4 * CANDIDATES):
+            while sequence.fill(CANDIDATES):
                 pass
-        rows.append(row.items)
-    return rows
+        sequences.append(sequence.items)
+    return sequences
 
 
 class _Pool:
-    """The items not yet in a row, short to long: number, length and images of each."""
+    """The items not yet in a sequence, short to long: number, length and tiles of each."""
 
     def __init__(self, length: np.ndarray, images: np.ndarray):
         order = np.lexsort((images, length))
         self.items: list[int] = order.tolist()
-        self.sizes: list[int] = length[order].tolist()
-        self.pictures: list[int] = images[order].tolist()
-        self.most_pictures = int(images.max(initial=0))
-        self.least_pictures = int(images.min(initial=0))
+        self.lengths: list[int] = length[order].tolist()
+        self.images: list[int] = images[order].tolist()
+        self.most_images = int(images.max(initial=0))
+        self.least_images = int(images.min(initial=0))
 
-    def candidates(self, room: int, pictures: int, *, count: int) -> list[int]:
-        """Up to `count` places in the pool of items that fit, ascending: evenly over all lengths that do."""
-        fitting = bisect_right(self.sizes, room)
-        if pictures >= self.most_pictures:
+    def candidates(self, space: int, images: int, *, count: int) -> list[int]:
+        """Up to `count` indices into the pool of items that fit, ascending: spread evenly over all lengths that do."""
+        fitting = bisect_right(self.lengths, space)
+        if images >= self.most_images:
             if fitting <= count:
                 return list(range(fitting))
             return [fitting * number // count - 1 for number in range(1, count + 1)]
-        if pictures < self.least_pictures:
+        if images < self.least_images:
             return []
-        places = [place for place in range(fitting) if self.pictures[place] <= pictures]
-        if len(places) <= count:
-            return places
-        return [places[len(places) * number // count - 1] for number in range(1, count + 1)]
+        indices = [index for index in range(fitting) if self.images[index] <= images]
+        if len(indices) <= count:
+            return indices
+        return [indices[len(indices) * number // count - 1] for number in range(1, count + 1)]
 
 
-class _Row:
-    """A row being filled from a pool."""
+class _Sequence:
+    """A sequence that is filled from a pool; `space` and `images` are the positions and tiles it can still take."""
 
-    def __init__(self, pool: _Pool, *, room: int, pictures: int):
-        self.pool, self.room, self.pictures = pool, room, pictures
+    def __init__(self, pool: _Pool, *, space: int, images: int):
+        self.pool, self.space, self.images = pool, space, images
         self.items: list[int] = []
 
-    def take(self, places: list[int]) -> None:
-        """Items at `places` of the pool (ascending) go into the row."""
+    def take(self, indices: list[int]) -> None:
+        """Move the items at `indices` of the pool (ascending) into the sequence."""
         pool = self.pool
-        for place in reversed(places):
-            self.items.append(pool.items.pop(place))
-            self.room -= pool.sizes.pop(place)
-            self.pictures -= pool.pictures.pop(place)
+        for index in reversed(indices):
+            self.items.append(pool.items.pop(index))
+            self.space -= pool.lengths.pop(index)
+            self.images -= pool.images.pop(index)
 
     def fill(self, count: int) -> bool:
-        """Take some of `count` candidates: half of them while there is much room, else those that fill it best."""
-        places = self.pool.candidates(self.room, self.pictures, count=count)
-        if not places:
+        """Take some of `count` candidates: half of them while much space is left, else those that fill it best."""
+        indices = self.pool.candidates(self.space, self.images, count=count)
+        if not indices:
             return False
-        sizes = [self.pool.sizes[place] for place in places]
-        pictures = [self.pool.pictures[place] for place in places]
-        half = slice(len(places) % 2, None, 2)
-        if 4 * self.room > 3 * sum(sizes) and len(places) == count and sum(pictures[half]) <= self.pictures:
-            self.take(places[half])
+        lengths = [self.pool.lengths[index] for index in indices]
+        images = [self.pool.images[index] for index in indices]
+        half = slice(len(indices) % 2, None, 2)
+        if 4 * self.space > 3 * sum(lengths) and len(indices) == count and sum(images[half]) <= self.images:
+            self.take(indices[half])
         else:
-            best = _fullest(sizes, pictures, room=self.room, most_pictures=self.pictures)
-            self.take([places[number] for number in best])
+            best = _fullest(lengths, images, space=self.space, most_images=self.images)
+            self.take([indices[number] for number in best])
         return True
 
 
-def _fullest(sizes: list[int], pictures: list[int], *, room: int, most_pictures: int) -> list[int]:
-    """The items, ascending, whose sizes add up to the most within `room`, with at most `most_pictures` pictures.
+def _fullest(lengths: list[int], images: list[int], *, space: int, most_images: int) -> list[int]:
+    """The items, ascending, whose lengths add up to the most within `space`, with at most `most_images` tiles.
 
-    Bit `size + pictures * stride` of `reached[n]` says whether a subset of the first n items has that sum.
+    Bit `length + images * stride` of `reached[n]` says whether a subset of the first n items has that sum.
     """
-    levels = most_pictures if sum(pictures) > most_pictures else 0
-    stride = 2 * room + 2  # a sum past `room` stays within its level, where the mask cuts it
-    level = (1 << (room + 1)) - 1
+    levels = most_images if sum(images) > most_images else 0
+    stride = 2 * space + 2  # a sum past `space` stays within its level, where the mask removes it
+    level = (1 << (space + 1)) - 1
     mask = sum(level << number * stride for number in range(levels + 1))
-    steps = [size + (count * stride if levels else 0) for size, count in zip(sizes, pictures, strict=True)]
+    steps = [length + (count * stride if levels else 0) for length, count in zip(lengths, images, strict=True)]
     reached = [1]
     for step in steps:
         reached.append((reached[-1] | reached[-1] << step) & mask)

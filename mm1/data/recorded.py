@@ -11,7 +11,7 @@ from typing import Literal
 
 from mm1.config.base import ConfigError
 from mm1.data.chat import TEMPLATE, is_chat
-from mm1.data.chat_template import Template
+from mm1.data.chat_template import ChatTemplate
 from mm1.data.store import Store
 from mm1.data.tokenizer import Tokenizer
 from mm1.disk import write_whole
@@ -67,7 +67,7 @@ def recorded_text(folder: Path) -> RecordedText:
             )
     text = RecordedText(Tokenizer(folder / TOKENIZER), json.loads((folder / CHAT).read_text())["chat_format"])
     if text.chat_format == "template":
-        text.tokenizer.template = Template((folder / TEMPLATE).read_text())
+        text.tokenizer.template = ChatTemplate((folder / TEMPLATE).read_text())
     return text
 
 

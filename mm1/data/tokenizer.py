@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer as HFTokenizer
 
-from mm1.data.chat_template import Template, Turns
+from mm1.data.chat_template import ChatTemplate, Turns
 from mm1.data.store import SAMPLE
 
 MARKS = ("pad", "begin", "end", "image", "user", "assistant")
@@ -41,7 +41,7 @@ class Tokenizer:
         self._inner.encode_special_tokens = True  # "<|end|>" typed by a user stays text
         self.fingerprint = hashlib.sha256(data).hexdigest()[:12]
         self.vocabulary = self._inner.get_vocab_size()
-        self.template: Template | None = None
+        self.template: ChatTemplate | None = None
         ids = own_marks(json.loads(data))
         for name in MARKS:
             if name not in ids:

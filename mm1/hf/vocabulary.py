@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer as HFTokenizer
 
 from mm1.data.chat import TEMPLATE
-from mm1.data.chat_template import Template
+from mm1.data.chat_template import ChatTemplate
 from mm1.data.tokenizer import MARKS
 
 State = dict[str, torch.Tensor]
@@ -89,7 +89,7 @@ def _whole(template: str, names: Mapping[str, str], *, begin: str) -> str:
     known = "".join(f"{{% set {name} = {json.dumps(token, ensure_ascii=False)} %}}" for name, token in names.items())
     probe = [{"role": "user", "content": [{"type": "text", "text": "a probe"}]}]
     whole = f"{known}\n{template}"
-    if not Template(whole)(probe).startswith(begin):
+    if not ChatTemplate(whole)(probe).startswith(begin):
         whole = f"{known}\n{begin}{template}"
     return whole
 

@@ -72,7 +72,7 @@ def mix_page(folder: Path) -> str:
 
 def unit_of_shares(run: RunConfig) -> str:
     """The key of `UNITS` that the config's shares are counted in."""
-    return "tokens" if run.data.unit == "tokens" else "sequences"
+    return run.data.unit
 
 
 def source_totals(run: RunConfig, records: Sequence[dict[str, Any]]) -> list[SourceTotals]:

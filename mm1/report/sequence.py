@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from mm1.config import run as config
-from mm1.data.loader import rows_of
+from mm1.data.loader import sequences_of
 from mm1.data.preview import PageItem, page_items, png_uri
 from mm1.data.store import open_store
 from mm1.data.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ def run_sequence_page(folder: Path, number: int) -> str:
         StoreError: the run's data can no longer be read.
     """
     run = config.load(folder / "config.json")
-    sequences = rows_of(run, folder)
+    sequences = sequences_of(run, folder)
     title = f"sequence {number} of {folder.name}"
     return sequence_page(sequences.batch([number]), sequences.tokenizer, sources=sequences.names, title=title)
 

@@ -13,7 +13,7 @@ from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.model import SparseConfig
 from mm1.config.run import RunConfig
-from mm1.data.loader import Rows, batches, rows_of
+from mm1.data.loader import Sequences, batches, sequences_of
 from mm1.data.recorded import chat_format_of, check_tokenizer, record_text
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Batch
@@ -96,14 +96,14 @@ def _with_image_token(run: RunConfig) -> RunConfig:
     return run
 
 
-def _opened(run: RunConfig, folder: Path) -> tuple[Rows, dict[str, Rows]]:
+def _opened(run: RunConfig, folder: Path) -> tuple[Sequences, dict[str, Sequences]]:
     """The rows of the run, and those of each validation store; what rank 0 measures the others find in the folder."""
 
-    def every() -> tuple[Rows, dict[str, Rows]]:
-        rows = rows_of(run, folder)
-        return rows, {name: rows_of(run, folder, held_out={name: at}) for name, at in run.data.validation.items()}
+    def every() -> tuple[Sequences, dict[str, Sequences]]:
+        rows = sequences_of(run, folder)
+        return rows, {name: sequences_of(run, folder, held_out={name: at}) for name, at in run.data.validation.items()}
 
-    first: list[tuple[Rows, dict[str, Rows]]] = []
+    first: list[tuple[Sequences, dict[str, Sequences]]] = []
     dist.on_rank_zero(lambda: first.append(every()))
     return first[0] if first else every()
 
@@ -114,8 +114,8 @@ def _take_up(
     found: checkpoint.Checkpoint | None,
     *,
     over: Layout,
-    rows: Rows,
-    held_out: dict[str, Rows],
+    rows: Sequences,
+    held_out: dict[str, Sequences],
 ) -> bool:
     """Train from the checkpoint `found` on; whether the last step is done (see `train`)."""
     trainer = _trainer(run, rows, over)
@@ -130,7 +130,7 @@ def _take_up(
     dist.on_rank_zero(lambda: _claim(run, folder, rows))
     stream = batches(
         rows,
-        start_row=start * run.batch_size,
+        start_sequence=start * run.batch_size,
         batch_size=run.batch_size,
         micro_batch_size=run.micro_batch_size,
         rank=over.data_rank,
@@ -182,13 +182,13 @@ def _same_run(run: RunConfig, folder: Path) -> None:
     check_tokenizer(folder, load_tokenizer(run.data.tokenizer))
 
 
-def _claim(run: RunConfig, folder: Path, rows: Rows) -> None:
+def _claim(run: RunConfig, folder: Path, rows: Sequences) -> None:
     """Make the folder this run's: write all that using it needs, the config last."""
     record_text(folder, rows.tokenizer, chat_format=chat_format_of(source.store for source in rows.sources))
     config.save(run, folder / "config.json")
 
 
-def _agree(run: RunConfig, rows: Rows) -> None:
+def _agree(run: RunConfig, rows: Sequences) -> None:
     vocabulary, width = rows.tokenizer.vocabulary, run.model.decoder.vocabulary
     if vocabulary > width:
         raise ConfigError(
@@ -196,7 +196,7 @@ def _agree(run: RunConfig, rows: Rows) -> None:
         )
 
 
-def _trainer(run: RunConfig, rows: Rows, over: Layout) -> Trainer:
+def _trainer(run: RunConfig, rows: Sequences, over: Layout) -> Trainer:
     device = dist.device()
     precision = _precision(run, device)
     model: ContrastiveModel | MLLM
@@ -262,7 +262,7 @@ def _upcycle(run: RunConfig, folder: Path, *, model: nn.Module, part: str) -> ch
 def _after_step(
     trainer: Trainer,
     folder: Path,
-    held_out: dict[str, Rows],
+    held_out: dict[str, Sequences],
     *,
     start: int,
     run_log: RunLog,
@@ -299,8 +299,8 @@ def _after_step(
     return after
 
 
-def _fixed_batches(rows: Rows, run: RunConfig) -> Iterator[Batch]:
+def _fixed_batches(rows: Sequences, run: RunConfig) -> Iterator[Batch]:
     """The first rows of a validation store, at most one epoch of them; each rank does all, so that all do the same."""
-    count = min(run.validation_sequences, rows.sources[0].plan.epoch_rows)
+    count = min(run.validation_sequences, rows.sources[0].plan.epoch_sequences)
     for first in range(0, count, run.micro_batch_size):
         yield rows.batch(list(range(first, min(first + run.micro_batch_size, count))))
