@@ -213,10 +213,10 @@ def test_writing_stops_at_a_stop_string(monkeypatch, model: MLLM, tokenizer: Tok
 
     lengths: list[int] = []
     monkeypatch.setattr(writer.Engine, "generate", typed)
-    encoded = encode(Document((Text("A photo of"),)), tokenizer, image_tokens=4, end=False)
+    document = Document((Text("A photo of"),))
     ours = Writer(model, tokenizer, rows=2)
-    assert ours.write([encoded], stops=("\n",), longest=99) == [" a red circle"]
-    assert ours.write([encoded], stops=(), longest=99) == [" a red circle\na blue one"]
+    assert ours.write([document], max_tokens=99, stops=("\n",)) == [" a red circle"]
+    assert ours.write([document], max_tokens=99) == [" a red circle\na blue one"]
     assert lengths[0] < lengths[1]
 
 
@@ -262,8 +262,7 @@ def test_answers_do_not_depend_on_their_neighbours(stores, model: MLLM, tokenize
     written = []
     for rows in (1, 7):
         ours = Writer(model, tokenizer, rows=rows)
-        encoded = [ours.encode(prompt) for prompt in prompts]
-        written.append(ours.write(encoded, stops=(), longest=6))
+        written.append(ours.write(prompts, max_tokens=6))
     assert written[0] == written[1]
 
 
@@ -273,10 +272,8 @@ def test_each_picture_is_encoded_once(monkeypatch, stores, model: MLLM, tokenize
     monkeypatch.setattr(model, "encode_images", lambda x: seen.append(len(x)) or encode_images(x))
     ours = Writer(model, tokenizer, rows=2)
     shots = [fewshot.draw_shots(task, query, shots=4, seed=0) for query in range(6)]
-    prompts = [
-        ours.encode(fewshot.prompt(task, query, shots=drawn)) for query, drawn in zip(task.queries, shots, strict=True)
-    ]
-    ours.write(prompts, stops=(), longest=1)
+    prompts = [fewshot.prompt(task, query, shots=drawn) for query, drawn in zip(task.queries, shots, strict=True)]
+    ours.write(prompts, max_tokens=1)
     assert sum(seen) == len({image for prompt in prompts for image in prompt.images})
 
 

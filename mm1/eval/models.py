@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from mm1.data.chat import messages
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import Document, Image, Mark, Text
 from mm1.eval.metrics.short_answers import LETTERS
-from mm1.generate.prompt import PICTURES_AT_ONCE
 from mm1.generate.writer import Writer, until
 from mm1.hf.files import modelling_file
 from mm1.model.mllm import MLLM
@@ -106,34 +104,23 @@ class Ours(Model):
             groups[request.stops, request.max_tokens, request.beams].append(number)
         texts = [""] * len(requests)
         for (stops, max_tokens, beams), numbers in groups.items():
-            prompts = [self.writer.encode(requests[number].prompt) for number in numbers]
-            written = self.writer.write(prompts, stops=stops, longest=max_tokens, done=done, beams=beams)
+            prompts = [requests[number].prompt for number in numbers]
+            written = self.writer.write(prompts, max_tokens=max_tokens, stops=stops, beams=beams, done=done)
             for number, text in zip(numbers, written, strict=True):
                 texts[number] = text
         return texts
 
     def loglikelihoods(self, requests: Sequence[Request], *, done: Done = _ignore) -> list[list[float]]:
-        pairs = []
-        for request in requests:
-            prompt = self.writer.prompt(self.writer.encode(request.prompt))
-            pairs += [(prompt, self.tokenizer.encode(request.continued_by(choice))) for choice in request.choices]
-        # one call for all: shots and questions in common are computed once
-        scores = iter(self.writer.engine.score(pairs))
+        continuations = [[request.continued_by(choice) for choice in request.choices] for request in requests]
+        scores = self.writer.score([request.prompt for request in requests], continuations)
         done(len(requests))
-        return [
-            [score.log_probability / score.tokens for score in islice(scores, len(request.choices))]
-            for request in requests
-        ]
+        return [[score.log_probability / score.tokens for score in of_request] for of_request in scores]
 
     def features(self, images: Sequence[Image]) -> np.ndarray:
-        parts = []
-        for start in range(0, len(images), PICTURES_AT_ONCE):
-            pictures = [self.writer.picture(image) for image in images[start : start + PICTURES_AT_ONCE]]
-            parts.append(self.writer.engine.features.of(pictures).mean(dim=1).float().cpu().numpy())
-        return np.concatenate(parts)
+        return self.writer.features(images)
 
     def prompt_tokens(self, prompt: Document) -> int:
-        return len(self.writer.encode(prompt).tokens)
+        return self.writer.prompt_tokens(prompt)
 
 
 class HfModel(Model):

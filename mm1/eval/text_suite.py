@@ -19,8 +19,6 @@ from mm1.disk import write_whole
 from mm1.document import Document, Text
 from mm1.eval.harness import PATIENCE
 from mm1.eval.models import Ours, Request
-from mm1.generate.engine import score
-from mm1.generate.prompt import Prompt
 
 SUITE = {
     "arc_easy": "acc",
@@ -72,18 +70,10 @@ class TextModel(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         pairs = [
-            (Prompt(before if before[:1] == [self.prefix_token_id] else [*self._begins, *before]), after)
+            (before if before[:1] == [self.prefix_token_id] else [*self._begins, *before], after)
             for _, before, after in requests
         ]
-        # similar lengths together: a batch is as wide as its longest sequence
-        order = sorted(range(len(pairs)), key=lambda number: len(pairs[number][0].tokens) + len(pairs[number][1]))
-        likelihoods: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
-        for start in range(0, len(order), self.ours.rows):
-            numbers = order[start : start + self.ours.rows]
-            scores = score(self.ours.model, [pairs[n] for n in numbers])
-            for number, one in zip(numbers, scores, strict=True):
-                likelihoods[number] = (one.log_probability, one.greedy)
-        return likelihoods
+        return [(score.log_probability, score.greedy) for score in self.ours.writer.score_tokens(pairs)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         whole = [(request.args, [self.prefix_token_id], self.tok_encode(request.args[0])) for request in requests]

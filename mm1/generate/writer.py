@@ -1,9 +1,10 @@
-"""Answers and losses of a model, in batches, each picture encoded once."""
+"""Texts, likelihoods and image features that a model gives for Documents."""
 
 import functools
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -13,80 +14,107 @@ from mm1.data.image import ImageError, load
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import Document, Encoded, Image
 from mm1.generate.beam import Beams, search_all
-from mm1.generate.engine import Engine
-from mm1.generate.prompt import Picture, Prompt
+from mm1.generate.engine import Engine, Score
+from mm1.generate.prompt import PICTURES_AT_ONCE, Picture, Prompt
 from mm1.generate.sampling import Decoding
 from mm1.model.mllm import MLLM
 
 log = logging.getLogger("mm1")
 
+Done = Callable[[int], None]
+"""Called with the number of documents that were finished since the last call."""
+
 
 class Writer:
-    """A model that answers prompts, `rows` at a time. Pictures and prompts it has met it remembers for a while."""
+    """A model and its tokenizer behind one interface of Documents: what evaluation, chat and a server talk to.
+
+    Up to `rows` documents are worked on at once. The engine keeps image features and recent prompts from call to call.
+    """
 
     def __init__(self, model: MLLM, tokenizer: Tokenizer, *, rows: int):
         self.tokenizer = tokenizer
         self.engine = Engine(model, rows=rows)
-        self.image_tokens = model.config.connector.tokens
-        self._image_size = model.config.vision.image_size
-
-    def encode(self, prompt: Document) -> Encoded:
-        """The prompt in the model's words, open at its end."""
-        return encode(prompt, self.tokenizer, image_tokens=self.image_tokens, end=False)
+        self._connector, self._image_size = model.config.connector, model.config.vision.image_size
 
     def write(
         self,
-        prompts: Sequence[Encoded],
+        documents: Sequence[Document],
         *,
-        stops: Sequence[str],
-        longest: int,
-        done: Callable[[int], None] = lambda rows: None,
+        max_tokens: int,
+        stops: Sequence[str] = (),
         beams: int = 1,
+        done: Done = lambda count: None,
     ) -> list[str]:
-        """What the model writes after each prompt, up to a stop string or the end token: greedily, or by a search.
+        """What the model writes after each document, up to a stop string or an end token.
 
-        `done` hears how many prompts were answered since it last heard.
+        Decoding is greedy, or a beam search with more than one of `beams`.
         """
-        decoding = Decoding(
-            tokens=longest,
-            stop_tokens=self.tokenizer.ends,
-            stopped=(lambda tokens: until(text := self.tokenizer.decode(tokens), stops) != text) if stops else None,
-        )
-        asked = [self.prompt(prompt) for prompt in prompts]
+        decoding = Decoding(tokens=max_tokens, stop_tokens=self.tokenizer.ends, stopped=self._stopped(stops))
+        prompts = [self._prompt(self._encode(document)) for document in documents]
         if beams > 1:
             completions = search_all(
                 self.engine.model,
-                asked,
+                prompts,
                 decoding=decoding,
                 beams=Beams(beams),
                 features=self.engine.features,
                 done=lambda number: done(1),
             )
         else:
-            completions = self.engine.generate(asked, decoding, done=lambda number: done(1))
+            completions = self.engine.generate(prompts, decoding, done=lambda number: done(1))
         return [until(self.tokenizer.decode(completion.tokens), stops) for completion in completions]
 
-    def losses(self, documents: Sequence[Document], *, done: Callable[[int], None] = lambda rows: None) -> np.ndarray:
-        """Nats per token of each document's trained text after what stands before it."""
+    def losses(self, documents: Sequence[Document], *, done: Done = lambda count: None) -> np.ndarray:
+        """The mean loss [documents] of each document's trained tokens, in nats per token."""
         losses = []
         for start in range(0, len(documents), self.engine.rows):
-            texts = [
-                encode(document, self.tokenizer, image_tokens=self.image_tokens)
-                for document in documents[start : start + self.engine.rows]
-            ]
-            heads = [Encoded(text.tokens[~text.train], text.train[~text.train], text.images) for text in texts]
-            answers = [text.tokens[text.train].tolist() for text in texts]
-            pairs = [(self.prompt(head), answer) for head, answer in zip(heads, answers, strict=True)]
+            pairs = []
+            for document in documents[start : start + self.engine.rows]:
+                whole = encode(document, self.tokenizer, image_tokens=self._connector.tokens)
+                before = Encoded(whole.tokens[~whole.train], whole.train[~whole.train], whole.images)
+                pairs.append((self._prompt(before), whole.tokens[whole.train].tolist()))
             losses += [-score.log_probability / score.tokens for score in self.engine.score(pairs)]
             done(len(pairs))
         return np.array(losses)
 
-    def prompt(self, encoded: Encoded) -> Prompt:
-        """The prompt with its pictures, decoded when they must be encoded."""
-        return Prompt(encoded.tokens.tolist(), [self.picture(image) for image in encoded.images])
+    def score(self, documents: Sequence[Document], continuations: Sequence[Sequence[str]]) -> list[list[Score]]:
+        """The score of each of a document's continuations as the text that follows it."""
+        pairs = []
+        for document, texts in zip(documents, continuations, strict=True):
+            prompt = self._prompt(self._encode(document))
+            pairs += [(prompt, self.tokenizer.encode(text)) for text in texts]
+        # all in one call, so that the engine computes shared examples and questions once
+        scores = iter(self.engine.score(pairs))
+        return [list(islice(scores, len(texts))) for texts in continuations]
 
-    def picture(self, image: Image) -> Picture:
-        """An image of a document as a picture of a prompt."""
+    def score_tokens(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Score]:
+        """The score of each pair's second tokens after its first ones, for harnesses that tokenize themselves."""
+        return self.engine.score([(Prompt(before), after) for before, after in pairs])
+
+    def features(self, images: Sequence[Image]) -> np.ndarray:
+        """Each image's mean image token as the decoder reads it, float32 [images, width]."""
+        parts = []
+        for start in range(0, len(images), PICTURES_AT_ONCE):
+            pictures = [self._picture(image) for image in images[start : start + PICTURES_AT_ONCE]]
+            parts.append(self.engine.features.of(pictures).mean(dim=1).float().cpu().numpy())
+        return np.concatenate(parts)
+
+    def prompt_tokens(self, document: Document) -> int:
+        """How many tokens the document takes as a prompt, its image tokens included."""
+        return len(self._encode(document).tokens)
+
+    def _encode(self, document: Document) -> Encoded:
+        return encode(document, self.tokenizer, image_tokens=self._connector.tokens, end=False)
+
+    def _stopped(self, stops: Sequence[str]) -> Callable[[list[int]], bool] | None:
+        if not stops:
+            return None
+        return lambda tokens: until(text := self.tokenizer.decode(tokens), stops) != text
+
+    def _prompt(self, encoded: Encoded) -> Prompt:
+        return Prompt(encoded.tokens.tolist(), [self._picture(image) for image in encoded.images])
+
+    def _picture(self, image: Image) -> Picture:
         name = hashlib.sha256(image.data).hexdigest()
         if image.box is not None:
             name = f"{name} {image.box}"
@@ -101,5 +129,5 @@ class Writer:
 
 
 def until(text: str, stops: Sequence[str]) -> str:
-    """`text` before the first stop string in it."""
-    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)]
+    """`text` up to the first stop string in it."""
+    return text[: min((start for stop in stops if (start := text.find(stop)) >= 0), default=None)]

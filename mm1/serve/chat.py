@@ -1,26 +1,21 @@
-"""An answer from a trained run, through the same document path as training."""
+"""A trained run's answer to one question about pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from mm1.checkpoint import Loaded
 from mm1.config.base import missing
 from mm1.data.chat import prompt
-from mm1.data.encode import encode
 from mm1.data.image import ImageError, load
 from mm1.document import Document, Image, Piece, Text
-from mm1.generate.engine import generate
-from mm1.generate.prompt import Prompt, picture
-from mm1.generate.sampling import Decoding
+from mm1.generate.writer import Writer
 
 
 def answer(loaded: Loaded, question: str, *, images: Sequence[Path], tokens: int) -> str:
-    """What the model says to `question` about `images`: a chat's turn, or how it continues the text.
+    """The model's answer to `question` about `images`; a run that learned no chats continues the text instead.
 
     Raises:
-        ValueError: an image that does not exist or cannot be decoded, named; or one for a model that doesn't see.
+        ValueError: an image file is missing or cannot be decoded, or the run holds a language model.
     """
     if images and not loaded.sees:
         raise ValueError(f"{loaded.folder} holds a language model, which takes no pictures; ask it without --image")
@@ -32,14 +27,8 @@ def answer(loaded: Loaded, question: str, *, images: Sequence[Path], tokens: int
 
 def continue_document(loaded: Loaded, document: Document, *, tokens: int) -> str:
     """The model's greedy continuation of an open document, at most `tokens` long."""
-    model = loaded.run.model
-    encoded = encode(document, loaded.tokenizer, image_tokens=model.connector.tokens, end=False)
-    size = model.vision.image_size
-    pixels = [torch.from_numpy(load(image.data, size, box=image.box)) for image in encoded.images]
-    given = Prompt(encoded.tokens.tolist(), [picture(pixels_CYX) for pixels_CYX in pixels])
-    decoding = Decoding(tokens=tokens, stop_tokens=loaded.tokenizer.ends)
-    (completion,) = generate(loaded.model, [given], decoding=decoding)
-    return loaded.tokenizer.decode(completion.tokens).strip()
+    (text,) = Writer(loaded.model, loaded.tokenizer, rows=1).write([document], max_tokens=tokens)
+    return text.strip()
 
 
 def _read(path: Path) -> bytes:
