@@ -24,7 +24,7 @@ from mm1.document import IGNORED, Batch, Document, Image, Mark, Text
 from mm1.eval import fewshot
 from mm1.eval.baselines import chance_answers, majority_answer
 from mm1.eval.blind import exchange_images
-from mm1.eval.fewshot import Example, Pool, Task
+from mm1.eval.fewshot import Example, Pool, PromptStyle, Scoring, Task
 from mm1.eval.harness import evaluate, load_task
 from mm1.eval.metrics.vqa import exact_match
 from mm1.eval.models import Ours
@@ -43,19 +43,22 @@ def example(number: int, *, group: int | None = None) -> Example:
     return Example(f"e{number}", Image(data + b"%d" % (number if group is None else group)), "What?", (label,))
 
 
-def a_task(queries: int = 6, pool: int = 12, **changes) -> Task:
+def pool_of(count: int, *, first: int = 0, answers: list[str] | None = None) -> Pool:
+    numbers = range(first, first + count)
+    own_answers = [example(number).answers[0] for number in numbers]
+    return Pool(count, lambda indices: [example(numbers[index]) for index in indices], answers or own_answers)
+
+
+def a_task(*, pool: Pool | None = None, **style) -> Task:
     """Queries e0, e1, ...; the pool begins with the queries themselves."""
-    task = Task(
+    default = PromptStyle(fewshot.ask_vqa, stops=fewshot.VQA_STOPS, clean=fewshot.clean_vqa)
+    return Task(
         name="made",
-        queries=[example(number) for number in range(queries)],
-        pool=Pool(pool, lambda numbers: [example(number) for number in numbers]),
-        pool_answers=[example(number).answers[0] for number in range(pool)],
-        ask=fewshot.ask_vqa,
-        metric=exact_match,
-        stops=fewshot.VQA_STOPS,
-        clean=fewshot.clean_vqa,
+        queries=[example(number) for number in range(6)],
+        pool=pool or pool_of(12),
+        style=dataclasses.replace(default, **style),
+        scoring=Scoring(exact_match),
     )
-    return dataclasses.replace(task, **changes)
 
 
 def chats(count: int, *, questions: int = 3, seed: int = 5) -> list[Document]:
@@ -101,8 +104,7 @@ def model(tokenizer: Tokenizer) -> MLLM:
 
 
 def test_shots_depend_on_seed_and_query_alone():
-    task = a_task()
-    task = dataclasses.replace(task, pool=Pool(12, lambda numbers: [example(number + 100) for number in numbers]))
+    task = a_task(pool=pool_of(12, first=100))
     first = [fewshot.draw_shots(task, query, shots=3, seed=1) for query in range(6)]
     again = [fewshot.draw_shots(task, query, shots=3, seed=1) for query in reversed(range(6))]
     assert first == again[::-1]
@@ -188,9 +190,9 @@ def test_questions_spread_over_the_pictures(tmp_path: Path):
 
 
 def test_scores_without_a_model():
-    task = a_task(pool_answers=["b", "a", "a", "b", "c"])
+    task = a_task(pool=pool_of(5, answers=["b", "a", "a", "b", "c"]))
     assert majority_answer(task) == "a"
-    task = a_task(pool_answers=["x"])
+    task = a_task(pool=pool_of(1, answers=["x"]))
     assert chance_answers(task, seed=0) == ["x"] * 6
 
 
@@ -222,7 +224,8 @@ def test_writing_stops_at_a_stop_string(monkeypatch, model: MLLM, tokenizer: Tok
 
 def captioning(stores: dict[str, Path], limit: int = 6) -> Task:
     path = str(stores["captions"])
-    return dataclasses.replace(captions_task.task(limit, seed=0, queries=path, pool=path), max_tokens=5)
+    task = captions_task.task(limit, seed=0, queries=path, pool=path)
+    return dataclasses.replace(task, style=dataclasses.replace(task.style, max_tokens=5))
 
 
 def test_an_evaluation_is_kept_and_not_done_twice(monkeypatch, stores, model, tokenizer, tmp_path: Path):

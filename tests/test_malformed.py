@@ -158,7 +158,7 @@ def test_an_mme_picture_with_one_question_is_not_scored(tmp_path: Path):
     answers = [task.answer("yes", query) for query in task.queries]
     scores = exact_match(answers, [query.answers for query in task.queries])
     with pytest.raises(TaskError, match="MME asks two questions of each picture; count/0 has 1"):
-        task.totals(task.queries, answers, scores)
+        task.scoring.totals(task.queries, answers, scores)
 
 
 def test_a_malformed_shot_is_named_when_it_is_drawn(tmp_path: Path):

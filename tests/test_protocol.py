@@ -17,9 +17,10 @@ from mm1.data.chat import messages
 from mm1.document import Document, Image, Mark, Text
 from mm1.eval import fewshot, shots
 from mm1.eval.answers_page import write_page
-from mm1.eval.fewshot import Example, Pool, Task
+from mm1.eval.fewshot import Example, Pool, PromptStyle, Scoring, Task
 from mm1.eval.harness import evaluate, load_task
 from mm1.eval.metrics.captions import cider
+from mm1.eval.metrics.references import Metric
 from mm1.eval.metrics.vqa import exact_match
 from mm1.eval.models import Model, prompt_text
 from mm1.eval.results import compare, comparison_table, read_answers, read_results
@@ -32,11 +33,11 @@ def example(number: int) -> Example:
     return Example(f"e{number}", Image(data + b"%d" % number), "What?", (label,), reasoning=f"I see {label}.")
 
 
-def a_task(**changes) -> Task:
-    pool = Pool(30, lambda numbers: [example(number) for number in numbers])
+def a_task(*, metric: Metric = exact_match, **style) -> Task:
+    pool = Pool(30, lambda numbers: [example(number) for number in numbers], ["a red circle"] * 30)
     queries = [example(number) for number in range(5)]
-    task = Task("made", queries, pool, ["a red circle"] * 30, fewshot.ask_vqa, exact_match, stops=fewshot.VQA_STOPS)
-    return dataclasses.replace(task, **changes)
+    default = PromptStyle(fewshot.ask_vqa, stops=fewshot.VQA_STOPS)
+    return Task("made", queries, pool, dataclasses.replace(default, **style), Scoring(metric))
 
 
 class Echo(Model):
@@ -107,9 +108,10 @@ def test_reasoning_shots_show_how_and_the_answer_is_read_behind_it():
     assert document.text.count("The answer is") == 2
     assert "I see a" in document.text
     assert task.answer("It is round and red. The answer is a red circle.", task.queries[0]) == "a red circle"
-    assert task.max_tokens > 100
-    assert "." not in task.stops
-    mute = a_task(pool=Pool(30, lambda numbers: [dataclasses.replace(example(n), reasoning="") for n in numbers]))
+    assert task.style.max_tokens > 100
+    assert "." not in task.style.stops
+    unexplained = Pool(30, lambda numbers: [dataclasses.replace(example(n), reasoning="") for n in numbers], [])
+    mute = dataclasses.replace(a_task(), pool=unexplained)
     with pytest.raises(ValueError, match="has no reasoning to show"):
         documents(mute, Protocol(reasoning=True))
 

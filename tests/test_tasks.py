@@ -44,14 +44,16 @@ def test_a_published_layout_is_read_and_its_answers_are_right(name: str, kind: s
     if name in OWN_TRAINING:
         assert not query_images & shot_images
     right = [task.answer(f" {query.answers[0]}", query) for query in task.queries]
-    if task.judge is None:
-        scores = task.metric(right, [query.answers for query in task.queries])
-        wrong = task.metric([task.answer("zzz", query) for query in task.queries], [q.answers for q in task.queries])
+    if task.scoring.judge is None:
+        scores = task.scoring.metric(right, [query.answers for query in task.queries])
+        wrong = task.scoring.metric(
+            [task.answer("zzz", query) for query in task.queries], [q.answers for q in task.queries]
+        )
         assert scores.mean() > 0.99
         assert wrong.mean() <= 0.5
-        if task.totals is not None:
-            assert min(task.totals(task.queries, right, scores).values()) > 0
-    assert majority_answer(task) in task.pool_answers
+        if task.scoring.totals is not None:
+            assert min(task.scoring.totals(task.queries, right, scores).values()) > 0
+    assert majority_answer(task) in task.pool.answers
     assert len(chance_answers(task, seed=0)) == len(task.queries)
 
 

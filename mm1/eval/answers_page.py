@@ -47,7 +47,7 @@ def write_page(folder: Path, tasks: Sequence[Task], results: Results) -> Path:
 def _section(folder: Path, task: Task, results: Results) -> dict[str, Any]:
     scores = [score for score in results.scores if score.task == task.name]
     answers = [{answer.query: answer for answer in read_answers(folder, score)} for score in scores]
-    best = BEST.get(task.metric, 1.0)
+    best = BEST.get(task.scoring.metric, 1.0)
     queries = []
     for query in task.queries[:SHOWN]:
         lines = [

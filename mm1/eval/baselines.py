@@ -9,7 +9,7 @@ from mm1.eval.metrics.short_answers import LETTERS
 def majority_answer(task: Task) -> str:
     """The commonest answer of the pool; of equally common ones the first in alphabetical order."""
     counts: dict[str, int] = defaultdict(int)
-    for answer in task.pool_answers:
+    for answer in task.pool.answers:
         counts[answer] += 1
     return min(counts, key=lambda answer: (-counts[answer], answer))
 
@@ -20,9 +20,9 @@ def chance_answers(task: Task, *, seed: int, draw: int = 0) -> list[str]:
     The second follows the frequencies of the training answers.
     """
     draws = rng(seed, "chance", draw)
-    indices = draws.integers(0, len(task.pool_answers), size=len(task.queries)).tolist()
+    indices = draws.integers(0, len(task.pool.answers), size=len(task.queries)).tolist()
     letters = draws.random(len(task.queries))
     return [
-        LETTERS[int(letter * len(query.choices))] if query.choices else task.pool_answers[index]
+        LETTERS[int(letter * len(query.choices))] if query.choices else task.pool.answers[index]
         for index, letter, query in zip(indices, letters, task.queries, strict=True)
     ]

@@ -41,13 +41,32 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """`count` examples that are read by index when needed, so that a training split is never in memory as a whole."""
+    """The training split, which shots are drawn from: `count` examples that are read by index only when needed.
+
+    `answers` are the answers of all of them, for the baselines without a model.
+    """
 
     count: int
     read: Callable[[list[int]], list[Example]]
+    answers: Sequence[str]
 
 
-Totals = Callable[[Sequence[Example], Sequence[str], np.ndarray], dict[str, float]]
+@dataclass(frozen=True, slots=True)
+class PromptStyle:
+    """How a query is asked, and where its answer ends.
+
+    ask         the text after a query's image
+    form        `plain` continues a text; `chat` opens the assistant's turn for a fine-tuned model
+    stops       strings that end an answer, besides the end token
+    max_tokens  the longest answer
+    clean       the answer within the text that the model wrote, without the stop string
+    """
+
+    ask: Callable[[Example], str]
+    form: Literal["plain", "chat"] = "plain"
+    stops: tuple[str, ...] = ()
+    max_tokens: int = 32
+    clean: Callable[[str], str] = str.strip
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,45 +77,43 @@ class JudgeRule:
     parse: Callable[[str], float]
 
 
+Totals = Callable[[Sequence[Example], Sequence[str], np.ndarray], dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How answers are scored.
+
+    metric  answers and references of all queries -> one score per query
+    parse   turns the cleaned text into the answer to be scored, where the query decides how
+    totals  scores of all answers together, in points, besides the mean
+    judge   another model scores the answers by this rule, and `metric` is not used
+    """
+
+    metric: Metric
+    parse: Callable[[str, Example], str] | None = None
+    totals: Totals | None = None
+    judge: JudgeRule | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A set of queries, how they are asked, and how the answers are scored.
+    """Queries with their shots, how they are asked and scored. `name` is as in `mm1 eval --tasks`.
 
-    name          as in `mm1 eval --tasks`
-    queries       what the model is asked
-    pool          the examples that shots are drawn from: the training split
-    pool_answers  all answers of the pool, for the baselines without a model
-    ask           the text after a query's image
-    metric        answers and references of all queries -> one score per query
-    form          `plain` continues a text; `chat` opens the assistant's turn for a fine-tuned model
-    stops         strings that end an answer, besides the end token
-    max_tokens    the longest answer
-    clean         the answer within the text that the model wrote, without the stop string
-    loss          whether to compare the loss of the right answer with the right and with a wrong image
-    parse         turns the cleaned text into the answer to be scored, where the query decides how
-    totals        scores of all answers together, in points, besides the mean
-    judge         another model scores the answers by this rule, and `metric` is not used
+    `loss` says whether to compare the loss of the right answer with the right and with a wrong image.
     """
 
     name: str
     queries: Sequence[Example]
     pool: Pool
-    pool_answers: Sequence[str]
-    ask: Callable[[Example], str]
-    metric: Metric
-    form: Literal["plain", "chat"] = "plain"
-    stops: tuple[str, ...] = ()
-    max_tokens: int = 32
-    clean: Callable[[str], str] = str.strip
+    style: PromptStyle
+    scoring: Scoring
     loss: bool = False
-    parse: Callable[[str, Example], str] | None = None
-    totals: Totals | None = None
-    judge: JudgeRule | None = None
 
     def answer(self, written: str, query: Example) -> str:
         """The answer to be scored, from the text that the model wrote."""
-        text = self.clean(written)
-        return text if self.parse is None else self.parse(text, query)
+        text = self.style.clean(written)
+        return text if self.scoring.parse is None else self.scoring.parse(text, query)
 
 
 CAPTION_STOPS = ("\n",)
@@ -149,7 +166,7 @@ def prompt(task: Task, query: Example, *, shots: Sequence[Example]) -> Document:
     for shot in shots:
         pieces += _question(task, shot)
         answer = shot.answers[0]
-        if task.form == "chat":
+        if task.style.form == "chat":
             pieces += [Text(answer, train=False), Mark("end")]
         else:
             pieces.append(Text(f" {answer.strip()}\n", train=False))
@@ -158,8 +175,8 @@ def prompt(task: Task, query: Example, *, shots: Sequence[Example]) -> Document:
 
 
 def _question(task: Task, example: Example) -> list[Piece]:
-    pieces = _with_images(example, task.ask(example))
-    return list(chat.prompt(pieces).pieces) if task.form == "chat" else pieces
+    pieces = _with_images(example, task.style.ask(example))
+    return list(chat.prompt(pieces).pieces) if task.style.form == "chat" else pieces
 
 
 def _with_images(example: Example, question: str) -> list[Piece]:

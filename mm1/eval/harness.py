@@ -114,7 +114,7 @@ def _evaluations(
 
 def _under_protocol(task: Task, settings: Settings) -> Task:
     """`task` with the changes that the protocol of this call makes to it."""
-    if task.judge is not None and settings.judge is None:
+    if task.scoring.judge is not None and settings.judge is None:
         raise ValueError(f"task {task.name} is scored by a judge: give --judge http://.../v1 (and --judge-model)")
     if settings.protocol.scoring == "loglikelihood":
         task = by_likelihood(task)

@@ -164,13 +164,19 @@ def reasoning_task(task: Task) -> Task:
     Source: chain-of-thought shots, Wei et al., https://arxiv.org/abs/2201.11903; with images MM1, section 5.2.
     """
 
+    style = task.style
+
     def parse(written: str, query: Example) -> str:
         conclusion = re.split(r"(?i)\banswer is\b:?", written)[-1].strip()
-        conclusion = conclusion.removesuffix(".") if task.form == "plain" else conclusion
+        conclusion = conclusion.removesuffix(".") if style.form == "plain" else conclusion
         return task.answer(conclusion, query)
 
-    stops = tuple(stop for stop in task.stops if stop not in (".", ","))
-    return replace(task, max_tokens=REASONING_TOKENS, stops=stops, clean=str.strip, parse=parse)
+    stops = tuple(stop for stop in style.stops if stop not in (".", ","))
+    return replace(
+        task,
+        style=replace(style, max_tokens=REASONING_TOKENS, stops=stops, clean=str.strip),
+        scoring=replace(task.scoring, parse=parse),
+    )
 
 
 def _explained(task: Task, example: Example) -> Example:

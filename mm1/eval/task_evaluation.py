@@ -106,11 +106,11 @@ class TaskEvaluation:
 
     def _texts(self, documents: Sequence[Document], bar) -> list[str]:
         """The answer to be scored for each prompt: first the prompts of all queries, then their blind ones."""
-        task, protocol = self.task, self.settings.protocol
+        task, style, protocol = self.task, self.task.style, self.settings.protocol
         queries = [*task.queries, *task.queries]
         ranks_choices = protocol.scoring == "loglikelihood"
         requests = [
-            Request(document, task.stops, task.max_tokens, protocol.beams, query.choices if ranks_choices else ())
+            Request(document, style.stops, style.max_tokens, protocol.beams, query.choices if ranks_choices else ())
             for document, query in zip(documents, queries, strict=True)
         ]
         texts = self.model.answer(requests, done=functools.partial(self.progress.advance, bar))
@@ -122,9 +122,9 @@ class TaskEvaluation:
         return [ScoredText(text, score) for text, score in zip(texts, self._scores(texts), strict=True)]
 
     def _scores(self, answers: Sequence[str]) -> list[float]:
-        judge, rule = self.settings.judge, self.task.judge
+        judge, rule = self.settings.judge, self.task.scoring.judge
         if rule is None or judge is None:
-            return self.task.metric(answers, self.references).tolist()
+            return self.task.scoring.metric(answers, self.references).tolist()
         return [
             judge.score(rule, query, answer=answer) for query, answer in zip(self.task.queries, answers, strict=True)
         ]
@@ -133,7 +133,7 @@ class TaskEvaluation:
         """The score of one number of shots, with the baselines' beside it, and its gain over the fewest shots."""
         task, settings = self.task, self.settings
         own, blind = _mean_points(trials), _mean_points(trials, blind=True)
-        draws = CHANCE_DRAWS if task.judge is None else 1
+        draws = CHANCE_DRAWS if task.scoring.judge is None else 1
         guesses = Guesses(
             majority_answer(task), [chance_answers(task, seed=settings.seed, draw=draw) for draw in range(draws)]
         )
@@ -156,12 +156,12 @@ class TaskEvaluation:
             trials=len(trials),
             std=_std_of_means(trials),
             totals=self._totals(trials, guesses),
-            judge=settings.judge.name if settings.judge is not None and task.judge is not None else "",
+            judge=settings.judge.name if settings.judge is not None and task.scoring.judge is not None else "",
         )
 
     def _totals(self, trials: list[list[Answer]], guesses: Guesses) -> dict[str, dict[str, float]]:
         """Scores of all answers together, by name; for the model, blind, majority and chance."""
-        totals_of = self.task.totals
+        totals_of = self.task.scoring.totals
         if totals_of is None:
             return {}
         answer_sets = {
@@ -179,14 +179,15 @@ class TaskEvaluation:
 
     def _fingerprint(self, documents: Sequence[Document]) -> str:
         """A hash of all that decides the answers and scores of a file."""
-        task, judge = self.task, self.settings.judge
+        task, style, protocol, judge = self.task, self.task.style, self.settings.protocol, self.settings.judge
+        metric_name = task.scoring.metric.__name__
         decides = {
             "model": self.model.name,
             "prompts": [_hash(document) for document in documents],
             "references": self.references,
             "choices": [query.choices for query in task.queries],
-            "decoding": [task.stops, task.max_tokens, self.settings.protocol.scoring, self.settings.protocol.beams],
-            "scoring": [task.metric.__name__, getattr(task.clean, "__qualname__", ""), judge.name if judge else ""],
+            "decoding": [style.stops, style.max_tokens, protocol.scoring, protocol.beams],
+            "scoring": [metric_name, getattr(style.clean, "__qualname__", ""), judge.name if judge else ""],
         }
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 

@@ -17,33 +17,20 @@ from mm1.eval.fewshot import (
     CAPTION_STOPS,
     VQA_STOPS,
     Example,
-    JudgeRule,
     Pool,
+    PromptStyle,
+    Scoring,
     Task,
-    Totals,
     ask_caption,
     ask_vqa,
     clean_vqa,
     rng,
 )
 from mm1.eval.metrics.answer_parsing import letter_of
-from mm1.eval.metrics.references import Metric
 from mm1.eval.metrics.short_answers import LETTERS
 
 Kind = Literal["caption", "vqa", "choice", "free"]
 Form = Literal["plain", "chat"]
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """How questions of one kind are asked in both forms, and how their answers end."""
-
-    plain: Callable[[Example], str]
-    chat: Callable[[Example], str]
-    form: Form
-    stops: tuple[str, ...]
-    max_tokens: int
-    clean: Callable[[str], str] = str.strip
 
 
 def options(example: Example) -> str:
@@ -65,13 +52,36 @@ def _short_chat(example: Example) -> str:
     return f"{example.question}\nAnswer the question using a single word or phrase."
 
 
-STYLES: dict[Kind, Style] = {
-    "caption": Style(
-        ask_caption, lambda _: "Provide a one-sentence caption for the provided image.", "plain", CAPTION_STOPS, 32
+@dataclass(frozen=True, slots=True)
+class Styles:
+    """How questions of one kind are asked in both forms, and the form that is the default."""
+
+    plain: PromptStyle
+    chat: PromptStyle
+    default: Form
+
+
+STYLES: dict[Kind, Styles] = {
+    "caption": Styles(
+        plain=PromptStyle(ask_caption, "plain", CAPTION_STOPS, 32),
+        chat=PromptStyle(lambda _: "Provide a one-sentence caption for the provided image.", "chat", (), 32),
+        default="plain",
     ),
-    "vqa": Style(ask_vqa, _short_chat, "plain", VQA_STOPS, 16, clean_vqa),
-    "choice": Style(_choice_plain, _choice_chat, "chat", ("\n",), 32),
-    "free": Style(ask_vqa, lambda example: example.question, "chat", ("\nQuestion:",), 512),
+    "vqa": Styles(
+        plain=PromptStyle(ask_vqa, "plain", VQA_STOPS, 16, clean_vqa),
+        chat=PromptStyle(_short_chat, "chat", (), 16),
+        default="plain",
+    ),
+    "choice": Styles(
+        plain=PromptStyle(_choice_plain, "plain", ("\n",), 32),
+        chat=PromptStyle(_choice_chat, "chat", (), 32),
+        default="chat",
+    ),
+    "free": Styles(
+        plain=PromptStyle(ask_vqa, "plain", ("\nQuestion:",), 512),
+        chat=PromptStyle(lambda example: example.question, "chat", (), 512),
+        default="chat",
+    ),
 }
 
 
@@ -100,16 +110,6 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Scoring:
-    """How answers are scored; see the fields of the same names in `Task`."""
-
-    metric: Metric
-    parse: Callable[[str, Example], str] | None = None
-    totals: Totals | None = None
-    judge: JudgeRule | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Published:
     """One benchmark. `name` is its name in `mm1 eval --tasks`, `kind` the style of its questions (see `STYLES`)."""
 
@@ -131,22 +131,17 @@ class Published:
         selected = self._draw(queries, positions, limit=limit, seed=seed)
         shots = self._reader(folder, self.source.shots, otherwise=queries) if self.source.shots else queries
         pool = positions if shots is queries else self._positions(shots)
-        style = STYLES[self.kind]
-        is_chat = (form or style.form) == "chat"
+        answers = [shots.first_answer(row) for _, row in shots.light_rows() if self.source.belongs(row)]
+        styles = STYLES[self.kind]
+        scoring = self.scoring
+        if scoring.parse is None and self.columns.choices is not None:
+            scoring = replace(scoring, parse=_parse_letter)
         return Task(
             name=self.name,
             queries=queries.examples(selected),
-            pool=Pool(len(pool), lambda indices: shots.examples([pool[index] for index in indices])),
-            pool_answers=[shots.first_answer(row) for _, row in shots.light_rows() if self.source.belongs(row)],
-            ask=style.chat if is_chat else style.plain,
-            metric=self.scoring.metric,
-            form="chat" if is_chat else "plain",
-            stops=() if is_chat else style.stops,
-            max_tokens=style.max_tokens,
-            clean=str.strip if is_chat else style.clean,
-            parse=self.scoring.parse or (_parse_letter if self.columns.choices is not None else None),
-            totals=self.scoring.totals,
-            judge=self.scoring.judge,
+            pool=Pool(len(pool), lambda indices: shots.examples([pool[index] for index in indices]), answers),
+            style=styles.chat if (form or styles.default) == "chat" else styles.plain,
+            scoring=scoring,
         )
 
     def _folder(self, data: str) -> Path:
@@ -219,4 +214,4 @@ def by_likelihood(task: Task) -> Task:
     """
     if not all(query.choices for query in task.queries):
         raise ValueError(f"task {task.name} has questions without choices, so nothing can be chosen by likelihood")
-    return replace(task, ask=ask_vqa if task.form == "plain" else _short_chat)
+    return replace(task, style=replace(task.style, ask=ask_vqa if task.style.form == "plain" else _short_chat))

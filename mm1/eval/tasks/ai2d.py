@@ -1,7 +1,8 @@
 """AI2D, test: questions about diagrams from school books with four choices."""
 
 from mm1.eval.data.examples import Columns
-from mm1.eval.data.published import Published, Scoring, Source
+from mm1.eval.data.published import Published, Source
+from mm1.eval.fewshot import Scoring
 from mm1.eval.metrics.short_answers import same_word
 
 task = Published(

@@ -2,7 +2,7 @@
 
 from mm1.data.store import open_store
 from mm1.document import Document
-from mm1.eval.fewshot import CAPTION_STOPS, Example, Pool, Task, ask_caption, rng
+from mm1.eval.fewshot import CAPTION_STOPS, Example, Pool, PromptStyle, Scoring, Task, ask_caption, rng
 from mm1.eval.metrics.captions import cider
 
 
@@ -15,14 +15,13 @@ def task(limit: int, *, seed: int, queries: str = "sample:captions-test", pool: 
     """
     held_out, training = open_store(queries), open_store(pool)
     selected = sorted(rng(seed, "queries", 0).permutation(len(held_out))[:limit].tolist())
+    answers = [document.text for document in training.scan(with_images=False)]
     return Task(
         name="captions",
         queries=[_example(document) for document in held_out.take(selected)],
-        pool=Pool(len(training), lambda positions: [_example(document) for document in training.take(positions)]),
-        pool_answers=[document.text for document in training.scan(with_images=False)],
-        ask=ask_caption,
-        metric=cider,
-        stops=CAPTION_STOPS,
+        pool=Pool(len(training), lambda indices: [_example(document) for document in training.take(indices)], answers),
+        style=PromptStyle(ask_caption, stops=CAPTION_STOPS),
+        scoring=Scoring(cider),
         loss=True,
     )
 

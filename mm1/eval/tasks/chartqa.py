@@ -6,8 +6,8 @@ import numpy as np
 
 from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import Reader, listed, several
-from mm1.eval.data.published import Published, Scoring, Source
-from mm1.eval.fewshot import Example
+from mm1.eval.data.published import Published, Source
+from mm1.eval.fewshot import Example, Scoring
 from mm1.eval.metrics.short_answers import relaxed_accuracy
 
 

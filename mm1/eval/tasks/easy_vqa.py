@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mm1.data.store import Store, open_store
 from mm1.document import Document, Text
-from mm1.eval.fewshot import Example, Pool, Task, rng
+from mm1.eval.fewshot import Example, Pool, PromptStyle, Scoring, Task, rng
 from mm1.eval.metrics.vqa import exact_match
 
 
@@ -18,17 +18,17 @@ def task(limit: int, *, seed: int, queries: str = "sample:vqa-test", pool: str =
     """
     held_out, training = open_store(queries), open_store(pool)
     questions, shots = turns(held_out), turns(training)
+    selected = [questions[index] for index in draw_over_images(questions, limit=limit, seed=seed)]
     return Task(
         name="easy_vqa",
-        queries=_examples(
-            held_out, [questions[index] for index in draw_over_images(questions, limit=limit, seed=seed)]
+        queries=_examples(held_out, selected),
+        pool=Pool(
+            len(shots),
+            lambda indices: _examples(training, [shots[index] for index in indices]),
+            answers=[turn.answer for turn in shots],
         ),
-        pool=Pool(len(shots), lambda indices: _examples(training, [shots[index] for index in indices])),
-        pool_answers=[turn.answer for turn in shots],
-        ask=lambda example: example.question,
-        metric=exact_match,
-        form="chat",
-        max_tokens=8,
+        style=PromptStyle(lambda example: example.question, form="chat", max_tokens=8),
+        scoring=Scoring(exact_match),
     )
 
 

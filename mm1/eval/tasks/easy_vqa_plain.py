@@ -9,4 +9,5 @@ from mm1.eval.tasks import easy_vqa
 def task(limit: int, *, seed: int, queries: str = "sample:vqa-test", pool: str = "sample:vqa-train") -> Task:
     """The same questions, images and shots as `easy_vqa`, in the plain form."""
     chat = easy_vqa.task(limit, seed=seed, queries=queries, pool=pool)
-    return replace(chat, name="easy_vqa_plain", ask=ask_vqa, form="plain", stops=VQA_STOPS, clean=clean_vqa)
+    style = replace(chat.style, ask=ask_vqa, form="plain", stops=VQA_STOPS, clean=clean_vqa)
+    return replace(chat, name="easy_vqa_plain", style=style)

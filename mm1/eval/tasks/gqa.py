@@ -2,7 +2,8 @@
 
 from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import first, joined, named_rows
-from mm1.eval.data.published import Published, Scoring, Source
+from mm1.eval.data.published import Published, Source
+from mm1.eval.fewshot import Scoring
 from mm1.eval.metrics.short_answers import same_text
 
 task = Published(

@@ -2,9 +2,9 @@
 
 from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import named_rows
-from mm1.eval.data.published import Published, Scoring, Source
+from mm1.eval.data.published import Published, Source
 from mm1.eval.data.rows import Row
-from mm1.eval.fewshot import Example
+from mm1.eval.fewshot import Example, Scoring
 from mm1.eval.metrics.answer_parsing import math_answer
 from mm1.eval.metrics.short_answers import LETTERS, same_text
 

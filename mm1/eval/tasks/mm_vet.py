@@ -7,8 +7,8 @@ import re
 
 from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import named_rows
-from mm1.eval.data.published import Published, Scoring, Source
-from mm1.eval.fewshot import Example, JudgeRule
+from mm1.eval.data.published import Published, Source
+from mm1.eval.fewshot import Example, JudgeRule, Scoring
 from mm1.eval.metrics.short_answers import same_word
 
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import mme_folders
-from mm1.eval.data.published import Published, Scoring, Source
+from mm1.eval.data.published import Published, Source
 from mm1.eval.data.rows import TaskError
-from mm1.eval.fewshot import Example
+from mm1.eval.fewshot import Example, Scoring
 from mm1.eval.metrics.answer_parsing import mme_word
 from mm1.eval.metrics.short_answers import mme_scores, same_word
 

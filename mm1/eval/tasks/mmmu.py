@@ -1,8 +1,9 @@
 """MMMU, validation: college questions with up to seven images. An answer without a letter is wrong, not guessed."""
 
 from mm1.eval.data.examples import Columns
-from mm1.eval.data.published import Published, Scoring, Source
+from mm1.eval.data.published import Published, Source
 from mm1.eval.data.rows import Row
+from mm1.eval.fewshot import Scoring
 from mm1.eval.metrics.short_answers import open_answer
 
 

@@ -5,7 +5,8 @@ OpenFlamingo stems answers and references with WordNet; here neither is stemmed.
 
 from mm1.eval.data.examples import Columns, people
 from mm1.eval.data.original_releases import vqa_files
-from mm1.eval.data.published import Published, Scoring, Source
+from mm1.eval.data.published import Published, Source
+from mm1.eval.fewshot import Scoring
 from mm1.eval.metrics.vqa import vqa_accuracy
 
 task = Published(

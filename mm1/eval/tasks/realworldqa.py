@@ -3,8 +3,9 @@
 import re
 
 from mm1.eval.data.examples import Columns
-from mm1.eval.data.published import Published, Scoring, Source
+from mm1.eval.data.published import Published, Source
 from mm1.eval.data.rows import Row
+from mm1.eval.fewshot import Scoring
 from mm1.eval.metrics.short_answers import same_word
 
 CHOICE = re.compile(r"^([A-H])\. *(.+)$", re.MULTILINE)

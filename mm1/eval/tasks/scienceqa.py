@@ -2,8 +2,9 @@
 
 from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import scienceqa_files
-from mm1.eval.data.published import Published, Scoring, Source
+from mm1.eval.data.published import Published, Source
 from mm1.eval.data.rows import Row
+from mm1.eval.fewshot import Scoring
 from mm1.eval.metrics.short_answers import same_word
 
 
