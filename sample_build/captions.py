@@ -1,7 +1,7 @@
 """Captioned pictures: 3-D emoji with their labels, clip art with its cleaned titles.
 
-One style per source. Emoji keep the label of Emojibase ("woman farmer: medium skin tone"); clip art has its title in
-lower case without file extensions, counters and names of authors ("fall coloured leaf").
+Each source has one style. Emoji keep the label of Emojibase ("woman farmer: medium skin tone"); clip art has its title
+in lower case, without file extensions, counters and names of authors ("fall coloured leaf").
 """
 
 import html
@@ -45,16 +45,16 @@ _UNFIT = re.compile(r"\b(sexy|stripper|nude|naked|babe|erotic|pantyhose|lingerie
 
 
 def emoji_pictures(cache: Path, drops: Counter[str]) -> Iterator[Picture]:
-    """Every 3-D emoji that has a label, all skin tones, in the order of the Unicode charts."""
+    """Every 3-D emoji that has a label, in all skin tones, in the order of the Unicode charts."""
     data = EMOJIBASE.folder(cache) / "package"
     files = {hexcode(path.stem): path for path in (FLUENT.folder(cache) / "package" / "assets").glob("*.webp")}
     names = json.loads((data / "meta/groups.json").read_text(encoding="utf-8"))["subgroups"]
     labels = {language: _labels(data / language / "data.json") for language in LANGUAGES}
-    known = set()
+    labelled = set()
     for base in json.loads((data / "en/data.json").read_text(encoding="utf-8")):
         for emoji in [base, *base.get("skins", [])]:
             code = hexcode(emoji["hexcode"])
-            known.add(code)
+            labelled.add(code)
             if code not in files or "subgroup" not in emoji:
                 drops["fluent-emoji-3d: label without a picture"] += 1
                 continue
@@ -73,11 +73,11 @@ def emoji_pictures(cache: Path, drops: Counter[str]) -> Iterator[Picture]:
                 tags=tuple(base.get("tags", ())),
                 labels={name: table[code] for name, table in labels.items() if code in table},
             )
-    drops["fluent-emoji-3d: picture without a label"] += len(files.keys() - known)
+    drops["fluent-emoji-3d: picture without a label"] += len(files.keys() - labelled)
 
 
 def english_words(cache: Path, documents: Iterable[Document]) -> frozenset[str]:
-    """Words taken for English: those of a word list, and those (names, mostly) that 3 of the documents use."""
+    """The words that count as English: those of a word list, and those (mostly names) that 3 of the documents use."""
     path = WORD_LIST.folder(cache) / "usr/share/dict/american-english"
     listed = words_of(path.read_text(encoding="utf-8"))
     users = Counter(word for document in documents for word in set(words_of(document.text)))
@@ -85,7 +85,7 @@ def english_words(cache: Path, documents: Iterable[Document]) -> frozenset[str]:
 
 
 def clip_art_pictures(cache: Path, drops: Counter[str], *, english: frozenset[str]) -> Iterator[Picture]:
-    """The drawings of the Open Clip Art Library whose title says, in words of `english`, what is drawn."""
+    """The drawings of the Open Clip Art Library whose title says in English words what is drawn."""
     root = OPENCLIPART.folder(cache) / "usr/share/openclipart/svg"
     files = sorted(path for path in root.rglob("*.svg") if not path.is_symlink())
     described = {path: _described(path.read_bytes()) for path in files}
@@ -101,28 +101,28 @@ def clip_art_pictures(cache: Path, drops: Counter[str], *, english: frozenset[st
         except PictureError as error:
             drops[f"openclipart: {error}"] += 1
             continue
-        place = path.relative_to(root)
+        name = path.relative_to(root)
         yield Picture(
-            id=f"openclipart/{place.with_suffix('')}",
+            id=f"openclipart/{name.with_suffix('')}",
             source=OPENCLIPART,
             data=encode_webp(picture, quality=QUALITY),
             caption=caption,
-            group="/".join(place.parts[:-1][:2]),
-            family=f"openclipart/{place}",
+            group="/".join(name.parts[:-1][:2]),
+            family=f"openclipart/{name}",
             tags=tags,
             creator=creator,
         )
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, lower case, without digits and punctuation: what English is told by."""
+    """The words of a text in lower case, without digits and punctuation."""
     return re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text.casefold())
 
 
 def _clip_art_caption(
     stem: str, title: str, description: str, *, repeats: Counter[str], english: frozenset[str]
 ) -> str:
-    if _COLLECTION.match(title):  # the title names the collection, the file name what is drawn
+    if _COLLECTION.match(title):  # the title names the collection, the file name says what is drawn
         title = re.sub(r"^aiga[_ ]", "", stem)
     elif not title:
         raise PictureError("empty caption")
@@ -139,15 +139,15 @@ def _clip_art_caption(
     if not english.issuperset(words):
         raise PictureError("title with words not known as English")
     detail = _clean(description).rstrip(".")
-    of_detail = words_of(detail)
-    good = len(of_detail) in _DESCRIPTION_WORDS and english.issuperset(of_detail)
-    if good and not _NOT_A_CAPTION.search(description) and set(words) < set(of_detail):
-        return detail  # it says all that the title says, and more
+    detail_words = words_of(detail)
+    fits = len(detail_words) in _DESCRIPTION_WORDS and english.issuperset(detail_words)
+    if fits and not _NOT_A_CAPTION.search(description) and set(words) < set(detail_words):
+        return detail  # it has all words of the title, and more
     return caption
 
 
 def _clean(text: str) -> str:
-    """One line, lower case, without extension, counters, underscores and stray punctuation."""
+    """The text in one line, in lower case, without extension, counters, underscores and stray punctuation."""
     text = _EXTENSION.sub("", " ".join(html.unescape(text).replace('"', "").split()))
     text = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", text).replace("_", " ").casefold()
     if " " not in text:
@@ -158,7 +158,7 @@ def _clean(text: str) -> str:
 
 
 def _described(svg: bytes) -> tuple[str, str, tuple[str, ...], str]:
-    """Title, description, keywords and author of a drawing, from its RDF block; empty where it has none."""
+    """Title, description, keywords and author of a drawing, from its RDF block; empty if it has none."""
     from lxml import etree
 
     parser = etree.XMLParser(recover=True, huge_tree=True, resolve_entities=False, no_network=True)
@@ -171,16 +171,16 @@ def _described(svg: bytes) -> tuple[str, str, tuple[str, ...], str]:
         return "", "", (), ""
 
     def text(path: str) -> str:
-        found = work.find(path)
-        return "" if found is None else " ".join(" ".join(found.itertext()).split())
+        element = work.find(path)
+        return "" if element is None else " ".join(" ".join(element.itertext()).split())
 
     tags = tuple(tag for item in work.iter("{*}li") if (tag := (item.text or "").strip()) not in ("", "hash"))
-    creator = re.sub(r"\S*@\S*", "", text("{*}creator")).strip(" ,;-()")  # a name is credit, an address is not
+    creator = re.sub(r"\S*@\S*", "", text("{*}creator")).strip(" ,;-()")  # a name gives credit, an address does not
     return text("{*}title"), text("{*}description"), tags, creator
 
 
 def _labels(path: Path) -> dict[str, str]:
-    """Code point string -> label, of one language, skin tones included."""
+    """The labels of one language by code points, skin tones included."""
     labels = {}
     for base in json.loads(path.read_text(encoding="utf-8")):
         for emoji in [base, *base.get("skins", [])]:
@@ -189,5 +189,5 @@ def _labels(path: Path) -> dict[str, str]:
 
 
 def hexcode(code: str) -> str:
-    """The name both packages agree on: lower case, without the variation selector."""
+    """The code points in the form that both packages share: lower case, without the variation selector."""
     return code.lower().replace("-fe0f", "")

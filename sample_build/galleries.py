@@ -1,7 +1,7 @@
-"""Gallery pages: pictures in a row, each with its label, all lines of a page in one style.
+"""Gallery pages: several pictures, each followed by its label; all lines of a page have one style.
 
-The style of a page (wording, language, tags or not) can only be known from the lines above: pages like these teach a
-model to go on as the page began, which is what few-shot prompting asks of it.
+The style of a page (wording, language, with or without tags) is known only from the lines before. Such pages teach a
+model to continue as the page began, which is what few-shot prompting needs.
 """
 
 import random
@@ -14,19 +14,19 @@ from sample_build.pictures import Picture
 from sample_build.sources import Source
 
 _FEWEST, _MOST = 6, 12  # pictures of a page
-_ASSORTED = "assorted"  # what stands for the source of a page that shows several
+_ASSORTED = "assorted"  # instead of the source, in the name of a page that shows several
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How the lines of a page read. `{label}` is in `language`; `{tags}`, `{LABEL}` and `{number}` as they say."""
+    """The form of a page's lines: `{label}` in `language`, `{LABEL}` in capitals, `{tags}`, and `{number}` from 1."""
 
     line: str
     language: str = "en"
 
 
 PLAIN = Style(" A photo of {label}\n")
-"""The line of the paper's few-shot captioning prompt: most pages have it, label as in the caption stores."""
+"""The line of the paper's few-shot captioning prompt, with the label of the caption stores; most pages have it."""
 
 STYLES = (
     Style("{label}\n"),
@@ -59,20 +59,21 @@ STYLES = (
 
 
 def galleries(pictures: Sequence[Picture], pages: int, *, seed: int, avoid: frozenset[str]) -> Iterator[Document]:
-    """`pages` gallery pages, page n a pure function of (pictures, seed, n).
+    """Gallery pages; page n is a pure function of (pictures, seed, n).
 
-    Six of eight are in the paper's line and show pictures of any kind and source, as the shots of a prompt do. Before
-    they did, a model saw each source by itself only, and every shot cost it score. One is assorted within one source,
-    in any style. On the last one pools (one folder or subgroup, or several of one theme) take turns, so that small
-    ones count as much as large ones; there earlier labels say much of the next, and a model that learned from such
-    pages only reads them instead of the picture. A tag is left out when it is in `avoid`: what is said of held-out
-    pictures (see `normalize_text`).
+    Six pages of eight have the paper's line and mix pictures of all kinds and sources, as the shots of a prompt do: a
+    model that saw each source by itself only scored lower with every shot. One page of eight mixes the pictures of one
+    source, in any style. One page of eight shows one pool (a folder or subgroup, or several of one theme); the pools
+    take turns, so that small ones count as much as large ones. On those the labels before tell much of the next label,
+    and a model trained on such pages only would read the labels and ignore the picture.
+
+    avoid   normalized texts about held-out pictures (see `normalize_text`): such a tag is left out
     """
     pools = _pools(pictures)
     names = sorted(pools)
-    every: dict[str, list[Picture]] = {}
+    by_source: dict[str, list[Picture]] = {}
     for picture in pictures:
-        every.setdefault(picture.source.name, []).append(picture)
+        by_source.setdefault(picture.source.name, []).append(picture)
     random.Random(f"{seed}/order").shuffle(names)
     for number in range(pages if names else 0):
         draw = random.Random(f"{seed}/{number}")
@@ -80,42 +81,43 @@ def galleries(pictures: Sequence[Picture], pages: int, *, seed: int, avoid: froz
             name = names[number // 8 % len(names)]
             pool = draw.sample(pools[name], len(pools[name]))
         else:
-            name = draw.choice(sorted(every)) if number % 8 == 1 else _ASSORTED
-            whole = pictures if name == _ASSORTED else every[name]
-            pool = draw.sample(whole, min(len(whole), 64))
+            name = draw.choice(sorted(by_source)) if number % 8 == 1 else _ASSORTED
+            candidates = pictures if name == _ASSORTED else by_source[name]
+            pool = draw.sample(candidates, min(len(candidates), 64))
         style = PLAIN if number % 8 > 1 else _fitting_style(pool, draw)
-        wanted = draw.randint(_FEWEST, _MOST)
-        selected = _distinct(pool, style, wanted=wanted, avoid=avoid)
-        if len(selected) < _FEWEST:  # too few of them have tags of their own
+        count = draw.randint(_FEWEST, _MOST)
+        selected = _distinct(pool, style, count=count, avoid=avoid)
+        if len(selected) < _FEWEST:  # too few of them have tags
             style = PLAIN
-            selected = _distinct(pool, style, wanted=wanted, avoid=avoid)
+            selected = _distinct(pool, style, count=count, avoid=avoid)
         pieces: list[Piece] = []
-        for place, (picture, line) in enumerate(selected, start=1):
-            pieces += [Image(picture.data), Text(line.replace("{number}", str(place)))]
+        for position, (picture, line) in enumerate(selected, start=1):
+            pieces += [Image(picture.data), Text(line.replace("{number}", str(position)))]
         yield Document(
             tuple(pieces),
             id=f"gallery/{number}/{name}",
             source=f"{name.partition('/')[0]}-galleries",
-            metadata=said_of([picture for picture, _ in selected])
+            metadata=credits_of([picture for picture, _ in selected])
             | {"group": name, "style": style.line.strip("\n"), "language": style.language},
         )
 
 
-def said_of(pictures: Sequence[Picture]) -> dict[str, str]:
-    """Licence, attribution and so on of a row that holds these pictures: of each source once; authors are named."""
+def credits_of(pictures: Sequence[Picture]) -> dict[str, str]:
+    """Licence, attribution and package of a document with these pictures: each source once, with all its authors."""
     creators: dict[Source, set[str]] = {}
     for picture in pictures:
         creators.setdefault(picture.source, set()).add(picture.creator)
-    said = []
+    sources = []
     for source in sorted(creators, key=lambda source: source.name):
-        named = ", ".join(sorted(creators[source] - {""}))
-        said.append(source.metadata(attribution=f"{source.attribution}: {named}" if named else source.attribution))
-    joint = {"licence": " AND ", "attribution": "; ", "package": "; "}
-    return said[0] | {key: between.join(dict.fromkeys(row[key] for row in said)) for key, between in joint.items()}
+        names = ", ".join(sorted(creators[source] - {""}))
+        sources.append(source.metadata(attribution=f"{source.attribution}: {names}" if names else source.attribution))
+    separators = {"licence": " AND ", "attribution": "; ", "package": "; "}
+    joined = {key: mark.join(dict.fromkeys(source[key] for source in sources)) for key, mark in separators.items()}
+    return sources[0] | joined
 
 
 def theme(picture: Picture) -> str:
-    """The kind of picture in one word: the top folder of clip art, the first word of an emoji's subgroup."""
+    """The theme of the picture: the top folder of clip art, the first word of an emoji's subgroup."""
     return f"{picture.source.name}/" + picture.group.split("/")[0].split("-")[0]
 
 
@@ -128,7 +130,7 @@ def _pools(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
 
 
 def _fitting_style(pool: list[Picture], draw: random.Random) -> Style:
-    """A style that every picture of the pool has the words for."""
+    """A style for which every picture of the pool has the label and the tags."""
     fitting = [
         style
         for style in STYLES
@@ -138,8 +140,8 @@ def _fitting_style(pool: list[Picture], draw: random.Random) -> Style:
     return draw.choice(fitting)
 
 
-def _distinct(pool: list[Picture], style: Style, *, wanted: int, avoid: frozenset[str]) -> list[tuple[Picture, str]]:
-    """The first `wanted` pictures whose lines differ, each with its line."""
+def _distinct(pool: list[Picture], style: Style, *, count: int, avoid: frozenset[str]) -> list[tuple[Picture, str]]:
+    """The first `count` pictures whose lines differ, each with its line."""
     selected: dict[str, tuple[Picture, str]] = {}
     for picture in pool:
         label = picture.caption if style.language == "en" else picture.labels[style.language]
@@ -149,6 +151,6 @@ def _distinct(pool: list[Picture], style: Style, *, wanted: int, avoid: frozense
         line = style.line.replace("{label}", label).replace("{LABEL}", label.upper())
         line = line.replace("{tags}", ", ".join(tags))
         selected.setdefault(line, (picture, line))
-        if len(selected) == wanted:
+        if len(selected) == count:
             break
     return list(selected.values())

@@ -1,4 +1,4 @@
-"""The larger set's own sources: captioned pictures and a long text that are fetched and built, but not shipped."""
+"""The sources of the larger set only: captioned pictures and a long text that are built but not shipped."""
 
 import html
 import json
@@ -28,7 +28,7 @@ def larger_pictures(cache: Path, drops: Counter[str]) -> Iterator[Picture]:
 
 
 def openmoji_pictures(cache: Path, drops: Counter[str]) -> Iterator[Picture]:
-    """Flat emoji with their annotation; of one family with the 3-D emoji of the same code point."""
+    """Flat emoji with their annotation, in one family with the 3-D emoji of the same code point."""
     package = OPENMOJI.folder(cache) / "package"
     for emoji in json.loads((package / "data/openmoji.json").read_text(encoding="utf-8")):
         path = package / "color/svg" / f"{emoji['hexcode']}.svg"
@@ -61,7 +61,7 @@ def tuxpaint_pictures(cache: Path, drops: Counter[str]) -> Iterator[Picture]:
             drops[f"{TUXPAINT.name}: mirrored twin, or text without a picture"] += 1
             continue
         first, *others = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
-        said = dict(line.split(".utf8=", 1) for line in others if ".utf8=" in line)
+        translations = dict(line.split(".utf8=", 1) for line in others if ".utf8=" in line)
         try:
             if not first.strip():
                 raise PictureError("empty caption")
@@ -78,12 +78,14 @@ def tuxpaint_pictures(cache: Path, drops: Counter[str]) -> Iterator[Picture]:
             caption=" ".join(first.split()),
             group="/".join(name.split("/")[:2][:-1]) or name.split("/")[0],
             family=f"tuxpaint-stamps/{name}",
-            labels={code: " ".join(said[code].split()) for code in LANGUAGES if said.get(code, "").strip()},
+            labels={
+                code: " ".join(translations[code].split()) for code in LANGUAGES if translations.get(code, "").strip()
+            },
         )
 
 
 def fritzing_pictures(cache: Path, drops: Counter[str]) -> Iterator[Picture]:
-    """Electronic parts as seen on a breadboard: their title and the first sentence of their description."""
+    """Electronic parts as they look on a breadboard, with title and first sentence of their description."""
     from lxml import etree
 
     root = FRITZING.folder(cache) / "usr/share/fritzing/parts"
@@ -113,16 +115,16 @@ def fritzing_pictures(cache: Path, drops: Counter[str]) -> Iterator[Picture]:
 
 
 def wesnoth_pictures(cache: Path, drops: Counter[str]) -> Iterator[Picture]:
-    """Units of the game, as sprite and as portrait: their name and the first sentence of their description."""
+    """Units of the game, as sprite and as portrait, with name and first sentence of their description."""
     core = WESNOTH.folder(cache) / "usr/share/games/wesnoth/1.16/data/core"
     for path in sorted((core / "units").rglob("*.cfg")):
         for block in _UNIT.findall(path.read_text(encoding="utf-8", errors="replace")):
             name = _value(block, "name")
             for key in ("image", "profile"):
                 try:
-                    place = _value(block, key).split("~")[0]
-                    file = core / "images" / place
-                    if not place or not file.is_file():
+                    path_in_images = _value(block, key).split("~")[0]
+                    file = core / "images" / path_in_images
+                    if not path_in_images or not file.is_file():
                         raise PictureError("unit without this picture")
                     caption = _described(name, " ".join(_value(block, "description").split()))
                     data = _encoded(open_picture(file.read_bytes()))
@@ -140,9 +142,9 @@ def wesnoth_pictures(cache: Path, drops: Counter[str]) -> Iterator[Picture]:
 
 
 def bible_books(cache: Path, drops: Counter[str]) -> Iterator[Document]:
-    """One document per book of the World English Bible, a paragraph per line, without notes.
+    """One document per book of the World English Bible, one paragraph per line, without notes.
 
-    zText module of SWORD: an index of (offset, size, unpacked size) of zlib blocks, one block per book.
+    The book is a zText module of SWORD: an index of (offset, size, unpacked size) of zlib blocks, one block per book.
     """
     folder = BIBLE.folder(cache) / "usr/share/sword/modules/texts/ztext/engWEB2015eb"
     for testament in ("ot", "nt"):
@@ -173,7 +175,7 @@ def _encoded(image) -> bytes:
 
 
 def _described(title: str, description: str) -> str:
-    """ "title: first sentence"; a description that is missing or goes on for too long is refused."""
+    """`title: first sentence of the description`; a description that is missing or too long is refused."""
     sentence = re.split(r"(?<=[.!?])\s", description.strip(), maxsplit=1)[0]
     if not title:
         raise PictureError("empty caption")
@@ -183,12 +185,12 @@ def _described(title: str, description: str) -> str:
 
 
 def _plain(markup: str) -> str:
-    """The text of a description that is itself HTML, or is not."""
+    """The text of a description, which may be HTML."""
     markup = re.sub(r"<(style|head)\b.*?</\1>", " ", markup, flags=re.DOTALL | re.IGNORECASE)
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", markup)).split())
 
 
 def _value(block: str, key: str) -> str:
     """The first value of a key of Wesnoth's markup language: bare, quoted or marked for translation."""
-    found = re.search(rf'^\s*{key}\s*=\s*(?:_\s*)?(?:"((?:[^"]|"")*)"|([^\n#]*))', block, re.MULTILINE)
-    return "" if found is None else (found[1] if found[1] is not None else found[2]).replace('""', '"').strip()
+    match = re.search(rf'^\s*{key}\s*=\s*(?:_\s*)?(?:"((?:[^"]|"")*)"|([^\n#]*))', block, re.MULTILINE)
+    return "" if match is None else (match[1] if match[1] is not None else match[2]).replace('""', '"').strip()

