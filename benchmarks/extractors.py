@@ -1,10 +1,10 @@
-"""Which extractor keeps the content of a page and nothing else: 50 labelled pages of seven manuals (docs/pages.md).
+"""How well extractors keep the content of a page and nothing else: 50 labelled pages of seven manuals (docs/pages.md).
 
-python benchmarks/extractors.py [PACKAGES]     the folder of fetched packages; .cache/packages without it
+python benchmarks/extractors.py [PACKAGES]     the folder of fetched packages; .cache/packages by default
 
 Libraries that are not installed are left out (pip install trafilatura selectolax), and so are manuals that cannot be
-fetched. Prints for each extractor the pages free of navigation, the pages that lost no paragraph, the images found,
-whether all stands in the order of the page, and the time; for ours also what is wrong.
+fetched. Prints for each extractor the pages free of navigation, the pages that lost no paragraph, the images found, the
+pages in the right order, and the speed; for ours also each mistake.
 """
 
 import json
@@ -28,21 +28,22 @@ _IMAGE = "img:"  # before the name of an image, where a label or an output has o
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A page, the words that must be gone from it, and the beginnings of its paragraphs, with its images, in order.
+    """A labelled page.
 
-    `gone` says how often the words may still come: what a menu says, the content may say too.
+    removed   words of its navigation, with how often they may still occur: the content may say the same
+    kept      the beginnings of its paragraphs, and its images, in order
     """
 
     manual: str
     page: str
     sha256: str
-    gone: dict[str, int]
+    removed: dict[str, int]
     kept: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What is left of the navigation, what is lost of the content, and what stands before its place."""
+    """What is left of the navigation, what is lost of the content, and what comes too early."""
 
     left: list[str]
     lost: list[str]
@@ -56,10 +57,10 @@ def labels() -> list[Label]:
 
 
 def folder_of(name: str, cache: Path, *, fetch: bool = True) -> Path:
-    """Where the pages of a manual lie.
+    """The folder of the pages of a manual.
 
     Raises:
-        PackageError: its package cannot be fetched, or must not be and is not there.
+        PackageError: its package cannot be fetched, or is missing and must not be fetched.
     """
     manual = next(manual for manual in (*MANUALS, *LARGER_MANUALS) if manual.source.name == name)
     if not fetch and not (cache / "unpacked" / manual.source.package.folder).is_dir():
@@ -68,14 +69,14 @@ def folder_of(name: str, cache: Path, *, fetch: bool = True) -> Path:
 
 
 def folders(cache: Path) -> dict[str, Path]:
-    """Where the pages of each manual lie; manuals that cannot be fetched are missing."""
-    found = {}
+    """The folder of the pages of each manual; manuals that cannot be fetched are missing."""
+    roots = {}
     for name in dict.fromkeys(label.manual for label in labels()):
         try:
-            found[name] = folder_of(name, cache)
+            roots[name] = folder_of(name, cache)
         except PackageError as error:
             print(f"left out: {error}", file=sys.stderr)
-    return found
+    return roots
 
 
 def page_of(label: Label, root: Path) -> bytes:
@@ -95,18 +96,18 @@ def words(text: str) -> list[str]:
 
 
 def score(label: Label, output: list[str]) -> Score:
-    """The score of an output: words, in order, an image as `img:` and the name of its file."""
+    """The score of an output: its words in order, an image as `img:` and the name of its file."""
     joined = f" {' '.join(output)} "
     text = f" {' '.join(word for word in output if not word.startswith(_IMAGE))} "
-    left = [gone for gone, times in label.gone.items() if text.count(f" {gone} ") > times]
+    left = [removed for removed, times in label.removed.items() if text.count(f" {removed} ") > times]
     lost = [kept for kept in label.kept if f" {kept} " not in (joined if kept.startswith(_IMAGE) else text)]
     misplaced, at = [], 0
     for kept in label.kept:
         if kept not in lost:
-            found = _next(joined, kept, at)
-            if found < 0:
+            start = _next(joined, kept, at)
+            if start < 0:
                 misplaced.append(kept)
-            at = max(at, found)
+            at = max(at, start)
     return Score(
         left,
         [kept for kept in lost if not kept.startswith(_IMAGE)],
@@ -116,10 +117,10 @@ def score(label: Label, output: list[str]) -> Score:
 
 
 def _next(joined: str, kept: str, at: int) -> int:
-    """Where the beginning of a paragraph, which an image may interrupt, comes next."""
+    """The next start of a paragraph after `at`, or -1; an image may interrupt its words."""
     between = rf" (?:{_IMAGE}\S+ )*"
-    found = re.compile(f" {between.join(map(re.escape, kept.split()))} ").search(joined, at)
-    return found.start() if found else -1
+    match = re.compile(f" {between.join(map(re.escape, kept.split()))} ").search(joined, at)
+    return match.start() if match else -1
 
 
 def ours(content: bytes) -> list[str]:
@@ -130,7 +131,7 @@ def ours(content: bytes) -> list[str]:
 
 
 def _marked(content: bytes) -> str:
-    """The page with a word for each image: the libraries return text alone."""
+    """The page with each image replaced by a word: the libraries return text alone."""
     page = content.decode("utf-8", "replace")
     return re.sub(r"""<img\b[^>]*?\bsrc\s*=\s*["']([^"']+)["'][^>]*>""", _marker, page, flags=re.IGNORECASE)
 
@@ -145,7 +146,7 @@ def _unmarked(text: str) -> list[str]:
 
 
 def extractors() -> Iterator[tuple[str, Callable[[bytes], list[str]]]]:
-    """The extractors that are installed, by name; each makes words of a page."""
+    """The installed extractors by name; each returns the words of a page."""
     yield "ours", ours
     from resiliparse.extract.html2text import extract_plain_text
 
@@ -188,13 +189,13 @@ def main() -> None:
         seconds = time.process_time() - start
         scores = [score(label, output) for (label, _), output in zip(pages, outputs, strict=True)]
         clean, whole = sum(not one.left for one in scores), sum(not one.lost for one in scores)
-        found = images - sum(len(one.lost_images) for one in scores)
-        orderly = sum(not one.misplaced for one in scores)
+        images_found = images - sum(len(one.lost_images) for one in scores)
+        in_order = sum(not one.misplaced for one in scores)
         share = [f"{count} = {count / len(pages):.0%}" for count in (clean, whole)]
-        print(f"{name:26}{share[0]:>15}{share[1]:>15}{found:>9}{orderly:>10}{len(pages) / seconds:>9.0f}")
+        print(f"{name:26}{share[0]:>15}{share[1]:>15}{images_found:>9}{in_order:>10}{len(pages) / seconds:>9.0f}")
         if name == "ours":
-            faults = [(label, one) for (label, _), one in zip(pages, scores, strict=True)]
-    for label, one in faults:
+            mistakes = [(label, one) for (label, _), one in zip(pages, scores, strict=True)]
+    for label, one in mistakes:
         for what in ("left", "lost", "lost_images", "misplaced"):
             for words_ in getattr(one, what):
                 print(f"ours, {what}: {label.manual} {label.page}: {words_}")

@@ -1,15 +1,15 @@
-"""Speed of `mm1 prepare` on web pages and on tars, beside the tool that does the middle of it alone.
+"""Speed of `mm1 prepare` on web pages and on tars, compared with a tool that does only the main part of the work.
 
     python benchmarks/prepare.py [--processes 2] [--rounds 5] [--packages .cache/packages]
 
-pages     the GIMP manual, which the package client fetches. Ours: a page is read, its content found, its images read
-          too, decoded and checked (`mm1 prepare` at its defaults); without the images in the second line. Theirs:
-          `trafilatura.extract` of the same bytes, which finds the text alone.
-samples   tars of 512 x 512 JPEGs with captions, made for the run by webdataset's writer. Both decode to 336 x 336
-          with the same function (mm1/data/image.py). Ours makes documents of them.
+pages     the GIMP manual, fetched from its package. Ours: a page is read, its content extracted, its images read,
+          decoded and checked (`mm1 prepare` at its defaults); the second line leaves the images as addresses. Theirs:
+          `trafilatura.extract` of the same bytes, which extracts text alone.
+samples   tars of 512 x 512 JPEGs with captions, written for the run by webdataset. Both decode to 336 x 336 with the
+          same function (mm1/data/image.py). Ours also makes documents of them.
 
-All are measured in turn, round by round; a ratio is the median over the rounds. One process is measured in its own
-seconds of CPU, several in seconds of the clock, for which nothing else may run. Needs trafilatura and webdataset.
+All are measured in turn, round by round; a ratio is the median over the rounds. One process is measured in CPU time,
+several in wall-clock time, during which nothing else may run. Needs trafilatura and webdataset.
 """
 
 import argparse
@@ -36,13 +36,13 @@ from mm1.prepare.shard import Shard
 from sample_build.sources import GIMP
 
 SIDE = 336
-_PAGES_PER_SHARD, _EVERY = 20, 4  # every fourth page of the manual: a round takes seconds
+_PAGES_PER_SHARD, _EVERY = 20, 4  # every fourth page of the manual, so that a round takes seconds
 _TARS, _SAMPLES = 8, 40
 _WHERE = {0: "CPU time", 1: "1 process"}
 
 
 def our_pages(shard: Shard) -> int:
-    """How many pages were read, as `mm1 prepare` reads them."""
+    """The number of pages read, as `mm1 prepare` reads them."""
     drops: Counter[str] = Counter()
     for document in read_html(shard, drops):
         screen(document, ImageBounds(), drops)
@@ -50,7 +50,7 @@ def our_pages(shard: Shard) -> int:
 
 
 def our_text(shard: Shard) -> int:
-    """How many pages were read, their images left as addresses."""
+    """The number of pages read, their images left as addresses."""
     return sum(bool(main_content(path.read_bytes(), path.as_uri())) for path in shard.files)
 
 
@@ -86,14 +86,14 @@ def tar_shards(folder: Path) -> list[Shard]:
     for tar in range(_TARS):
         with webdataset.TarWriter(str(folder / f"{tar:05}.tar")) as file:
             for sample in range(_SAMPLES):
-                said = {"caption": f"picture {sample}", "url": f"https://e.org/{sample}", "status": "success"}
+                fields = {"caption": f"picture {sample}", "url": f"https://e.org/{sample}", "status": "success"}
                 data = photo(tar * _SAMPLES + sample)
-                file.write({"__key__": f"{tar:04}{sample:05}", "jpg": data, "txt": said["caption"], "json": said})
+                file.write({"__key__": f"{tar:04}{sample:05}", "jpg": data, "txt": fields["caption"], "json": fields})
     return [Shard(path.name, folder, (path,)) for path in sorted(folder.glob("*.tar"))]
 
 
 def photo(seed: int) -> bytes:
-    """A JPEG with shapes and grain, about as large as a photograph of its size."""
+    """A JPEG with shapes and grain, with about as many bytes as a photograph of its size."""
     random = np.random.default_rng(seed)
     coarse = PIL.Image.fromarray(random.integers(0, 255, (24, 24, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((512, 512), PIL.Image.Resampling.BICUBIC), np.int16)
@@ -104,30 +104,30 @@ def photo(seed: int) -> bytes:
 
 
 def rate(task: Callable[[Shard], int], shards: Iterable[Shard], *, pool: ProcessPoolExecutor | None) -> float:
-    """Pages or samples a second: of the clock in a pool, of this process without one."""
+    """Pages or samples per second: by the clock in a pool, in CPU time without one."""
     clock = time.process_time if pool is None else time.perf_counter
     start = clock()
-    done = sum(map(task, shards) if pool is None else pool.map(task, shards))
-    return done / (clock() - start)
+    count = sum(map(task, shards) if pool is None else pool.map(task, shards))
+    return count / (clock() - start)
 
 
 Rates = dict[tuple[str, int], list[float]]
 
 
-def measured(rows: dict[str, tuple[Callable, list[Shard]]], *, processes: int, rounds: int) -> Rates:
-    """The rates of each row by round, in this process (0), and in pools of one and of `processes`.
+def measure(tasks: dict[str, tuple[Callable, list[Shard]]], *, processes: int, rounds: int) -> Rates:
+    """The rates of each task by round, in this process (0), and in pools of one and of `processes`.
 
-    The first round only warms up.
+    The first round is a warm-up.
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as one, ProcessPoolExecutor(processes, mp_context=spawn) as many:
         pools = {0: None} | ({1: one, processes: many} if processes > 1 else {})
-        rates: Rates = {(name, count): [] for name in rows for count in pools}
+        rates: Rates = {(name, count): [] for name in tasks for count in pools}
         for round_ in range(rounds + 1):
-            for name, (task, shards) in rows.items():
+            for name, (task, shards) in tasks.items():
                 for count, pool in pools.items():
-                    found = rate(task, shards, pool=pool)
-                    rates[name, count] += [found] if round_ else []
+                    items_per_second = rate(task, shards, pool=pool)
+                    rates[name, count] += [items_per_second] if round_ else []
     return rates
 
 
@@ -141,28 +141,28 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--packages", type=Path, default=Path(".cache/packages"))
-    said = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        pages, tars = page_shards(said.packages), tar_shards(Path(folder))
-        rows = {
+        pages, tars = page_shards(options.packages), tar_shards(Path(folder))
+        tasks = {
             "our pages": (our_pages, pages),
             "our pages, text and addresses": (our_text, pages),
             "trafilatura": (their_pages, pages),
             "our samples": (our_samples, tars),
             "webdataset": (their_samples, tars),
         }
-        rates = measured(rows, processes=said.processes, rounds=said.rounds)
-    print(f"{os.cpu_count()} cores, {said.rounds} rounds, medians (smallest to largest)\n")
-    for (name, count), found in rates.items():
-        print(f"{name:30} {_WHERE.get(count, f'{count} processes'):12}{statistics.median(found):8.0f} a second")
+        rates = measure(tasks, processes=options.processes, rounds=options.rounds)
+    print(f"{os.cpu_count()} cores, {options.rounds} rounds, medians (smallest to largest)\n")
+    for (name, count), values in rates.items():
+        print(f"{name:30} {_WHERE.get(count, f'{count} processes'):12}{statistics.median(values):8.0f} a second")
     print()
-    beside = {"our pages": "trafilatura", "our pages, text and addresses": "trafilatura", "our samples": "webdataset"}
-    for ours, theirs in beside.items():
-        for count in (0, said.processes) if said.processes > 1 else (0,):
+    compared = {"our pages": "trafilatura", "our pages, text and addresses": "trafilatura", "our samples": "webdataset"}
+    for ours, theirs in compared.items():
+        for count in (0, options.processes) if options.processes > 1 else (0,):
             where = _WHERE.get(count, f"{count} processes each")
             print(f"{ours} / {theirs}, {where}: {ratio(rates[ours, count], rates[theirs, count])}")
-    for name in rows if said.processes > 1 else ():
-        print(f"{name}, {said.processes} processes / 1: {ratio(rates[name, said.processes], rates[name, 1])}")
+    for name in tasks if options.processes > 1 else ():
+        print(f"{name}, {options.processes} processes / 1: {ratio(rates[name, options.processes], rates[name, 1])}")
 
 
 if __name__ == "__main__":

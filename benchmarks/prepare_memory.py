@@ -1,10 +1,10 @@
-"""How much memory `mm1 prepare` takes for inputs of several sizes: it must not grow with them.
+"""Peak memory of `mm1 prepare` for inputs of several sizes: it must not grow with them.
 
     python benchmarks/prepare_memory.py                      # 100 and 400 MB
-    python benchmarks/prepare_memory.py --megabytes 20000    # takes three times as much disk, in --folder
+    python benchmarks/prepare_memory.py --megabytes 20000    # needs three times as much disk, in --folder
 
-Input is generated: captioned pictures in tars of 200 MB, and a fiftieth of it text in JSON lines. Pictures are noise of
-640 x 480 pixels; what makes each another one is bytes after the end of its data, as cameras leave them, too.
+The input is generated: captioned pictures in tars of 200 MB, and a fiftieth of it text in JSON lines. All pictures are
+the same noise of 640 x 480 pixels; they differ in bytes after the end of their data, such as cameras write, too.
 """
 
 import argparse
@@ -30,21 +30,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", default="100,400", help="sizes of input, comma-separated")
     parser.add_argument("--folder", type=Path, help="where input and output are written, and removed afterwards")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; one worker")
-    for megabytes in map(int, asked.megabytes.split(",")):
-        with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-            print(measured(Path(folder), megabytes), flush=True)
+    for megabytes in map(int, options.megabytes.split(",")):
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            print(measure(Path(folder), megabytes), flush=True)
 
 
-def measured(folder: Path, megabytes: int) -> str:
-    """A line that says what preparing so much input took."""
+def measure(folder: Path, megabytes: int) -> str:
+    """A line with the documents, the time and the peak memory for an input of this size."""
     size = megabytes * 2**20
     write_tars(folder / "tars", size * 49 // 50)
     write_text(folder / "text", size // 50)
     words = [sys.executable, "-m", "mm1", "prepare", str(folder / "tars"), str(folder / "text")]
     began = time.perf_counter()
-    # glibc keeps what each of Lance's threads has given back, up to 200 MB more; it says nothing of what is held
+    # without this glibc keeps up to 200 MB that Lance's threads have freed, which would count as used
     environment = os.environ | {"MALLOC_ARENA_MAX": "2"}
     process = subprocess.Popen([*words, "--to", str(folder / "out")], stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
@@ -58,32 +58,32 @@ def measured(folder: Path, megabytes: int) -> str:
 
 
 def write_tars(folder: Path, size: int) -> None:
-    """Nothing; tars of captioned pictures lie in the folder, `size` bytes in all."""
+    """Writes tars of captioned pictures, `size` bytes in total."""
     folder.mkdir()
-    chance = np.random.default_rng(0)
-    noise = PIL.Image.fromarray(chance.integers(0, 255, (48, 64, 3), dtype=np.uint8)).resize((640, 480))
+    random = np.random.default_rng(0)
+    noise = PIL.Image.fromarray(random.integers(0, 255, (48, 64, 3), dtype=np.uint8)).resize((640, 480))
     file = io.BytesIO()
     noise.save(file, "JPEG", quality=90)
-    count, a_tar = size // _PICTURE, _TAR // _PICTURE
-    for first in range(0, count, a_tar):
+    count, per_tar = size // _PICTURE, _TAR // _PICTURE
+    for first in range(0, count, per_tar):
         with tarfile.open(folder / f"{first:09}.tar", "w") as tar:
-            for number in range(first, min(first + a_tar, count)):
-                picture = file.getvalue() + chance.bytes(_PICTURE - len(file.getvalue()))
-                said = " ".join(f"w{word}" for word in chance.integers(0, 50_000, 12))
-                for ending, data in (("jpg", picture), ("txt", said.encode())):
+            for number in range(first, min(first + per_tar, count)):
+                picture = file.getvalue() + random.bytes(_PICTURE - len(file.getvalue()))
+                caption = " ".join(f"w{word}" for word in random.integers(0, 50_000, 12))
+                for ending, data in (("jpg", picture), ("txt", caption.encode())):
                     member = tarfile.TarInfo(f"{number:09}.{ending}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
 
 
 def write_text(folder: Path, size: int) -> None:
-    """Nothing; JSON lines of words that nobody wrote lie in the folder, `size` bytes in all."""
+    """Writes JSON lines of random words, `size` bytes in total."""
     folder.mkdir()
-    chance = np.random.default_rng(1)
+    random = np.random.default_rng(1)
     with (folder / "0.jsonl").open("w") as file:
         while file.tell() < size:
-            said = " ".join(f"w{word}" for word in chance.integers(0, 50_000, _TEXT // 7))
-            file.write(json.dumps({"text": said}) + "\n")
+            text = " ".join(f"w{word}" for word in random.integers(0, 50_000, _TEXT // 7))
+            file.write(json.dumps({"text": text}) + "\n")
 
 
 if __name__ == "__main__":

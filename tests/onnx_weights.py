@@ -1,6 +1,6 @@
-"""Weights out of ONNX files, read with no library of ONNX's: its protobuf's few fields that hold tensors.
+"""Reads the weights of an ONNX file without an ONNX library: only the protobuf fields that hold tensors.
 
-https://github.com/onnx/onnx/blob/main/onnx/onnx.proto has the numbers of the fields.
+The numbers of the fields are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ _FLOAT = 1  # TensorProto.DataType
 
 
 def read_onnx(path: Path) -> State:
-    """The fp32 weights of the model in an ONNX file, by the names its modules had before the export.
+    """The fp32 weights of the model in an ONNX file, by the names that its modules had before the export.
 
-    An exporter folds some weights into constants without a name: one that a matrix product takes is named after that
-    node, and turned back to [outputs, inputs]; others keep the file's own name, such as `onnx::Concat_1957`.
+    An exporter folds some weights into constants without a name. A factor of a matrix product gets the name of that
+    node, and is transposed to [outputs, inputs] again; others keep their name in the file, such as `onnx::Concat_1957`.
     """
     graph = _messages(memoryview(path.read_bytes()), 7)[0]
     tensors = {name: x for message in _messages(graph, 5) for name, x in _tensor(message).items()}
@@ -32,26 +32,26 @@ def read_onnx(path: Path) -> State:
 
 
 def dinov2_from_onnx(path: Path) -> State:
-    """A DINOv2's tensors as its published files name them, from an export of `transformers`' Dinov2Model.
+    """The tensors of a DINOv2 by their published names, from an export of the Dinov2Model of `transformers`.
 
-    Its two constants without a name are the position embeddings, cut into the class token's and the patches'.
+    Its two constants without a name are the position embeddings, split into those of the class token and the patches.
     """
     state = read_onnx(path)
     ending = "embeddings.cls_token"
     prefix = next((name.removesuffix(ending) for name in state if name.endswith(ending)), None)
     if prefix is None:
-        raise ValueError(f"{path} is no DINOv2: no class token is among its {len(state)} tensors")
-    inside = {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
-    width = inside["embeddings.cls_token"].shape[-1]
+        raise ValueError(f"{path} is no DINOv2: its {len(state)} tensors have no class token")
+    tensors = {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
+    width = tensors["embeddings.cls_token"].shape[-1]
     constants = [x for name, x in state.items() if name.startswith("onnx::") and x.shape[::2] == (1, width)]
     positions = sorted(constants, key=lambda x: x.shape[1])
     if [x.shape[1] == 1 for x in positions] != [True, False]:
-        raise ValueError(f"{path} has {len(positions)} constants of width {width}, not the two positions are cut into")
-    return inside | {"embeddings.position_embeddings": torch.cat(positions, 1)}
+        raise ValueError(f"{path} has {len(positions)} constants of width {width}; expected 2, the position embeddings")
+    return tensors | {"embeddings.position_embeddings": torch.cat(positions, 1)}
 
 
 def _tensor(message: memoryview) -> State:
-    """A TensorProto as {its name: it}, or nothing where it isn't fp32 or stands in another file."""
+    """A TensorProto as {name: tensor}; empty if it is not fp32, or its data are in another file."""
     raw = _messages(message, 9)
     if [value for number, value in _fields(message) if number == 2] != [_FLOAT] or not raw:
         return {}
@@ -59,28 +59,28 @@ def _tensor(message: memoryview) -> State:
     return {_text(message, 8)[0]: torch.frombuffer(bytearray(raw[0]), dtype=torch.float32).reshape(shape)}
 
 
-def _text(message: memoryview, wanted: int) -> list[str]:
-    return [bytes(value).decode() for value in _messages(message, wanted)]
+def _text(message: memoryview, field: int) -> list[str]:
+    return [bytes(value).decode() for value in _messages(message, field)]
 
 
-def _messages(message: memoryview, wanted: int) -> list[memoryview]:
-    """The values of one field that are bytes: messages inside the message, texts, raw data."""
-    return [value for number, value in _fields(message) if number == wanted and not isinstance(value, int)]
+def _messages(message: memoryview, field: int) -> list[memoryview]:
+    """The values of one field that are bytes: inner messages, texts, raw data."""
+    return [value for number, value in _fields(message) if number == field and not isinstance(value, int)]
 
 
 def _integers(value: int | memoryview) -> list[int]:
-    """A repeated integer field's value: one, or several packed."""
+    """The values of a repeated integer field: one, or several packed ones."""
     if isinstance(value, int):
         return [value]
-    found, at = [], 0
+    integers, at = [], 0
     while at < len(value):
-        number, at = _varint(value, at)
-        found.append(number)
-    return found
+        integer, at = _varint(value, at)
+        integers.append(integer)
+    return integers
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field of a protobuf message: https://protobuf.dev/programming-guides/encoding."""
+    """Number and value of each field of a protobuf message, see https://protobuf.dev/programming-guides/encoding."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -100,7 +100,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The integer that begins at byte `at`, seven bits a byte, and where it ends."""
+    """The integer at byte `at`, with seven bits per byte, and the position after it."""
     value, shift = 0, 0
     while message[at] & 128:
         value |= (message[at] & 127) << shift

