@@ -77,9 +77,10 @@ class PageError(ValueError):
 class _Weight:
     """What an element holds: characters outside and inside links, links, images, headings, the title (h1).
 
-    `longest` is the longest text outside links that no element interrupts.
+    `tag` is the element's own: asking lxml for it takes long. `longest` is the longest text outside links that no element interrupts.
     """
 
+    tag: str
     prose: int = 0
     linked: int = 0
     links: int = 0
@@ -133,7 +134,7 @@ def main_content(page: bytes, base: str) -> list[Piece]:
 def _weigh(element: Element, weights: Weights, *, depth: int, linked: bool) -> _Weight:
     """The weight of the element, which is put into `weights` along with those of its descendants."""
     text, tag = element.text or "", element.tag
-    weight = _Weight()
+    weight = _Weight(tag)
     size = longest = len(text.strip())
     if tag == "a" and element.get("href") and not text.startswith("http"):  # an address that is spelt out is content
         linked, weight.links = True, 1
@@ -157,16 +158,16 @@ def _weigh(element: Element, weights: Weights, *, depth: int, linked: bool) -> _
 def _main_element(body: Element, weights: Weights) -> Element:
     """The element that the page marks as its content if it holds a third of the text, else the body."""
     by_role, by_tag, articles, by_id = [], [], [], []
-    for element in weights:
-        if element.tag != "main" and element.tag not in _BLOCKS:
+    for element, weight in weights.items():
+        if weight.tag != "main" and weight.tag not in _BLOCKS:
             continue
         if element.get("role") == "main":
             by_role.append(element)
-        elif element.tag == "main":
+        elif weight.tag == "main":
             by_tag.append(element)
-        elif element.tag == "article":
+        elif weight.tag == "article":
             articles.append(element)
-        elif element.get("id") in _MAIN_IDS and (weights[element].has_title or not weights[body].has_title):
+        elif element.get("id") in _MAIN_IDS and (weight.has_title or not weights[body].has_title):
             by_id.append(element)  # an id does not promise that the title is inside
     if len(articles) > 1:
         articles = []  # a list of articles: none of them is the content
@@ -187,17 +188,16 @@ class _Navigation:
         weight = self.weights.get(element)
         if weight is None:
             return True
-        classes = (element.get("class") or "").lower().split()
-        if element.get("hidden") is not None or element.get("aria-hidden") == "true":
+        get = element.get
+        classes = (get("class") or "").lower().split()
+        if get("hidden") is not None or get("aria-hidden") == "true" or any(map(_CONTROL_CLASS.fullmatch, classes)):
             return True
-        if any(map(_CONTROL_CLASS.fullmatch, classes)):
-            return True
-        if element.tag not in _BLOCKS:
+        if weight.tag not in _BLOCKS:
             return False
         large = weight.prose > _LARGE_SHARE * self.prose
-        if not large and (element.get("role") in _NAVIGATION_ROLES or self._is_named(element, classes)):
+        if not large and (get("role") in _NAVIGATION_ROLES or self._is_named(element, classes)):
             return True
-        return (element.tag in _LINK_LISTS and _is_link_list(weight)) or self._is_pager(element)
+        return (weight.tag in _LINK_LISTS and _is_link_list(weight)) or self._is_pager(element)
 
     def _is_named(self, element: Element, classes: list[str]) -> bool:
         """Whether the block's tag, classes or id say that it is not content."""

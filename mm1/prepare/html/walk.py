@@ -46,12 +46,13 @@ def _write(element: Element, lines: Lines, skips: Callable[[Element], bool], ima
     lines.text(element.text or "")
     for child in element:
         if not skips(child):
-            if child.tag == "img":
+            tag = child.tag
+            if tag == "img":
                 address = image_of(child)
                 if address is not None:
                     lines.image(address)
             else:
-                layout = layout_tag(child.tag, (child.get("class") or "").split())
+                layout = layout_tag(tag, (child.get("class") or "").split())
                 lines.open(layout)
                 _write(child, lines, skips, image_of)
                 lines.close(layout)
