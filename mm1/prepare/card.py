@@ -140,6 +140,6 @@ def _draw_documents(stores: list[Store]) -> list[dict]:
         for item in items:
             if item["kind"] == "token" and len(item["text"]) > _LONGEST_SHOWN:
                 item["text"] = item["text"][:_LONGEST_SHOWN] + " …"
-        facts = {"store": Path(store.path).name, "document": str(index), **document.metadata}
+        facts = {"store": Path(store.path).name, "row": str(index), **document.metadata}
         drawn.append({"id": document.id, "facts": facts, "items": items})
     return drawn
