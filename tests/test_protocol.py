@@ -23,7 +23,7 @@ from mm1.eval.metrics.captions import cider
 from mm1.eval.metrics.references import Metric
 from mm1.eval.metrics.vqa import exact_match
 from mm1.eval.models import Model, prompt_text
-from mm1.eval.results import compare, comparison_table, read_answers, read_results
+from mm1.eval.results import Answer, compare, comparison_table, read_answers, read_results, save_results
 from mm1.eval.shots import MM1, Protocol, SimilarShots, draw_all, prompts
 from mm1.eval.task_evaluation import Settings
 
@@ -180,6 +180,22 @@ def test_every_request_is_kept_with_its_prompt(tmp_path: Path):
     )
 
 
+def test_files_of_0_1_are_read_and_lines_are_written_as_there(tmp_path: Path):
+    line = {"query": "q", "prompt": "hash", "request": "<image 1> What?", "shots": ["s"], "answer": "red"}
+    line |= {"references": ["red"], "score": 1.0, "blind_answer": "blue", "blind_score": 0.0, "places": 9}
+    assert list(Answer.from_record({**line, "settings": "mark"}).record().items()) == list(line.items())
+    interval = {"mean": 1.0, "low": 0.5, "high": 1.5}
+    cell = {"task": "made", "shots": 4, "queries": 1, "score": interval, "blind": interval, "difference": interval}
+    cell |= {"gain": None, "majority": 1.0, "majority_answer": "red", "chance": 1.0, "longest_prompt": 9}
+    cell |= {"model_name": "step 1", "seed": 0, "limit": 1, "protocol": "full1"}
+    (tmp_path / "summary.json").write_text(json.dumps({"cells": [cell], "losses": []}))
+    (tmp_path / "made-4shot-full1.jsonl").write_text(json.dumps(line) + "\n")
+    (score,) = read_results(tmp_path).scores
+    assert [answer.text for answer in read_answers(tmp_path, score)] == ["red"]
+    save_results(read_results(tmp_path), tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["cells"][0].items() >= cell.items()
+
+
 def test_protocols_stand_beside_each_other(tmp_path: Path):
     task = a_task()
     for protocol in (MM1, Protocol("same"), Protocol("similar", subimage_shots=1)):
@@ -226,7 +242,7 @@ def test_the_page_shows_every_answer_with_its_picture(tmp_path: Path):
     layouts.vqav2(tmp_path)
     task = load_task("vqav2", limit=9, seed=0, data=str(tmp_path))
     results = evaluate(Echo(), [task], settings=Settings(tmp_path), shots=(0, 2))
-    page = write_page(tmp_path, [task], results).read_text()
+    page = write_page(tmp_path, [task], results=results).read_text()
     assert page.count("<article") == len(task.queries)
     assert page.count("data:image/jpeg;base64,") == len(task.queries)
     assert "vqav2-0shot=wrong" in page
@@ -309,6 +325,6 @@ def test_a_caption_is_right_where_it_is_a_reference(tmp_path: Path):
             return [words[0], "a green thing", "nothing", *words[3:]] * 2  # with its own image, and blind
 
     results = evaluate(Captions(), [task], settings=Settings(tmp_path), shots=(0,))
-    page = write_page(tmp_path, [task], results).read_text()
+    page = write_page(tmp_path, [task], results=results).read_text()
     states = [page.count(f"made-0shot={state} ") for state in ("right", "partly", "wrong")]
     assert states == [3, 1, 1]

@@ -27,12 +27,12 @@ BEST: dict[Metric, float] = {cider: 10.0}
 """The highest possible score of an answer, where it isn't 1."""
 
 
-def write_page(folder: Path, tasks: Sequence[Task], results: Results) -> Path:
+def write_page(folder: Path, tasks: Sequence[Task], *, results: Results) -> Path:
     """The path of `folder/answers.html`: the answers of `results` to the queries of `tasks`, with the images inside.
 
     Of a task with more than 400 queries the page shows the first 400, and says so.
     """
-    sections = [_section(folder, task, results) for task in tasks]
+    sections = [_section(folder, task, results=results) for task in tasks]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(), trim_blocks=True
     )
@@ -44,7 +44,7 @@ def write_page(folder: Path, tasks: Sequence[Task], results: Results) -> Path:
     return path
 
 
-def _section(folder: Path, task: Task, results: Results) -> dict[str, Any]:
+def _section(folder: Path, task: Task, *, results: Results) -> dict[str, Any]:
     scores = [score for score in results.scores if score.task == task.name]
     answers = [{answer.query: answer for answer in read_answers(folder, score)} for score in scores]
     best = BEST.get(task.scoring.metric, 1.0)

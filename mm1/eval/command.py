@@ -84,7 +84,7 @@ class EvalCommand:
         results = evaluate(model, tasks, settings=settings, shots=self.shots.counts)
         if dist.rank() == 0:
             console.print(score_table(results))
-            console.print(f"answers: {write_page(settings.folder, tasks, results)}", soft_wrap=True)
+            console.print(f"answers: {write_page(settings.folder, tasks, results=results)}", soft_wrap=True)
 
     def jobs(self) -> list[AnswerJob]:
         """One job per file of answers of this command, with a model that is opened for them."""

@@ -89,7 +89,7 @@ def evaluate(model: Model, tasks: Sequence[Task], *, settings: Settings, shots: 
                 results.put(evaluation.score(count, answers[count], fewest=fewest))
                 save_results(results, settings.folder)
             if evaluation.task.loss and isinstance(model, Ours):
-                _put_loss(results, evaluation, model)
+                _put_loss(results, evaluation, model=model)
                 save_results(results, settings.folder)
     return results
 
@@ -138,7 +138,7 @@ def _make_own_share(evaluations: Sequence[TaskEvaluation], shots: Sequence[int])
         dist.all_gather_object(None)
 
 
-def _put_loss(results: Results, evaluation: TaskEvaluation, model: Ours) -> None:
+def _put_loss(results: Results, evaluation: TaskEvaluation, *, model: Ours) -> None:
     """Add how much the right image lowers the loss of its text."""
     task, progress = evaluation.task, evaluation.progress
     bar = progress.add_task(f"{task.name}  loss by picture", total=2 * len(task.queries))

@@ -66,7 +66,7 @@ class Answer:
         return cls(record["query"], record["references"], prompt, own, blind)
 
     def record(self) -> dict[str, Any]:
-        """The answer as one line of a file."""
+        """The answer as one line of a file. Its keys, `places` too, are those of 0.1, whose files can still be read."""
         return {
             "query": self.query,
             "prompt": self.prompt.hash,
@@ -112,7 +112,7 @@ class TaskScore:
     @property
     def name(self) -> str:
         """The name of its files."""
-        return score_name(self.task, self.shots, self.protocol)
+        return score_name(self.task, self.shots, protocol=self.protocol)
 
     @property
     def files(self) -> list[str]:
@@ -133,7 +133,7 @@ class Results:
         self.scores = sorted([*kept, score], key=lambda one: (one.task, one.shots, one.protocol))
 
 
-def score_name(task: str, shots: int, protocol: str) -> str:
+def score_name(task: str, shots: int, *, protocol: str) -> str:
     """The name of a score within a folder."""
     return f"{task}-{shots}shot" + (f"-{protocol}" if protocol else "")
 

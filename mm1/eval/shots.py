@@ -131,13 +131,13 @@ def prompts(
 ) -> list[Document]:
     """The prompt of each query after its shots, as the protocol shows them."""
     return [
-        _prompt(task, query, examples, text_only=not shots, protocol=protocol)
+        _prompt(task, query, examples=examples, text_only=not shots, protocol=protocol)
         for query, examples in zip(queries, drawn, strict=True)
     ]
 
 
 def _prompt(
-    task: Task, query: Example, examples: Sequence[Example], *, text_only: bool, protocol: Protocol
+    task: Task, query: Example, *, examples: Sequence[Example], text_only: bool, protocol: Protocol
 ) -> Document:
     if protocol.reasoning:
         examples = [_explained(task, example) for example in examples]

@@ -74,7 +74,7 @@ class TaskEvaluation:
         return self._path(shots, trial)
 
     def _path(self, shots: int, trial: int) -> Path:
-        name = score_name(self.task.name, shots, self.settings.protocol.name)
+        name = score_name(self.task.name, shots, protocol=self.settings.protocol.name)
         return self.settings.folder / answers_file(name, trial)
 
     def answers(self, shots: int, trial: int) -> list[Answer]:

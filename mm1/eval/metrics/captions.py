@@ -39,8 +39,8 @@ def cider(answers: Sequence[str], references: Sequence[Sequence[str]], *, tokeni
     rarity = {gram: log_queries - math.log(count) for gram, count in document_counts.items()}
     scores = np.zeros(len(reference_grams))
     for query, (answer, texts) in enumerate(zip(answers, reference_grams, strict=True)):
-        ours = _weigh(_grams(tokenize(answer)), rarity, log_queries)
-        similarities = [_similarity(ours, _weigh(text, rarity, log_queries)) for text in texts]
+        ours = _weigh(_grams(tokenize(answer)), rarity, unseen=log_queries)
+        similarities = [_similarity(ours, _weigh(text, rarity, unseen=log_queries)) for text in texts]
         scores[query] = 10.0 * sum(similarities) / len(similarities)
     return scores
 
@@ -105,7 +105,7 @@ class _Weighted:
     words: int
 
 
-def _weigh(grams: Grams, rarity: Vector, unseen: float) -> _Weighted:
+def _weigh(grams: Grams, rarity: Vector, *, unseen: float) -> _Weighted:
     vectors: tuple[Vector, ...] = tuple({} for _ in range(LONGEST_GRAM))
     for gram, count in grams.items():
         vectors[len(gram) - 1][gram] = count * rarity.get(gram, unseen)
