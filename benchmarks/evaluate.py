@@ -202,7 +202,7 @@ class Ours:
     def answer(self, prompts: Sequence[Encoded], *, tokens: int, ends: bool = True) -> list[list[int]]:
         stops = frozenset([self.subject.tokenizer.end] if ends else [])
         completions = self.engine.generate(
-            [self.prompt(encoded) for encoded in prompts], Decoding(tokens=tokens, stop_tokens=stops)
+            [self.prompt(encoded) for encoded in prompts], Decoding(max_tokens=tokens, stop_tokens=stops)
         )
         return [completion.tokens for completion in completions]
 

@@ -45,7 +45,10 @@ ORDER = {
         "sizes",
     ),
     "objectives": ("loss", "next_token", "contrastive"),
-    "generate": ("prompt", "sampling", "threads", "session", "prompt_lookup", "engine", "beam", "writer"),
+    "generate": (
+        *("prompt", "sampling", "threads", "session", "prompt_lookup", "request", "admission", "engine", "beam"),
+        "writer",
+    ),
     "hf": ("names", "layouts", "vision", "encoder", "vocabulary", "convert", "llava", "files", "shards"),
     "train": (
         *("parameters", "optim", "schedule", "expert_parallel", "parallel", "coordinator", "trackers", "log", "meter"),

@@ -6,10 +6,9 @@ import pytest
 import small
 import torch
 from small import IMAGE, doc
-from test_generate import MODEL, prompt
+from test_generate import MODEL, prompt, score
 
-from mm1.generate.beam import Beams, search, search_all
-from mm1.generate.engine import score
+from mm1.generate.beam import BeamSearch, search, search_all
 from mm1.generate.prompt import Prompt
 from mm1.generate.sampling import Decoding
 from mm1.model.mllm import MLLM
@@ -33,48 +32,43 @@ def test_beams_write_what_transformers_writes(length_power):
         settings = {"num_beams": width, "length_penalty": length_power, "max_new_tokens": 8, "do_sample": False}
         written = theirs.generate(ids_1T, **settings, eos_token_id=ENDS, pad_token_id=0, suppress_tokens=[IMAGE])
         expected = [token for token in written[0, ids_1T.shape[1] :].tolist() if token not in ENDS]
-        found = search(
-            ours,
-            Prompt(ids_1T[0].tolist()),
-            decoding=Decoding(tokens=8, stop_tokens=frozenset(ENDS)),
-            beams=Beams(width, length_power),
-        )
-        assert found.tokens == expected
+        how = BeamSearch(Decoding(max_tokens=8, stop_tokens=frozenset(ENDS)), width, length_power)
+        assert search(ours, Prompt(ids_1T[0].tolist()), how=how).tokens == expected
 
 
 def test_a_search_as_wide_as_the_vocabulary_finds_the_likeliest_text():
-    asked = prompt(doc("image", 3, seed=4))
-    found = search(MODEL, asked, decoding=Decoding(tokens=2), beams=Beams(64))
+    question = prompt(doc("image", 3, seed=4))
+    best_text = search(MODEL, question, how=BeamSearch(Decoding(max_tokens=2), 64))
     texts = [list(text) for text in itertools.product([n for n in range(64) if n != IMAGE], repeat=2)]
-    scores = score(MODEL, [(asked, text) for text in texts])
+    scores = score([(question, text) for text in texts])
     best = max(range(len(texts)), key=lambda number: scores[number].log_probability)
-    assert found.tokens == texts[best]
-    assert found.log_probability == pytest.approx(scores[best].log_probability, abs=1e-4)
+    assert best_text.tokens == texts[best]
+    assert best_text.log_probability == pytest.approx(scores[best].log_probability, abs=1e-4)
 
 
 @pytest.mark.parametrize("width", [1, 3])
-def test_many_searches_find_what_each_alone_finds(width: int):
+def test_searches_together_find_what_each_finds_alone(width: int):
     shots = prompt(doc("image", 12, "image", 9, seed=1))
     queries = [prompt(doc("image", 2 + seed, seed=seed)) for seed in (2, 3, 4)]
-    asked = [Prompt([*shots.tokens, *one.tokens], [*shots.images, *one.images]) for one in queries]
-    how = {"decoding": Decoding(tokens=5, stop_tokens=frozenset(ENDS)), "beams": Beams(width)}
+    prompts = [Prompt([*shots.tokens, *one.tokens], [*shots.images, *one.images]) for one in queries]
+    how = BeamSearch(Decoding(max_tokens=5, stop_tokens=frozenset(ENDS)), width)
     ended: list[int] = []
-    found = search_all(MODEL, asked, **how, done=ended.append)
+    together = search_all(MODEL, prompts, how=how, done=ended.append)
     assert ended == [0, 1, 2]
-    for one, alone in zip(found, [search(MODEL, only, **how) for only in asked], strict=True):
+    for one, alone in zip(together, [search(MODEL, only, how=how) for only in prompts], strict=True):
         assert (one.tokens, one.reason) == (alone.tokens, alone.reason)
         assert one.log_probability == pytest.approx(alone.log_probability, abs=1e-4)
 
 
 def test_a_text_ends_with_its_stop_string():
-    asked = prompt(doc("image", 3, seed=4))
+    question = prompt(doc("image", 3, seed=4))
     stops = {4, 5, 6, 8, 10, 12, 14, 16, 18, 22}
-    decoding = Decoding(tokens=2, stopped=lambda tokens: tokens[-1] in stops)
-    found = search(MODEL, asked, decoding=decoding, beams=Beams(64, 0.0))
+    decoding = Decoding(max_tokens=2, stopped=lambda tokens: tokens[-1] in stops)
+    best_text = search(MODEL, question, how=BeamSearch(decoding, 64, 0.0))
     tokens = [n for n in range(64) if n != IMAGE]
     texts = [[n] for n in stops] + [[a, b] for a in tokens if a not in stops for b in tokens]
-    scores = score(MODEL, [(asked, text) for text in texts])
+    scores = score([(question, text) for text in texts])
     best = max(range(len(texts)), key=lambda number: scores[number].log_probability)
-    assert found.tokens == texts[best]
-    assert found.reason == ("text" if found.tokens[-1] in stops else "length")
-    assert found.tokens[-1] in stops  # one token is always likelier than two
+    assert best_text.tokens == texts[best]
+    assert best_text.reason == ("text" if best_text.tokens[-1] in stops else "length")
+    assert best_text.tokens[-1] in stops  # one token is always likelier than two

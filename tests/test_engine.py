@@ -1,4 +1,4 @@
-"""What the engine doesn't compute twice: shared beginnings, pictures, the question of several choices."""
+"""What the engine does not compute twice: common prefixes, images, the question of several choices."""
 
 import pytest
 import small
@@ -6,46 +6,46 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import doc
-from test_generate import MODEL, PIECES, prompt, written_without_cache
+from test_generate import MODEL, PIECES, prompt, score, written_without_cache
 
 from mm1.config.model import SparseConfig
-from mm1.generate import engine, session
-from mm1.generate.engine import Engine, score
+from mm1.generate import admission, engine, session
+from mm1.generate.engine import Engine
 from mm1.generate.prompt import Features, Prompt, common_prefix, content, picture
 from mm1.generate.sampling import Choices, Decoding
 from mm1.generate.session import Prefix, Session, prefill
 from mm1.model.cache import Segment
 from mm1.model.mllm import MLLM
 
-FOUR = Decoding(tokens=4)
+FOUR = Decoding(max_tokens=4)
 
 
 @pytest.fixture(autouse=True)
-def sharing_of_few_places(monkeypatch):
-    monkeypatch.setattr(session, "LEAST", 3)
-    monkeypatch.setattr(engine, "LEAST", 3)
+def sharing_of_few_positions(monkeypatch):
+    for module in (admission, engine, session):
+        monkeypatch.setattr(module, "MIN_SHARED", 3)
 
 
 def joined(*docs: small.Doc) -> Prompt:
-    """Documents one after the other as one prompt."""
+    """A prompt of documents one after the other."""
     whole = small.Doc([token for one in docs for token in one.tokens], [image for one in docs for image in one.images])
     return prompt(whole)
 
 
 DOCS = st.builds(lambda pieces, seed: doc(*pieces, seed=seed), PIECES, st.integers(0, 5))
 PATHS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=6)
-"""Which of three documents follow each other in each prompt: many begin alike, some are equal, some end in another."""
+"""The documents of each prompt by number: many prompts have a common prefix, some are equal or a part of another."""
 
 
-def tokens_of(found) -> list[list[int]]:
-    return [one.tokens for one in found]
+def tokens_of(completions) -> list[list[int]]:
+    return [one.tokens for one in completions]
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.tuples(DOCS, DOCS, DOCS), PATHS, PATHS, st.integers(1, 4))
 def test_what_is_shared_equals_what_is_computed_again(docs, first, then, rows):
     ours = Engine(MODEL, rows=rows)
-    for paths in (first, then):  # the second finds what the first left
+    for paths in (first, then):  # rows still hold what the first wrote
         prompts = [joined(*(docs[number] for number in path)) for path in paths]
         assert tokens_of(ours.generate(prompts, FOUR)) == [written_without_cache(one, 4) for one in prompts]
 
@@ -56,7 +56,7 @@ def test_choices_after_shared_questions_have_the_scores_of_a_full_forward(docs, 
     text = st.lists(st.integers(4, 63), min_size=1, max_size=4)
     pairs = [(joined(*(docs[number] for number in path)), data.draw(text)) for path in paths for _ in range(3)]
     ours = Engine(MODEL, rows=4)
-    alone = [score(MODEL, [pair])[0] for pair in pairs]
+    alone = [score([pair])[0] for pair in pairs]
     for got, expected in zip(ours.score(pairs), alone, strict=True):
         assert got.log_probability == pytest.approx(expected.log_probability, abs=1e-4)
         assert (got.tokens, got.greedy) == (expected.tokens, expected.greedy)
@@ -84,33 +84,33 @@ def test_every_decoder_shares(kind):
     assert together.prefilled == len(shots.tokens)
 
 
-def test_fixed_shots_are_computed_once_and_pictures_encoded_once(monkeypatch):
+def test_fixed_shots_are_computed_once_and_images_encoded_once(monkeypatch):
     seen = []
     encode_images = MODEL.encode_images
     monkeypatch.setattr(MODEL, "encode_images", lambda x: seen.append(len(x)) or encode_images(x))
     shots = doc("image", 5, "image", 3, seed=1)
     queries = [doc("image", 4, seed=number) for number in (5, 6, 7, 8, 5)]
     ours = Engine(MODEL, rows=2)
-    ours.generate([joined(shots, one) for one in queries], Decoding(tokens=1))
+    ours.generate([joined(shots, one) for one in queries], Decoding(max_tokens=1))
     assert ours.prefilled == len(shots.tokens)
     assert ours.session is not None
-    whole, last = len(queries[0].tokens), 1  # of two equal prompts the second needs the last place's logits only
+    whole, last = len(queries[0].tokens), 1  # of two equal prompts the second needs only the last position's logits
     assert ours.session.computed == 4 * whole + last
     assert sum(seen) == 2 + 4
-    # other queries after the same shots: neither they nor the pictures come again
-    ours.generate([joined(shots, doc(4, seed=number)) for number in (1, 2, 3)], Decoding(tokens=1))
+    # other queries after the same shots: neither these nor the images are computed again
+    ours.generate([joined(shots, doc(4, seed=number)) for number in (1, 2, 3)], Decoding(max_tokens=1))
     assert ours.prefilled == len(shots.tokens)
     assert sum(seen) == 2 + 4
 
 
 def test_shots_of_two_queries_are_taken_over_without_a_common_prefix():
-    """Drawn shots, and the same ones before another picture: the second prompt of each pair computes its end only."""
+    """Pairs of queries, each pair after its own shots: the second prompt of a pair computes only its end."""
     pairs = [
         [joined(doc("image", 6, seed=shots), doc("image", 2, seed=query)) for query in (50, 51)] for shots in range(4)
     ]
     prompts = [one for pair in pairs for one in pair]
     ours = Engine(MODEL, rows=3)
-    ours.generate(prompts, Decoding(tokens=1))
+    ours.generate(prompts, Decoding(max_tokens=1))
     assert ours.session is not None
     assert (ours.prefilled, ours.session.computed) == (0, 4 * (10 + 6) + 4 * 6)
 
@@ -120,24 +120,24 @@ def test_choices_compute_their_question_once():
     ours = Engine(MODEL, rows=4)
     ours.score([(question, [5 + number, 6, 7]) for number in range(4)])
     assert ours.session is not None
-    assert ours.prefilled == len(question.tokens) - 1  # the last place's logits belong to each choice
+    assert ours.prefilled == len(question.tokens) - 1  # each choice needs the last position's logits
     assert ours.session.computed == 4 * 3
 
 
-def test_a_chat_goes_on_where_its_last_turn_ended():
-    """Another prompt came between; the row of the first still holds it, with what was written."""
+def test_a_chat_continues_where_its_last_turn_ended():
+    """The first prompt's row still holds it and what was written, though another prompt came in between."""
     first, other = joined(doc("image", 7, seed=1)), joined(doc(9, seed=2))
-    ours = Session(MODEL, rows=2, places=40)
+    ours = Session(MODEL, rows=2, positions=40)
     for number, one in enumerate((first, other)):
         ours.admit([one], [number])
         ours.step({number: [9]})
         ours.release(number)
     again = Prompt([*first.tokens, 9, 11, 12], first.images)
-    assert ours.known(ours.content(again)) == len(first.tokens) + 1
+    assert ours.cached(content(again, small.config())) == len(first.tokens) + 1
     before = ours.computed
     with torch.no_grad():
         logits = MODEL.decoder.logits(ours.admit([again], [2]))
-        alone = MODEL.decoder.logits(Session(MODEL, rows=1, places=40).admit([again], [0]))
+        alone = MODEL.decoder.logits(Session(MODEL, rows=1, positions=40).admit([again], [0]))
     assert ours.computed - before == 2
     torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
 
@@ -148,26 +148,26 @@ def test_large_passes_over_a_prefix_go_in_pieces(monkeypatch):
     first = prompt(shots)
     segment, _ = prefill(MODEL, first, features=features)
     prefix = Prefix(content(first, small.config()), segment)
-    found = [prefill(MODEL, whole, features=features, prefixes=[prefix])[1]]
+    _, logits = prefill(MODEL, whole, features=features, prefixes=[prefix])
     monkeypatch.setattr("mm1.model.cache.SCORES_AT_ONCE", 300)
-    found.append(prefill(MODEL, whole, features=features, prefixes=[prefix])[1])
-    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
-    # and what stands before the shared places is part of what every row sees
+    _, in_pieces = prefill(MODEL, whole, features=features, prefixes=[prefix])
+    torch.testing.assert_close(logits, in_pieces, atol=1e-5, rtol=1e-5)
+    # and the prefix is part of what every row sees
     blank = Segment(*([torch.zeros_like(x) for x in side] for side in (segment.keys, segment.values)))
-    none = prefill(MODEL, whole, features=features, prefixes=[Prefix(prefix.content, blank)])[1]
-    assert (none - found[0]).abs().max() > 1e-3
+    _, without = prefill(MODEL, whole, features=features, prefixes=[Prefix(prefix.content, blank)])
+    assert (without - logits).abs().max() > 1e-3
 
 
 def test_a_prompt_without_the_sessions_prefix_is_refused():
     shots = prompt(doc(9, seed=1))
     segment, _ = prefill(MODEL, shots, features=Features(MODEL))
     prefix = Prefix(content(shots, small.config()), segment)
-    ours = Session(MODEL, rows=1, places=20, prefix=prefix)
-    with pytest.raises(ValueError, match="the 9 places that all rows share"):
+    ours = Session(MODEL, rows=1, positions=20, prefix=prefix)
+    with pytest.raises(ValueError, match="the 9 positions that all rows share"):
         ours.admit([prompt(doc(12, seed=2))], [0])
 
 
-def test_contents_tell_pictures_apart():
+def test_contents_tell_images_apart():
     config = small.config()
     ours, same, other = (content(prompt(doc(2, "image", 3, seed=seed)), config) for seed in (1, 1, 2))
     assert common_prefix(ours, same) == len(ours)
@@ -176,7 +176,7 @@ def test_contents_tell_pictures_apart():
     assert common_prefix(ours, other) < 2
 
 
-def test_pictures_beyond_the_memory_are_forgotten_oldest_first():
+def test_features_beyond_the_memory_are_dropped_oldest_first():
     seen = []
 
     def named(number: int):
@@ -201,28 +201,29 @@ TEXTS = [[7, 8, 9], [7, 8, 4], [10], [10, 11]]
 
 @settings(max_examples=20, deadline=None)
 @given(DOCS, st.sampled_from([0.0, 3.0]), st.integers(0, 9))
-def test_only_a_given_choice_is_written(document, temperature, seed):
+def test_only_choices_are_written(document, temperature, seed):
     decoding = Decoding(
-        tokens=8, choices=Choices(TEXTS), stop_tokens=frozenset({2}), temperature=temperature, seed=seed
+        max_tokens=8, choices=Choices(TEXTS), stop_tokens=frozenset({2}), temperature=temperature, seed=seed
     )
-    (found,) = Engine(MODEL, rows=1).generate([prompt(document)], decoding)
-    assert found.tokens in TEXTS
-    assert found.reason == ("token" if found.tokens == [10] else "choice")
+    (completion,) = Engine(MODEL, rows=1).generate([prompt(document)], decoding)
+    assert completion.tokens in TEXTS
+    assert completion.reason == ("token" if completion.tokens == [10] else "choice")
 
 
 def test_the_likeliest_allowed_token_is_taken_at_each_step():
-    (found,) = Engine(MODEL).generate([prompt(doc(5, seed=1))], Decoding(choices=Choices([[n] for n in range(4, 30)])))
-    logits = Session(MODEL, rows=1, places=9).admit([prompt(doc(5, seed=1))], [0])
+    decoding = Decoding(choices=Choices([[n] for n in range(4, 30)]))
+    (completion,) = Engine(MODEL).generate([prompt(doc(5, seed=1))], decoding)
+    logits = Session(MODEL, rows=1, positions=9).admit([prompt(doc(5, seed=1))], [0])
     with torch.no_grad():
-        assert found.tokens == [4 + int(MODEL.decoder.logits(logits)[0, 4:30].argmax())]
+        assert completion.tokens == [4 + int(MODEL.decoder.logits(logits)[0, 4:30].argmax())]
 
 
 def test_each_prompt_may_have_its_own_decoding():
     prompts = [prompt(doc(5, seed=number)) for number in range(3)]
     decodings = [
-        Decoding(tokens=2),
-        Decoding(tokens=5, temperature=2.0, seed=4),
-        Decoding(tokens=9, choices=Choices(TEXTS)),
+        Decoding(max_tokens=2),
+        Decoding(max_tokens=5, temperature=2.0, seed=4),
+        Decoding(max_tokens=9, choices=Choices(TEXTS)),
     ]
     together = Engine(MODEL, rows=2).generate(prompts, decodings)
     assert tokens_of(together)[:2] == [

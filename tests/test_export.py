@@ -25,7 +25,7 @@ from mm1.data.recorded import chat_format_of, record_text
 from mm1.data.store import open_store, write_store
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
-from mm1.generate.engine import generate
+from mm1.generate.engine import Engine
 from mm1.generate.prompt import Prompt
 from mm1.generate.prompt import picture as named
 from mm1.generate.sampling import Decoding
@@ -140,8 +140,9 @@ def test_transformers_says_what_the_run_says(name, tmp_path):
         x_BTD = ours.embed(torch.tensor([prompt]), ours.encode_images(pixels_NCYX))
         logits = ours.decoder.logits(ours.decoder(x_BTD, torch.arange(len(prompt))[None]))
         torch.testing.assert_close(theirs(**inputs).logits, logits, atol=1e-5, rtol=1e-5)
-    decoding = Decoding(tokens=12, stop_tokens=frozenset({tokenizer.end}))
-    (written,) = generate(ours, [Prompt(prompt, [named(x_CYX) for x_CYX in pixels_NCYX])], decoding=decoding)
+    decoding = Decoding(max_tokens=12, stop_tokens=frozenset({tokenizer.end}))
+    images = [named(x_CYX) for x_CYX in pixels_NCYX]
+    (written,) = Engine(ours, rows=1).generate([Prompt(prompt, images)], decoding)
     assert theirs.generate(**inputs, max_new_tokens=12)[0, len(prompt) :].tolist() == written.tokens
 
     exchange.import_model(str(tmp_path / "out"), tmp_path / "back")

@@ -10,7 +10,7 @@ from weights import SMOLLM2, fetched
 
 from mm1.config.model import DecoderConfig
 from mm1.data.tokenizer import Tokenizer
-from mm1.generate.engine import generate
+from mm1.generate.engine import Engine
 from mm1.generate.prompt import Prompt
 from mm1.generate.sampling import Decoding
 from mm1.hf.gguf import NAMES, Gguf
@@ -102,6 +102,6 @@ def test_smollm2_writes_what_transformers_reads_out_of_the_same_file(smollm2, tm
     golden = json.loads(GOLDEN.read_text())
     assert [tokenizer.encode(one["prompt"]) for one in golden[:4]] == [one["ids"] for one in golden[:4]]
     prompts = [Prompt(one["ids"]) for one in golden]
-    said = generate(model.eval(), prompts, decoding=Decoding(tokens=64))
-    for one, completion in zip(golden, said, strict=True):
+    completions = Engine(model.eval()).generate(prompts, Decoding(max_tokens=64))
+    for one, completion in zip(golden, completions, strict=True):
         assert tokenizer._inner.decode(completion.tokens, skip_special_tokens=False) == one["text"]

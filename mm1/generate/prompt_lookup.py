@@ -1,68 +1,73 @@
-"""What may come next, guessed from what stood there before: a text repeats its prompt, and itself.
+"""Draft tokens by prompt lookup: a text often repeats its prompt, or itself.
 
-The model reads guessed tokens in one pass and keeps those that it would have written one by one, so that only the time
-changes (Saxena, Prompt Lookup Decoding, 2023, github.com/apoorvumang/prompt-lookup-decoding).
+The model checks the drafts in one pass and keeps those that it would have written one by one, so only the time changes
+(Saxena, Prompt Lookup Decoding, 2023, github.com/apoorvumang/prompt-lookup-decoding).
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 
-MOST = 7
-"""Tokens guessed at once."""
+MAX_DRAFT = 7
+"""Draft tokens of one step at most."""
 
-CONTEXT = 3
-"""Tokens at most by which an earlier place is found to be like the present one."""
+MAX_NGRAM = 3
+"""Tokens compared at most, to find the earlier position that is most like the last one."""
 
 
-def continued(content: np.ndarray, *, most: int) -> list[int]:
-    """Up to `most` tokens that followed the latest of the places most like the last one, up to a picture.
+def lookup(content: np.ndarray, *, most: int) -> list[int]:
+    """The tokens, `most` at most, after the latest earlier position with the longest match to the end of `content`.
 
-    Where they run into the end, the text goes round.
+    They stop before an image. At the end of `content` they continue with the first of them again.
     """
     ends = np.flatnonzero(content[:-1] == content[-1])
     if not len(ends) or most < 1:
         return []
-    for back in range(1, CONTEXT):
+    for back in range(1, MAX_NGRAM):
         longer = ends[ends >= back]
         longer = longer[content[longer - back] == content[-1 - back]]
         if not len(longer):
             break
         ends = longer
     start = ends[-1] + 1
-    found = content[start + np.arange(most) % (len(content) - start)]
-    pictures = np.flatnonzero(found < 0)
-    return found[: pictures[0] if len(pictures) else most].tolist()
+    draft = content[start + np.arange(most) % (len(content) - start)]
+    images = np.flatnonzero(draft < 0)
+    return draft[: images[0] if len(images) else most].tolist()
 
 
-class Guesses:
-    """How often each row's guesses were right, and so how many tokens are worth guessing."""
+class PromptLookup:
+    """Draft tokens for many requests at once, as many as their acceptance rates make worthwhile."""
 
     def __init__(self) -> None:
-        self._right: dict[int, float] = {}  # share of each row's lately guessed tokens
+        self._acceptance: dict[int, float] = {}  # of each request's recent drafts
 
-    def next(self, contents: Mapping[int, np.ndarray], *, most: Mapping[int, int]) -> dict[int, list[int]]:
-        """The guessed tokens of each row, at most so many: as many as promise the most tokens a second."""
-        found = {row: continued(content, most=min(MOST, most[row])) for row, content in contents.items()}
-        best, promised = 0, 0.0
-        for length in range(max(map(len, found.values())) + 1):
-            tokens = sum(self._expected(row, min(length, len(guessed))) for row, guessed in found.items())
-            if (speed := tokens / _cost(len(found) * (1 + length))) > promised:
-                best, promised = length, speed
-        for row in found:  # what was wrong long ago says little
-            self._right[row] = self._right.get(row, 0.5) + 0.05 * (0.5 - self._right.get(row, 0.5))
-        return {row: guessed[:best] for row, guessed in found.items()}
+    def propose(self, contents: Mapping[int, np.ndarray], *, most: Mapping[int, int]) -> dict[int, list[int]]:
+        """The draft of each request, up to `most` tokens: of the length that promises the most tokens a second."""
+        drafts = {number: lookup(content, most=min(MAX_DRAFT, most[number])) for number, content in contents.items()}
+        best, best_speed = 0, 0.0
+        for length in range(max(map(len, drafts.values())) + 1):
+            tokens = sum(self._expected(number, min(length, len(draft))) for number, draft in drafts.items())
+            if (speed := tokens / _cost(len(drafts) * (1 + length))) > best_speed:
+                best, best_speed = length, speed
+        for number in drafts:  # an old rejection counts less with every step
+            acceptance = self._acceptance.get(number, 0.5)
+            self._acceptance[number] = acceptance + 0.05 * (0.5 - acceptance)
+        return {number: draft[:best] for number, draft in drafts.items()}
 
-    def learn(self, row: int, *, guessed: int, right: int) -> None:
-        """`right` of the `guessed` tokens of a row were what the model wrote."""
-        if guessed:
-            self._right[row] = 0.6 * self._right[row] + 0.4 * right / guessed
+    def learn(self, number: int, *, drafted: int, accepted: int) -> None:
+        """Record that the model wrote `accepted` of the request's `drafted` tokens."""
+        if drafted:
+            self._acceptance[number] = 0.6 * self._acceptance[number] + 0.4 * accepted / drafted
 
-    def _expected(self, row: int, length: int) -> float:
-        right = self._right.get(row, 0.5)
-        return sum(right**count for count in range(length + 1))
+    def forget(self, number: int) -> None:
+        """Drop what is recorded of a request that has ended."""
+        self._acceptance.pop(number, None)
+
+    def _expected(self, number: int, length: int) -> float:
+        acceptance = self._acceptance.get(number, 0.5)
+        return sum(acceptance**count for count in range(length + 1))
 
 
-def _cost(places: int) -> float:
-    """Time of a pass, in places: the weights are read once for all. A single place is a simpler product."""
-    return 16 + places if places > 1 else 12
+def _cost(positions: int) -> float:
+    """The time of a pass, in positions: weights are read once for all of them. One position is a simpler product."""
+    return 16 + positions if positions > 1 else 12

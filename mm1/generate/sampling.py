@@ -1,4 +1,4 @@
-"""Which token comes next: the likeliest, a drawn one, or the best that still leads to a given answer."""
+"""The next token: the likeliest, a sampled one, or the likeliest that leads to one of the allowed texts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ class Choices:
     """The only texts that may be written, as a tree of their tokens.
 
     Raises:
-        ValueError: there is none, or one without tokens.
+        ValueError: no text, or a text without tokens.
     """
 
     def __init__(self, texts: Sequence[Sequence[int]]):
@@ -25,7 +25,7 @@ class Choices:
             node[None] = {}  # a text ends here
 
     def after(self, written: Sequence[int]) -> tuple[list[int], bool]:
-        """The tokens that lead on from `written`, and whether it is one of the texts."""
+        """The tokens that may follow `written`, and whether `written` is one of the texts."""
         node = self._tree
         for token in written:
             node = node[token]
@@ -36,14 +36,14 @@ class Choices:
 class Decoding:
     """How tokens are selected, and when a completion ends.
 
-    `stopped` gets all tokens written so far and says whether the text holds a stop string. With `temperature` 0
-    the likeliest token is taken; otherwise prompt i draws from its own stream (seed, i), so what is written
-    doesn't depend on neighbours. Drawn are the `top_k` likeliest tokens (0: all), of them the fewest that hold
-    `top_p` of the probability. Of `choices` that begin alike the likelier next token decides, not the whole text;
-    where one is the beginning of another, a stop token ends it.
+    `stopped` gets all tokens written so far and returns whether the text holds a stop string. With `temperature` 0
+    the likeliest token is selected. Otherwise a token is sampled from the `top_k` likeliest (0: from all), of these
+    from the fewest that hold `top_p` of the probability; each request has random numbers of its own, so that others
+    don't change what it writes. With `choices` only these texts can be written: the likelier next token decides
+    between those with the same beginning, and a stop token ends one that is the beginning of another.
     """
 
-    tokens: int = 64  # written at most
+    max_tokens: int = 64
     stop_tokens: frozenset[int] = frozenset()
     stopped: Callable[[list[int]], bool] | None = None
     temperature: float = 0.0
@@ -53,7 +53,7 @@ class Decoding:
     choices: Choices | None = None
 
     def allowed(self, written: Sequence[int]) -> list[int] | None:
-        """The only tokens that may follow; None where all may."""
+        """The only tokens that may follow `written`; None if all may."""
         if self.choices is None:
             return None
         tokens, whole = self.choices.after(written)
@@ -61,36 +61,39 @@ class Decoding:
 
 
 @torch.inference_mode()
-def choose(
+def sample_tokens(
     logits_BV: torch.Tensor,
     decodings: Sequence[Decoding],
     *,
-    streams: Sequence[torch.Generator],
+    generators: Sequence[torch.Generator],
     image_token: int,
     allowed: Sequence[list[int] | None] = (),
 ) -> tuple[list[int], list[float]]:
-    """The next token of every row, never the image token, and its log-probability among all (before temperature)."""
-    whole_B = logits_BV.logsumexp(-1)
-    open_BV = writable(logits_BV, image_token)
+    """The next token of each row of logits, and its log-probability at temperature 1. It is never the image token."""
+    total_B = logits_BV.logsumexp(-1)
+    allowed_BV = without_image_token(logits_BV, image_token)
     for row, tokens in enumerate(allowed):
         if tokens is not None:
-            kept = open_BV[row, tokens]
-            open_BV[row] = -torch.inf
-            open_BV[row, tokens] = kept
-    token_B = open_BV.argmax(-1)
-    drawing = [row for row, decoding in enumerate(decodings) if decoding.temperature > 0]
-    if drawing:
-        settings = [decodings[row] for row in drawing]
-        token_B[drawing] = _draw(open_BV[drawing], settings, streams=[streams[row] for row in drawing])
-    chosen_B = logits_BV.gather(-1, token_B[:, None])[:, 0] - whole_B
-    return token_B.tolist(), chosen_B.tolist()
+            kept = allowed_BV[row, tokens]
+            allowed_BV[row] = -torch.inf
+            allowed_BV[row, tokens] = kept
+    token_B = allowed_BV.argmax(-1)
+    sampled = [row for row, decoding in enumerate(decodings) if decoding.temperature > 0]
+    if sampled:
+        token_B[sampled] = _draw(
+            allowed_BV[sampled],
+            [decodings[row] for row in sampled],
+            generators=[generators[row] for row in sampled],
+        )
+    log_probability_B = logits_BV.gather(-1, token_B[:, None])[:, 0] - total_B
+    return token_B.tolist(), log_probability_B.tolist()
 
 
 def _draw(
-    logits_BV: torch.Tensor, decodings: Sequence[Decoding], *, streams: Sequence[torch.Generator]
+    logits_BV: torch.Tensor, decodings: Sequence[Decoding], *, generators: Sequence[torch.Generator]
 ) -> torch.Tensor:
     device, vocabulary = logits_BV.device, logits_BV.shape[1]
-    heat_B, top_p_B, top_k_B = (
+    temperature_B, top_p_B, top_k_B = (
         torch.tensor(values, device=device)
         for values in (
             [decoding.temperature for decoding in decodings],
@@ -98,29 +101,29 @@ def _draw(
             [decoding.top_k or vocabulary for decoding in decodings],
         )
     )
-    kept_BV, order_BV = (logits_BV / heat_B[:, None]).softmax(-1).sort(-1, descending=True)
+    kept_BV, order_BV = (logits_BV / temperature_B[:, None]).softmax(-1).sort(-1, descending=True)
     rank_V = torch.arange(vocabulary, device=device)
     kept_BV = kept_BV.masked_fill(rank_V >= top_k_B[:, None], 0)
     kept_BV = kept_BV / kept_BV.sum(-1, keepdim=True)
     before_BV = kept_BV.cumsum(-1) - kept_BV
     kept_BV = kept_BV.masked_fill(before_BV >= top_p_B[:, None], 0)
-    kept_BV[:, 0] = kept_BV[:, 0].clamp(min=1e-30)  # top_p 0: the likeliest
-    drawn_B = torch.stack([torch.rand((), generator=stream) for stream in streams]).to(device)
+    kept_BV[:, 0] = kept_BV[:, 0].clamp(min=1e-30)  # with top_p 0 the likeliest token remains
+    uniform_B = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(device)
     mass_BV = kept_BV.cumsum(-1)
-    # the drawn point falls into the stretch of one token; the last clamp is for rounding at the end
-    rank_B1 = (mass_BV <= drawn_B[:, None] * mass_BV[:, -1:]).sum(-1, keepdim=True)
+    # the first token whose cumulative mass exceeds the random number; the minimum guards against rounding at the end
+    rank_B1 = (mass_BV <= uniform_B[:, None] * mass_BV[:, -1:]).sum(-1, keepdim=True)
     rank_B1 = rank_B1.minimum((kept_BV > 0).sum(-1, keepdim=True) - 1)
     return order_BV.gather(-1, rank_B1)[:, 0]
 
 
-def writable(logits: torch.Tensor, image_token: int) -> torch.Tensor:
-    """A copy of the logits without the image token, which stands for pixels that nothing here could give it."""
+def without_image_token(logits: torch.Tensor, image_token: int) -> torch.Tensor:
+    """A copy of the logits in which the image token is impossible: a model that writes text has no pixels for it."""
     logits = logits.clone()
     if image_token >= 0:
         logits[..., image_token] = -torch.inf
     return logits
 
 
-def stream(seed: int, index: int) -> torch.Generator:
-    """The random numbers of prompt `index` of a call."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+def random_stream(seed: int, stream: int) -> torch.Generator:
+    """The random numbers of stream number `stream` of `seed`."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + stream) % 2**63)

@@ -1,4 +1,4 @@
-"""Rows of a key/value cache that prompts enter and leave at any step, and that remember what they hold."""
+"""A key/value cache whose rows serve one prompt after another, and remember what they hold."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,47 +11,53 @@ from mm1.generate.threads import threads_for
 from mm1.model.cache import Cache, Segment
 from mm1.model.mllm import MLLM
 
-LEAST = 16
-"""Places in common that are worth a copy of their keys, or a wait for them."""
+MIN_SHARED = 16
+"""Positions in common from which copying their keys and values, or waiting for them, is worthwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """The first places of many prompts, computed once: what stands there, and their keys and values."""
+    """The first positions of many prompts, computed once: their content, keys and values."""
 
     content: np.ndarray
     segment: Segment
+
+    def part(self, start: int, stop: int) -> "Prefix":
+        """The positions [start, stop), in memory of their own."""
+        segment = self.segment
+        keys, values = (tuple(x_KPW[:, start:stop].clone() for x_KPW in x) for x in (segment.keys, segment.values))
+        return Prefix(self.content[start:stop], Segment(keys, values))
 
 
 @torch.inference_mode()
 def prefill(
     model: MLLM, prompt: Prompt, *, features: Features, prefixes: Sequence[Prefix] = ()
 ) -> tuple[Segment, torch.Tensor]:
-    """Keys and values of the places of `prompt` behind `prefixes`, and the last place's logits [V]."""
+    """Keys and values of the prompt's positions after `prefixes`, and the logits [V] of its last position."""
     start = sum(prefix.segment.places for prefix in prefixes)
     x_1TD = embed_from(model, [prompt], [start], features=features)
-    places = x_1TD.shape[1]
+    positions = x_1TD.shape[1]
     shared = [prefix.segment for prefix in prefixes]
-    cache = Cache.empty(model.decoder.config, rows=1, places=places, like=x_1TD, shared=shared)
-    position_1T = torch.arange(start, start + places, device=x_1TD.device)[None]
+    cache = Cache.empty(model.decoder.config, rows=1, places=positions, like=x_1TD, shared=shared)
+    position_1T = torch.arange(start, start + positions, device=x_1TD.device)[None]
     hidden_1TD = model.decoder(x_1TD, position_1T, cache=cache)
     return cache.segment(), model.decoder.logits(hidden_1TD[0, -1]).float()
 
 
-def begun(model: MLLM, prompt: Prompt, whole: np.ndarray, *, places: int, features: Features) -> Prefix:
-    """The first `places` of `prompt`, whose content is `whole`; they tear no picture apart."""
-    images = int((whole[:places] < 0).sum()) // model.config.connector.tokens
-    start = Prompt(prompt.tokens[:places], prompt.images[:images])
-    segment, _ = prefill(model, start, features=features)
-    return Prefix(whole[:places], segment)
+def prefill_prefix(model: MLLM, prompt: Prompt, contents: np.ndarray, *, length: int, features: Features) -> Prefix:
+    """The first `length` positions of `prompt`, whose content is `contents`. They must not end inside an image."""
+    images = int((contents[:length] < 0).sum()) // model.config.connector.tokens
+    segment, _ = prefill(model, Prompt(prompt.tokens[:length], prompt.images[:images]), features=features)
+    return Prefix(contents[:length], segment)
 
 
 class Session:
-    """Up to `rows` prompts at once, each of an owner's number, all behind `prefix`, each with `places` of its own.
+    """A cache of `rows` rows with `positions` each, after the positions of `prefix`, which all rows share.
 
-    `admit` starts rows, `step` continues all by a token, `release` ends one. A row keeps what it held after its
-    end: a prompt that begins like any row, in use or not, takes over the keys and values of those places, without
-    a copy where that row is free. Of other free rows the one unused for longest is taken.
+    `admit` puts prompts into free rows, `step` continues all rows in use, `release` frees one. A row is in use by an
+    owner, a number that the caller selects. A free row remembers what it held: a prompt that begins with what any row
+    holds, free or in use, takes over its keys and values, without a copy if that row is free. Otherwise a prompt takes
+    the free row that was unused for longest.
     """
 
     def __init__(
@@ -59,95 +65,131 @@ class Session:
         model: MLLM,
         *,
         rows: int,
-        places: int,
+        positions: int,
         features: Features | None = None,
         prefix: Prefix | None = None,
     ):
-        self.model, self.rows, self.places = model, rows, places
+        self.model, self.rows, self.positions = model, rows, positions
         self.features = features or Features(model)
         self.prefix = prefix
-        self.before = prefix.segment.places if prefix else 0
         weight = model.decoder.embedding.weight
         self.device = weight.device
         shared = [prefix.segment] if prefix else []
-        self.cache = Cache.empty(model.decoder.config, rows=rows, places=places, like=weight, shared=shared)
+        self.cache = Cache.empty(model.decoder.config, rows=rows, places=positions, like=weight, shared=shared)
         self.owners: list[int | None] = [None] * rows
-        self.computed = 0  # places that went through the decoder
-        self._content = np.zeros((rows, places), np.int64)
-        self._filled = np.zeros(rows, np.int64)  # places of each row that are remembered
-        self._used = np.zeros(rows, np.int64)  # when each row was last in use
+        self.computed = 0  # positions that went through the decoder
+        self._content = np.zeros((rows, positions), np.int64)
+        self._length = np.zeros(rows, np.int64)  # positions that each row holds
+        self._last_used = np.zeros(rows, np.int64)
         self._clock = 0
+
+    @property
+    def prefix_length(self) -> int:
+        """Positions that all rows share."""
+        return len(self.prefix.content) if self.prefix else 0
 
     @property
     def free(self) -> int:
         """Rows that a prompt could take."""
         return self.owners.count(None)
 
-    def content(self, prompt: Prompt) -> np.ndarray:
-        """What stands at each place of `prompt`: see `prompt.content`."""
-        return content(prompt, self.model.config)
+    @torch.inference_mode()
+    def fit(self, length: int, *, prefix_length: int) -> None:
+        """Make room for prompts of `length` positions that have only the first `prefix_length` of the prefix in common.
 
-    def known(self, whole: np.ndarray) -> int:
-        """How many places of a prompt's content would not be computed again."""
-        return self.before + self._nearest(whole[self.before :])[1]
+        Every row then holds the rest of the prefix itself. Nothing else changes for the rows in use, nor for what free
+        rows remember.
+        """
+        if prefix_length < min(self.prefix_length, MIN_SHARED):
+            prefix_length = 0
+        moved = self.prefix_length - prefix_length
+        positions = max(length - prefix_length, moved + self.positions)
+        if positions == self.positions:
+            return
+        rest, contents = None, np.zeros((self.rows, positions), np.int64)
+        if self.prefix is not None and moved:
+            rest = self.prefix.part(prefix_length, self.prefix_length)
+            self.prefix = self.prefix.part(0, prefix_length) if prefix_length else None
+            contents[:, :moved] = rest.content
+        contents[:, moved : moved + self.positions] = self._content
+        self._content, self.positions = contents, positions
+        self._length += moved
+        old, self.cache = self.cache, Cache((), ())
+        layers = [list(old.keys), list(old.values)]
+        del old  # so that each layer's memory is free when its copy is complete
+        for side, first in zip(layers, (rest.segment.keys, rest.segment.values) if rest else ((), ()), strict=True):
+            for layer in range(len(side)):
+                side[layer] = _widened(side[layer], positions, first[layer] if moved else None)
+        shared = (self.prefix.segment,) if self.prefix else ()
+        self.cache = Cache(tuple(layers[0]), tuple(layers[1]), shared)
+
+    def cached(self, contents: np.ndarray) -> int:
+        """How many first positions of a prompt with these contents don't have to be computed."""
+        return self.prefix_length + self._nearest(contents[self.prefix_length :])[1]
+
+    def contents(self, owner: int) -> np.ndarray:
+        """What the owner's row holds, the shared prefix first."""
+        row = self.owners.index(owner)
+        own = self._content[row, : self._length[row]]
+        return np.concatenate((self.prefix.content, own)) if self.prefix else own
 
     @torch.inference_mode()
     def admit(
-        self, prompts: Sequence[Prompt], owners: Sequence[int], *, wanted: Sequence[int] | None = None
+        self, prompts: Sequence[Prompt], owners: Sequence[int], *, outputs: Sequence[int] | None = None
     ) -> torch.Tensor:
-        """Hidden states of the last `wanted` places (else of the last) of each prompt, one after the other, [.., D].
+        """Hidden states [A, D] of each prompt's last `outputs` positions (by default the last one), concatenated.
 
         Raises:
             ValueError: too few free rows, too long a prompt, or one that doesn't begin with the prefix.
         """
-        wanted = wanted or [1] * len(prompts)
-        contents = [self.content(prompt) for prompt in prompts]
-        longest = max(map(len, contents)) - self.before
-        if self.free < len(prompts) or longest > self.places:
+        outputs = outputs or [1] * len(prompts)
+        contents = [content(prompt, self.model.config) for prompt in prompts]
+        longest = max(map(len, contents)) - self.prefix_length
+        if self.free < len(prompts) or longest > self.positions:
             raise ValueError(
                 f"{len(prompts)} prompts of up to {longest} tokens don't fit into a cache with {self.free} free rows "
-                f"of {self.places} places; make it larger or admit fewer"
+                f"of {self.positions} positions; make it larger or admit fewer"
             )
-        if self.prefix and any(common_prefix(whole, self.prefix.content) < self.before for whole in contents):
-            raise ValueError(f"a prompt doesn't begin with the {self.before} places that all rows share")
+        if self.prefix and any(common_prefix(whole, self.prefix.content) < self.prefix_length for whole in contents):
+            raise ValueError(f"a prompt doesn't begin with the {self.prefix_length} positions that all rows share")
         starts, rows = [], []
-        for whole, owner, last in zip(contents, owners, wanted, strict=True):
-            own = whole[self.before :]
-            row, start = self._place(own, owner, most=len(own) - last)
+        for whole, owner, last in zip(contents, owners, outputs, strict=True):
+            own = whole[self.prefix_length :]
+            row, start = self._take_row(own, owner, most=len(own) - last)
             starts.append(start)
             rows.append(row)
         hidden_BTD = self._compute(prompts, starts, rows)
         for whole, row in zip(contents, rows, strict=True):
-            own = whole[self.before :]
+            own = whole[self.prefix_length :]
             self._content[row, : len(own)] = own
-            self._filled[row] = len(own)
-        news = [len(whole) - self.before - start for whole, start in zip(contents, starts, strict=True)]
+            self._length[row] = len(own)
+        news = [len(whole) - self.prefix_length - start for whole, start in zip(contents, starts, strict=True)]
         self.computed += sum(news)
-        picked = [(row, place) for row, new in enumerate(news) for place in range(new - wanted[row], new)]
-        row_A, place_A = torch.tensor(picked, device=self.device).unbind(1)
-        return hidden_BTD[row_A, place_A]
+        picked = [(row, index) for row, new in enumerate(news) for index in range(new - outputs[row], new)]
+        row_A, index_A = torch.tensor(picked, device=self.device).unbind(1)
+        return hidden_BTD[row_A, index_A]
 
-    def _place(self, own: np.ndarray, owner: int, *, most: int) -> tuple[int, int]:
-        """The row that `owner` takes, and how many of its first places it holds already."""
+    def _take_row(self, own: np.ndarray, owner: int, *, most: int) -> tuple[int, int]:
+        """The row that `owner` takes, and how many first positions of `own` it holds already: `most` at most."""
         source, start = self._nearest(own)
         image_tokens = self.model.config.connector.tokens
         start = whole_images(own, min(start, most), image_tokens=image_tokens)
-        if start < LEAST:
+        if start < MIN_SHARED:
             start = 0
         row = source
         if not start or self.owners[source] is not None:
             unused = [row for row in range(self.rows) if self.owners[row] is None]
-            row = min(unused, key=lambda row: self._used[row])
+            row = min(unused, key=lambda row: self._last_used[row])
             self.cache.copy(source, row, stop=start)
         self._content[row, :start] = own[:start]
-        self._filled[row] = start
+        self._length[row] = start
         self.owners[row] = owner
         return row, start
 
     def _nearest(self, own: np.ndarray) -> tuple[int, int]:
-        """The row that begins most like `own`, a free one of equals, and how many places they have in common."""
-        same = (self._content[:, : len(own)] == own[: self.places]) & (
-            np.arange(min(len(own), self.places)) < self._filled[:, None]
+        """The row with the longest prefix in common with `own`, preferably a free one, and that prefix's length."""
+        same = (self._content[:, : len(own)] == own[: self.positions]) & (
+            np.arange(min(len(own), self.positions)) < self._length[:, None]
         )
         common = np.where(same.all(1), same.shape[1], same.argmin(1)) if same.size else np.zeros(self.rows, np.int64)
         free = np.array([owner is None for owner in self.owners])
@@ -155,69 +197,74 @@ class Session:
         return row, int(common[row])
 
     def _compute(self, prompts: Sequence[Prompt], starts: Sequence[int], rows: list[int]) -> torch.Tensor:
-        """Hidden states [B, T, D] of the prompts' places from the starts on, which stand in `rows` afterwards."""
-        whole = [self.before + start for start in starts]
+        """Hidden states [B, T, D] of the prompts' positions from `starts` on; their keys and values are in `rows`."""
+        whole = [self.prefix_length + start for start in starts]
         x_BTD = embed_from(self.model, prompts, whole, features=self.features)
         ends = [len(prompt.tokens) for prompt in prompts]
         start_B1, last_B1 = (torch.tensor(x, device=self.device)[:, None] for x in (whole, [end - 1 for end in ends]))
         position_BT = start_B1 + torch.arange(x_BTD.shape[1], device=self.device)
-        if any(starts):  # a shorter prompt's last place comes again, writing the same keys: behind it may be no room
+        if any(starts):  # a shorter prompt repeats its last position, whose keys don't change: after it may be no room
             position_BT = position_BT.minimum(last_B1)
-        places = max(ends) - self.before
+        positions = max(ends) - self.prefix_length
         if rows == list(range(rows[0], rows[0] + len(rows))):
-            reading = self.cache.view(slice(rows[0], rows[0] + len(rows)), places).reading(position_BT)
+            reading = self.cache.view(slice(rows[0], rows[0] + len(rows)), positions).reading(position_BT)
         else:
-            reading = self.cache.view(slice(None), places).reading(position_BT, rows)
+            reading = self.cache.view(slice(None), positions).reading(position_BT, rows)
         return self.model.decoder(x_BTD, position_BT, cache=reading)
 
     @torch.inference_mode()
     def step(self, tokens: Mapping[int, Sequence[int]]) -> tuple[list[int], torch.Tensor]:
-        """The owners of all rows in use, and logits [B, T, V] after each of the tokens by which each is continued.
+        """The owners of all rows in use, and logits [B, T, V] after each of the tokens that continue their rows.
 
-        T is that of the longest; a row of fewer tokens has its last one's again.
+        T is the largest number of tokens; a row with fewer repeats its last one.
         """
-        self._close_up()
+        self._compact()
         owners = [owner for owner in self.owners if owner is not None]
         row_B1 = np.arange(len(owners))[:, None]
         news_B1 = np.array([[len(tokens[owner])] for owner in owners])
-        # a shorter row's last token comes again at its place, writing the same keys: behind it may be no room
+        # a row with fewer tokens repeats its last position, whose keys don't change: after it may be no room
         index_BT = np.minimum(np.arange(news_B1.max()), news_B1 - 1)
-        given_BT = np.array([[tokens[owner][at] for at in at_T] for owner, at_T in zip(owners, index_BT, strict=True)])
-        place_BT = self._filled[row_B1] + index_BT
-        self._content[row_B1, place_BT] = given_BT
-        self._filled[row_B1] += news_B1
+        tokens_BT = np.array([[tokens[owner][at] for at in at_T] for owner, at_T in zip(owners, index_BT, strict=True)])
+        own_BT = self._length[row_B1] + index_BT
+        self._content[row_B1, own_BT] = tokens_BT
+        self._length[row_B1] += news_B1
         self.computed += int(news_B1.sum())
-        position_BT = torch.from_numpy(place_BT + self.before).to(self.device)
-        cache = self.cache.view(slice(0, len(owners)), int(place_BT.max()) + 1)
-        with threads_for(self.model.decoder, place_BT.size):
-            x_BTD = self.model.decoder.embed(torch.from_numpy(given_BT).to(self.device))
+        position_BT = torch.from_numpy(own_BT + self.prefix_length).to(self.device)
+        cache = self.cache.view(slice(0, len(owners)), int(own_BT.max()) + 1)
+        with threads_for(self.model.decoder, own_BT.size):
+            x_BTD = self.model.decoder.embed(torch.from_numpy(tokens_BT).to(self.device))
             hidden_BTD = self.model.decoder(x_BTD, position_BT, cache=cache)
             return owners, self.model.decoder.logits(hidden_BTD).float()
 
-    def held(self, owner: int) -> np.ndarray:
-        """What stands at the places of its row, the shared ones first."""
-        row = self.owners.index(owner)
-        own = self._content[row, : self._filled[row]]
-        return np.concatenate((self.prefix.content, own)) if self.prefix else own
-
-    def take_back(self, owner: int, places: int) -> None:
-        """The row of `owner` ends so many places earlier, as if they had not been."""
-        self._filled[self.owners.index(owner)] -= places
+    def roll_back(self, owner: int, positions: int) -> None:
+        """Drop the last positions of the owner's row."""
+        self._length[self.owners.index(owner)] -= positions
 
     def release(self, owner: int) -> None:
-        """End the row of `owner`; it is free, and remembers what it held."""
+        """Free the owner's row. It remembers what it holds."""
         row = self.owners.index(owner)
         self._clock += 1
-        self.owners[row], self._used[row] = None, self._clock
+        self.owners[row], self._last_used[row] = None, self._clock
 
     @torch.inference_mode()
-    def _close_up(self) -> None:
-        """Rows in use stand together, so that a step reads one piece of the cache."""
+    def _compact(self) -> None:
+        """Move the rows in use to the front, so that a step reads one slice of the cache."""
         count = self.rows - self.free
         holes = [row for row in range(count) if self.owners[row] is None]
         beyond = [row for row in range(count, self.rows) if self.owners[row] is not None]
         for hole, row in zip(holes, beyond, strict=True):
-            self.cache.swap(hole, row, places=int(self._filled[[hole, row]].max()))
-            for of_rows in (self._content, self._filled, self._used):
+            self.cache.swap(hole, row, places=int(self._length[[hole, row]].max()))
+            for of_rows in (self._content, self._length, self._last_used):
                 of_rows[[hole, row]] = of_rows[[row, hole]]
             self.owners[hole], self.owners[row] = self.owners[row], None
+
+
+def _widened(x_BKLW: torch.Tensor, positions: int, first_KPW: torch.Tensor | None) -> torch.Tensor:
+    """Rows of `positions` positions: `first_KPW` in each if given, then what was in them, then zeros."""
+    rows, heads, length, width = x_BKLW.shape
+    new_BKLW = x_BKLW.new_zeros(rows, heads, positions, width)
+    start = 0 if first_KPW is None else first_KPW.shape[1]
+    if first_KPW is not None:
+        new_BKLW[:, :, :start] = first_KPW
+    new_BKLW[:, :, start : start + length] = x_BKLW
+    return new_BKLW

@@ -13,9 +13,10 @@ from mm1.data.encode import encode
 from mm1.data.image import ImageError, load
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import Document, Encoded, Image
-from mm1.generate.beam import Beams, search_all
-from mm1.generate.engine import Engine, Score
-from mm1.generate.prompt import PICTURES_AT_ONCE, Picture, Prompt
+from mm1.generate.beam import BeamSearch, search_all
+from mm1.generate.engine import Engine
+from mm1.generate.prompt import IMAGES_PER_PASS, Picture, Prompt
+from mm1.generate.request import Score
 from mm1.generate.sampling import Decoding
 from mm1.model.mllm import MLLM
 
@@ -49,14 +50,13 @@ class Writer:
 
         Decoding is greedy, or a beam search with more than one of `beams`.
         """
-        decoding = Decoding(tokens=max_tokens, stop_tokens=self.tokenizer.ends, stopped=self._stopped(stops))
+        decoding = Decoding(max_tokens=max_tokens, stop_tokens=self.tokenizer.ends, stopped=self._stopped(stops))
         prompts = [self._prompt(self._encode(document)) for document in documents]
         if beams > 1:
             completions = search_all(
                 self.engine.model,
                 prompts,
-                decoding=decoding,
-                beams=Beams(beams),
+                how=BeamSearch(decoding, width=beams),
                 features=self.engine.features,
                 done=lambda number: done(1),
             )
@@ -94,8 +94,8 @@ class Writer:
     def features(self, images: Sequence[Image]) -> np.ndarray:
         """Each image's mean image token as the decoder reads it, float32 [images, width]."""
         parts = []
-        for start in range(0, len(images), PICTURES_AT_ONCE):
-            pictures = [self._picture(image) for image in images[start : start + PICTURES_AT_ONCE]]
+        for start in range(0, len(images), IMAGES_PER_PASS):
+            pictures = [self._picture(image) for image in images[start : start + IMAGES_PER_PASS]]
             parts.append(self.engine.features.of(pictures).mean(dim=1).float().cpu().numpy())
         return np.concatenate(parts)
 

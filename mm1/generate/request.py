@@ -1,0 +1,124 @@
+"""A request to the engine, its state until it ends, and what comes back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from mm1.config.model import ModelConfig
+from mm1.generate.prompt import Prompt, content
+from mm1.generate.sampling import Decoding, random_stream, without_image_token
+
+Reason = Literal["token", "text", "choice", "length", "aborted"]
+"""Why a request ended: a stop token, a stop string, no choice that goes on, its full length, or an abort."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """A prompt to continue; or, with a `continuation`, a prompt and the tokens whose likelihood after it is wanted.
+
+    Sampling takes its random numbers from stream number `stream` of `decoding.seed`, whatever else the engine does.
+    """
+
+    prompt: Prompt
+    decoding: Decoding = field(default_factory=Decoding)
+    stream: int = 0
+    continuation: Sequence[int] | None = None
+
+
+@dataclass(slots=True)
+class Completion:
+    """What the model wrote. It includes a stop string, but not a stop token."""
+
+    tokens: list[int] = field(default_factory=list)
+    log_probability: float = 0.0  # of all selected tokens, including the stop token, in nats
+    reason: Reason = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a continuation is."""
+
+    log_probability: float  # nats, summed over its tokens
+    tokens: int
+    greedy: bool  # whether each token is the likeliest, so that greedy decoding would write this continuation
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a step did for one request: the tokens it wrote and, if the request ended, the reason and the result."""
+
+    request_id: int
+    tokens: tuple[int, ...] = ()
+    reason: Reason | None = None
+    completion: Completion | None = None
+    score: Score | None = None
+
+
+class ActiveRequest:
+    """A submitted request and how far it is. `reason` is None until it ends.
+
+    Raises:
+        ValueError: an empty prompt or continuation, or images that don't fit the image tokens.
+    """
+
+    def __init__(self, number: int, request: EngineRequest, config: ModelConfig):
+        self.number, self.decoding, self.continuation = number, request.decoding, request.continuation
+        self.prompt, self.outputs = request.prompt, 1  # last positions of `prompt` whose logits are needed
+        self.max_length = len(self.prompt.tokens) + self.decoding.max_tokens
+        if self.continuation is not None:
+            if not len(self.prompt.tokens) or not len(self.continuation):
+                raise ValueError(
+                    "a prompt or a continuation is empty; give each one token (such as the one that starts text)"
+                )
+            # nothing attends to the last token
+            self.prompt = Prompt([*self.prompt.tokens, *self.continuation[:-1]], self.prompt.images)
+            self.outputs, self.max_length = len(self.continuation), len(self.prompt.tokens)
+        self.content = content(self.prompt, config)
+        self.generator = random_stream(self.decoding.seed, request.stream)
+        self.completion = Completion()
+        self.score: Score | None = None
+        self.reason: Reason | None = None
+        self.next_token = -1  # the last token written, which is not yet in the cache
+        self._image_token, self._reported = config.image_token, 0
+
+    @property
+    def max_draft(self) -> int:
+        """How many draft tokens can be useful: the step itself writes one more."""
+        return self.decoding.max_tokens - len(self.completion.tokens) - 1
+
+    def accept(self, token: int, log_probability: float) -> None:
+        """Add the next token, which may end the request."""
+        completion, decoding = self.completion, self.decoding
+        completion.log_probability += log_probability
+        if token in decoding.stop_tokens:
+            self.end("token")
+            return
+        completion.tokens.append(token)
+        self.next_token = token
+        if decoding.stopped is not None and decoding.stopped(completion.tokens):
+            self.end("text")
+        elif decoding.choices is not None and not decoding.allowed(completion.tokens):
+            self.end("choice")
+        elif len(completion.tokens) >= decoding.max_tokens:
+            self.end("length")
+
+    def accept_score(self, logits_TV: torch.Tensor) -> None:
+        """Compute the score from the logits before each token of the continuation, which ends the request."""
+        answer_T = torch.tensor(self.continuation, device=logits_TV.device)
+        log_probability_T = logits_TV.log_softmax(-1).gather(-1, answer_T[:, None])[:, 0]
+        greedy = bool((without_image_token(logits_TV, self._image_token).argmax(-1) == answer_T).all())
+        self.score = Score(float(log_probability_T.sum()), len(answer_T), greedy)
+        self.end("length")
+
+    def end(self, reason: Reason) -> None:
+        """End the request for this reason."""
+        self.reason = self.completion.reason = reason
+
+    def event(self) -> Event:
+        """What is new since the last event."""
+        tokens = tuple(self.completion.tokens[self._reported :])
+        self._reported = len(self.completion.tokens)
+        written = self.completion if self.reason and self.continuation is None else None
+        return Event(self.number, tokens, self.reason, written, self.score)
