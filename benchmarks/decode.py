@@ -1,10 +1,10 @@
-"""Images a second, one core, of ways to decode a picture and squeeze it to 336 x 336 RGB pixels.
+"""Images per second and core of several methods to decode an image and resize it to 336 x 336 RGB pixels.
 
     python benchmarks/decode.py [--size 336] [--rounds 7]
 
-Ways take turns, round by round; the medians of the rounds are printed, with the ratio to Pillow's `draft` and how far
-the pixels are from those of a full decode and Pillow's bicubic resize (mean of the absolute difference, of 255).
-OpenCV's ways are left out where it is not installed.
+The methods take turns, round by round. The table has the median of the rounds, the ratio to Pillow's `draft`, and the
+mean absolute difference (of 255) from the pixels of a full decode and Pillow's bicubic resize. Methods of OpenCV are
+left out if it is not installed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ try:
 except ImportError:
     cv2 = None
 
-Way = Callable[[bytes, int], np.ndarray]
+Method = Callable[[bytes, int], np.ndarray]
 
 
 def pillow(data: bytes, size: int) -> np.ndarray:
@@ -55,8 +55,8 @@ def ours(data: bytes, size: int) -> np.ndarray:
     return load(data, size).transpose(1, 2, 0)
 
 
-def made_jpegs(width: int, height: int, *, count: int = 24) -> list[bytes]:
-    """Pictures as rough as photographs: noise of every scale, the coarse strongest."""
+def synthetic_jpegs(width: int, height: int, *, count: int = 24) -> list[bytes]:
+    """JPEGs as detailed as photographs: noise of every scale, the coarse strongest."""
     random, files = np.random.default_rng(width), []
     for _ in range(count):
         pixels = np.zeros((height, width, 3), np.float32)
@@ -75,20 +75,20 @@ def made_jpegs(width: int, height: int, *, count: int = 24) -> list[bytes]:
 
 def sample_webps(count: int = 96) -> list[bytes]:
     documents = open_store("sample:captions-train").take(list(range(0, 20 * count, 20)))
-    found = [image.data for document in documents for image in document.images]
-    return [data for data in found if data[8:12] == b"WEBP"]
+    files = [image.data for document in documents for image in document.images]
+    return [data for data in files if data[8:12] == b"WEBP"]
 
 
-def measure(files: list[bytes], ways: dict[str, Way], *, size: int, rounds: int) -> dict[str, float]:
-    """The median images a second of each way."""
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
+def measure(files: list[bytes], methods: dict[str, Method], *, size: int, rounds: int) -> dict[str, float]:
+    """The median images per second of each method."""
+    speeds: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(rounds):
-        for name, way in ways.items():
+        for name, method in methods.items():
             start = time.process_time()
             for data in files:
-                way(data, size)
+                method(data, size)
             speeds[name].append(len(files) / (time.process_time() - start))
-    return {name: median(found) for name, found in speeds.items()}
+    return {name: median(of_method) for name, of_method in speeds.items()}
 
 
 def main() -> None:
@@ -96,28 +96,32 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=336)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    anything: dict[str, Way] = {"Pillow": pillow, "Pillow draft": pillow_draft, "mm1": ours}
+    any_format: dict[str, Method] = {"Pillow": pillow, "Pillow draft": pillow_draft, "mm1": ours}
     if cv2:
         cv2.setNumThreads(1)
-        anything["OpenCV area"] = opencv
-    jpeg = anything | ({"simplejpeg + OpenCV area": turbo_opencv} if cv2 else {})
+        any_format["OpenCV area"] = opencv
+    jpeg = any_format | ({"simplejpeg + OpenCV area": turbo_opencv} if cv2 else {})
     sets = {
-        "JPEG 512 x 512": (made_jpegs(512, 512), jpeg),
-        "JPEG 1024 x 768": (made_jpegs(1024, 768), jpeg),
-        "WebP of the sample": (sample_webps(), anything),
+        "JPEG 512 x 512": (synthetic_jpegs(512, 512), jpeg),
+        "JPEG 1024 x 768": (synthetic_jpegs(1024, 768), jpeg),
+        "WebP of the sample": (sample_webps(), any_format),
     }
-    table = Table(title=f"to {options.size} x {options.size}, images a second of one core")
-    for column in ("files", "kB each", "way", "images/s", "over draft", "difference"):
+    table = Table(title=f"to {options.size} x {options.size}, images per second and core")
+    for column in ("files", "kB each", "method", "images/s", "over draft", "difference"):
         table.add_column(column, justify="right")
-    for name, (files, ways) in sets.items():
-        speeds = measure(files, ways, size=options.size, rounds=options.rounds)
+    for name, (files, methods) in sets.items():
+        speeds = measure(files, methods, size=options.size, rounds=options.rounds)
         exact = [pillow(data, options.size).astype(float) for data in files]
-        for way, speed in speeds.items():
-            found = zip(files, exact, strict=True)
-            far = np.mean([np.abs(ways[way](data, options.size) - right).mean() for data, right in found])
+        for method, speed in speeds.items():
+            difference = np.mean(
+                [
+                    np.abs(methods[method](data, options.size) - right).mean()
+                    for data, right in zip(files, exact, strict=True)
+                ]
+            )
             kilobytes = sum(map(len, files)) / len(files) / 1000
             ratio = speed / speeds["Pillow draft"]
-            table.add_row(name, f"{kilobytes:.0f}", way, f"{speed:,.0f}", f"{ratio:.2f}", f"{far:.2f}")
+            table.add_row(name, f"{kilobytes:.0f}", method, f"{speed:,.0f}", f"{ratio:.2f}", f"{difference:.2f}")
     Console(width=120).print(table)
 
 
