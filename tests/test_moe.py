@@ -95,7 +95,7 @@ def test_a_full_expert_drops_the_last_and_second_choices_first():
     gone_BT = ~choice.kept_BTZ.any(-1)
     assert gone_BT.any()
     assert (y_BTD[gone_BT] == 0).all()
-    share_BTJ = torch.zeros(ROWS, PLACES, 4).scatter(2, choice.expert_BTZ, choice.share_BTZ * choice.kept_BTZ)
+    share_BTJ = torch.zeros(ROWS, PLACES, 4).scatter(2, choice.expert_BTZ, choice.weight_BTZ * choice.kept_BTZ)
     e = built.experts
     hidden = F.silu(torch.einsum("btd,jfd->btjf", x_BTD, e.gate.weight))
     hidden = hidden * torch.einsum("btd,jfd->btjf", x_BTD, e.up.weight)
@@ -255,7 +255,7 @@ def test_a_cached_sparse_decoder_says_what_an_uncached_one_does():
     position_BT = torch.arange(12).expand(2, -1)
     with torch.no_grad():
         whole_BTD = decoder(decoder.embed(tokens_BT), position_BT)
-        cache = Cache.empty(decoder.config, rows=2, places=12, like=whole_BTD)
+        cache = Cache.empty(decoder.config, rows=2, length=12, like=whole_BTD)
         for t in range(12):
             one = slice(t, t + 1)
             x_B1D = decoder.embed(tokens_BT[:, one])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mm1.config.model import DecoderConfig, SparseConfig
-from mm1.hf.experts import spread, stacked
+from mm1.hf.experts import stack_experts, unstack_experts
 from mm1.hf.names import DECODER, DECODER_DROPPED, reverse, translate
 
 State = dict[str, torch.Tensor]
@@ -183,7 +183,7 @@ def decoder_from_hf(theirs: State, *, tie_embeddings: bool) -> State:
     """The state of our `Decoder` in a state dict of theirs, wherever in it the decoder stands."""
     prefix = _prefix(theirs, "embed_tokens.weight")
     inside = {name: x for name, x in _inside(theirs, prefix).items() if not DECODER_DROPPED.match(name)}
-    inside = stacked(inside)
+    inside = stack_experts(inside)
     ours = {name: inside[their] for their, name in translate(inside, reverse(DECODER)).items()}
     if not tie_embeddings:
         ours["output.weight"] = theirs[_prefix(theirs, "lm_head.weight") + "lm_head.weight"]
@@ -194,7 +194,7 @@ def decoder_to_hf(ours: State) -> State:
     """Their state dict of the state of our `Decoder`; without `lm_head` if embeddings are tied, as theirs."""
     ours = dict(ours)
     output = ours.pop("output.weight", None)
-    theirs = spread({"model." + their: ours[name] for name, their in translate(ours, DECODER).items()})
+    theirs = unstack_experts({"model." + their: ours[name] for name, their in translate(ours, DECODER).items()})
     return theirs if output is None else theirs | {"lm_head.weight": output}
 
 

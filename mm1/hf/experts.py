@@ -1,4 +1,4 @@
-"""Mixtral's experts, which are a tensor each in its files, as ours, which are one tensor a layer."""
+"""Mixtral's experts, one tensor each in its files, as ours, which are one tensor per layer, and back."""
 
 import re
 
@@ -6,36 +6,36 @@ import torch
 
 State = dict[str, torch.Tensor]
 
-_ONE = re.compile(r"(.*\.experts\.)(\d+)\.(w[123]\.weight)")
-_ALL = re.compile(r"(.*\.experts\.)(w[123]\.weight)")
+_EXPERT = re.compile(r"(.*\.experts\.)(\d+)\.(w[123]\.weight)")
+_STACKED = re.compile(r"(.*\.experts\.)(w[123]\.weight)")
 
 
-def stacked(theirs: State) -> State:
+def stack_experts(theirs: State) -> State:
     """Their state dict with the experts of a layer stacked, [J, O, I], under the name without a number.
 
     Raises:
-        ValueError: a number is missing.
+        ValueError: an expert is missing.
     """
-    found: dict[str, dict[int, torch.Tensor]] = {}
-    rest = {}
+    experts_of: dict[str, dict[int, torch.Tensor]] = {}
+    state: State = {}
     for name, x in theirs.items():
-        if part := _ONE.fullmatch(name):
-            found.setdefault(part[1] + part[3], {})[int(part[2])] = x
+        if match := _EXPERT.fullmatch(name):
+            experts_of.setdefault(match[1] + match[3], {})[int(match[2])] = x
         else:
-            rest[name] = x
-    for name, experts in found.items():
+            state[name] = x
+    for name, experts in experts_of.items():
         if sorted(experts) != [*range(len(experts))]:
             raise ValueError(f"{name} is there for experts {sorted(experts)}; some are missing")
-        rest[name] = torch.stack([experts[number] for number in range(len(experts))])
-    return rest
+        state[name] = torch.stack([experts[number] for number in range(len(experts))])
+    return state
 
 
-def spread(theirs: State) -> State:
-    """The way back: a tensor for each expert, views of the stacked one."""
-    found: State = {}
-    for name, x in theirs.items():
-        if part := _ALL.fullmatch(name):
-            found |= {f"{part[1]}{number}.{part[2]}": matrix for number, matrix in enumerate(x.unbind(0))}
+def unstack_experts(state: State) -> State:
+    """The inverse: a tensor for each expert, which is a view of the stacked one."""
+    theirs: State = {}
+    for name, x in state.items():
+        if match := _STACKED.fullmatch(name):
+            theirs |= {f"{match[1]}{number}.{match[2]}": matrix for number, matrix in enumerate(x.unbind(0))}
         else:
-            found[name] = x
-    return found
+            theirs[name] = x
+    return theirs

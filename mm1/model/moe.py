@@ -1,11 +1,11 @@
-"""Sparse feed-forwards: a place goes through the few of many experts that its router likes best.
+"""Sparse feed-forwards: each token goes through the top k of many experts, which a router chooses.
 
-GShard (arXiv 2006.16668), ST-MoE (arXiv 2202.08906); top-2 with renormalised shares as in Mixtral
+GShard (arXiv 2006.16668), ST-MoE (arXiv 2202.08906); top-2 with renormalised weights as in Mixtral
 (arXiv 2401.04088) and in AXLearn's `mixture_of_experts.py`, MM1's own library.
 
-Letters beside the project's legend: J the experts, Z the choices of a place, L the sparse layers; A are the
-assignments of places to experts (B x T x Z), where it says so sorted by expert; I and O what goes into a matrix
-and what comes out.
+Letters beside the project's legend: J are the experts, Z the top k experts of a token, L the sparse layers, A the
+assignments of tokens to experts (B x T x Z), sorted by expert where the text says so; I and O the inputs and outputs
+of a matrix.
 """
 
 import math
@@ -24,16 +24,16 @@ from mm1.model.layers import linear
 
 
 class LayerRouting(NamedTuple):
-    """What one sparse layer did: means over the real places of each row, summed over the rows."""
+    """What one sparse layer did: means over the real tokens of each sequence, summed over the sequences."""
 
-    balance: torch.Tensor  # 1 where the experts share the work evenly, up to J where one has it all
+    balance: torch.Tensor  # 1 if the experts share the work evenly, up to J if one has it all
     z: torch.Tensor  # the squared logarithm of the router's partition function
-    load_J: torch.Tensor  # each expert's part of the assignments
+    load_J: torch.Tensor  # each expert's share of the assignments
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What all sparse layers did with some rows. `penalty` is to be added to the loss, over the rows too."""
+    """What all sparse layers did with `rows` sequences. `penalty` is added to the loss, summed over sequences too."""
 
     rows: int
     penalty: torch.Tensor
@@ -43,9 +43,9 @@ class Routing:
 
     @classmethod
     def of(cls, layers: Sequence[LayerRouting], sparse: SparseConfig, *, rows: int) -> Self | None:
-        """The layers' figures as one, or None where no layer is sparse.
+        """The figures of all layers together, or None if no layer is sparse.
 
-        The losses of the layers are summed, as AXLearn does (`_aux_loss` in its `causal_lm.py`).
+        The losses of the layers are summed, as in AXLearn (`_aux_loss` in its `causal_lm.py`).
         """
         if not layers:
             return None
@@ -55,18 +55,18 @@ class Routing:
 
     @classmethod
     def sum(cls, parts: Sequence[Self]) -> Self:
-        """The figures of all rows of several micro-batches."""
+        """The figures of all sequences of several micro-batches."""
         whole = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
         rows = sum(whole.pop("rows"))
         return cls(rows, **{name: torch.stack(values).sum(0) for name, values in whole.items()})
 
     def detach(self) -> Self:
-        """The same without the way back to the weights."""
+        """The same without gradients."""
         return type(self)(self.rows, self.penalty.detach(), self.balance_L, self.z_L, self.load_LJ)
 
     def metrics(self) -> dict[str, float]:
-        """For the log: both losses, averaged over layers; the load of the busiest expert of all layers in even
-        shares; the parts of experts without work and of assignments that were dropped."""
+        """For the log: both losses, averaged over layers; the load of the busiest expert of all layers, in even
+        shares; the fraction of experts without tokens, and of assignments that were dropped."""
         load_LJ = self.load_LJ / self.rows
         return {
             "experts/balance": float(self.balance_L.mean()) / self.rows,
@@ -78,47 +78,49 @@ class Routing:
 
 
 class Linears(nn.Module):
-    """A matrix for each expert, in one tensor. Rows come sorted by expert; `ends_J` says where each one's end."""
+    """A matrix for each expert, in one tensor. The input is sorted by expert; `ends_J` is where each expert's ends."""
 
     def __init__(self, experts: int, inputs: int, outputs: int, *, scale: float = 1.0):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(experts, outputs, inputs))
         self.initial_scale = scale
-        self.apart = _apart()
+        self.uncompiled = _uncompiled()
 
     def forward(self, x_AI: torch.Tensor, ends_J: torch.Tensor) -> torch.Tensor:
         device = x_AI.device.type
-        weight_JOI = self.weight.to_local() if isinstance(self.weight, DTensor) else self.weight  # of experts here
-        if torch.is_autocast_enabled(device):  # which doesn't know the product
+        weight_JOI = (
+            self.weight.to_local() if isinstance(self.weight, DTensor) else self.weight
+        )  # of this rank's experts
+        if torch.is_autocast_enabled(device):  # it has no rule for the grouped product
             dtype = torch.get_autocast_dtype(device)
             x_AI, weight_JOI = x_AI.to(dtype), weight_JOI.to(dtype)
         if device not in ("cpu", "cuda"):
             return looped(x_AI, weight_JOI, ends_J=ends_J)
-        if torch.compiler.is_compiling() and x_AI.dtype != torch.bfloat16:  # as far as the compiler knows the kernel
-            return self.apart(x_AI, weight_JOI, ends_J=ends_J)
+        if torch.compiler.is_compiling() and x_AI.dtype != torch.bfloat16:  # the only type the compiler supports here
+            return self.uncompiled(x_AI, weight_JOI, ends_J=ends_J)
         return grouped(x_AI, weight_JOI, ends_J=ends_J)
 
 
 def grouped(x_AI: torch.Tensor, weight_JOI: torch.Tensor, *, ends_J: torch.Tensor) -> torch.Tensor:
-    """Each row times its expert's matrix, [A, O], in one kernel that never waits for the device."""
+    """Each input times its expert's matrix, [A, O], in one kernel that never waits for the device."""
     return F.grouped_mm(x_AI, weight_JOI.transpose(1, 2), offs=ends_J)
 
 
 @cache
-def _apart() -> Callable[..., torch.Tensor]:
-    """`grouped` kept out of compiled code. Wrapped at first use, as that imports the compiler, for a second."""
+def _uncompiled() -> Callable[..., torch.Tensor]:
+    """`grouped`, kept out of compiled code. Wrapped at first use: that imports the compiler, which takes a second."""
     return torch.compiler.disable(grouped)
 
 
 def looped(x_AI: torch.Tensor, weight_JOI: torch.Tensor, *, ends_J: torch.Tensor) -> torch.Tensor:
-    """The same, expert by expert: for devices without the kernel."""
+    """The same, expert by expert, for devices without the kernel."""
     sizes = torch.diff(ends_J, prepend=ends_J.new_zeros(1)).tolist()
     parts = zip(x_AI.split(sizes), weight_JOI.unbind(0), strict=True)
     return torch.cat([F.linear(part_AI, matrix_OI) for part_AI, matrix_OI in parts])
 
 
 class Experts(nn.Module):
-    """SwiGLUs side by side, [A, D] in and out."""
+    """A SwiGLU for each expert, [A, D] to [A, D]."""
 
     def __init__(self, config: DecoderConfig, *, scale: float):
         super().__init__()
@@ -133,19 +135,20 @@ class Experts(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The experts of every place, best first, and the share of each in what the place gets."""
+    """The experts of every token, best first, and the weight of each in the token's output."""
 
     expert_BTZ: torch.Tensor
-    share_BTZ: torch.Tensor
+    weight_BTZ: torch.Tensor
     kept_BTZ: torch.Tensor  # false where the expert was full
 
 
 class SparseFeedForward(nn.Module):
-    """The chosen experts' outputs in their shares, [B, T, D], and what was chosen if `real_BT` says which places count.
+    """The weighted sum of each token's experts, [B, T, D], and the figures of the choice if `real_BT` is given.
 
-    Without a capacity no assignment is dropped. With one each row is a group of GShard's: an expert takes
-    `capacity` even shares of its places, all first choices before any second one, and what comes later
-    passes by. A row's answer then depends on all its places, so text written with a cache may differ.
+    `real_BT` is false for padding. Without a capacity no assignment is dropped. With one each sequence is a group of
+    GShard's: an expert takes at most `capacity` even shares of its tokens, all first choices before any second one,
+    and later ones are dropped. The output for a token then depends on the whole sequence, so text generated with a
+    cache may differ.
     """
 
     def __init__(self, config: DecoderConfig, *, scale: float):
@@ -155,61 +158,62 @@ class SparseFeedForward(nn.Module):
         self.experts = Experts(config, scale=scale)
 
     def forward(self, x_BTD: torch.Tensor, real_BT: torch.Tensor | None) -> tuple[torch.Tensor, LayerRouting | None]:
-        # in fp32: rounding the logits to bf16 moves choices and makes training unstable (ST-MoE, section 3.3)
+        # in fp32: logits rounded to bf16 change choices and make training unstable (ST-MoE, section 3.3)
         with torch.autocast(x_BTD.device.type, enabled=False):
             logits_BTJ = F.linear(x_BTD.float(), self.router.weight.float())
         choice = self._choose(logits_BTJ, real_BT)
         through = self._all if self.sparse.capacity is None else self._within_capacity
         y_AD = through(x_BTD, choice)
         y_BTZD = y_AD.unflatten(0, choice.expert_BTZ.shape)
-        y_BTD = (y_BTZD * choice.share_BTZ[..., None].to(y_AD.dtype)).sum(2)
+        y_BTD = (y_BTZD * choice.weight_BTZ[..., None].to(y_AD.dtype)).sum(2)
         return y_BTD, None if real_BT is None else _figures(logits_BTJ, choice, real_BT=real_BT)
 
     def _choose(self, logits_BTJ: torch.Tensor, real_BT: torch.Tensor | None) -> Choice:
-        share_BTZ, expert_BTZ = logits_BTJ.softmax(-1).topk(self.sparse.top_k, dim=-1)
-        share_BTZ = share_BTZ / share_BTZ.sum(-1, keepdim=True)
+        weight_BTZ, expert_BTZ = logits_BTJ.softmax(-1).topk(self.sparse.top_k, dim=-1)
+        weight_BTZ = weight_BTZ / weight_BTZ.sum(-1, keepdim=True)
         kept_BTZ = torch.ones_like(expert_BTZ, dtype=torch.bool)
         if self.sparse.capacity is not None:
             if real_BT is not None:
                 kept_BTZ = kept_BTZ & real_BT[..., None]
-            kept_BTZ = kept_BTZ & (_queue(expert_BTZ, kept_BTZ, experts=self.sparse.experts) < self._places(expert_BTZ))
-        return Choice(expert_BTZ, share_BTZ, kept_BTZ)
+            queue_BTZ = _queue(expert_BTZ, kept_BTZ, experts=self.sparse.experts)
+            kept_BTZ = kept_BTZ & (queue_BTZ < self._tokens_per_expert(expert_BTZ))
+        return Choice(expert_BTZ, weight_BTZ, kept_BTZ)
 
-    def _places(self, expert_BTZ: torch.Tensor) -> int:
-        """How many places of a row an expert takes."""
+    def _tokens_per_expert(self, expert_BTZ: torch.Tensor) -> int:
+        """How many tokens of a sequence an expert takes at most."""
         assert self.sparse.capacity is not None
         return math.ceil(expert_BTZ.shape[1] * self.sparse.capacity / self.sparse.experts)
 
     def _all(self, x_BTD: torch.Tensor, choice: Choice) -> torch.Tensor:
-        """The output [A, D] of every assignment, in the order of the places."""
+        """The output [A, D] of every assignment, in the order of the tokens."""
         expert_A = choice.expert_BTZ.flatten()
         sorted_A, order_A = expert_A.sort(stable=True)
         back_A = torch.empty_like(order_A).scatter_(0, order_A, torch.arange(len(order_A), device=order_A.device))
         ends_J = torch.searchsorted(sorted_A, torch.arange(self.sparse.experts, device=expert_A.device), right=True)
-        x_AD = Deal.apply(x_BTD.flatten(0, 1), order_A, back_A, self.sparse.top_k)
-        return Deal.apply(self.experts(x_AD, ends_J.to(torch.int32)), back_A, order_A, 1)
+        x_AD = Permute.apply(x_BTD.flatten(0, 1), order_A, back_A, self.sparse.top_k)
+        return Permute.apply(self.experts(x_AD, ends_J.to(torch.int32)), back_A, order_A, 1)
 
     def _within_capacity(self, x_BTD: torch.Tensor, choice: Choice) -> torch.Tensor:
-        """The same, zero where an assignment was dropped. The work is the same whatever is chosen."""
-        rows, places, _ = x_BTD.shape
-        limit, experts = self._places(choice.expert_BTZ), self.sparse.experts
+        """The same, zero where an assignment was dropped. The work is the same for any choice."""
+        rows, length, _ = x_BTD.shape
+        limit, experts = self._tokens_per_expert(choice.expert_BTZ), self.sparse.experts
         rank_BTZ = _queue(choice.expert_BTZ, choice.kept_BTZ, experts=experts)
         row_B11 = torch.arange(rows, device=x_BTD.device)[:, None, None]
         slot_BTZ = (choice.expert_BTZ * rows + row_B11) * limit + rank_BTZ
-        none = experts * rows * limit  # one slot more, of all that is dropped
+        none = experts * rows * limit  # one more slot, for all that is dropped
         slot_A = slot_BTZ.where(choice.kept_BTZ, none).flatten()
-        place_A = torch.arange(len(slot_A), device=x_BTD.device) // self.sparse.top_k
-        place_of_slot = torch.full((none + 1,), rows * places, device=x_BTD.device).scatter_(0, slot_A, place_A)
-        x_SD = F.pad(x_BTD.flatten(0, 1), (0, 0, 0, 1)).index_select(0, place_of_slot[:-1])
+        token_A = torch.arange(len(slot_A), device=x_BTD.device) // self.sparse.top_k
+        token_of_slot = torch.full((none + 1,), rows * length, device=x_BTD.device).scatter_(0, slot_A, token_A)
+        x_SD = F.pad(x_BTD.flatten(0, 1), (0, 0, 0, 1)).index_select(0, token_of_slot[:-1])
         ends_J = torch.arange(1, experts + 1, device=x_BTD.device, dtype=torch.int32) * (rows * limit)
         return F.pad(self.experts(x_SD, ends_J), (0, 0, 0, 1)).index_select(0, slot_A)
 
 
-class Deal(torch.autograd.Function):
-    """Rows of `x`, of each as many copies as said, in the order of `order_A`; the gradient takes the way back.
+class Permute(torch.autograd.Function):
+    """The rows of `x`, each `copies` times, in the order `order_A`; the gradient goes back by `back_A`.
 
-    Both ways only read, so the backward is deterministic and as fast as the forward, where indexing's own
-    would be an accumulating scatter.
+    Both directions only gather. So the backward is deterministic and as fast as the forward, where indexing's own
+    backward is a scatter that accumulates.
     """
 
     @staticmethod
@@ -225,7 +229,7 @@ class Deal(torch.autograd.Function):
 
 
 def _queue(expert_BTZ: torch.Tensor, waiting_BTZ: torch.Tensor, *, experts: int) -> torch.Tensor:
-    """How many of the row's waiting assignments stand before each in its expert's queue: first choices lead."""
+    """How many waiting assignments of the sequence are before each in its expert's queue: first choices come first."""
     expert_BQ = expert_BTZ.transpose(1, 2).flatten(1)
     waits_BQJ = F.one_hot(expert_BQ, experts) * waiting_BTZ.transpose(1, 2).flatten(1)[..., None]
     before_BQ = (waits_BQJ.cumsum(1) - waits_BQJ).gather(2, expert_BQ[..., None])[..., 0]
@@ -233,42 +237,42 @@ def _queue(expert_BTZ: torch.Tensor, waiting_BTZ: torch.Tensor, *, experts: int)
 
 
 def _figures(logits_BTJ: torch.Tensor, choice: Choice, *, real_BT: torch.Tensor) -> LayerRouting:
-    """AXLearn's losses, a row being a group, so that no accumulation and no world size changes them.
+    """AXLearn's losses, with each sequence a group, so that accumulation and world size don't change them.
 
-    Balance is J x the sum over experts of (part of places that take it first) x (mean probability).
+    Balance is J x the sum over experts of (fraction of tokens that choose it first) x (mean probability).
     """
     experts = logits_BTJ.shape[-1]
     real_BT1 = real_BT[..., None].to(logits_BTJ.dtype)
-    places_B1 = real_BT1.sum(1).clamp(min=1)
-    first_BJ = (F.one_hot(choice.expert_BTZ[..., 0], experts) * real_BT1).sum(1) / places_B1
-    mean_BJ = (logits_BTJ.softmax(-1) * real_BT1).sum(1) / places_B1
-    z_B = (logits_BTJ.logsumexp(-1).square() * real_BT1[..., 0]).sum(1) / places_B1[:, 0]
-    taken_BTZ = (choice.kept_BTZ & real_BT[..., None]).to(logits_BTJ.dtype)
-    load_BJ = torch.zeros_like(first_BJ).scatter_add_(1, choice.expert_BTZ.flatten(1), taken_BTZ.flatten(1))
-    load_BJ = load_BJ / (places_B1 * taken_BTZ.shape[2])
+    tokens_B1 = real_BT1.sum(1).clamp(min=1)
+    first_BJ = (F.one_hot(choice.expert_BTZ[..., 0], experts) * real_BT1).sum(1) / tokens_B1
+    mean_BJ = (logits_BTJ.softmax(-1) * real_BT1).sum(1) / tokens_B1
+    z_B = (logits_BTJ.logsumexp(-1).square() * real_BT1[..., 0]).sum(1) / tokens_B1[:, 0]
+    done_BTZ = (choice.kept_BTZ & real_BT[..., None]).to(logits_BTJ.dtype)
+    load_BJ = torch.zeros_like(first_BJ).scatter_add_(1, choice.expert_BTZ.flatten(1), done_BTZ.flatten(1))
+    load_BJ = load_BJ / (tokens_B1 * done_BTZ.shape[2])
     return LayerRouting(experts * (first_BJ * mean_BJ).sum(), z_B.sum(), load_BJ.sum(0))
 
 
 def upcycled(dense: dict[str, torch.Tensor], sparse: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state of a sparse model that computes what the dense one does: every expert its feed-forward.
+    """The state of a sparse model that computes what the dense one does: every expert is its feed-forward.
 
-    Routers keep what they are in `sparse`. Shares add up to one, so what they say does not matter at
-    first (sparse upcycling, arXiv 2212.05055).
+    Routers keep their values of `sparse`. The weights of a token's experts add up to one, so the router's choice makes
+    no difference at first (sparse upcycling, arXiv 2212.05055).
 
     Raises:
         ValueError: the dense model lacks a tensor or has it in another shape.
     """
-    made = {}
+    state = {}
     for name, value in sparse.items():
         origin = name.replace(".feed_forward.experts.", ".feed_forward.")
         if ".feed_forward.router." in name:
-            made[name] = value
+            state[name] = value
         elif origin in dense and dense[origin].shape == value.shape[value.ndim - dense[origin].ndim :]:
-            made[name] = dense[origin].expand(value.shape)
+            state[name] = dense[origin].expand(value.shape)
         else:
             shape = tuple(dense[origin].shape) if origin in dense else "nothing"
             raise ValueError(
                 f"{name} of shape {tuple(value.shape)} can't be upcycled: {origin} is {shape} in the dense "
-                "model; give both the same model.* fields but model.decoder.sparse"
+                "model; give both the same model.* fields, except model.decoder.sparse"
             )
-    return made
+    return state

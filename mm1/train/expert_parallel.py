@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle
 
-from mm1.model.moe import Deal
+from mm1.model.moe import Permute
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,10 @@ class DealtExperts(ParallelStyle):
         order_A = expert_A.argsort(stable=True)
         back_A = torch.empty_like(order_A).scatter_(0, order_A, torch.arange(len(order_A), device=x_AD.device))
         self._way = _Way(sent, got, order_A, back_A)
-        return Deal.apply(x_AD, order_A, back_A, 1), got_J.sum(0).cumsum(0).to(torch.int32)
+        return Permute.apply(x_AD, order_A, back_A, 1), got_J.sum(0).cumsum(0).to(torch.int32)
 
     def _return(self, module: nn.Module, outputs: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
         way, self._way = self._way, None
         assert way is not None
-        x_AD = Deal.apply(outputs, way.back_A, way.order_A, 1)
+        x_AD = Permute.apply(outputs, way.back_A, way.order_A, 1)
         return all_to_all_single_autograd(x_AD, way.sent, way.got, mesh.get_group())
