@@ -150,7 +150,7 @@ def test_a_prompt_in_pieces_equals_the_whole():
     tokens_BT = torch.randint(4, 64, (2, 12))
     with torch.no_grad():
         whole = decoder(decoder.embed(tokens_BT), torch.arange(12).expand(2, -1))
-        cache = Cache.empty(decoder.config, rows=2, places=12, like=whole)
+        cache = Cache.empty(decoder.config, rows=2, length=12, like=whole)
         parts = [
             decoder(
                 decoder.embed(tokens_BT[:, start:stop]),

@@ -85,9 +85,9 @@ def search(
     features = features or Features(model)
     segment, logits_V = prefill(model, prompt, features=features, prefixes=prefixes)
     shared = [*(prefix.segment for prefix in prefixes), segment]
-    start = sum(one.places for one in shared)
+    start = sum(one.length for one in shared)
     max_tokens, weight = how.decoding.max_tokens, model.decoder.embedding.weight
-    cache = Cache.empty(model.decoder.config, rows=how.width, places=max_tokens, like=weight, shared=shared)
+    cache = Cache.empty(model.decoder.config, rows=how.width, length=max_tokens, like=weight, shared=shared)
     finished: list[Completion] = []
     beams = [Completion()]
     logits_BV = logits_V[None]

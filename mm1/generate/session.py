@@ -34,11 +34,11 @@ def prefill(
     model: MLLM, prompt: Prompt, *, features: Features, prefixes: Sequence[Prefix] = ()
 ) -> tuple[Segment, torch.Tensor]:
     """Keys and values of the prompt's positions after `prefixes`, and the logits [V] of its last position."""
-    start = sum(prefix.segment.places for prefix in prefixes)
+    start = sum(prefix.segment.length for prefix in prefixes)
     x_1TD = embed_from(model, [prompt], [start], features=features)
     positions = x_1TD.shape[1]
     shared = [prefix.segment for prefix in prefixes]
-    cache = Cache.empty(model.decoder.config, rows=1, places=positions, like=x_1TD, shared=shared)
+    cache = Cache.empty(model.decoder.config, rows=1, length=positions, like=x_1TD, shared=shared)
     position_1T = torch.arange(start, start + positions, device=x_1TD.device)[None]
     hidden_1TD = model.decoder(x_1TD, position_1T, cache=cache)
     return cache.segment(), model.decoder.logits(hidden_1TD[0, -1]).float()
@@ -75,7 +75,7 @@ class Session:
         weight = model.decoder.embedding.weight
         self.device = weight.device
         shared = [prefix.segment] if prefix else []
-        self.cache = Cache.empty(model.decoder.config, rows=rows, places=positions, like=weight, shared=shared)
+        self.cache = Cache.empty(model.decoder.config, rows=rows, length=positions, like=weight, shared=shared)
         self.owners: list[int | None] = [None] * rows
         self.computed = 0  # positions that went through the decoder
         self._content = np.zeros((rows, positions), np.int64)
@@ -253,7 +253,7 @@ class Session:
         holes = [row for row in range(count) if self.owners[row] is None]
         beyond = [row for row in range(count, self.rows) if self.owners[row] is not None]
         for hole, row in zip(holes, beyond, strict=True):
-            self.cache.swap(hole, row, places=int(self._length[[hole, row]].max()))
+            self.cache.swap(hole, row, length=int(self._length[[hole, row]].max()))
             for of_rows in (self._content, self._length, self._last_used):
                 of_rows[[hole, row]] = of_rows[[row, hole]]
             self.owners[hole], self.owners[row] = self.owners[row], None

@@ -1,6 +1,7 @@
-"""Keys and values of places that were computed before, and what new places gather from them.
+"""The key/value cache: keys and values of earlier positions, and the attention of new tokens over them.
 
-X are the queries of a row that read the same key head: those of its group, at every new place.
+Two letters beside the project's legend: L are the slots of a row of the cache, X the queries of a row that read the
+same key head, which are those of its group at every new token.
 """
 
 from collections.abc import Sequence
@@ -13,28 +14,28 @@ from mm1.config.model import DecoderConfig
 from mm1.model.attention import Causal, attention
 
 SCORES_AT_ONCE = 1 << 24
-"""Attention scores of one piece of a pass over shared places: 64 MB in fp32."""
+"""Attention scores computed at once where rows share a prefix: 64 MB in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Places that many rows begin with, computed once: keys and values of every layer, [K, P, W] each."""
+    """Positions that many rows begin with, computed once: keys and values of every layer, [K, P, W] each."""
 
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
 
     @property
-    def places(self) -> int:
+    def length(self) -> int:
         return self.keys[0].shape[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Keys and values of every layer, [B, K, L, W] each, behind the `shared` places that all rows begin with.
+    """Keys and values of every layer, [B, K, L, W] each, after the `shared` segments that all rows begin with.
 
-    The key of position p stands at place p of its row, less the shared places, which no row holds a copy of. What
-    stands behind a row's last position is never seen: a place is written before any query may look at it. So
-    ragged rows need no mask of their own.
+    The key of position p is in slot p of its row, less the length of the shared segments, which rows hold no copy of.
+    No query sees the slots after a row's last position: a slot is written before any query may see it. So rows of
+    different lengths need no mask of their own.
     """
 
     keys: tuple[torch.Tensor, ...]
@@ -43,67 +44,67 @@ class Cache:
 
     @classmethod
     def empty(
-        cls, config: DecoderConfig, *, rows: int, places: int, like: torch.Tensor, shared: Sequence[Segment] = ()
+        cls, config: DecoderConfig, *, rows: int, length: int, like: torch.Tensor, shared: Sequence[Segment] = ()
     ) -> "Cache":
-        """Room for `rows` rows of `places` own places, on the device and in the type of `like`."""
-        shape = (rows, config.kv_heads, places, config.head_width)
-        # zeros: what no query sees is multiplied by 0, and must be a number
+        """A cache of `rows` rows of `length` slots, on the device and in the type of `like`."""
+        shape = (rows, config.kv_heads, length, config.head_width)
+        # zeros: a value that no query sees is multiplied by 0, so it must be a finite number
         keys, values = (tuple(like.new_zeros(shape) for _ in range(config.layers)) for _ in range(2))
         return cls(keys, values, tuple(shared))
 
-    def view(self, rows: slice, places: int) -> "Cache":
-        """The first `places` own places of some rows; writing to it writes to this cache."""
-        keys, values = (tuple(x[rows, :, :places] for x in side) for side in (self.keys, self.values))
+    def view(self, rows: slice, length: int) -> "Cache":
+        """The first `length` slots of some rows; writing to the view writes to this cache."""
+        keys, values = (tuple(x[rows, :, :length] for x in layers) for layers in (self.keys, self.values))
         return Cache(keys, values, self.shared)
 
     def copy(self, row: int, to: int, *, start: int = 0, stop: int) -> None:
-        """Put the own places [start, stop) of `row` into row `to` as well."""
+        """Copy the slots [start, stop) of `row` to row `to`."""
         for x_BKLW in (*self.keys, *self.values):
             x_BKLW[to, :, start:stop] = x_BKLW[row, :, start:stop]
 
-    def swap(self, row: int, other: int, *, places: int) -> None:
-        """Exchange the first `places` of two rows."""
+    def swap(self, row: int, other: int, *, length: int) -> None:
+        """Exchange the first `length` slots of two rows."""
         for x_BKLW in (*self.keys, *self.values):
-            kept_KLW = x_BKLW[row, :, :places].clone()
-            x_BKLW[row, :, :places] = x_BKLW[other, :, :places]
-            x_BKLW[other, :, :places] = kept_KLW
+            row_KLW = x_BKLW[row, :, :length].clone()
+            x_BKLW[row, :, :length] = x_BKLW[other, :, :length]
+            x_BKLW[other, :, :length] = row_KLW
 
     def segment(self) -> Segment:
-        """The only row as places that others may share."""
+        """The only row, as a segment that other caches may share."""
         return Segment(tuple(x[0] for x in self.keys), tuple(x[0] for x in self.values))
 
     def reading(self, position_BT: torch.Tensor, rows: Sequence[int] | None = None) -> "Reading":
-        """One pass of new places at `position_BT` of `rows`, or of all."""
-        places, shared = self.keys[0].shape[2], sum(segment.places for segment in self.shared)
-        place_BT = position_BT - shared if shared else position_BT
-        chosen_B = None if rows is None else torch.tensor(rows, device=position_BT.device)
+        """One pass of new tokens at `position_BT` of `rows`, or of all rows."""
+        length, shared = self.keys[0].shape[2], sum(segment.length for segment in self.shared)
+        slot_BT = position_BT - shared if shared else position_BT
+        rows_B = None if rows is None else torch.tensor(rows, device=position_BT.device)
         count, news = position_BT.shape
-        row_B1 = (torch.arange(count, device=position_BT.device) if chosen_B is None else chosen_B)[:, None]
-        # as many new places as places, and all from the first on: the rows start here
-        fresh = not shared and news == places and bool((place_BT[:, 0] == 0).all())
+        row_B1 = (torch.arange(count, device=position_BT.device) if rows_B is None else rows_B)[:, None]
+        # as many new tokens as slots, and all from the first slot on: the rows start here
+        fresh = not shared and news == length and bool((slot_BT[:, 0] == 0).all())
         seen_B1TL = None
-        if not fresh and count * news > 1:  # a single new place stands last and sees all
-            place_L = torch.arange(places, device=position_BT.device)
-            seen_B1TL = (place_L <= place_BT[..., None])[:, None]
-        return Reading(self, row_B1, place_BT, seen_B1TL, fresh=fresh, rows=chosen_B)
+        if not fresh and count * news > 1:  # a single new token is the last one and sees all
+            slot_L = torch.arange(length, device=position_BT.device)
+            seen_B1TL = (slot_L <= slot_BT[..., None])[:, None]
+        return Reading(self, row_B1, slot_BT, seen_B1TL, fresh=fresh, rows=rows_B)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a pass of new places over a cache needs in each layer, made once for all of them."""
+    """What each layer needs for a pass of new tokens over a cache, computed once for all layers."""
 
     cache: Cache
     row_B1: torch.Tensor
-    place_BT: torch.Tensor
-    seen_B1TL: torch.Tensor | None  # own places each query sees; None: all
-    fresh: bool  # nothing was there before
+    slot_BT: torch.Tensor
+    seen_B1TL: torch.Tensor | None  # the slots each query sees; None: all
+    fresh: bool  # the rows were empty before
     rows: torch.Tensor | None
 
     def attend(self, layer: int, q_BTHW: torch.Tensor, *, k_BTKW: torch.Tensor, v_BTKW: torch.Tensor) -> torch.Tensor:
-        """What the new places gather, [B, T, H, W], after their keys and values are put in."""
+        """Attention of the new tokens, [B, T, H, W], after their keys and values are written to the cache."""
         keys_BKLW, values_BKLW = self.cache.keys[layer], self.cache.values[layer]
-        keys_BKLW[self.row_B1, :, self.place_BT] = k_BTKW
-        values_BKLW[self.row_B1, :, self.place_BT] = v_BTKW
+        keys_BKLW[self.row_B1, :, self.slot_BT] = k_BTKW
+        values_BKLW[self.row_B1, :, self.slot_BT] = v_BTKW
         if self.fresh:
             return attention(q_BTHW, k_BTKW, v_BLKW=v_BTKW, mask=Causal())
         if self.rows is not None:
@@ -122,23 +123,23 @@ class Reading:
     def _with_shared(
         self, layer: int, q_BTHW: torch.Tensor, *, keys_BKLW: torch.Tensor, values_BKLW: torch.Tensor
     ) -> torch.Tensor:
-        """Over shared and own places at once; a product with the shared ones serves all rows.
+        """Attention over shared and own positions at once; one product with the shared keys serves all rows.
 
-        Juravsky et al., Hydragen (arXiv 2402.05099), section 3, with one softmax in place of two that are joined.
+        Juravsky et al., Hydragen (arXiv 2402.05099), section 3, with one softmax instead of two that are combined.
         """
         rows, news, heads, _ = q_BTHW.shape
-        places = keys_BKLW.shape[2] + sum(segment.places for segment in self.cache.shared)
-        step = max(1, SCORES_AT_ONCE // (rows * heads * places))
+        length = keys_BKLW.shape[2] + sum(segment.length for segment in self.cache.shared)
+        step = max(1, SCORES_AT_ONCE // (rows * heads * length))
         segments = [(segment.keys[layer], segment.values[layer]) for segment in self.cache.shared]
         outs = []
         for start in range(0, news, step):
             part = slice(start, start + step)
             seen_B1TL = None if self.seen_B1TL is None else self.seen_B1TL[:, :, part]
-            outs.append(_gather(q_BTHW[:, part], keys_BKLW, values_BKLW, seen_B1TL=seen_B1TL, segments=segments))
+            outs.append(_attend(q_BTHW[:, part], keys_BKLW, values_BKLW, seen_B1TL=seen_B1TL, segments=segments))
         return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
 
-def _gather(
+def _attend(
     q_BTHW: torch.Tensor,
     keys_BKLW: torch.Tensor,
     values_BKLW: torch.Tensor,
@@ -152,12 +153,12 @@ def _gather(
     own_BKXL = q_BKXW @ keys_BKLW.mT
     if seen_B1TL is not None:
         own_BKXL.unflatten(2, (groups[1], news)).masked_fill_(~seen_B1TL[:, :, None], -torch.inf)
-    all_KYW = q_BKXW.transpose(0, 1).flatten(1, 2)  # of all rows, side by side
+    all_KYW = q_BKXW.transpose(0, 1).flatten(1, 2)  # the queries of all rows
     scores = [torch.bmm(all_KYW, keys_KPW.mT).unflatten(1, (rows, -1)).transpose(0, 1) for keys_KPW, _ in segments]
     share = torch.cat((*scores, own_BKXL), -1).softmax(-1, dtype=torch.float32).to(q_BTHW.dtype)
     *shared, own_BKXL = share.split([*(x.shape[-1] for x in scores), own_BKXL.shape[-1]], -1)
     out_BKXW = own_BKXL @ values_BKLW
     for share_BKXP, (_, values_KPW) in zip(shared, segments, strict=True):
-        gathered_KYW = torch.bmm(share_BKXP.transpose(0, 1).flatten(1, 2), values_KPW)
-        out_BKXW += gathered_KYW.unflatten(1, (rows, -1)).transpose(0, 1)
+        out_KYW = torch.bmm(share_BKXP.transpose(0, 1).flatten(1, 2), values_KPW)
+        out_BKXW += out_KYW.unflatten(1, (rows, -1)).transpose(0, 1)
     return out_BKXW.unflatten(2, (groups[1], news)).permute(0, 3, 1, 2, 4).flatten(2, 3)
