@@ -127,7 +127,7 @@ class Theirs:
         self.subject, self.work = subject, Work()
         model = subject.model
         self.vision = opened(vision_config_to_hf(model.config.vision), vision_to_hf(model.vision.state_dict()))
-        decoder = decoder_config_to_hf(model.config.decoder, places=8192)
+        decoder = decoder_config_to_hf(model.config.decoder, max_positions=8192)
         self.decoder = opened(decoder, decoder_to_hf(model.decoder.state_dict()), writes=True)
         self.connector = copy.deepcopy(model.connector)
         shape = (1, -1, 1, 1)

@@ -95,7 +95,7 @@ def pair(decoder: str, image_size: int) -> Pair:
             num_attention_heads=3,
             intermediate_size=768,
         ),
-        text_config=transformers.LlamaConfig(**decoder_config_to_hf(shape, places=2048)),
+        text_config=transformers.LlamaConfig(**decoder_config_to_hf(shape, max_positions=2048)),
         image_token_index=tokenizer.image,
         image_seq_length=(image_size // PATCH) ** 2,
         tie_word_embeddings=shape.tie_embeddings,

@@ -1,7 +1,7 @@
-"""Runs out to `transformers` and published models in as runs: `mm1 export`, `mm1 import`.
+"""Exports runs to `transformers`, and imports published models as runs: `mm1 export`, `mm1 import`.
 
-An export holds a record of its run in config.json, so that importing it gives the run's model again, and exporting
-that the same files to the byte.
+The config.json of an export holds a record of its run. So importing it gives the same model again, and exporting that
+gives the same files, byte for byte.
 """
 
 import json
@@ -26,7 +26,7 @@ from mm1.data.tokenizer import load_tokenizer
 from mm1.disk import sync
 from mm1.hf import encoder, files, llava
 from mm1.hf.convert import decoder_config_to_hf, decoder_from_hf, decoder_to_hf
-from mm1.hf.language import Language, downloaded, read_language, tensors_of, with_room
+from mm1.hf.language import Language, downloaded, read_language, tensors_of, with_words
 from mm1.hf.layouts import layout_of, vision_from_hf, vision_to_hf
 from mm1.hf.shards import Group, State, write_shards
 from mm1.hf.vision import vision_config_to_hf
@@ -41,7 +41,7 @@ _OURS = re.compile(r"model.*\.safetensors(\.index\.json)?|\w*config\.json|tokeni
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a run is for `transformers`: its config.json, and its tensors by their names there."""
+    """A run in `transformers`: its config.json, and how its tensors are renamed. `native`: without a modelling file."""
 
     config: dict[str, Any]
     rename: Callable[[State], State]
@@ -49,14 +49,14 @@ class Form:
 
 
 def export_run(run_folder: Path, to: Path, *, dtype: str = "stored", shard_bytes: int = 5 * 10**9) -> Form:
-    """Write the newest checkpoint of a run to `to` in the layout of `transformers`, a tensor at a time.
+    """Write the newest checkpoint of a run to `to` in the layout of `transformers`, one tensor at a time.
 
     `to` appears whole or not at all. An earlier export there is replaced.
 
     Raises:
-        ConfigError: no run, or `to` holds something else.
+        ConfigError: there is no run, or `to` holds something else.
         CheckpointError: nothing is trained yet.
-        ValueError: a model that neither `transformers` nor the modelling file has.
+        ValueError: neither `transformers` nor the modelling file has such a model.
     """
     run = config.load(run_folder / "config.json")
     weights = Weights(run_folder)
@@ -64,10 +64,10 @@ def export_run(run_folder: Path, to: Path, *, dtype: str = "stored", shard_bytes
     part = _part(run, weights)
     names = [name for name in weights.shapes if part == "model" or name.startswith(f"{part}.")]
     form = _form(run, part, names)
-    kept = DTYPES[dtype]
+    target = DTYPES[dtype]
 
     def typed(x: torch.Tensor) -> torch.Tensor:
-        return x.to(kept) if kept is not None and x.is_floating_point() else x
+        return x.to(target) if target is not None and x.is_floating_point() else x
 
     types = [typed(weights.shapes[name]).dtype for name in names]
     form.config["dtype"] = str(max(types, key=lambda each: (each.is_floating_point, each.itemsize))).rpartition(".")[2]
@@ -111,16 +111,16 @@ def _check_free(to: Path) -> None:
 
 
 def _part(run: RunConfig, weights: Weights) -> str:
-    """What of a run an export holds: the encoder, the decoder, or the whole model."""
-    held = {name.partition(".")[0] for name in weights.shapes}
-    if run.objective == "contrastive" or "decoder" not in held:
+    """The part of a run that an export holds: the encoder, the decoder, or the whole model."""
+    parts = {name.partition(".")[0] for name in weights.shapes}
+    if run.objective == "contrastive" or "decoder" not in parts:
         return "vision"
     only_text = run.data.max_images == 0 and not run.start_from.keys() & {"vision", "model"}
-    return "decoder" if only_text or "vision" not in held else "model"
+    return "decoder" if only_text or "vision" not in parts else "model"
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
-    """The record of the run that a folder is an export of, if it is one."""
+    """The record of the run in an export's folder; None if the folder is no export."""
     try:
         return json.loads((folder / "config.json").read_text()).get("mm1")
     except (OSError, ValueError):
@@ -128,18 +128,18 @@ def _record(folder: Path) -> dict[str, Any] | None:
 
 
 def _form(run: RunConfig, part: str, names: list[str]) -> Form:
-    model, places = run.model, run.data.sequence_length
+    model, length = run.model, run.data.sequence_length
     if part == "vision":
         layout = layout_of({name.removeprefix("vision.") for name in names})
         return Form(vision_config_to_hf(model.vision), lambda ours: vision_to_hf(_inside(ours, "vision."), layout))
     try:
         if part == "decoder":
-            theirs = decoder_config_to_hf(model.decoder, places=places)
+            theirs = decoder_config_to_hf(model.decoder, max_positions=length)
             return Form(theirs, lambda ours: decoder_to_hf(_inside(ours, "decoder.")))
-        return Form(llava.llava_config_to_hf(model, places=places), llava.llava_to_hf)
+        return Form(llava.llava_config_to_hf(model, max_positions=length), llava.llava_to_hf)
     except ValueError as why:
         log.info("exported with a modelling file: %s", why)
-        return Form(files.own_config(model, part=part, places=places), lambda ours: ours, native=False)
+        return Form(files.own_config(model, part=part, max_positions=length), lambda ours: ours, native=False)
 
 
 def _inside(state: State, prefix: str) -> State:
@@ -147,7 +147,7 @@ def _inside(state: State, prefix: str) -> State:
 
 
 def _groups(names: list[str]) -> list[list[str]]:
-    """Tensors one by one, but an encoder block's together: some families stack several of ours in one."""
+    """Names in groups of one, but those of an encoder block together: some families concatenate tensors of a block."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names, key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)]):
         block = re.match(r"vision\.blocks\.\d+\.", name)
@@ -156,48 +156,50 @@ def _groups(names: list[str]) -> list[list[str]]:
 
 
 def _small_files(run_folder: Path, run: RunConfig, part: str, form: Form) -> dict[str, str | dict[str, Any]]:
-    made: dict[str, str | dict[str, Any]] = {"config.json": form.config}
+    contents: dict[str, str | dict[str, Any]] = {"config.json": form.config}
     if part != "decoder":
-        made["preprocessor_config.json"] = files.preprocessor_config(run.model.vision, processor=part == "model")
+        contents["preprocessor_config.json"] = files.preprocessor_config(run.model.vision, processor=part == "model")
     if part == "vision":
-        return made
+        return contents
     text = recorded_text(run_folder)
     tokenizer = text.tokenizer
-    made["tokenizer.json"] = files.tokenizer_file(json.loads(tokenizer.path.read_text()), tokenizer)
-    places, processor = run.data.sequence_length, part == "model"
-    made["tokenizer_config.json"] = files.tokenizer_config(tokenizer, places=places, processor=processor)
-    made["generation_config.json"] = files.generation_config(tokenizer)
+    contents["tokenizer.json"] = files.tokenizer_file(json.loads(tokenizer.path.read_text()), tokenizer)
+    processor = part == "model"
+    contents["tokenizer_config.json"] = files.tokenizer_config(
+        tokenizer, max_positions=run.data.sequence_length, processor=processor
+    )
+    contents["generation_config.json"] = files.generation_config(tokenizer)
     if part == "model":
-        made["processor_config.json"] = files.processor_config(run.model, tokenizer, native=form.native)
+        contents["processor_config.json"] = files.processor_config(run.model, tokenizer, native=form.native)
     if not form.native:
-        made[files.modelling_file().name] = files.modelling_file().read_text()
+        contents[files.modelling_file().name] = files.modelling_file().read_text()
     if text.chats:
-        made[TEMPLATE] = tokenizer.template.source if tokenizer.template else files.chat_template(tokenizer)
-    return made
+        contents[TEMPLATE] = tokenizer.template.source if tokenizer.template else files.chat_template(tokenizer)
+    return contents
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A run's folder of step 0, and what of the published model is not in it."""
+    """The folder of a run of step 0, and what is left out of the published model."""
 
     folder: Path
     left_out: str = ""
 
 
 def import_model(name: str, folder: Path) -> Imported:
-    """A run's folder with the weights of a published model, which is a folder, a .gguf file or a name on the hub.
+    """Make `folder` a run with the weights of a published model: a folder, a .gguf file or a name on the hub.
 
-    Its `config.json` starts the run from itself, so that training it needs only sources; other runs take parts of it
-    by `start_from`.
+    The `config.json` names the folder in `start_from`. So training it further needs only sources, and other runs may
+    start from a part of it.
 
     Raises:
         ConfigError: the folder holds a run already.
-        ValueError: no such model, or one that ours can't compute.
+        ValueError: there is no such model, or ours can't compute it.
     """
     if (folder / "config.json").exists():
         raise ConfigError(f"{folder} holds a run already; use another --to folder, or remove this one")
     if (Path(name) / "checkpoints").is_dir():
-        raise ConfigError(f"{name} is a run already; mm1 export writes it as others read it")
+        raise ConfigError(f"{name} is a run already; mm1 export writes it for transformers")
     theirs = _config_of(name)
     kind = theirs.get("model_type", "")
     if "mm1" in theirs:
@@ -209,9 +211,10 @@ def import_model(name: str, folder: Path) -> Imported:
         weights = {f"vision.{leaf}": x for leaf, x in state.items()}
         _write(folder, "vision", weights, model=ModelConfig(vision=vision), data=DataConfig())
         return Imported(folder)
-    found = read_language(name)
-    weights = {f"decoder.{leaf}": x for leaf, x in found.weights.items()}
-    _write(folder, "decoder", weights, model=ModelConfig(decoder=found.config), data=DataConfig(), words=found.words)
+    language = read_language(name)
+    weights = {f"decoder.{leaf}": x for leaf, x in language.weights.items()}
+    model = ModelConfig(decoder=language.config)
+    _write(folder, "decoder", weights, model=model, data=DataConfig(), words=language.words)
     return Imported(folder)
 
 
@@ -239,23 +242,23 @@ def _import_llava(path: Path, theirs: dict[str, Any], folder: Path) -> Imported:
     model = llava.llava_config_from_hf(theirs)
     model.vision.mean, model.vision.std = encoder.pixels_of(path, model.vision)
     image = theirs.get("image_token_index", theirs.get("image_token_id"))
-    found, weights = _with_room(model, llava.llava_from_hf(tensors_of(path), model), read_words(path, image=image))
-    model.decoder = found.config
-    tokens = model.connector.tokens
-    data = DataConfig(sequence_length=max(4 * tokens, 512))
-    _write(folder, "model", weights, model=model, data=data, words=found.words)
+    state = llava.llava_from_hf(tensors_of(path), model)
+    language, weights = _with_words(model, state, read_words(path, image=image))
+    model.decoder = language.config
+    data = DataConfig(sequence_length=max(4 * model.connector.tokens, 512))
+    _write(folder, "model", weights, model=model, data=data, words=language.words)
     return Imported(folder, llava.NOT_READ.get(theirs["model_type"], ""))
 
 
-def _with_room(model: ModelConfig, state: State, words: Words) -> tuple[Language, State]:
-    """The decoder with room for all words, and the whole model's state around it."""
+def _with_words(model: ModelConfig, state: State, words: Words) -> tuple[Language, State]:
+    """The decoder with a vocabulary for all words, and the state of the whole model with it."""
     decoder = {name.removeprefix("decoder."): x for name, x in state.items() if name.startswith("decoder.")}
-    found = with_room(model.decoder, decoder, words)
-    return found, state | {f"decoder.{name}": x for name, x in found.weights.items()}
+    language = with_words(model.decoder, decoder, words)
+    return language, state | {f"decoder.{name}": x for name, x in language.weights.items()}
 
 
 def _import_export(path: Path, theirs: dict[str, Any], folder: Path) -> Imported:
-    """What `export_run` wrote, as the run it was."""
+    """An export of `export_run`, as the run that it was."""
     record, native = theirs["mm1"], theirs["model_type"] != "mm1"
     part, model, state = record["part"], ModelConfig.model_validate(record["model"]), tensors_of(path)
     if native and part == "vision":
@@ -277,18 +280,18 @@ def _import_export(path: Path, theirs: dict[str, Any], folder: Path) -> Imported
 
 
 def _check_shapes(part: str, weights: State, model: ModelConfig) -> None:
-    """Raise where the tensors of a model's files aren't those of its config."""
+    """Raise if the tensors of a model's files don't have the names and shapes of its config."""
     with torch.device("meta"):
         whole = MLLM(model).state_dict()
     expected = {name: x.shape for name, x in whole.items() if part == "model" or name.startswith(f"{part}.")}
     shapes = {name: x.shape for name, x in weights.items()}
     for name in sorted(expected.keys() | shapes.keys()):
-        found, wanted = shapes.get(name), expected.get(name)
-        if found != wanted:
-            here, there = ("not there" if shape is None else [*shape] for shape in (found, wanted))
+        shape, by_config = shapes.get(name), expected.get(name)
+        if shape != by_config:
             raise ValueError(
-                f"{name} is {here} in the files, and {there} by config.json; "
-                "does that belong to them, and are they all there?"
+                f"{name} is {[*shape] if shape else 'missing'} in the files, but "
+                f"{[*by_config] if by_config else 'no tensor'} by config.json; do they belong together, and are all "
+                "files there?"
             )
 
 

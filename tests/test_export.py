@@ -355,7 +355,7 @@ def test_what_cannot_be_exported_says_why(tmp_path):
         exchange.export_run(tmp_path / "empty", tmp_path / "out")
     shape = model(VISION, "mlp", 16, sparse=SparseConfig(experts=4, capacity=1.5))
     write_run(tmp_path / "capacity", run_of(shape))
-    with pytest.raises(ValueError, match=r"capacity 1\.5 drop places"):
+    with pytest.raises(ValueError, match=r"capacity 1\.5 drop tokens"):
         exchange.export_run(tmp_path / "capacity", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -236,7 +236,7 @@ def test_bad_folders_are_one_clear_line(tmp_path):
     write_tokenizer(tmp_path / "theirs")
     shard = next((tmp_path / "theirs").glob("model-00002*"))
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=f"{shard.name} is torn"):
+    with pytest.raises(ValueError, match=f"{shard.name} is damaged"):
         exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     shard.unlink()
     with pytest.raises(ValueError, match="model-00002"):
@@ -251,15 +251,15 @@ def test_tensors_that_are_not_those_of_the_config_are_named(tmp_path):
     file = tmp_path / "theirs/config.json"
     whole = json.loads(file.read_text())
     changes = {
-        "intermediate_size": (50, r"down\.weight is \[32, 48\] in the files, and \[32, 50\] by config"),
-        "num_hidden_layers": (3, r"blocks\.2\.\S+ is not there in the files, and \[16, 32\] by config"),
+        "intermediate_size": (50, r"down\.weight is \[32, 48\] in the files, but \[32, 50\] by config"),
+        "num_hidden_layers": (3, r"blocks\.2\.\S+ is missing in the files, but \[16, 32\] by config"),
     }
     for name, (value, said) in changes.items():
         file.write_text(json.dumps(whole | {"text_config": whole["text_config"] | {name: value}}))
         with pytest.raises(ValueError, match=said):
             exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     file.write_text(json.dumps(whole | {"text_config": whole["text_config"] | {"num_hidden_layers": 1}}))
-    with pytest.raises(ValueError, match=r"blocks\.1\.\S+ is \[16, 32\] in the files, and not there by config"):
+    with pytest.raises(ValueError, match=r"blocks\.1\.\S+ is \[16, 32\] in the files, but no tensor by config"):
         exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
@@ -277,7 +277,7 @@ def test_what_belongs_elsewhere_is_told_where(tmp_path):
     with pytest.raises(ValueError, match=r"transformers opens \S+theirs as no model of images and text"):
         open_model(f"hf:{tmp_path / 'theirs'}")  # it has no processor
     (tmp_path / "cat.gguf").write_bytes(b"GIF89a, no model")
-    with pytest.raises(ValueError, match=r"cat\.gguf is no whole GGUF file"):
+    with pytest.raises(ValueError, match=r"cat\.gguf is not a whole GGUF file"):
         exchange.import_model(str(tmp_path / "cat.gguf"), tmp_path / "other")
 
 

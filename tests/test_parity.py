@@ -98,7 +98,7 @@ def test_decoder_goes_there_and_back_unchanged(name):
     ours = our_decoder(build(name.split(",")[0], DECODER | DECODERS[name]))
     theirs = convert.decoder_to_hf(ours.state_dict())
     back = convert.decoder_from_hf(theirs, tie_embeddings=ours.config.tie_embeddings)
-    config = convert.decoder_config_to_hf(ours.config, places=64)
+    config = convert.decoder_config_to_hf(ours.config, max_positions=64)
     assert convert.decoder_config_from_hf(config) == ours.config
     assert back.keys() == ours.state_dict().keys()
     assert all(torch.equal(back[name], x) for name, x in ours.state_dict().items())
@@ -110,7 +110,7 @@ def test_transformers_opens_our_decoder_from_a_folder(name, tmp_path):
     ours = our_decoder(build(name.split(",")[0], DECODER | DECODERS[name]))
     write(
         tmp_path,
-        convert.decoder_config_to_hf(ours.config, places=64),
+        convert.decoder_config_to_hf(ours.config, max_positions=64),
         convert.decoder_to_hf(ours.state_dict()),
     )
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
@@ -178,8 +178,8 @@ def test_a_tensor_of_another_family_is_refused():
 
 def test_what_no_family_has_is_not_written():
     with pytest.raises(ValueError, match="every layer"):
-        convert.decoder_config_to_hf(DecoderConfig(sparse=SparseConfig(experts=4, every=2)), places=8)
+        convert.decoder_config_to_hf(DecoderConfig(sparse=SparseConfig(experts=4, every=2)), max_positions=8)
     with pytest.raises(ValueError, match="qwen3 with mixtral"):
-        convert.decoder_config_to_hf(DecoderConfig(sparse=SparseConfig(experts=4), qk_norm=True), places=8)
+        convert.decoder_config_to_hf(DecoderConfig(sparse=SparseConfig(experts=4), qk_norm=True), max_positions=8)
     with pytest.raises(ValueError, match="qwen2 with qwen3"):
-        convert.decoder_config_to_hf(DecoderConfig(qkv_bias=True, qk_norm=True), places=8)
+        convert.decoder_config_to_hf(DecoderConfig(qkv_bias=True, qk_norm=True), max_positions=8)

@@ -180,5 +180,5 @@ def test_what_our_encoder_cannot_compute_is_refused(family, change, word):
 
 
 def test_what_no_family_has_is_not_written():
-    with pytest.raises(ValueError, match="siglip_vision_model comes nearest, but here is class_token True"):
+    with pytest.raises(ValueError, match="siglip_vision_model is the most similar one, but here is class_token True"):
         vision_config_to_hf(VisionConfig(class_token=True))

@@ -1,7 +1,6 @@
-"""Decoders of `transformers` as ours and back: pure functions over configs (as in config.json) and state dicts.
+"""Decoders of `transformers` to ours and back: pure functions over configs (as in config.json) and state dicts.
 
-State dicts are of the part alone (`Decoder`). Nothing is computed, so what goes there and back is the same
-to the bit.
+Our state dicts are those of a `Decoder`. Nothing is computed, so a round trip gives the same tensors, bit for bit.
 """
 
 from typing import Any
@@ -22,7 +21,7 @@ _DECODERS = {
     "qwen3": "Qwen3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }
-"""Model types and their classes. Llama is also SmolLM2, Qwen2 also Qwen2.5."""
+"""Classes by model type. SmolLM2 is a Llama, Qwen2.5 a Qwen2."""
 
 _LLAMA: dict[str, Any] = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
 _LLAMA |= {"num_attention_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
@@ -37,14 +36,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": _QWEN,
     "qwen3": _QWEN | {"head_dim": 128},
 }
-"""What their config classes have where a config leaves it out, as those inside a larger model's do."""
+"""Defaults of their config classes: a config, above all one inside a larger model's, may leave fields out."""
 
 
 def decoder_config_from_hf(theirs: dict[str, Any]) -> DecoderConfig:
-    """Our config of a decoder of one of the families above, alone or inside a larger model's config.
+    """Our config for a decoder of one of the families above, alone or inside a larger model's config.
 
     Raises:
-        ValueError: another family, or a part that our decoder lacks.
+        ValueError: another family, or a part that our decoder doesn't have.
     """
     theirs = theirs.get("text_config", theirs)
     family = theirs.get("model_type", "")
@@ -85,7 +84,7 @@ def decoder_config_from_hf(theirs: dict[str, Any]) -> DecoderConfig:
 def _no_rope_layers(theirs: dict[str, Any]) -> tuple[int, ...]:
     layers, interval = theirs["num_hidden_layers"], theirs.get("no_rope_layer_interval", 4)
     rotated = theirs.get("no_rope_layers") or [(layer + 1) % interval for layer in range(layers)]
-    return tuple(layer for layer in range(layers) if not rotated[layer])  # of their "no rope" 1 means rope
+    return tuple(layer for layer in range(layers) if not rotated[layer])  # in their "no rope" list 1 means rope
 
 
 def _sparse(theirs: dict[str, Any]) -> SparseConfig:
@@ -97,40 +96,40 @@ def _sparse(theirs: dict[str, Any]) -> SparseConfig:
 
 
 def _refuse(theirs: dict[str, Any], family: str) -> None:
-    """Raise where their decoder would compute something else than ours."""
+    """Raise if their decoder computes something else than ours."""
     if family not in _DECODERS:
         raise ValueError(f"decoders of type {family!r} can't be read; known: {', '.join(_DECODERS)}")
     for name in ("attention_bias", "mlp_bias"):
         if theirs.get(name):
-            raise ValueError(f"{name} is set, but only Qwen2's biases of query, key and value are known")
+            raise ValueError(f"{name} is set, but only Qwen2's biases of query, key and value can be read")
     if theirs["hidden_act"] != "silu":
         raise ValueError(f"hidden_act is {theirs['hidden_act']!r}, but only 'silu' is known")
     window = theirs.get("sliding_window") if theirs.get("use_sliding_window", True) else None
     if window is not None and window < theirs["max_position_embeddings"]:
         raise ValueError(
-            f"attention reaches back {window} places only, which our decoder can't; for texts of at most "
-            f"{window} tokens it makes no difference: set sliding_window to null in config.json"
+            f"its attention has a sliding window of {window} tokens, which our decoder lacks; for texts of at most "
+            f"{window} tokens that makes no difference: set sliding_window to null in config.json"
         )
 
 
-def decoder_config_to_hf(config: DecoderConfig, *, places: int) -> dict[str, Any]:
-    """A config of the family that has the parts of `config`; `places` is the longest text.
+def decoder_config_to_hf(config: DecoderConfig, *, max_positions: int) -> dict[str, Any]:
+    """A config of the family that has the parts of `config`; `max_positions` is the length of the longest text.
 
-    A Mistral decoder is written as Llama, which computes the same.
+    A Mistral decoder becomes a Llama, which computes the same.
 
     Raises:
-        ValueError: parts together that none of them has.
+        ValueError: no family has all of these parts.
     """
     family, extra = _family(config)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_base}
     if config.rope_scaling is not None:
-        factor, low, high, places_before = config.rope_scaling
+        factor, low, high, original_length = config.rope_scaling
         rope |= {
             "rope_type": "llama3",
             "factor": factor,
             "low_freq_factor": low,
             "high_freq_factor": high,
-            "original_max_position_embeddings": places_before,
+            "original_max_position_embeddings": original_length,
         }
     return {
         "model_type": family,
@@ -143,44 +142,45 @@ def decoder_config_to_hf(config: DecoderConfig, *, places: int) -> dict[str, Any
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_width,
         "hidden_act": "silu",
-        "max_position_embeddings": places,
+        "max_position_embeddings": max_positions,
         "rms_norm_eps": config.norm_epsilon,
         "rope_parameters": rope,
-        "rope_theta": config.rope_base,  # where versions before 5 look for it
+        "rope_theta": config.rope_base,  # for versions before 5
         "tie_word_embeddings": config.tie_embeddings,
         "attention_bias": False,
     } | extra
 
 
 def _family(config: DecoderConfig) -> tuple[str, dict[str, Any]]:
-    """The one family with the parts of `config`, and the settings only it has."""
+    """The family that has the parts of `config`, and the settings that only this family has."""
     sparse, last = config.sparse, config.layers - 1
-    found: dict[str, dict[str, Any]] = {}
+    families: dict[str, dict[str, Any]] = {}
     if config.qkv_bias:
-        found["qwen2"] = {}
+        families["qwen2"] = {}
     if config.qk_norm:
-        found["qwen3"] = {}
+        families["qwen3"] = {}
     if config.no_rope_layers:
         rotated = [int(layer not in config.no_rope_layers) for layer in range(config.layers)]
-        found["smollm3"] = {"no_rope_layers": rotated, "pad_token_id": None}  # its default is beyond small vocabularies
+        # its default pad token is outside of small vocabularies
+        families["smollm3"] = {"no_rope_layers": rotated, "pad_token_id": None}
     if any(sparse.at(layer) for layer in range(config.layers)):
         if sparse.capacity is not None or not all(sparse.at(layer) for layer in (0, last)):
-            raise ValueError("Mixtral has experts in every layer and no capacity; this decoder differs")
-        found["mixtral"] = {
+            raise ValueError("Mixtral has experts in every layer and no capacity, unlike this decoder")
+        families["mixtral"] = {
             "num_local_experts": sparse.experts,
             "num_experts_per_tok": sparse.top_k,
             "router_aux_loss_coef": sparse.load_balance_weight,
         }
-    if len(found) > 1:
+    if len(families) > 1:
         raise ValueError(
-            "Qwen2 has qkv_bias, Qwen3 qk_norm, SmolLM3 no_rope_layers layers and Mixtral experts, but no family has "
-            f"two of these, as {' with '.join(found)} would be"
+            "Qwen2 has qkv_bias, Qwen3 qk_norm, SmolLM3 no_rope_layers and Mixtral experts, but no family has two of "
+            f"these, as {' with '.join(families)} would be"
         )
-    return next(iter(found.items()), ("llama", {}))
+    return next(iter(families.items()), ("llama", {}))
 
 
 def decoder_from_hf(theirs: State, *, tie_embeddings: bool) -> State:
-    """The state of our `Decoder` in a state dict of theirs, wherever in it the decoder stands."""
+    """The state of our `Decoder` from a state dict of theirs, which may hold more than the decoder."""
     prefix = _prefix(theirs, "embed_tokens.weight")
     inside = {name: x for name, x in _inside(theirs, prefix).items() if not DECODER_DROPPED.match(name)}
     inside = stack_experts(inside)
@@ -191,7 +191,7 @@ def decoder_from_hf(theirs: State, *, tie_embeddings: bool) -> State:
 
 
 def decoder_to_hf(ours: State) -> State:
-    """Their state dict of the state of our `Decoder`; without `lm_head` if embeddings are tied, as theirs."""
+    """Their state dict from the state of our `Decoder`; as theirs without `lm_head` if embeddings are tied."""
     ours = dict(ours)
     output = ours.pop("output.weight", None)
     theirs = unstack_experts({"model." + their: ours[name] for name, their in translate(ours, DECODER).items()})
@@ -199,13 +199,13 @@ def decoder_to_hf(ours: State) -> State:
 
 
 def _prefix(state: State, ending: str) -> str:
-    found = [name.removesuffix(ending) for name in state if name.endswith(ending)]
-    if len(found) != 1:
-        raise ValueError(f"found {len(found)} tensors named ...{ending} among {len(state)}, expected one")
-    return found[0]
+    prefixes = [name.removesuffix(ending) for name in state if name.endswith(ending)]
+    if len(prefixes) != 1:
+        raise ValueError(f"found {len(prefixes)} tensors named ...{ending} among {len(state)}, expected one")
+    return prefixes[0]
 
 
 def _inside(state: State, prefix: str) -> State:
-    """What stands behind `prefix`; the output matrix doesn't, even behind an empty one."""
+    """The tensors whose names begin with `prefix`, less the prefix; without the output matrix."""
     names = {name: name.removeprefix(prefix) for name in state if name.startswith(prefix)}
     return {short: state[name] for name, short in names.items() if not short.endswith("lm_head.weight")}

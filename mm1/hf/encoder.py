@@ -1,4 +1,4 @@
-"""Image encoders of others from a folder or from the hub: config and weights, read once."""
+"""Published image encoders, from a folder or from the hub: config and weights."""
 
 import fnmatch
 import json
@@ -20,23 +20,23 @@ NAMES = {
     "ViT-H-14-quickgelu/dfn5b": "apple/DFN5B-CLIP-ViT-H-14",
     "ViT-H-14-378-quickgelu/dfn5b": "apple/DFN5B-CLIP-ViT-H-14-378",
 }
-"""OpenCLIP's MODEL/PRETRAINED of DFN (Fang et al., arXiv 2309.17425), and the hub's names for them."""
+"""OpenCLIP's names (MODEL/PRETRAINED) for DFN's encoders (Fang et al., arXiv 2309.17425), and the hub's."""
 
 _OPENCLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in the order they are looked for
 _HF = ("model*.safetensors", "pytorch_model*.bin")
 
 
-def read_encoder(where: str) -> tuple[VisionConfig, State]:
-    """Config and state of the image encoder in a folder, or on the hub under its name there or one of `NAMES`.
+def read_encoder(source: str) -> tuple[VisionConfig, State]:
+    """Config and state of the image encoder `source`: a folder, a name on the hub, or one of `NAMES`.
 
-    The folder holds an open_clip_config.json or a config.json, and weights beside it. Only the encoder's own tensors
-    are read from a larger model's safetensors.
+    The folder holds an open_clip_config.json or a config.json, and weights beside it. From a larger model's
+    safetensors only the encoder's tensors are read.
 
     Raises:
-        ValueError: no folder, no config or no weights, or an encoder that our ViT can't be.
+        ValueError: no folder, no config, no weights, or an encoder with parts that our ViT doesn't have.
     """
-    folder = Path(where) if Path(where).is_dir() else _download(NAMES.get(where, where))
-    config, weights = _choose([path.name for path in folder.iterdir()], where)
+    folder = Path(source) if Path(source).is_dir() else _download(NAMES.get(source, source))
+    config, weights = _choose([path.name for path in folder.iterdir()], source)
     theirs, state = _json(folder / config), _state([folder / name for name in weights])
     if config == "open_clip_config.json":
         return vision_config_from_openclip(theirs), state
@@ -47,31 +47,34 @@ def read_encoder(where: str) -> tuple[VisionConfig, State]:
 
 def is_encoder(theirs: dict[str, Any]) -> bool:
     """Whether this is the config of an image encoder, alone or in a CLIP, that `read_encoder` may read."""
-    known = {"aimv2", "clip", "siglip", *FAMILIES}
-    return "model_cfg" in theirs or "num_blocks" in theirs or theirs.get("model_type") in known
+    types = {"aimv2", "clip", "siglip", *FAMILIES}
+    return "model_cfg" in theirs or "num_blocks" in theirs or theirs.get("model_type") in types
 
 
 def pixels_of(folder: Path, config: VisionConfig) -> tuple[Any, Any]:
-    """Mean and deviation that the folder's processor says, else those of `config`."""
+    """Mean and standard deviation from the folder's processor, else those of `config`."""
     file = folder / "preprocessor_config.json"
     if not file.is_file():
-        file = folder / "processor_config.json"  # where newer versions keep the image processor, one level deeper
-    said = _json(file) if file.is_file() else {}
-    said = said.get("image_processor", said)
-    return said.get("image_mean", config.mean), said.get("image_std", config.std)
+        file = folder / "processor_config.json"  # newer versions keep the image processor there, one level deeper
+    settings = _json(file) if file.is_file() else {}
+    settings = settings.get("image_processor", settings)
+    return settings.get("image_mean", config.mean), settings.get("image_std", config.std)
 
 
-def _choose(names: list[str], where: str) -> tuple[str, list[str]]:
-    """Which of the files is the config, and which are the weights: OpenCLIP's where there are both."""
+def _choose(names: list[str], source: str) -> tuple[str, list[str]]:
+    """The config file and the weight files among `names`; OpenCLIP's if there are both layouts."""
     for config, patterns in (("open_clip_config.json", _OPENCLIP), ("config.json", _HF)):
         for pattern in patterns:
             if config in names and (weights := sorted(fnmatch.filter(names, pattern))):
                 return config, weights
-    raise ValueError(f"{where} has no config.json with {' or '.join(_HF)}, nor an open_clip_config.json with its own")
+    raise ValueError(
+        f"{source} has no config.json with {' or '.join(_HF)}, "
+        f"and no open_clip_config.json with {' or '.join(_OPENCLIP)}"
+    )
 
 
 def _download(name: str) -> Path:
-    """The hub's folder of that name, with the chosen files and no others; from the cache where the hub is away."""
+    """The folder of that name on the hub, with config and weights only; from the cache if the hub can't be reached."""
     from huggingface_hub import HfApi, snapshot_download
 
     try:
@@ -80,8 +83,9 @@ def _download(name: str) -> Path:
         try:
             return Path(snapshot_download(name, local_files_only=True))
         except OSError as error:
-            known = ", ".join(NAMES)
-            raise ValueError(f"{name!r} is no folder here, and the hub did not give it; OpenCLIP's: {known}") from error
+            raise ValueError(
+                f"{name!r} is not a folder here, and can't be had from the hub; names of OpenCLIP: {', '.join(NAMES)}"
+            ) from error
     return Path(snapshot_download(name, allow_patterns=[config, *weights, "preprocessor_config.json"]))
 
 
@@ -90,9 +94,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _state(files: list[Path]) -> State:
-    """The state of our `Vision` out of `files`, which together are one state dict of theirs."""
+    """The state of our `Vision` from `files`, which together hold one state dict of theirs."""
     if files[0].suffix != ".safetensors":
-        # weights_only refuses all of a pickle but tensors; mmap reads only those that are used
+        # weights_only refuses everything in a pickle but tensors; mmap reads only the tensors that are used
         states = [torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files]
         return vision_from_hf({name: x for state in states for name, x in state.items()})
     with _opened(files) as tensors:

@@ -1,4 +1,4 @@
-"""The small files beside exported weights, as `transformers` reads them: pure functions that return their contents."""
+"""Contents of the small files beside exported weights, as `transformers` reads them: pure functions."""
 
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ _CHAT = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-"""A conversation as `data/chat.py` marks it. Texts are joined as they come: in training nothing stands between them."""
+"""A conversation with the marks of `data/chat.py`. As in training, nothing is put between texts."""
 
 
 def chat_template(tokenizer: Tokenizer) -> str:
-    """`_CHAT` with the names that the marks have in this tokenizer."""
+    """The chat template of the project's marks, as this tokenizer spells them."""
     template = _CHAT
     for mark in ("begin", "image", "end"):
         template = template.replace(f"<|{mark}|>", tokenizer.spelling(mark) or "")
@@ -34,12 +34,12 @@ def chat_template(tokenizer: Tokenizer) -> str:
 
 
 def modelling_file() -> Path:
-    """The source of the model for `transformers`, which nothing here imports."""
+    """The path of the model's source for `transformers`, which no module here imports."""
     return Path(__file__).with_name("modeling_mm1.py")
 
 
-def own_config(config: ModelConfig, *, part: str, places: int) -> dict[str, Any]:
-    """A config.json for the modelling file; the model itself stands in the record beside it.
+def own_config(config: ModelConfig, *, part: str, max_positions: int) -> dict[str, Any]:
+    """A config.json for the modelling file; the export adds the model's own config as `mm1`.
 
     Raises:
         ValueError: a part that the file doesn't have.
@@ -47,8 +47,8 @@ def own_config(config: ModelConfig, *, part: str, places: int) -> dict[str, Any]
     decoder = config.decoder
     if decoder.sparse.capacity is not None:
         raise ValueError(
-            f"experts of capacity {decoder.sparse.capacity} drop places, which no export does; "
-            "set model.decoder.sparse.capacity to null in the run's config.json: none is dropped then"
+            f"experts of capacity {decoder.sparse.capacity} drop tokens, which no exported model does; "
+            "set model.decoder.sparse.capacity to null in the run's config.json: then none is dropped"
         )
     classes = (
         ("AutoModelForCausalLM",) if part == "decoder" else ("AutoModelForImageTextToText", "AutoModelForCausalLM")
@@ -66,13 +66,13 @@ def own_config(config: ModelConfig, *, part: str, places: int) -> dict[str, Any]
         "num_attention_heads": decoder.heads,
         "num_key_value_heads": decoder.kv_heads,
         "head_dim": decoder.head_width,
-        "max_position_embeddings": places,
+        "max_position_embeddings": max_positions,
         "image_token_id": config.image_token_id,
     }
 
 
 def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Greedy, ending as training taught it; no text holds the image token, so none writes it."""
+    """Greedy decoding up to an end token of the run; the image token is suppressed, since no text holds it."""
     marks, ends = tokenizer.marks, sorted(tokenizer.ends)
     return {
         "bos_token_id": marks.get("begin"),
@@ -84,21 +84,21 @@ def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def tokenizer_file(content: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """The run's tokenizer.json, which now puts `<|begin|>` before every text, as every document had it."""
-    if own_marks(content):  # of an imported model: it does so already, if that model's did
+    """The run's tokenizer.json, changed to put `<|begin|>` before every text, since every document begins with it."""
+    if own_marks(content):  # an imported model's: it does what that model's did
         return content
     return content | {"post_processor": post_processor({"begin": (tokenizer.begin, ["<|begin|>"])})}
 
 
-def tokenizer_config(tokenizer: Tokenizer, *, places: int, processor: bool) -> dict[str, Any]:
-    """Padding stands before the text, so that generating goes on where it ends."""
+def tokenizer_config(tokenizer: Tokenizer, *, max_positions: int, processor: bool) -> dict[str, Any]:
+    """Special tokens, and padding on the left, so that generation continues at the end of the text."""
     theirs: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": tokenizer.spelling("begin"),
         "eos_token": tokenizer.spelling("end"),
         "pad_token": tokenizer.spelling("pad"),
         "padding_side": "left",
-        "model_max_length": places,
+        "model_max_length": max_positions,
         "clean_up_tokenization_spaces": False,
     }
     if processor:
@@ -110,7 +110,7 @@ def tokenizer_config(tokenizer: Tokenizer, *, places: int, processor: bool) -> d
 
 
 def preprocessor_config(vision: VisionConfig, *, processor: bool) -> dict[str, Any]:
-    """Pictures squeezed to a square as `data/image.py` does, then normalised as `model/vision.py` does."""
+    """Images resized to a square as in `data/image.py`, then normalised as in `model/vision.py`."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
@@ -127,7 +127,8 @@ def preprocessor_config(vision: VisionConfig, *, processor: bool) -> dict[str, A
 
 
 def processor_config(config: ModelConfig, tokenizer: Tokenizer, *, native: bool) -> dict[str, Any]:
-    """How many image tokens stand for a picture. LLaVA's are its patches; others are told as one patch and the rest."""
+    """The number of image tokens of an image. LLaVA's are its patches; other numbers are written as one patch plus the
+    rest, which is how LLaVA's processor counts."""
     vision, tokens = config.vision, config.connector.tokens
     counted = (vision.patch_size, int(vision.class_token)) if native else (vision.image_size, tokens - 1)
     return {

@@ -1,6 +1,6 @@
-"""Language models in llama.cpp's GGUF files as ours: config, weights one by one, tokenizer.
+"""Language models from llama.cpp's GGUF files: config, weights one by one, tokenizer.
 
-Quantised tensors are read as what they stand for, in fp32, by the `gguf` library (the extra `mm1[gguf]`).
+Quantised tensors are dequantised to fp32 by the `gguf` library (the extra `mm1[gguf]`).
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -36,31 +36,31 @@ NAMES = {
 }
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
-_CONTROL = 3  # of llama.cpp's token types: a special token
+_CONTROL = 3  # llama.cpp's token type of special tokens
 
 _DIGITS = {"type": "Digits", "individual_digits": True}
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _SPLITS = {"gpt-2": _BYTES, "smollm": {"type": "Sequence", "pretokenizers": [_DIGITS, _BYTES]}}
-"""How a text is cut before byte pairs are merged, by the name llama.cpp gives it."""
+"""How a text is split before byte pairs are merged, by llama.cpp's name for it."""
 
 
 class Gguf:
-    """A GGUF file of a language model. Nothing of its weights is read before it is asked for.
+    """A GGUF file of a language model. Weights are read when they are used.
 
     Raises:
-        ValueError: `gguf` is not installed, or the file is of another kind.
+        ValueError: `gguf` is not installed, or the file is not a GGUF of a known architecture.
     """
 
     def __init__(self, path: Path):
         try:
             from gguf import GGUFReader
         except ImportError:
-            raise ValueError("reading GGUF needs the package: pip install 'mm1[gguf]'") from None
+            raise ValueError("reading GGUF needs a package: pip install 'mm1[gguf]'") from None
         try:
             self.path, self._reader = path, GGUFReader(path)
         except (ValueError, IndexError) as error:
             raise ValueError(
-                f"{path} is no whole GGUF file ({error}); name one, a model's folder or the hub's"
+                f"{path} is not a whole GGUF file ({error}); name one, a model's folder or a name on the hub"
             ) from None
         self._fields: dict[str, Any] = {name: x.contents() for name, x in self._reader.fields.items()}
         self.architecture: str = self._fields["general.architecture"]
@@ -71,16 +71,16 @@ class Gguf:
             )
 
     def config(self) -> DecoderConfig:
-        """Our config of the model in the file.
+        """Our config for the model in the file.
 
         Raises:
-            ValueError: a part that our decoder lacks, or that GGUF states in a form we don't read.
+            ValueError: a part that our decoder doesn't have, or that we don't read from GGUF.
         """
         shapes = {tensor.name: [int(size) for size in tensor.shape] for tensor in self._reader.tensors}
         scaling = self._field("rope.scaling.type", "none")
-        unknown = [name for name in ("rope_freqs.weight", "blk.0.ffn_gate_inp.weight") if name in shapes]
-        if unknown or scaling != "none":
-            what = unknown[0] if unknown else f"rope scaling {scaling!r}"
+        unread = [name for name in ("rope_freqs.weight", "blk.0.ffn_gate_inp.weight") if name in shapes]
+        if unread or scaling != "none":
+            what = unread[0] if unread else f"rope scaling {scaling!r}"
             raise ValueError(f"{self.path} has {what}, which is not read from GGUF; import the model's safetensors")
         width, heads = self._field("embedding_length"), self._field("attention.head_count")
         return DecoderConfig(
@@ -92,7 +92,7 @@ class Gguf:
             head_width=self._field("attention.key_length", width // heads),
             mlp_width=self._field("feed_forward_length"),
             rope_base=self._field("rope.freq_base", 10_000.0),
-            # stored in fp32; its shortest decimals are what was meant
+            # stored in fp32: the shortest decimal number that rounds to it is the one that was meant
             norm_epsilon=float(str(np.float32(self._field("attention.layer_norm_rms_epsilon")))),
             qk_norm="blk.0.attn_q_norm.weight" in shapes,
             qkv_bias="blk.0.attn_q.bias" in shapes,
@@ -100,7 +100,7 @@ class Gguf:
         )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Each tensor of our `Decoder` by its name, in fp32, one at a time."""
+        """The tensors of our `Decoder` with their names, in fp32, one at a time."""
         from gguf.quants import dequantize
 
         config = self.config()
@@ -111,40 +111,40 @@ class Gguf:
             x = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
             part = name.split(".")[-2]
             if self.architecture == "llama" and part in heads:
-                # llama.cpp turns neighbouring channels of its Llamas, we and Hugging Face the halves of a head
+                # llama.cpp rotates neighbouring channels of a Llama's heads together, we and transformers the halves
                 x = x.unflatten(0, (heads[part], -1, 2)).transpose(1, 2).flatten(0, 2)
             yield name, x
 
     def words(self) -> Words:
         """The tokenizer with the project's marks, and the chat template."""
         tokens = self._fields["tokenizer.ggml.tokens"]
-        said = {"chat_template": self._fields.get("tokenizer.chat_template")}
-        said["add_bos_token"] = self._fields.get("tokenizer.ggml.add_bos_token", False)
+        settings = {"chat_template": self._fields.get("tokenizer.chat_template")}
+        settings["add_bos_token"] = self._fields.get("tokenizer.ggml.add_bos_token", False)
         for mark, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
             number = self._fields.get(f"tokenizer.ggml.{name}_token_id")
-            said[f"{mark}_token"] = None if number is None else tokens[number]
-        return words(self.tokenizer(), said)
+            settings[f"{mark}_token"] = None if number is None else tokens[number]
+        return words(self.tokenizer(), settings)
 
     def tokenizer(self) -> dict[str, Any]:
         """The file's tokenizer as a tokenizer.json.
 
         Raises:
-            ValueError: it is not byte-level BPE, or cuts texts in a way we don't know.
+            ValueError: it is not byte-level BPE, or splits texts in a way that is not in `_SPLITS`.
         """
         kind, split = self._fields.get("tokenizer.ggml.model"), self._fields.get("tokenizer.ggml.pre", "gpt-2")
         if kind != "gpt2" or split not in _SPLITS:
             raise ValueError(
                 f"{self.path} has a tokenizer of type {kind!r} ({split}); known: gpt2 ({', '.join(_SPLITS)}). "
-                "Give the model's own tokenizer.json"
+                "Import the model from a folder with its own tokenizer.json"
             )
         tokens, types = self._fields["tokenizer.ggml.tokens"], self._fields["tokenizer.ggml.token_type"]
-        form = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        special = [number for number, of in enumerate(types) if of == _CONTROL]
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        special = [number for number, kind in enumerate(types) if kind == _CONTROL]
         return {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [{"id": number, "content": tokens[number], **form} for number in special],
+            "added_tokens": [{"id": number, "content": tokens[number], **flags} for number in special],
             "normalizer": None,
             "pre_tokenizer": _SPLITS[split],
             "post_processor": None,
@@ -166,5 +166,5 @@ class Gguf:
     def _field(self, name: str, default: Any = None) -> Any:
         value = self._fields.get(f"{self.architecture}.{name}", default)
         if value is None:
-            raise ValueError(f"{self.path} doesn't say {self.architecture}.{name}; is it a whole model?")
+            raise ValueError(f"{self.path} has no field {self.architecture}.{name}; is it a whole model?")
         return value

@@ -1,4 +1,4 @@
-"""A published language model, from a folder, a GGUF file or the hub: config, weights, tokenizer."""
+"""Published language models, from a folder, a GGUF file or the hub: config, weights, tokenizer."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from mm1.hf.vocabulary import Words, extended, read_words
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """A language model that knows the project's marks. `weights` are those of our `Decoder`."""
+    """A language model whose vocabulary has the project's marks. `weights` are those of our `Decoder`."""
 
     config: DecoderConfig
     weights: dict[str, torch.Tensor]
@@ -26,26 +26,26 @@ class Language:
 def read_language(name: str) -> Language:
     """The language model `name`: a folder in HF layout, a .gguf file or a folder with one, or a name on the hub.
 
-    Weights keep the type they are stored in; of GGUF they are fp32.
+    Weights keep the type they are stored in; those of GGUF become fp32.
 
     Raises:
-        ValueError: nothing of that name, or a model that our decoder can't compute.
+        ValueError: nothing has that name, or our decoder can't compute the model.
     """
     path = Path(name) if Path(name).exists() else downloaded(name)
     files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
     if not (path / "config.json").is_file() and len(files) == 1:
         gguf = Gguf(files[0])
-        return with_room(gguf.config(), dict(gguf.tensors()), gguf.words())
+        return with_words(gguf.config(), dict(gguf.tensors()), gguf.words())
     for needed in ("config.json", "tokenizer.json"):
         if not (path / needed).is_file():
-            raise ValueError(f"{path} has no {needed} and not just one .gguf; is it a model's folder?")
+            raise ValueError(f"{path} has no {needed}, and not exactly one .gguf; is it a model's folder?")
     config = decoder_config_from_hf(json.loads((path / "config.json").read_text()))
     weights = decoder_from_hf(tensors_of(path), tie_embeddings=config.tie_embeddings)
-    return with_room(config, weights, read_words(path))
+    return with_words(config, weights, read_words(path))
 
 
-def with_room(config: DecoderConfig, weights: dict[str, torch.Tensor], words: Words) -> Language:
-    """The model with rows for all of its words in its matrices."""
+def with_words(config: DecoderConfig, weights: dict[str, torch.Tensor], words: Words) -> Language:
+    """The model with a vocabulary, and matrices, for all tokens of `words`."""
     tokenizer = words.tokenizer
     ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
     vocabulary = max(config.vocabulary, max(ids) + 1)
@@ -53,34 +53,34 @@ def with_room(config: DecoderConfig, weights: dict[str, torch.Tensor], words: Wo
 
 
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of the folder's files, which are mapped, not read: memory is taken as they are used.
+    """All tensors of the folder's files. Files are mapped, so tensors take memory only when they are used.
 
     Raises:
-        ValueError: no safetensors there, or not all that its index names.
+        ValueError: there are no safetensors, a file of the index is missing, or one is damaged.
     """
     files, index = sorted(path.glob("*.safetensors")), path / "model.safetensors.index.json"
-    if index.is_file():  # some folders hold the same weights in another form beside these
+    if index.is_file():  # some folders have the same weights in another format too
         files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
-    lost = [file.name for file in files if not file.is_file()]
-    if len(lost) == len(files):
+    missing = [file.name for file in files if not file.is_file()]
+    if len(missing) == len(files):
         raise ValueError(f"{path} has no .safetensors file; weights in pickles are not read")
-    if lost:
-        raise ValueError(f"{path} has no {lost[0]}, which {index.name} names; download it again")
-    found: dict[str, torch.Tensor] = {}
+    if missing:
+        raise ValueError(f"{path} has no {missing[0]}, which {index.name} names; download it again")
+    state: dict[str, torch.Tensor] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
-                found |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118, it is no dict
+                state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118, it is no dict
         except SafetensorError as error:
-            raise ValueError(f"{file} is torn ({error}); download it again") from None
-    return found
+            raise ValueError(f"{file} is damaged ({error}); download it again") from None
+    return state
 
 
 def downloaded(name: str, *, kinds: tuple[str, ...] = ("*.json", "*.safetensors", TEMPLATE)) -> Path:
-    """The folder of the model `name` on the hub, with its files of these kinds.
+    """The folder of the model `name` on the hub, with its files that match `kinds`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the hub has no such model.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -88,4 +88,4 @@ def downloaded(name: str, *, kinds: tuple[str, ...] = ("*.json", "*.safetensors"
     try:
         return Path(snapshot_download(name, allow_patterns=[*kinds]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"no model at {name}, and the hub has none: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"no model at {name}, and none on the hub: {str(error).splitlines()[0]}") from error

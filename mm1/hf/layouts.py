@@ -1,6 +1,6 @@
-"""State dicts of image encoders, theirs as ours and back: pure functions.
+"""State dicts of published image encoders to ours and back: pure functions.
 
-Ours are of the part alone (`Vision`). Nothing is computed, so what goes there and back is the same to the bit.
+Ours are those of a `Vision`. Nothing is computed, so a round trip gives the same tensors, bit for bit.
 """
 
 import re
@@ -27,13 +27,13 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a family's files name an encoder's tensors."""
+    """How the files of a family name an encoder's tensors."""
 
-    anchor: str  # a name that no layout before it has
+    anchor: str  # a name that no earlier layout has
     names: dict[str, str]  # ours -> theirs
-    dropped: re.Pattern[str]  # what they may hold beside it
-    prefix: str = ""  # what their files of the encoder alone begin every name with
-    ones: dict[str, int] = field(default_factory=dict)  # leading dimensions of size one, by our name
+    dropped: re.Pattern[str]  # other tensors that their files may hold
+    prefix: str = ""  # the beginning of every name in their files of the encoder alone
+    ones: dict[str, int] = field(default_factory=dict)  # how many leading dimensions of size one, by our name
 
 
 _TOKENS = {"class_E": 2, "register_RE": 1, "position_PE": 1}
@@ -48,28 +48,28 @@ LAYOUTS = {
     "aim": Layout("preprocessor.patchifier.proj.weight", AIM, _HEAD, ones=_TOKENS),
     "openclip": Layout("visual.conv1.weight", OPENCLIP, re.compile(r"visual\.proj$|(?!visual\.)")),
 }
-"""SigLIP's is CLIP's. Of a file the first whose anchor is in it."""
+"""A file has the first layout whose anchor is in it. SigLIP's layout is CLIP's."""
 
 
 def find(names: Iterable[str]) -> tuple[Layout, str]:
-    """The layout of the image encoder among tensors of these names, and what stands before its names.
+    """The layout of the image encoder among tensors of these names, and the prefix of its names.
 
     Raises:
-        ValueError: none, or more than one.
+        ValueError: there is no encoder, or more than one.
     """
     names = list(names)
     for layout in LAYOUTS.values():
-        found = [name.removesuffix(layout.anchor) for name in names if name.endswith(layout.anchor)]
-        if len(found) == 1:
-            return layout, found[0]
-        if found:
-            raise ValueError(f"found {len(found)} tensors named ...{layout.anchor}, expected one")
+        prefixes = [name.removesuffix(layout.anchor) for name in names if name.endswith(layout.anchor)]
+        if len(prefixes) == 1:
+            return layout, prefixes[0]
+        if prefixes:
+            raise ValueError(f"found {len(prefixes)} tensors named ...{layout.anchor}, expected one")
     anchors = ", ".join(layout.anchor for layout in LAYOUTS.values())
-    raise ValueError(f"no image encoder is among {len(names)} tensors: none is named like one of {anchors}")
+    raise ValueError(f"no image encoder is among {len(names)} tensors: no name ends like one of {anchors}")
 
 
 def vision_from_hf(theirs: State) -> State:
-    """The state of our `Vision` in a state dict of theirs, wherever in it the image encoder stands."""
+    """The state of our `Vision` from a state dict of theirs, which may hold more than the image encoder."""
     layout, prefix = find(theirs)
     short = {name.removeprefix(prefix): x for name, x in theirs.items() if name.startswith(prefix)}
     inside = {name: x for name, x in short.items() if not layout.dropped.match(name)}
@@ -84,18 +84,18 @@ def vision_from_hf(theirs: State) -> State:
 
 
 def vision_to_hf(ours: State, layout: Layout | None = None) -> State:
-    """Their state dict, named as their published files are, of the state of our `Vision`, or of whole blocks of it.
+    """Their state dict, as in their published files, from the state of our `Vision` or of whole blocks of it.
 
-    In the layout of `transformers` where it has one: an encoder that came from OpenCLIP is written as CLIP.
+    The layout is that of `transformers` if it has one: an encoder from OpenCLIP becomes a CLIP.
     """
     theirs = write(ours, layout or layout_of(ours))
-    if "register_RE" in ours:  # only pre-training reads it, but files of this family hold it
+    if "register_RE" in ours:  # only pre-training uses it, but this family's files hold it
         theirs["embeddings.mask_token"] = torch.zeros_like(ours["register_RE"][:1])
     return theirs
 
 
 def layout_of(names: Container[str]) -> Layout:
-    """The layout that an encoder with tensors of these names, ours, is published in."""
+    """The layout in which an encoder with tensors of these names (ours) is published."""
     if "blocks.0.attention_scale.weight" in names:
         return LAYOUTS["dinov2, gated" if "blocks.0.feed_forward.gate.weight" in names else "dinov2"]
     if "patch_norm.weight" in names:
@@ -104,10 +104,10 @@ def layout_of(names: Container[str]) -> Layout:
 
 
 def write(ours: State, layout: Layout) -> State:
-    """The state of our `Vision`, or whole blocks of it, in one of `LAYOUTS`.
+    """The state of our `Vision`, or of whole blocks of it, in one of `LAYOUTS`.
 
     Raises:
-        ValueError: it has a part that the layout has no name for.
+        ValueError: the layout has no name for one of its tensors.
     """
     table = {part: their for name, their in layout.names.items() for part in _parts(name)}
     if "patch.weight" in ours:
@@ -122,6 +122,6 @@ def write(ours: State, layout: Layout) -> State:
 
 
 def _parts(name: str) -> list[str]:
-    """`a.b|c.d` as [`a.b.d`, `a.c.d`]; other names alone."""
-    found = re.search(r"\w+(?:\|\w+)+", name)
-    return [name] if found is None else [name.replace(found[0], part) for part in found[0].split("|")]
+    """`a.b|c.d` as [`a.b.d`, `a.c.d`]; any other name as it is."""
+    match = re.search(r"\w+(?:\|\w+)+", name)
+    return [name] if match is None else [name.replace(match[0], part) for part in match[0].split("|")]

@@ -1,7 +1,7 @@
-"""LLaVA's models (LLaVA-1.5, LLaVA-NeXT) as ours and back: pure functions over configs and state dicts.
+"""LLaVA's models (LLaVA-1.5, LLaVA-NeXT) to ours and back: pure functions over configs and state dicts.
 
-An encoder, an MLP of two layers, a decoder: LlavaForConditionalGeneration of `transformers`.
-Nothing is computed, so what goes there and back is the same to the bit.
+A LLaVA is an encoder, an MLP of two layers and a decoder: LlavaForConditionalGeneration of `transformers`.
+Nothing is computed, so a round trip gives the same tensors, bit for bit.
 """
 
 from typing import Any
@@ -18,48 +18,48 @@ State = dict[str, torch.Tensor]
 
 TYPES = ("llava", "llava_next")
 NOT_READ = {
-    "llava_next": "image_newline and the sub-images of large pictures (anyres): every picture is read once, squeezed "
-    "to the encoder's size"
+    "llava_next": "image_newline and the tiles of large images (anyres): every image is read once, resized to the "
+    "encoder's size"
 }
-"""What of a type has no counterpart here."""
+"""What is left out of a model, by type."""
 
 _SELECT = {"clip_vision_model": "default", "siglip_vision_model": "full"}
-"""Which tokens of an encoder LLaVA takes: CLIP's without the class token, all of SigLIP's, which has none."""
+"""Which tokens of an encoder LLaVA takes: CLIP's without the class token; all of SigLIP's, which has none."""
 
 
 def llava_config_from_hf(theirs: dict[str, Any]) -> ModelConfig:
-    """Our config of a LLaVA from its config.json. A NeXT's is that of its base picture alone.
+    """Our config for a LLaVA, from its config.json. A LLaVA-NeXT is read without its tiles.
 
     Raises:
-        ValueError: parts that ours lack, or features of a layer that we don't take.
+        ValueError: it has parts that ours doesn't have, or takes features of a layer that ours can't take.
     """
     vision = vision_config_from_hf(theirs)
     layer = theirs.get("vision_feature_layer", -2)
     if not isinstance(layer, int) or not -vision.layers - 1 <= layer - (layer >= 0) * (vision.layers + 1) < -1:
         raise ValueError(
-            f"vision_feature_layer is {layer!r}; one layer before the last is read, as -2: the last layer's output "
-            "without its norm, and several layers side by side, are not"
+            f"vision_feature_layer is {layer!r}; it must be one layer before the last, such as -2: the last layer's "
+            "output without its norm, and several layers, are not supported"
         )
     tokens = theirs.get("vision_feature_select_strategy", "default")
     if tokens != ("default" if vision.class_token else "full") or vision.registers:
-        raise ValueError(f"vision_feature_select_strategy is {tokens!r}; only the patches of an encoder are read")
-    for name, known in {"projector_hidden_act": "gelu", "multimodal_projector_bias": True}.items():
-        if theirs.get(name, known) != known:
-            raise ValueError(f"{name} is {theirs[name]!r}, but only {known!r} is known")
+        raise ValueError(f"vision_feature_select_strategy is {tokens!r}; only the patches of an encoder can be read")
+    for name, value in {"projector_hidden_act": "gelu", "multimodal_projector_bias": True}.items():
+        if theirs.get(name, value) != value:
+            raise ValueError(f"{name} is {theirs[name]!r}, but only {value!r} is supported")
     vision.feature_layer = layer if layer < 0 else layer - vision.layers - 1
     text = theirs.get("text_config")
     if text is None:
-        raise ValueError("config.json has no text_config, which says what the decoder is")
+        raise ValueError("config.json has no text_config, which describes the decoder")
     tie_embeddings = text.get("tie_word_embeddings") or theirs.get("tie_word_embeddings", False)
     decoder = decoder_config_from_hf({"model_type": "llama"} | text | {"tie_word_embeddings": tie_embeddings})
     return ModelConfig(vision=vision, connector=ConnectorConfig(kind="mlp", tokens=vision.grid.cells), decoder=decoder)
 
 
-def llava_config_to_hf(config: ModelConfig, *, places: int) -> dict[str, Any]:
-    """The config of the LLaVA that `config` is; `places` is the longest text.
+def llava_config_to_hf(config: ModelConfig, *, max_positions: int) -> dict[str, Any]:
+    """The config of the LLaVA that `config` describes; `max_positions` is the length of the longest text.
 
     Raises:
-        ValueError: it is none, and why.
+        ValueError: it describes no LLaVA; the message says why.
     """
     vision, connector = config.vision, config.connector
     if connector.kind != "mlp" or connector.tokens != vision.grid.cells:
@@ -67,15 +67,15 @@ def llava_config_to_hf(config: ModelConfig, *, places: int) -> dict[str, Any]:
             f"a LLaVA has an mlp of {vision.grid.cells} tokens, not {connector.kind} of {connector.tokens}"
         )
     if vision.feature_layer == -1:
-        raise ValueError("a LLaVA never norms the features that it takes, as model.vision.feature_layer=-1 does")
+        raise ValueError("a LLaVA doesn't norm the features that it takes, but model.vision.feature_layer=-1 does")
     encoder = vision_config_to_hf(vision)
     if encoder["model_type"] not in _SELECT:
-        raise ValueError(f"{encoder['model_type']} is no encoder of a LLaVA")
+        raise ValueError(f"no LLaVA has an encoder of type {encoder['model_type']}")
     return {
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],
         "vision_config": encoder,
-        "text_config": decoder_config_to_hf(config.decoder, places=places),
+        "text_config": decoder_config_to_hf(config.decoder, max_positions=max_positions),
         "vision_feature_layer": vision.feature_layer,
         "vision_feature_select_strategy": _SELECT[encoder["model_type"]],
         "projector_hidden_act": "gelu",
@@ -88,7 +88,7 @@ def llava_config_to_hf(config: ModelConfig, *, places: int) -> dict[str, Any]:
 
 
 def llava_from_hf(theirs: State, config: ModelConfig) -> State:
-    """The state of our `MLLM` in a state dict of theirs, of any version's names."""
+    """The state of our `MLLM` from a state dict of theirs, with the names of any version."""
     _, prefix = find(theirs)
     encoder = {name: x for name, x in theirs.items() if name.startswith(prefix)}
     ours = {f"vision.{name}": x for name, x in vision_from_hf(encoder).items()}
@@ -102,7 +102,7 @@ def llava_from_hf(theirs: State, config: ModelConfig) -> State:
 
 
 def llava_to_hf(ours: State) -> State:
-    """Part of the state of our `MLLM`, or all of it, as theirs, named as the published files are."""
+    """Their state dict, with the names of the published files, from the state of our `MLLM` or a part of it."""
     parts: dict[str, State] = {"vision": {}, "connector": {}, "decoder": {}}
     for name, x in ours.items():
         part, _, leaf = name.partition(".")

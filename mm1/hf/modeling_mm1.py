@@ -1,8 +1,9 @@
-"""A model of mm1 for `transformers`: the file an export writes beside weights that no class of theirs fits.
+"""A model of mm1 for `transformers`; an export has this file if no class of `transformers` fits its weights.
 
-It needs torch and transformers, and nothing of mm1, which never imports it. Parts and tensors are named as in
-training, and so are the axes: the legend stands in mm1/document.py. Q are all tokens of an image, C the channels
-of a connector, W is the width of a head, L the places of a cache, A all places of all rows.
+It needs torch and transformers, but not mm1. Parts, tensors and axes are named as in mm1: B sequences, T tokens,
+D channels, H heads of W channels, L positions of the keys, V tokens of the vocabulary, A all tokens of all sequences;
+N images, Y and X their rows and columns, P patches, Q all tokens of an image, E channels of the encoder; S image
+tokens, C channels of the connector.
 """
 
 # mypy: ignore-errors
@@ -23,7 +24,7 @@ ACTIVATIONS = {
 
 
 class MM1Config(PretrainedConfig):
-    """`mm1` is the record of the run; the other fields repeat of it what `transformers` asks a config for."""
+    """`mm1` is the config of the model in mm1; the other fields repeat what `transformers` needs from a config."""
 
     model_type = "mm1"
 
@@ -45,7 +46,7 @@ class LayerScale(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """A SwiGLU if `gated`."""
+    """Two linear layers with an activation between them; a SwiGLU if `gated`."""
 
     def __init__(self, width, mlp_width, bias=False, activation="silu", gated=True):
         super().__init__()
@@ -55,12 +56,12 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(mlp_width, width, bias=bias)
 
     def forward(self, x):
-        opened = self.activation((self.gate or self.up)(x))
-        return self.down(opened * self.up(x) if self.gate else opened)
+        active = self.activation((self.gate or self.up)(x))
+        return self.down(active * self.up(x) if self.gate else active)
 
 
 class Attention(nn.Module):
-    """What `x` gathers from `context`, where each sees all."""
+    """Attention of all positions of `x` over all positions of `context`."""
 
     def __init__(self, width, context_width, heads, bias=True):
         super().__init__()
@@ -94,7 +95,7 @@ class VisionBlock(nn.Module):
 
 
 class Vision(nn.Module):
-    """A ViT from normalised pixels [N, C, Y, X] to features [N, P, E] of the layer that `feature_layer` names."""
+    """A ViT from normalised pixels [N, channels, Y, X] to features [N, P, E] of the layer `feature_layer`."""
 
     def __init__(self, config):
         super().__init__()
@@ -130,10 +131,10 @@ class Vision(nn.Module):
 
 
 def fixed_positions(grid, like):
-    """Sines and cosines of a patch's column, then of its row, [P, E]."""
+    """Sines and cosines of each patch's column, then of its row, [P, E]."""
     quarter = like.shape[-1] // 4
-    place, channel = (torch.arange(count, device=like.device).float() for count in (grid, quarter))
-    angle = place[:, None] * 10_000 ** -(channel / quarter)
+    index, channel = (torch.arange(count, device=like.device).float() for count in (grid, quarter))
+    angle = index[:, None] * 10_000 ** -(channel / quarter)
     wave = torch.cat((angle.sin(), angle.cos()), -1)
     columns, rows = wave.expand(grid, -1, -1), wave[:, None].expand(-1, grid, -1)
     return torch.cat((columns, rows), -1).flatten(0, 1).to(like.dtype)
@@ -179,7 +180,7 @@ class PoolingBlock(nn.Module):
 
 
 class Connector(nn.Module):
-    """P patch features of a picture become S image tokens of the decoder's width, by the connector `kind` names."""
+    """From P patch features of an image to S image tokens of the decoder's width, by the connector `kind`."""
 
     def __init__(self, config, vision, width):
         super().__init__()
@@ -263,8 +264,8 @@ def rotary_angles(position_BT, config):
     channel_W = torch.arange(0, config.head_width, 2, device=position_BT.device).float()
     frequency_W = 1 / config.rope_base ** (channel_W / config.head_width)
     if config.rope_scaling is not None:
-        factor, low, high, places = config.rope_scaling
-        kept_W = ((places * frequency_W / (2 * torch.pi) - low) / (high - low)).clamp(0, 1)
+        factor, low, high, original_length = config.rope_scaling
+        kept_W = ((original_length * frequency_W / (2 * torch.pi) - low) / (high - low)).clamp(0, 1)
         frequency_W = frequency_W * (kept_W + (1 - kept_W) / factor)
     angle_B1TW = (position_BT[..., None].float() * frequency_W)[:, None]
     cos, sin = angle_B1TW.cos(), angle_B1TW.sin()
@@ -277,7 +278,7 @@ def rotate(x_BHTW, angles):
 
 
 class SparseFeedForward(nn.Module):
-    """Each place goes through the experts its router likes best; their shares add up to one."""
+    """Each token goes through the top k experts of a router, whose weights add up to one."""
 
     def __init__(self, config):
         super().__init__()
@@ -290,14 +291,14 @@ class SparseFeedForward(nn.Module):
 
     def forward(self, x_BTD):
         x_AD = x_BTD.flatten(0, 1)
-        shares, experts = F.linear(x_AD.float(), self.router.weight.float()).softmax(-1).topk(self.top_k)
-        shares = (shares / shares.sum(-1, keepdim=True)).to(x_AD.dtype)
+        weights, experts = F.linear(x_AD.float(), self.router.weight.float()).softmax(-1).topk(self.top_k)
+        weights = (weights / weights.sum(-1, keepdim=True)).to(x_AD.dtype)
         y_AD = torch.zeros_like(x_AD)
         for expert in experts.unique().tolist():
-            place, rank = (experts == expert).nonzero(as_tuple=True)
+            token, rank = (experts == expert).nonzero(as_tuple=True)
             gate, up, down = (matrix["weight"][expert] for matrix in self.experts.values())
-            part_AD = F.linear(F.silu(F.linear(x_AD[place], gate)) * F.linear(x_AD[place], up), down)
-            y_AD.index_add_(0, place, part_AD * shares[place, rank, None])
+            part_AD = F.linear(F.silu(F.linear(x_AD[token], gate)) * F.linear(x_AD[token], up), down)
+            y_AD.index_add_(0, token, part_AD * weights[token, rank, None])
         return y_AD.view_as(x_BTD)
 
 
@@ -334,10 +335,10 @@ class Decoder(nn.Module):
         return F.linear(hidden, (self.embedding if self.output is None else self.output).weight)
 
 
-def visible(attention_mask, places):
-    """Which of the L places so far each of the T new ones sees, [B, 1, T, L]: none later, no padding but itself."""
+def visible(attention_mask, length):
+    """Which of L positions each of the last T = `length` sees, [B, 1, T, L]: no later one, no padding but itself."""
     key_L = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    query_T1 = key_L[-places:, None]
+    query_T1 = key_L[-length:, None]
     return (key_L <= query_T1) & attention_mask[:, None, None].bool() | (key_L == query_T1)
 
 
@@ -375,25 +376,25 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is not None and image_BT is not None and image_BT.any():
             features = self.connector(self.vision(pixel_values)).flatten(0, 1).to(x_BTD.dtype)
             if len(features) != image_BT.sum():
-                raise ValueError(f"{int(image_BT.sum())} image places, but the pictures make {len(features)} tokens")
+                raise ValueError(f"{int(image_BT.sum())} image tokens in the text, but {len(features)} from the images")
             x_BTD = x_BTD.masked_scatter(image_BT[..., None], features)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
-        first, places = 0 if past_key_values is None else past_key_values.get_seq_length(), x_BTD.shape[1]
+        first, length = 0 if past_key_values is None else past_key_values.get_seq_length(), x_BTD.shape[1]
         if attention_mask is None:
-            attention_mask = torch.ones(len(x_BTD), first + places, device=x_BTD.device)
+            attention_mask = torch.ones(len(x_BTD), first + length, device=x_BTD.device)
         if position_ids is None:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, first : first + places]
-        hidden_BTD = self.decoder(x_BTD, position_ids, visible(attention_mask, places), past_key_values)
-        kept = logits_to_keep if torch.is_tensor(logits_to_keep) else slice(-logits_to_keep, None)  # -0: all
-        logits_BTV = self.decoder.logits(hidden_BTD[:, kept])
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, first : first + length]
+        hidden_BTD = self.decoder(x_BTD, position_ids, visible(attention_mask, length), past_key_values)
+        positions = logits_to_keep if torch.is_tensor(logits_to_keep) else slice(-logits_to_keep, None)  # -0: all
+        logits_BTV = self.decoder.logits(hidden_BTD[:, positions])
         loss = None if labels is None else self.loss_function(logits_BTV, labels, self.config.vocab_size)
         return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, past_key_values=past_key_values)
 
     def _expand_inputs_for_generation(self, expand_size=1, pixel_values=None, **inputs):
-        found = super()._expand_inputs_for_generation(expand_size, **inputs)
-        if pixel_values is not None:  # all pictures of a row go with each of its copies
-            places_B = (inputs["input_ids"] == self.config.image_token_id).sum(1)
-            of_rows = pixel_values.split((places_B * len(pixel_values) // places_B.sum()).tolist())
-            found[1]["pixel_values"] = torch.cat([x for x in of_rows for _ in range(expand_size)])
-        return found
+        expanded = super()._expand_inputs_for_generation(expand_size, **inputs)
+        if pixel_values is not None:  # each copy of a sequence gets all images of the sequence
+            tokens_B = (inputs["input_ids"] == self.config.image_token_id).sum(1)
+            images_B = pixel_values.split((tokens_B * len(pixel_values) // tokens_B.sum()).tolist())
+            expanded[1]["pixel_values"] = torch.cat([x for x in images_B for _ in range(expand_size)])
+        return expanded

@@ -1,4 +1,4 @@
-"""Our parameter names and those of `transformers`, relative to the part; `{}` is a layer's number."""
+"""Our names of parameters and those of published files, without the prefix of the part; `{}` is a layer's number."""
 
 import re
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ VISION = {
 """CLIP's and SigLIP's image encoders."""
 
 VISION_DROPPED = re.compile(r"head\.|embeddings\.position_ids$")
-"""What an image encoder of theirs may hold beside that: SigLIP's pooling head, a constant."""
+"""Tensors of theirs that ours has no use for: SigLIP's pooling head, a constant."""
 
 DINOV2 = {
     "class_E": "embeddings.cls_token",
@@ -45,13 +45,13 @@ DINOV2 = {
     **_both("blocks.{}.feed_forward.down", "encoder.layer.{}.mlp.fc2"),
     "blocks.{}.feed_forward_scale.weight": "encoder.layer.{}.layer_scale2.lambda1",
 }
-"""DINOv2, with and without registers, as its published files name it."""
+"""DINOv2 with and without registers, in its published files."""
 
 DINOV2_GATED = {name: their for name, their in DINOV2.items() if "feed_forward." not in name} | {
     **_both("blocks.{}.feed_forward.gate|up", "encoder.layer.{}.mlp.weights_in"),
     **_both("blocks.{}.feed_forward.down", "encoder.layer.{}.mlp.weights_out"),
 }
-"""DINOv2's giant; `gate|up` are matrices of ours that are one of theirs, stacked in this order."""
+"""DINOv2's giant; `gate|up` are two matrices of ours, which theirs has concatenated in this order."""
 
 AIMV2 = {
     "position_PE": "embeddings.position_embedding.weight",
@@ -89,7 +89,7 @@ AIM_GATED = _TRUNK | {
     "blocks.{}.feed_forward.gate.weight": "trunk.blocks.{}.mlp.fc1.weight",
     "blocks.{}.feed_forward.up.weight": "trunk.blocks.{}.mlp.fc3.weight",
 }
-"""AIMv2 there, where its files were published first."""
+"""AIMv2 in the same code, where its files were published first."""
 
 OPENCLIP = {
     "class_E": "visual.class_embedding",
@@ -134,33 +134,33 @@ DECODER = {
     "blocks.{}.feed_forward.experts.up.weight": "layers.{}.block_sparse_moe.experts.w3.weight",
     "blocks.{}.feed_forward.experts.down.weight": "layers.{}.block_sparse_moe.experts.w2.weight",
 }
-"""The decoders of Llama, Mistral, Qwen2, Qwen3, SmolLM3 and Mixtral; the output matrix stands outside of them."""
+"""The decoders of Llama, Mistral, Qwen2, Qwen3, SmolLM3 and Mixtral, without the output matrix."""
 
 DECODER_DROPPED = re.compile(r".*rotary_emb\.inv_freq$")
 
 
 def translate(names: Iterable[str], table: dict[str, str]) -> dict[str, str]:
-    """Each of `names` with its counterpart by `table`.
+    """The counterpart of each of `names` in `table`.
 
     Raises:
-        ValueError: names that the table doesn't hold.
+        ValueError: a name is not in the table.
     """
-    found, unknown = {}, []
+    translated, unknown = {}, []
     for name in names:
         number = re.search(r"(?<=\.)\d+(?=\.)", name)
         pattern = name if number is None else name[: number.start()] + "{}" + name[number.end() :]
         if pattern in table:
-            found[name] = table[pattern] if number is None else table[pattern].format(number[0])
+            translated[name] = table[pattern] if number is None else table[pattern].format(number[0])
         else:
             unknown.append(name)
     if unknown:
         raise ValueError(
-            f"{len(unknown)} tensors have names this family doesn't hold, such as {unknown[0]!r}; "
+            f"{len(unknown)} tensors have names that this family doesn't have, such as {unknown[0]!r}; "
             "is the file of another family, or of a newer version?"
         )
-    return found
+    return translated
 
 
 def reverse(table: dict[str, str]) -> dict[str, str]:
-    """`table` read from right to left."""
+    """`table` from theirs to ours."""
     return {theirs: ours for ours, theirs in table.items()}

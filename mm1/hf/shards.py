@@ -1,6 +1,6 @@
-"""Tensors to safetensors files, one at a time: no more of a model is in memory than its largest tensor.
+"""Writes tensors to safetensors files one at a time, so that no more than the largest tensor is in memory.
 
-The library writes a file from tensors that are all there. The format is a length, a JSON header and the bytes:
+The library needs all tensors of a file at once. The format is a length, a JSON header and the bytes:
 https://github.com/huggingface/safetensors#format
 """
 
@@ -25,20 +25,20 @@ _TYPES = {
 
 
 def bytes_of(size: str) -> int:
-    """The bytes that a size such as 5GB or 200MB means; decimal, as in the layout's own library.
+    """The number of bytes in a size such as 5GB or 200MB, with decimal units as in `transformers`.
 
     Raises:
-        ValueError: it says no size.
+        ValueError: it is not a size.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)B", size.strip(), re.IGNORECASE)
-    if found is None or not float(found[1]):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)B", size.strip(), re.IGNORECASE)
+    if match is None or not float(match[1]):
         raise ValueError(f"a size is written as 5GB or 200MB; found {size!r}")
-    return max(1, int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " ")))
+    return max(1, int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")))
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tensors of ours that are written together, and how: `rename` makes of their state a state of theirs."""
+    """Tensors of ours that are converted together; `rename` turns their state dict into one of theirs."""
 
     names: Sequence[str]
     rename: Callable[[State], State]
@@ -52,10 +52,10 @@ def write_shards(
     read: Callable[[str], torch.Tensor],
     limit: int,
 ) -> None:
-    """Write all groups into `folder`, in files of at most `limit` bytes where no single tensor is larger.
+    """Write all groups to `folder`, in files of at most `limit` bytes unless a single tensor is larger.
 
-    `like` gives a tensor's shape and type (on the meta device), `read` the tensor itself, once. More than one file are
-    listed in model.safetensors.index.json, as `transformers` does.
+    `like` gives the shape and type of a tensor (on the meta device), `read` the tensor itself; it is called once for
+    each. Several files are listed in model.safetensors.index.json, as in `transformers`.
     """
     shapes = [group.rename({name: like(name) for name in group.names}) for group in groups]
     shards = _shards({name: x for shape in shapes for name, x in shape.items()}, limit)
@@ -78,21 +78,21 @@ def _tensors(groups: Sequence[Group], read: Callable[[str], torch.Tensor]) -> It
 
 def _shards(tensors: State, limit: int) -> list[State]:
     shards: list[State] = [{}]
-    room = limit
+    left = limit
     for name, x in tensors.items():
-        if x.nbytes > room and shards[-1]:
+        if x.nbytes > left and shards[-1]:
             shards.append({})
-            room = limit
+            left = limit
         shards[-1][name] = x
-        room -= x.nbytes
+        left -= x.nbytes
     return shards
 
 
 def _write(path: Path, shard: State, stream: Iterator[tuple[str, torch.Tensor]]) -> None:
-    """A file with the next tensors of `stream`, which are those of `shard` in its order."""
+    """Write a file of the next tensors of `stream`, which are those of `shard` in the same order."""
     entries: dict[str, dict[str, object]] = {}
     offsets, end = {}, 0
-    for name, x in sorted(shard.items(), key=lambda item: -item[1].itemsize):  # so that every tensor lies aligned
+    for name, x in sorted(shard.items(), key=lambda item: -item[1].itemsize):  # so that every tensor is aligned
         offsets[name] = end
         entries[name] = {"dtype": _TYPES[x.dtype], "shape": [*x.shape], "data_offsets": [end, end + x.nbytes]}
         end += x.nbytes
@@ -105,6 +105,6 @@ def _write(path: Path, shard: State, stream: Iterator[tuple[str, torch.Tensor]])
             assert [*x.shape] == entries[name]["shape"]
             file.seek(8 + len(header) + offsets[name])
             file.write(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            del x  # before the next one is read
+            del x  # before the next one is read into memory
         file.flush()
         os.fsync(file.fileno())

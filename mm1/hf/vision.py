@@ -1,4 +1,4 @@
-"""Configs of image encoders, as in their config.json, as ours and back: pure functions."""
+"""Configs of image encoders, as in their config.json, to ours and back: pure functions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,10 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What `transformers` leaves unsaid of a family, and what makes it one.
+    """What a config.json leaves out about a family of encoders.
 
-    `defaults` are those of its config class, which a config inside a config leaves out; `pixels` mean and
-    std of its preprocessor_config.json; `parts` our fields that every encoder of it shares.
+    `defaults` are those of its config class, which a config inside a larger one leaves out; `pixels` mean and std of
+    its preprocessor_config.json; `parts` our fields that all encoders of the family share.
     """
 
     architecture: str
@@ -66,17 +66,17 @@ FAMILIES = {
         {"norm": "rms", "gated": True, "bias": False, "patch_norm": True},
     ),
 }
-"""By model type. SigLIP 2 of fixed resolution is SigLIP; the one of any resolution is another model, not here."""
+"""By model type. SigLIP 2 at a fixed resolution is a SigLIP; SigLIP 2 NaFlex is another model, which is not here."""
 
 
 def vision_config_from_hf(theirs: dict[str, Any]) -> VisionConfig:
-    """Our config of an image encoder of `FAMILIES`, alone or inside a larger model's config.
+    """Our config for an image encoder of `FAMILIES`, alone or inside a larger model's config.
 
-    Where patches don't fill the image (SigLIP's 384 pixels in patches of 14) the size is cut to those
-    that do, as their convolution does.
+    If patches don't fill the image (SigLIP's 384 pixels in patches of 14), the image size is reduced to the pixels
+    that they fill, as in their convolution.
 
     Raises:
-        ValueError: another family, or a part that our ViT lacks.
+        ValueError: another family, or a part that our ViT doesn't have.
     """
     theirs = theirs.get("vision_config", theirs)
     name = "aimv2_vision_model" if theirs.get("model_type") == "aimv2" else theirs.get("model_type", "")
@@ -106,39 +106,39 @@ def vision_config_from_hf(theirs: dict[str, Any]) -> VisionConfig:
 
 
 def _activation(theirs: str) -> Any:
-    known = reverse(_ACTIVATIONS)
-    if theirs not in known:
-        raise ValueError(f"activation {theirs!r} is unknown; known: {', '.join(known)}")
-    return known[theirs]
+    ours = reverse(_ACTIVATIONS)
+    if theirs not in ours:
+        raise ValueError(f"activation {theirs!r} is unknown; known: {', '.join(ours)}")
+    return ours[theirs]
 
 
 def _mlp_width(theirs: dict[str, Any]) -> int:
     if "mlp_ratio" not in theirs:
         return theirs["intermediate_size"]
     width = int(theirs["hidden_size"] * theirs["mlp_ratio"])
-    # DINOv2 keeps two thirds for a SwiGLU, up to the next multiple of 8
+    # with a SwiGLU DINOv2 takes two thirds of it, rounded up to a multiple of 8
     return (int(width * 2 / 3) + 7) // 8 * 8 if theirs["use_swiglu_ffn"] else width
 
 
 def _refuse(theirs: dict[str, Any]) -> None:
-    """Raise where their encoder would compute something else than ours."""
+    """Raise if their encoder computes something else than ours."""
     aimv2 = "rms_norm_eps" in theirs
     expected: dict[str, Any] = {"qkv_bias": not aimv2, "mlp_bias": False, "use_bias": False, "num_channels": 3}
     if aimv2:
         expected["hidden_act"] = "silu"
     for name, value in expected.items():
         if theirs.get(name, value) != value:
-            raise ValueError(f"{name} is {theirs[name]!r}, but in this family only {value!r} is known")
+            raise ValueError(f"{name} is {theirs[name]!r}, but in this family only {value!r} is supported")
 
 
 def vision_config_to_hf(config: VisionConfig) -> dict[str, Any]:
     """A vision config of the family that has the parts of `config`.
 
-    Mean, std and feature layer stand elsewhere in theirs; a position embedding is stretched by the rule
-    of the family, whatever `config.antialias` says.
+    Theirs has mean, std and feature layer in other files, and resizes position embeddings by the family's rule,
+    without regard to `config.antialias`.
 
     Raises:
-        ValueError: no family has them; the nearest is named, and what differs.
+        ValueError: no family has them; the message names the most similar one, and what differs.
     """
     differing = {}
     for name, family in FAMILIES.items():
@@ -151,7 +151,7 @@ def vision_config_to_hf(config: VisionConfig) -> dict[str, Any]:
         differing[name] = [f"{key} {value!r}" for key, value in config if getattr(back, key) != value]
     nearest = min(differing, key=lambda name: len(differing[name]))
     raise ValueError(
-        f"no family has this encoder; {nearest} comes nearest, but here is {', '.join(differing[nearest])}"
+        f"no family has this encoder; {nearest} is the most similar one, but here is {', '.join(differing[nearest])}"
     )
 
 
@@ -177,18 +177,18 @@ def _fields(config: VisionConfig, defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def vision_config_from_openclip(theirs: dict[str, Any]) -> VisionConfig:
-    """Our config of the ViT that an open_clip_config.json describes (https://github.com/mlfoundations/open_clip).
+    """Our config for the ViT of an open_clip_config.json (https://github.com/mlfoundations/open_clip).
 
     Raises:
-        ValueError: an image encoder of timm, a ResNet, or a ViT with parts that ours lacks.
+        ValueError: an image encoder of timm, a ResNet, or a ViT with parts that ours doesn't have.
     """
     model, pixels = theirs["model_cfg"], theirs.get("preprocess_cfg", {})
     vision = model["vision_cfg"]
-    known = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "ls_init_value"}
-    unknown = {name for name in vision.keys() - known if vision[name]} - {"timm_pool", "timm_proj", "output_tokens"}
-    if unknown or not isinstance(vision["layers"], int):
+    read = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "ls_init_value"}
+    unread = {name for name in vision.keys() - read if vision[name]} - {"timm_pool", "timm_proj", "output_tokens"}
+    if unread or not isinstance(vision["layers"], int):
         raise ValueError(
-            f"vision_cfg has {', '.join(sorted(unknown)) or 'layers of a ResNet'}; only plain ViTs are read"
+            f"vision_cfg has {', '.join(sorted(unread)) or 'layers of a ResNet'}; only plain ViTs can be read"
         )
     mean, std = CLIP_PIXELS
     width = vision["width"]
@@ -210,7 +210,7 @@ def vision_config_from_openclip(theirs: dict[str, Any]) -> VisionConfig:
 
 
 def vision_config_from_aim(theirs: dict[str, Any]) -> VisionConfig:
-    """Our config of an AIM, from the arguments its own code builds it with (https://github.com/apple/ml-aim)."""
+    """Our config for an AIM, from the arguments of its own code (https://github.com/apple/ml-aim)."""
     return VisionConfig(
         image_size=theirs["img_size"],
         patch_size=theirs["patch_size"],

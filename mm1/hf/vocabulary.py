@@ -1,4 +1,4 @@
-"""The words of a published model: its special tokens as our marks, its chat template, and tokens that it lacks."""
+"""A published model's tokenizer with the project's marks: its own special tokens stand for some, the rest are new."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,108 +18,110 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A tokenizer.json that holds every mark of the project, and the model's chat template, where it has one."""
+    """A tokenizer.json with every mark of the project, and the model's chat template if it has one."""
 
     tokenizer: dict[str, Any]
     template: str = ""
 
 
 def read_words(folder: Path, *, image: int | None = None) -> Words:
-    """The words of the model in a folder in HF layout; `image` is its image token, of a model that sees.
+    """The words of the model in a folder in HF layout; `image` is the image token of a multimodal model.
 
     Raises:
-        ValueError: no tokenizer.json, or a template that can't be read.
+        ValueError: there is no tokenizer.json, or the template can't be read.
     """
     if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} has no tokenizer.json, which the model's words stand in")
-    said = {name: value for file in ("special_tokens_map", "tokenizer_config") for name, value in _json(folder, file)}
+        raise ValueError(f"{folder} has no tokenizer.json; download it too")
+    settings = {
+        name: value for file in ("special_tokens_map", "tokenizer_config") for name, value in _json(folder, file)
+    }
     for file in ("generation_config", "config"):
         ends = dict(_json(folder, file)).get("eos_token_id")
         if ends is not None:
             break
-    said |= {name: value for name, value in _json(folder, "chat_template") if name == "chat_template"}
+    settings |= {name: value for name, value in _json(folder, "chat_template") if name == "chat_template"}
     if (folder / TEMPLATE).is_file():
-        said["chat_template"] = (folder / TEMPLATE).read_text()
+        settings["chat_template"] = (folder / TEMPLATE).read_text()
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    return words(tokenizer, said, ends=ends if isinstance(ends, list) else [ends], image=image)
+    return words(tokenizer, settings, ends=ends if isinstance(ends, list) else [ends], image=image)
 
 
 def words(
-    tokenizer: dict[str, Any], said: Mapping[str, Any], *, ends: Sequence[int | None] = (), image: int | None = None
+    tokenizer: dict[str, Any], settings: Mapping[str, Any], *, ends: Sequence[int | None] = (), image: int | None = None
 ) -> Words:
-    """The words of a tokenizer of which `said`, as in a tokenizer_config.json, tells bos_token, eos_token and more.
+    """The words of a tokenizer with these `settings` (bos_token, eos_token, ...), as in a tokenizer_config.json.
 
-    A text begins with what that tokenizer puts before it: with nothing, in some families. `ends` are further tokens
-    that end an answer.
+    A text begins with the tokens that this tokenizer puts before it, in some families with none. `ends` are further
+    tokens that end an answer.
     """
-    made = HFTokenizer.from_str(json.dumps(tokenizer))
-    names = {name: _content(token) for name, token in said.items() if name.endswith("_token") and _content(token)}
-    found = {name: made.token_to_id(token) for name, token in names.items()}
-    ids = {name: number for name, number in found.items() if number is not None}
+    theirs = HFTokenizer.from_str(json.dumps(tokenizer))
+    names = {name: _content(token) for name, token in settings.items() if name.endswith("_token") and _content(token)}
+    numbers = {name: theirs.token_to_id(token) for name, token in names.items()}
+    ids = {name: number for name, number in numbers.items() if number is not None}
     special = {token["id"] for token in tokenizer.get("added_tokens") or [] if token.get("special")}
-    own = {"begin": _begin(made, ids.get("bos_token"), said.get("add_bos_token"))}
+    own = {"begin": _begin(theirs, ids.get("bos_token"), settings.get("add_bos_token"))}
     if last := [*dict.fromkeys(end for end in (ids.get("eos_token"), *ends) if end is not None and end in special)]:
         own["end"] = last
     if "pad_token" in ids and ids["pad_token"] not in (*own["begin"], *last):
         own["pad"] = [ids["pad_token"]]
-    if image is not None and made.id_to_token(image) is not None:
+    if image is not None and theirs.id_to_token(image) is not None:
         own["image"] = [image]
-    template = said.get("chat_template") or ""
-    if isinstance(template, list):  # several by name
-        template = next((one["template"] for one in template if one["name"] == "default"), "")
+    template = settings.get("chat_template") or ""
+    if isinstance(template, list):  # several templates with names
+        template = next((entry["template"] for entry in template if entry["name"] == "default"), "")
     if template:
         begin = names.get("bos_token", "") if own["begin"] and image is not None else ""
-        template = _whole(template, names, begin=begin)
+        template = _self_contained(template, names, begin=begin)
     return Words(with_marks(tokenizer, own), template)
 
 
 def _begin(tokenizer: HFTokenizer, bos: int | None, adds: bool | None) -> list[int]:
-    """What `transformers` begins a text with: as tokenizer_config.json says, else as the tokenizer does."""
+    """The tokens that `transformers` puts before a text: by tokenizer_config.json, else by the tokenizer itself."""
     if adds is not None:
         return [bos] if adds and bos is not None else []
     bare, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
     return next((whole[:at] for at in range(len(whole)) if whole[at : at + len(bare)] == bare), [])
 
 
-def _whole(template: str, names: Mapping[str, str], *, begin: str) -> str:
-    """A template that needs no tokenizer beside it to name the special tokens; `begin` is what it must begin with.
+def _self_contained(template: str, names: Mapping[str, str], *, begin: str) -> str:
+    """The template with the spelling of the special tokens in it, and with `begin` before every conversation.
 
-    Templates of models that see mostly leave that token to the processor, which adds it to a text without one.
+    Templates of multimodal models mostly leave `begin` to the processor, which adds it to a text without one.
     """
-    known = "".join(f"{{% set {name} = {json.dumps(token, ensure_ascii=False)} %}}" for name, token in names.items())
+    spellings = "".join(f"{{% set {name} = {json.dumps(text, ensure_ascii=False)} %}}" for name, text in names.items())
     probe = [{"role": "user", "content": [{"type": "text", "text": "a probe"}]}]
-    whole = f"{known}\n{template}"
-    if not ChatTemplate(whole)(probe).startswith(begin):
-        whole = f"{known}\n{begin}{template}"
-    return whole
+    if not ChatTemplate(f"{spellings}\n{template}")(probe).startswith(begin):
+        template = f"{begin}{template}"
+    return f"{spellings}\n{template}"
 
 
 def with_marks(tokenizer: dict[str, Any], own: Mapping[str, list[int]] | None = None) -> dict[str, Any]:
-    """A tokenizer.json that holds every mark of the project; what it held before keeps its id.
+    """A tokenizer.json with every mark of the project; tokens that it has keep their ids.
 
-    `own` are tokens that stand for marks already, by the mark: the post-processor then says which (see
-    `tokenizer.own_marks`). A mark that is there by its name stays where it is. Others get the ids after the last one:
-    often rows that the model's matrices hold anyway, as many are padded to a round size.
+    `own` are the model's tokens for some marks, by the mark: they are recorded in the post-processor (see
+    `tokenizer.own_marks`). A mark that the tokenizer has by its name stays as it is. Others get the ids after the last
+    one. Many models have rows for these, since their matrices are padded to a round size.
     """
     added = list(tokenizer.get("added_tokens") or [])
     vocabulary = tokenizer["model"]["vocab"]
-    known = {token["content"] for token in added} | set(vocabulary)
+    tokens = {token["content"] for token in added} | set(vocabulary)
     last = max([*vocabulary.values(), *(token["id"] for token in added)])
     for name in (f"<|{name}|>" for name in MARKS if name not in (own or {})):
-        if name in known:
+        if name in tokens:
             continue
         last += 1
-        form = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        added.append({"id": last, "content": name, **form})
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        added.append({"id": last, "content": name, **flags})
     if own is None:
         return tokenizer | {"added_tokens": added}
-    spelled = {number: token for token, number in vocabulary.items()} | {one["id"]: one["content"] for one in added}
-    marks = {name: (ids, [spelled[number] for number in ids]) for name, ids in own.items()}
+    spelling = {number: token for token, number in vocabulary.items()}
+    spelling |= {token["id"]: token["content"] for token in added}
+    marks = {name: (ids, [spelling[number] for number in ids]) for name, ids in own.items()}
     return tokenizer | {"added_tokens": added, "post_processor": post_processor(marks)}
 
 
 def post_processor(marks: Mapping[str, tuple[list[int], list[str]]]) -> dict[str, Any]:
-    """What puts the tokens of the mark `begin` before every text, and names those of all `marks`: ids and spelling."""
+    """A post-processor that puts the mark `begin` before every text, and records ids and spelling of all `marks`."""
     alone, other = ({"Sequence": {"id": letter, "type_id": 0}} for letter in "AB")
     first = [{"SpecialToken": {"id": "<|begin|>", "type_id": 0}}] if marks["begin"][0] else []
     named = {f"<|{name}|>": ids_and_tokens for name, ids_and_tokens in marks.items()}
@@ -132,23 +134,23 @@ def post_processor(marks: Mapping[str, tuple[list[int], list[str]]]) -> dict[str
 
 
 def extended(decoder: State, vocabulary: int) -> State:
-    """The state of our `Decoder` with room for `vocabulary` tokens; one with room enough as it is.
+    """The state of our `Decoder` with a row for each of `vocabulary` tokens; unchanged if it has enough.
 
-    A new row is the mean of the old ones. So its logit is the mean of theirs, and all new tokens together take no
-    larger part of the probability than of the vocabulary, where a random row could take nearly all
+    A new row is the mean of the old ones. So its logit is the mean of theirs, and the new tokens together get at most
+    their share of the probability, while a random row could get nearly all of it
     (https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
     """
-    made = dict(decoder)
+    state = dict(decoder)
     for name in ("embedding.weight", "output.weight"):
         if name in decoder and len(decoder[name]) < vocabulary:
             old_VD = decoder[name]
             mean_D = old_VD.double().mean(0).to(old_VD.dtype)
-            made[name] = torch.cat([old_VD, mean_D.expand(vocabulary - len(old_VD), -1)])
-    return made
+            state[name] = torch.cat([old_VD, mean_D.expand(vocabulary - len(old_VD), -1)])
+    return state
 
 
 def _content(token: Any) -> str:
-    """A token as tokenizer_config.json writes it: its text, or a form with that inside; empty where there is none."""
+    """The text of a token in tokenizer_config.json, which is a string or an object; empty if there is none."""
     return (token.get("content") or "") if isinstance(token, dict) else token if isinstance(token, str) else ""
 
 
