@@ -1,8 +1,8 @@
-"""The one door for weights: save, resume, load for use.
+"""Checkpoints: save, resume, load for use. All weights on disk are written and read here.
 
-A checkpoint is a folder `checkpoints/step-N` written by torch's distributed checkpointing (DCP), by each rank its
-shards, with a `whole.json` that lists every file's SHA-256. It is written beside its final name and renamed when it
-is on disk, so a folder with its final name is whole; a torn or changed one is detected and passed over.
+A checkpoint is a folder `checkpoints/step-N` of torch's distributed checkpointing (DCP), in which each rank writes its
+shards, with a `whole.json` that lists every file's SHA-256. It is written under another name and renamed when it is on
+disk, so a folder with the final name is complete; one that was damaged later is detected and skipped.
 """
 
 import hashlib
@@ -46,33 +46,33 @@ log = logging.getLogger("mm1")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written or read: says what is safe and what to do."""
+    """A checkpoint could not be written or read; the message says what is safe and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A whole checkpoint, in a folder on disk or at an address of an object store."""
+    """A complete checkpoint, in a folder on disk or at an address of an object store."""
 
     path: Path | str
     step: int
 
 
 class Saver:
-    """Writes the checkpoints of the run in `run`; in the background, if its settings say so, one at a time."""
+    """Writes the checkpoints of the run in the folder `run`, one at a time; in the background if `settings` say so."""
 
     def __init__(self, run: Path, settings: CheckpointConfig):
-        self._run, self._settings, self._place = run, settings, _place(run, settings.folder)
+        self._run, self._settings, self._location = run, settings, _location(run, settings.folder)
         self._group = dist.apart()
-        self.step: int | None = None  # of what was saved last
+        self.step: int | None = None  # of the last checkpoint
         self._thread: Thread | None = None
         self._failure: BaseException | None = None
         self._stager = DefaultStager(StagingOptions(*[False] * 4)) if settings.background else None
 
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Write the state after `step` steps; then remove later checkpoints and the oldest that need not stay.
+        """Write the state after `step` steps; then remove later checkpoints, and old ones that need not be kept.
 
         Raises:
-            CheckpointError: this or the one before could not be written; older checkpoints stay as they are.
+            CheckpointError: this or the previous one could not be written; older checkpoints stay as they are.
         """
         self.wait()
         self.step = step
@@ -86,10 +86,10 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Return when nothing is being written any more.
+        """Return when no checkpoint is being written.
 
         Raises:
-            CheckpointError: what was written last could not be.
+            CheckpointError: the last one could not be written.
         """
         if self._thread is not None:
             self._thread.join()
@@ -102,7 +102,7 @@ class Saver:
         """Remove the checkpoints of more than `step` steps, the newest first."""
         self.wait()
         if dist.rank() == 0:
-            for checkpoint in reversed(_all(self._place)):
+            for checkpoint in reversed(_all(self._location)):
                 if checkpoint.step > step:
                     _remove(checkpoint.path)
 
@@ -110,47 +110,48 @@ class Saver:
         try:
             self._write(step, content)
         except BaseException as error:
-            self._failure = error  # told by `wait`
+            self._failure = error  # raised by `wait`
 
     def _write(self, step: int, content: dict[str, Any]) -> None:
-        _write(self._run, step, content, place=self._place, group=self._group)
+        _write(self._run, step, content, location=self._location, group=self._group)
         if dist.rank() > 0:
             return
-        found, every = _all(self._place), self._settings.milestone_every
-        torn = [other for other in found if other.step > step]  # a whole one would have been resumed from
-        older = [other for other in found if other.step <= step][: -self._settings.keep]
-        for old in torn + [other for other in older if not every or other.step % every]:
+        checkpoints, every = _all(self._location), self._settings.milestone_every
+        damaged = [other for other in checkpoints if other.step > step]  # a whole one would have been resumed from
+        older = [other for other in checkpoints if other.step <= step][: -self._settings.keep]
+        for old in damaged + [other for other in older if not every or other.step % every]:
             _remove(old.path)
 
 
 def save_weights(run: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Write weights that were trained elsewhere, as the state after no step."""
-    _write(run, 0, {"model": weights}, place=_place(run, ""))
+    """Write weights that were trained elsewhere, as the checkpoint of step 0."""
+    _write(run, 0, {"model": weights}, location=_location(run, ""))
 
 
-def _write(run: Path, step: int, content: dict[str, Any], *, place: str, group: dist.Group | None = None) -> None:
-    """Write `content` as the checkpoint of a step: each rank its shards, rank 0 what says that all are there.
+def _write(run: Path, step: int, content: dict[str, Any], *, location: str, group: dist.Group | None = None) -> None:
+    """Write `content` as the checkpoint of a step: each rank its shards, rank 0 the list of all files.
 
-    On disk it is renamed at the end; an object store has no renaming, and there `whole.json`, the last, is the end.
+    On disk the folder is renamed at the end. An object store can't rename: there a checkpoint is complete when it has
+    `whole.json`, which is written last.
     """
-    final = f"{place}/step-{step}"
-    part = final if _is_remote(place) else f"{final}.part"
+    final = f"{location}/step-{step}"
+    part = final if _is_remote(location) else f"{final}.part"
     try:
         dist.on_rank_zero(lambda: _make_anew(part), group)
         writer = dcp.FileSystemWriter(part) if part != final else FsspecWriter(part, sync_files=False)
-        with _alone():
+        with _single_process():
             dcp.save(content, storage_writer=writer, process_group=group, no_dist=group is None)
         files = dict(ChainMap(*dist.everywhere(lambda: _digests(part, rank=dist.rank()), group)))
         dist.on_rank_zero(lambda: _finish(part, final, {"step": step, "files": files}), group)
-    except (Exception, CheckpointException) as error:  # DCP's own is no Exception
+    except (Exception, CheckpointException) as error:  # DCP's is not an Exception
         if dist.rank() == 0:
             _remove(part)
-        newest = [other.path for other in _all(place) if other.step != step]
-        safe = f"the last whole checkpoint is {newest[-1]}" if newest else "there is no earlier checkpoint"
+        others = [other.path for other in _all(location) if other.step != step]
+        safe = f"the last whole checkpoint is {others[-1]}" if others else "there is no earlier checkpoint"
         free = "" if part == final else f"; {shutil.disk_usage(run).free / 2**30:.1f} GiB free"
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written ({_root(error)}{free}); {safe}. "
-            f"Make room at {place} and give the same command again to continue."
+            f"Free some space at {location} and give the same command again to continue."
         ) from error
 
 
@@ -161,7 +162,7 @@ def _make_anew(part: str) -> None:
 
 
 def _digests(part: str, *, rank: int) -> dict[str, str]:
-    """The checksums of the files that this rank wrote, by name: its shards, and rank 0's list of all."""
+    """The checksums of the files that this rank wrote, by name: its shards; for rank 0 also DCP's metadata."""
     files, path = url_to_fs(part)
     names = [name.rpartition("/")[2] for name in files.ls(path, detail=False)]
     mine = [name for name in names if name.startswith(f"__{rank}_") or (rank == 0 and name == ".metadata")]
@@ -179,27 +180,27 @@ def _finish(part: str, final: str, whole: dict[str, Any]) -> None:
 
 
 def latest(run: Path, folder: str | None = None) -> Checkpoint | None:
-    """The newest checkpoint whose files are all as they were written; None where there is none.
+    """The newest checkpoint whose files are all as they were written; None if there is none.
 
-    `folder` is the run's `checkpoints.folder`; without one its `config.json` is asked.
+    `folder` is the run's `checkpoints.folder`; None: the one in its `config.json`.
     """
     if folder is None:
         recorded = run / "config.json"
         folder = config.load(recorded).checkpoints.folder if recorded.exists() else ""
-    return _whole(_place(run, folder))
+    return _newest_whole(_location(run, folder))
 
 
-def _whole(place: str) -> Checkpoint | None:
-    for checkpoint in reversed(_all(place)):
+def _newest_whole(location: str) -> Checkpoint | None:
+    for checkpoint in reversed(_all(location)):
         problem = _problem(str(checkpoint.path))
         if problem is None:
             return checkpoint
-        log.warning("passed over %s: %s", checkpoint.path, problem)
+        log.warning("skipped %s: %s", checkpoint.path, problem)
     return None
 
 
 def newest(run: Path) -> Checkpoint:
-    """The same, where there must be one.
+    """The newest whole checkpoint of a run that must have one.
 
     Raises:
         CheckpointError: the run has no whole checkpoint.
@@ -211,9 +212,9 @@ def newest(run: Path) -> Checkpoint:
 
 
 def resume(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's weights and optimizer moments into `model` and `optimizer`, however they are spread."""
+    """Load a checkpoint's weights and optimizer moments into `model` and `optimizer`, whatever their sharding."""
     weights, moments = get_state_dict(model, optimizer)
-    with _alone():
+    with _single_process():
         dcp.load(
             {"model": weights, "optimizer": moments}, storage_reader=_reader(checkpoint), no_dist=dist.world() == 1
         )
@@ -225,9 +226,9 @@ def _reader(checkpoint: Checkpoint) -> dcp.FileSystemReader:
 
 
 def load_part(run: Path, model: nn.Module, part: str = "") -> Checkpoint:
-    """Put the weights of a run's newest checkpoint into `model`: all, or only those of one `part`.
+    """Load the weights of a run's newest checkpoint into `model`: all, or only those of one `part`.
 
-    Position embeddings of another image size are stretched, as MM1 fine-tunes at a higher resolution (section 5).
+    Position embeddings are resized to the model's image size, since MM1 fine-tunes at a higher resolution (section 5).
 
     Raises:
         CheckpointError: the run has no whole checkpoint, or its part has other names or shapes.
@@ -241,21 +242,21 @@ def _load_part(checkpoint: Checkpoint, model: nn.Module, part: str, *, grid: Gri
     """The same from one checkpoint, whose position embeddings belong to the patches of `grid`."""
     prefix = f"model.{part}." if part else "model."
     stored = _reader(checkpoint).read_metadata().state_dict_metadata
-    wanted = {name: value for name, value in model.state_dict().items() if f"model.{name}".startswith(prefix)}
-    read = dict(wanted)
-    for name, value in wanted.items():
-        found = getattr(stored.get(f"model.{name}"), "size", None)
-        if name.endswith("position_PE") and found is not None and found[1:] == value.shape[1:]:
-            read[name] = torch.empty(found, dtype=value.dtype)
-        elif found != value.shape:
-            shape = "nothing" if found is None else tuple(found)
+    state = {name: value for name, value in model.state_dict().items() if f"model.{name}".startswith(prefix)}
+    read = dict(state)
+    for name, value in state.items():
+        size = getattr(stored.get(f"model.{name}"), "size", None)
+        if name.endswith("position_PE") and size is not None and size[1:] == value.shape[1:]:
+            read[name] = torch.empty(size, dtype=value.dtype)
+        elif size != value.shape:
             raise CheckpointError(
                 f"{checkpoint.path} cannot start {part or 'the model'}: {name} is "
-                f"{shape} there and {tuple(value.shape)} here; give both runs the same model.* fields"
+                f"{'nothing' if size is None else tuple(size)} there and {tuple(value.shape)} here; "
+                "give both runs the same model.* fields"
             )
-    with _alone():
+    with _single_process():
         dcp.load({"model": read}, storage_reader=_reader(checkpoint), no_dist=dist.world() == 1)
-    for name, value in wanted.items():
+    for name, value in state.items():
         if read[name] is not value:
             module = model.get_submodule(name.rpartition(".")[0])
             assert isinstance(module, Vision | CAbstractor)
@@ -265,7 +266,7 @@ def _load_part(checkpoint: Checkpoint, model: nn.Module, part: str, *, grid: Gri
 
 
 class Weights:
-    """The weights of a run's newest checkpoint, each read when it is asked for. `shapes` are tensors without content.
+    """The weights of a run's newest checkpoint, read one by one. `shapes` are the tensors without content.
 
     Raises:
         CheckpointError: the run has no whole checkpoint.
@@ -274,16 +275,15 @@ class Weights:
     def __init__(self, run: Path):
         self._checkpoint = newest(run)
         stored = _reader(self._checkpoint).read_metadata().state_dict_metadata
-        found = {name.removeprefix("model."): x for name, x in stored.items() if name.startswith("model.")}
         self.shapes = {
-            name: torch.empty(x.size, dtype=x.properties.dtype, device="meta")
-            for name, x in found.items()
-            if isinstance(x, TensorStorageMetadata)
+            name.removeprefix("model."): torch.empty(x.size, dtype=x.properties.dtype, device="meta")
+            for name, x in stored.items()
+            if name.startswith("model.") and isinstance(x, TensorStorageMetadata)
         }
 
     def read(self, name: str) -> torch.Tensor:
         read = torch.empty_like(self.shapes[name], device="cpu")
-        with _alone():
+        with _single_process():
             dcp.load({"model": {name: read}}, storage_reader=_reader(self._checkpoint), no_dist=True)
         return read
 
@@ -311,34 +311,35 @@ def load_for_use(folder: Path) -> Loaded:
     Everything is read from the run's folder (and its `checkpoints.folder`): no training store, no other file.
 
     Raises:
-        ConfigError, CheckpointError: no run there, nothing trained yet, or not a model that writes text.
+        ConfigError, CheckpointError: there is no run, nothing is trained yet, or the model doesn't write text.
     """
     run = config.load(folder / "config.json")
     if run.objective != "next_token":
         raise ConfigError(f"{folder} trained an encoder ({run.objective}); name a run that writes text")
     model = MLLM(run.model)
-    found = newest(folder)
-    sees = any(name.startswith("model.vision.") for name in _reader(found).read_metadata().state_dict_metadata)
-    _load_part(found, model, "" if sees else "decoder", grid=run.model.vision.grid)
+    checkpoint = newest(folder)
+    sees = any(name.startswith("model.vision.") for name in _reader(checkpoint).read_metadata().state_dict_metadata)
+    _load_part(checkpoint, model, "" if sees else "decoder", grid=run.model.vision.grid)
     text = recorded_text(folder)
-    return Loaded(run, folder, found.step, model.to(dist.device()).eval(), text.tokenizer, text.chats, sees)
+    return Loaded(run, folder, checkpoint.step, model.to(dist.device()).eval(), text.tokenizer, text.chats, sees)
 
 
-def _place(run: Path, folder: str) -> str:
-    """Where a run's checkpoints stand: an address, or a path on disk."""
+def _location(run: Path, folder: str) -> str:
+    """Where a run's checkpoints are: an address, or a path on disk."""
     return folder.rstrip("/") or str(run / "checkpoints")
 
 
-def _is_remote(place: str) -> bool:
-    return "://" in place
+def _is_remote(location: str) -> bool:
+    return "://" in location
 
 
-def _all(place: str) -> list[Checkpoint]:
-    files, root = url_to_fs(place)
+def _all(location: str) -> list[Checkpoint]:
+    """The checkpoints there, whole or not, in order of steps."""
+    files, root = url_to_fs(location)
     names = [name.rstrip("/").rpartition("/")[2] for name in files.ls(root, detail=False)] if files.isdir(root) else []
-    steps = sorted(int(found[1]) for name in names if (found := re.fullmatch(r"step-([0-9]+)", name)))
-    kind = str if _is_remote(place) else Path
-    return [Checkpoint(kind(f"{place}/step-{step}"), step) for step in steps]
+    steps = sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-([0-9]+)", name)))
+    kind = str if _is_remote(location) else Path
+    return [Checkpoint(kind(f"{location}/step-{step}"), step) for step in steps]
 
 
 def _remove(path: Path | str) -> None:
@@ -348,7 +349,7 @@ def _remove(path: Path | str) -> None:
 
 
 def _problem(path: str) -> str | None:
-    """What is wrong with a checkpoint; each rank looks at some of its files."""
+    """What is wrong with a checkpoint, None if nothing is; each rank checks some of the files."""
     files, root = url_to_fs(path)
     try:
         with files.open(f"{root}/whole.json") as file:
@@ -356,7 +357,7 @@ def _problem(path: str) -> str | None:
     except (OSError, ValueError, KeyError) as error:
         return f"whole.json cannot be read ({error})"
 
-    def look() -> str | None:
+    def check() -> str | None:
         for number, (name, digest) in enumerate(sorted(listed.items())):
             if number % dist.world() != dist.rank():
                 continue
@@ -366,7 +367,7 @@ def _problem(path: str) -> str | None:
                 return f"{name} is not what was written (checksum differs)"
         return None
 
-    return next((problem for problem in dist.all_gather_object(look()) if problem), None)
+    return next((problem for problem in dist.all_gather_object(check()) if problem), None)
 
 
 def _digest(folder: str, name: str) -> str:
@@ -379,15 +380,15 @@ def _digest(folder: str, name: str) -> str:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """DCP warns at every call that there is one process only; that is what we asked for."""
+def _single_process() -> Iterator[None]:
+    """Without DCP's warning, at every call, that there is only one process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
 
 
 def _root(error: BaseException) -> str:
-    """What the system said first, out of the layers that DCP wraps around it."""
+    """The message of the first error, which DCP wraps in others."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     while error.__context__:
