@@ -1,8 +1,9 @@
-"""Memory and time of `mm1 import` and `mm1 export` on a model much larger than a file of its weights.
+"""Memory and time of `mm1 import` and `mm1 export` on a model much larger than one of its files.
 
-`python benchmarks/exchange.py [--layers 20]`: a random Llama of 0.6 B parameters in fp32, 2.4 GB in files of 250 MB, is
-made, imported, and exported again, each in a process of its own. Held is what a process has for itself at most, beyond
-what it had before; mapped pages of files, which the system takes back at will, are told apart. Linux only.
+`python benchmarks/exchange.py [--layers 20]` makes a random Llama of 0.6 B parameters in fp32 (2.4 GB in files of
+250 MB), imports it and exports it again, each in a process of its own. `held` is the peak of the process's own memory,
+less that at the start; `mapped` is that of the mapped pages of files, which the system can free at any time. It runs on
+Linux only.
 """
 
 import argparse
@@ -29,7 +30,7 @@ SHARD = 250 * 10**6
 
 
 def make(folder: Path, layers: int) -> None:
-    """A run of random weights, and its export as the published model."""
+    """Write a run of random weights, and its export as the published model."""
     decoder = DecoderConfig(
         vocabulary=16_384, width=1536, layers=layers, heads=12, kv_heads=12, head_width=128, mlp_width=4224
     )
@@ -40,12 +41,12 @@ def make(folder: Path, layers: int) -> None:
     config.save(run, folder / "made/config.json")
     exchange.export_run(folder / "made", folder / "published", shard_bytes=SHARD)
     theirs = json.loads((folder / "published/config.json").read_text())
-    del theirs["mm1"]  # by which it would be known as one of ours
+    del theirs["mm1"]  # or it would be imported as an export of ours
     (folder / "published/config.json").write_text(json.dumps(theirs))
 
 
 def measured(work: Callable[[], object]) -> str:
-    """Run `work`; what it held at most of its own, what was mapped beside that, and its seconds."""
+    """Run `work`; the peaks of its own and of mapped memory, and its seconds."""
     before, peaks, done = memory(), {"RssAnon": 0.0, "RssFile": 0.0}, threading.Event()
 
     def watch() -> None:
@@ -67,7 +68,7 @@ def measured(work: Callable[[], object]) -> str:
 
 
 def memory() -> dict[str, float]:
-    """Megabytes of this process by kind, as Linux counts them."""
+    """Resident megabytes of this process by kind."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return {line.split(":")[0]: int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("Rss")}
 
@@ -77,20 +78,20 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=20, help="of 29 M parameters each")
     parser.add_argument("--step", choices=("make", "import", "export"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    if given.step == "make":
-        make(given.folder, given.layers)
-    elif given.step == "import":
-        found = measured(lambda: exchange.import_model(str(given.folder / "published"), given.folder / "run"))
-        print(f"import: {found}", flush=True)
-    elif given.step == "export":
-        run, to = given.folder / "run", given.folder / "again"
+    if options.step == "make":
+        make(options.folder, options.layers)
+    elif options.step == "import":
+        figures = measured(lambda: exchange.import_model(str(options.folder / "published"), options.folder / "run"))
+        print(f"import: {figures}", flush=True)
+    elif options.step == "export":
+        run, to = options.folder / "run", options.folder / "again"
         print(f"export: {measured(lambda: exchange.export_run(run, to, shard_bytes=SHARD))}", flush=True)
     else:
         with tempfile.TemporaryDirectory() as folder:
             for step in ("make", "import", "export"):
-                words = ["--layers", str(given.layers), "--step", step, "--folder", folder]
+                words = ["--layers", str(options.layers), "--step", step, "--folder", folder]
                 subprocess.run([sys.executable, __file__, *words], check=True)
                 if step == "make":
                     files = [path.stat().st_size for path in Path(folder, "published").glob("*.safetensors")]

@@ -201,10 +201,10 @@ def evaluate(
 def chat(
     folder: RunFolder,
     question: Annotated[str, typer.Argument(help="What to ask, or the text to continue.")],
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; give it again for more.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="An image; give the option again for more.")] = None,
     tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 64,
 ) -> None:
-    """Ask a trained run about pictures. A run that was not fine-tuned continues the text instead."""
+    """Ask a trained run about images. A run that was not fine-tuned on chats continues the text instead."""
     from mm1.checkpoint import load_for_use
     from mm1.serve.chat import answer
 
@@ -292,7 +292,7 @@ def tokenize(
     store: Annotated[str, typer.Argument(metavar="STORE", help="A document store.")],
     tokenizer: Annotated[str, typer.Option(help="A tokenizer.json, a folder with one, or `sample`.")] = "sample",
 ) -> None:
-    """Add a store's tokens to it: training then reads them and tokenizes nothing. Texts and images stay as they are."""
+    """Add the tokens of its texts to a store, so that training reads them. Texts and images stay as they are."""
     from rich.progress import Progress
 
     from mm1.data.store import open_store
@@ -310,12 +310,12 @@ def tokenize(
 def export(
     folder: RunFolder,
     to: Annotated[Path, typer.Option("--to", help="Folder to write to.")],
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights; stored: as the checkpoint has them.")] = Dtype.stored,
-    shard_size: Annotated[str, typer.Option(help="Largest size of a file.")] = "5GB",
+    dtype: Annotated[Dtype, typer.Option(help="Type of the weights; stored: as in the checkpoint.")] = Dtype.stored,
+    shard_size: Annotated[str, typer.Option(help="Size of the largest file.")] = "5GB",
 ) -> None:
     """Write a run's newest checkpoint in the layout of Hugging Face's `transformers`.
 
-    As a model of theirs where it is one (LLaVA, Llama, Qwen, Mixtral, CLIP, ...), else with a modelling file beside it.
+    It becomes a LLaVA, Llama, Qwen, Mixtral, CLIP, ... if it is one, else a model with its own modelling file.
     """
     from mm1.exchange import export_run
     from mm1.hf.shards import bytes_of
@@ -328,12 +328,12 @@ def export(
 @app.command("import", epilog="Example: `mm1 import HuggingFaceTB/SmolLM2-135M --to runs/smollm2`")
 def import_model(
     model: Annotated[str, typer.Argument(help="A model's folder, a .gguf file, or a name on the hub.")],
-    to: Annotated[Path, typer.Option("--to", help="Folder of the run to make.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder of the new run.")],
 ) -> None:
-    """Make a run's folder of a published model: a language model, an image encoder, a LLaVA, or an export of mm1.
+    """Make a run from a published model: a language model, an image encoder, a LLaVA, or an export of mm1.
 
     Llama, Mistral, Mixtral, Qwen, SmolLM; CLIP, SigLIP, DINOv2, AIMv2, OpenCLIP, DFN; LLaVA-1.5, LLaVA-NeXT.
-    Train on from it with `mm1 train FOLDER/config.json`, or start another run with start_from.decoder=FOLDER,
+    Train it further with `mm1 train FOLDER/config.json`, or start another run from it with start_from.decoder=FOLDER,
     start_from.vision=FOLDER or start_from.model=FOLDER.
     """
     from mm1.exchange import import_model as import_published
