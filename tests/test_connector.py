@@ -80,13 +80,13 @@ def affine(x, layer):
     return F.linear(x, layer.weight, layer.bias)
 
 
-def test_one_token_a_patch_needs_no_resampling():
+def test_one_token_per_patch_needs_no_resampling():
     """LLaVA's projections: each patch alone."""
     features_NPE = torch.randn(3, 25, 24)
-    one, two = build("linear", tokens=25), build("mlp", tokens=25)
-    torch.testing.assert_close(one(features_NPE, GRID), affine(features_NPE, one.out))
-    expected = affine(F.gelu(affine(features_NPE, two.up)), two.out)
-    torch.testing.assert_close(two(features_NPE, GRID), expected, atol=1e-5, rtol=1e-5)
+    linear, mlp = build("linear", tokens=25), build("mlp", tokens=25)
+    torch.testing.assert_close(linear(features_NPE, GRID), affine(features_NPE, linear.out))
+    expected = affine(F.gelu(affine(features_NPE, mlp.up)), mlp.out)
+    torch.testing.assert_close(mlp(features_NPE, GRID), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
@@ -102,7 +102,7 @@ def test_fewer_tokens_are_their_projection_of_a_resampled_grid(kind):
 
 
 def test_pixel_shuffle_puts_blocks_side_by_side():
-    """Six patches a side become three tokens: each sees the four of its block, row by row, and no others."""
+    """Six patches per side become three tokens: each sees the four of its block, row by row, and no others."""
     vision = VISION.model_copy(update={"image_size": 36})
     connector = KINDS["pixel_shuffle"](ConnectorConfig(kind="pixel_shuffle", tokens=9), vision=vision, width=20)
     initialise(connector, 0)
@@ -116,7 +116,7 @@ def test_pixel_shuffle_puts_blocks_side_by_side():
 
 
 def test_pixel_shuffle_samples_a_grid_that_blocks_do_not_fill():
-    connector, features_NPE = build("pixel_shuffle"), torch.randn(2, 25, 24)  # 5 a side: blocks of 3, of 6 a side
+    connector, features_NPE = build("pixel_shuffle"), torch.randn(2, 25, 24)  # 5 per side, sampled to 6: blocks of 3
     finer = F.interpolate(features_NPE.unflatten(1, (5, 5)).permute(0, 3, 1, 2), (6, 6), mode="bilinear")
     assert connector.block == (3, 3)
     torch.testing.assert_close(

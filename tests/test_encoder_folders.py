@@ -1,4 +1,4 @@
-"""Encoders from other people's folders: OpenCLIP's and AIM's layouts, which `transformers` doesn't have."""
+"""Encoders in published folders: OpenCLIP's and AIM's layouts, which `transformers` doesn't have."""
 
 import json
 
@@ -108,7 +108,7 @@ def aim_positions() -> torch.Tensor:
     positions = []
     for row in range(SIDE):
         for column in range(SIDE):
-            angles = [[place / 10_000 ** (i / (WIDTH / 4)) for i in range(WIDTH // 4)] for place in (column, row)]
+            angles = [[index / 10_000 ** (i / (WIDTH / 4)) for i in range(WIDTH // 4)] for index in (column, row)]
             waves = [wave for axis in angles for wave in (torch.tensor(axis).sin(), torch.tensor(axis).cos())]
             positions.append(torch.cat(waves))
     return torch.stack(positions)
@@ -147,7 +147,7 @@ def loaded(folder) -> Vision:
 
 @pytest.mark.parametrize("file", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
 def test_an_openclip_folder_is_read(file, tmp_path):
-    """And written as the CLIP it is."""
+    """And exported as the CLIP that it is."""
     (tmp_path / "open_clip_config.json").write_text(json.dumps(OPENCLIP))
     (tmp_path / "config.json").write_text("{}")  # of the same model for other libraries
     state = openclip_state()
@@ -181,21 +181,21 @@ def test_an_aim_folder_is_read(gated, tmp_path):
 )
 def test_layouts_go_there_and_back_unchanged(layout, state):
     back = write(vision_from_hf(state), LAYOUTS[layout])
-    kept = {name: x for name, x in state.items() if not LAYOUTS[layout].dropped.match(name)}
-    assert back.keys() == kept.keys()
-    assert all(torch.equal(back[name], x) for name, x in kept.items())
+    read = {name: x for name, x in state.items() if not LAYOUTS[layout].dropped.match(name)}
+    assert back.keys() == read.keys()
+    assert all(torch.equal(back[name], x) for name, x in read.items())
     if layout == "aim":
-        assert vision_to_hf(vision_from_hf(state)).keys() == kept.keys()
+        assert vision_to_hf(vision_from_hf(state)).keys() == read.keys()
 
 
 def test_a_name_of_openclip_is_fetched_from_the_hub(tmp_path, monkeypatch):
-    """Only what is read: the hub's folder holds the same weights in other forms too."""
+    """Only the files that are read: the hub's folder has the same weights in other formats too."""
     import huggingface_hub
 
-    asked = {}
+    requested = {}
 
     def snapshot_download(name, *, allow_patterns):
-        asked[name] = allow_patterns
+        requested[name] = allow_patterns
         (tmp_path / "open_clip_config.json").write_text(json.dumps(OPENCLIP))
         torch.save(openclip_state(), tmp_path / "open_clip_pytorch_model.bin")
         return str(tmp_path)
@@ -206,11 +206,11 @@ def test_a_name_of_openclip_is_fetched_from_the_hub(tmp_path, monkeypatch):
     config, _ = read_encoder("ViT-H-14-378-quickgelu/dfn5b")
     assert config.width == WIDTH
     selected = ["open_clip_config.json", "open_clip_pytorch_model.bin", "preprocessor_config.json"]
-    assert asked == {"apple/DFN5B-CLIP-ViT-H-14-378": selected}
+    assert requested == {"apple/DFN5B-CLIP-ViT-H-14-378": selected}
 
 
 def test_shards_and_what_else_they_hold_are_one_model(tmp_path):
-    """The encoder of a LLaVA lies in some shards; its pixels are those of the processor beside it."""
+    """The encoder of a LLaVA is in some of the shards; mean and std are those of its processor."""
     vision = Vision(vision_config_from_openclip(OPENCLIP))
     initialise(vision, 0)
     names = sorted(theirs := vision_to_hf(vision.state_dict()))

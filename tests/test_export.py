@@ -1,4 +1,4 @@
-"""`mm1 export`: transformers loads what a run became, says what the run says, and the way back gives the same files."""
+"""`mm1 export`: transformers loads a run and writes what the run writes; importing the export gives the same files."""
 
 import ast
 import io
@@ -77,19 +77,19 @@ OWN = {
 
 
 def write_run(folder: Path, run: RunConfig, *, part: str = "") -> MLLM:
-    """A run's folder as it stands after training, with every weight away from its neutral start."""
-    made = MLLM(run.model)
-    initialise(made, 0)
+    """Write a run's folder as training leaves it, with every weight away from its neutral start; the model."""
+    model = MLLM(run.model)
+    initialise(model, 0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    state = {name: x for name, x in made.state_dict().items() if name.startswith(part)}
+    state = {name: x for name, x in model.state_dict().items() if name.startswith(part)}
     checkpoint.save_weights(folder, state)
     stores = [open_store(source.store) for source in run.data.sources.values()]
     record_text(folder, load_tokenizer(run.data.tokenizer), chat_format=chat_format_of(stores))
     config.save(run, folder / "config.json")
-    return made.eval()
+    return model.eval()
 
 
 def run_of(shape: ModelConfig, **data) -> RunConfig:
@@ -99,7 +99,7 @@ def run_of(shape: ModelConfig, **data) -> RunConfig:
 
 
 def picture() -> bytes:
-    """Smaller than the encoder's size, which needs no shortcut of a decoder: both sides read it alike."""
+    """A PNG smaller than the encoder's size, of which both sides get the same pixels."""
     file = io.BytesIO()
     Picture.frombytes("RGB", (20, 18), random.Random(0).randbytes(20 * 18 * 3)).save(file, format="PNG")
     return file.getvalue()
@@ -122,7 +122,7 @@ def same_files(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.parametrize("name", [*NATIVE, *OWN])
 def test_transformers_says_what_the_run_says(name, tmp_path):
-    """Same inputs from its processor, same logits, same greedy text with a cache; a way back gives the same files."""
+    """Same inputs from its processor, same logits, same greedy text with a cache; importing it gives the same files."""
     shape = (NATIVE | OWN)[name]
     ours, data, tokenizer = write_run(tmp_path / "run", run_of(shape)), picture(), load_tokenizer("sample")
     exchange.export_run(tmp_path / "run", tmp_path / "out", shard_bytes=200_000)
@@ -152,7 +152,7 @@ def test_transformers_says_what_the_run_says(name, tmp_path):
 
 
 def test_padded_texts_are_continued_as_each_alone(tmp_path):
-    """In the modelling file; of native models it is transformers' own affair."""
+    """In the modelling file; in native models that is up to transformers."""
     write_run(tmp_path / "run", run_of(OWN["C-Abstractor, sparse"]))
     exchange.export_run(tmp_path / "run", tmp_path / "out")
     theirs = opened(tmp_path / "out")
@@ -162,7 +162,7 @@ def test_padded_texts_are_continued_as_each_alone(tmp_path):
     assert not both["attention_mask"].all()
     written = theirs.generate(**both, max_new_tokens=8)[:, -8:].tolist()
     alone = [tokenizer([text], return_tensors="pt") for text in texts]
-    assert written == [theirs.generate(**one, max_new_tokens=8)[0, -8:].tolist() for one in alone]
+    assert written == [theirs.generate(**inputs, max_new_tokens=8)[0, -8:].tolist() for inputs in alone]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_padded_texts_are_continued_as_each_alone(tmp_path):
     ],
 )
 def test_a_language_model_is_exported_as_one(change, kind, tmp_path):
-    """A run without pictures, though its checkpoint holds an encoder that nothing trained."""
+    """A run without images; its checkpoint has an encoder that nothing trained."""
     shape = ModelConfig(vision=VISION, decoder=DECODER.model_copy(update=change))
     ours = write_run(tmp_path / "run", run_of(shape, max_images=0))
     exchange.export_run(tmp_path / "run", tmp_path / "out")
@@ -195,7 +195,7 @@ def test_a_language_model_is_exported_as_one(change, kind, tmp_path):
     [(CLIP, "CLIP"), (SIGLIP, "Siglip"), (DINO, "Dinov2WithRegisters"), (AIMV2, "Aimv2")],
 )
 def test_an_encoder_is_exported_alone(vision, kind, tmp_path):
-    """What a contrastive run trained; its text tower stays behind."""
+    """The encoder of a contrastive run, without its text tower."""
     vision = vision.model_copy(
         update={"norm_epsilon": 1e-5 if kind in ("CLIP", "Aimv2") else 1e-6, "feature_layer": -1}
     )
@@ -234,14 +234,14 @@ def test_a_chat_is_written_as_it_was_learned(tmp_path, monkeypatch):
     exchange.export_run(tmp_path / "run", tmp_path / "out")
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
     seen = {"type": "image", "image": Picture.open(io.BytesIO(picture()))}
-    said = [{"type": "text", "text": piece.text} for piece in TALK]
-    turns = [[seen, said[0]], [said[1]], [said[2]], [said[3]]]
+    texts = [{"type": "text", "text": piece.text} for piece in TALK]
+    turns = [[seen, texts[0]], [texts[1]], [texts[2]], [texts[3]]]
     messages = [{"role": "assistant" if index % 2 else "user", "content": turn} for index, turn in enumerate(turns)]
     inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
     learned = encode(talk, load_tokenizer("sample"), image_tokens=4).tokens.tolist()
     assert inputs["input_ids"].tolist() == [learned]
-    asked = processor.apply_chat_template(messages[:1], add_generation_prompt=True)
-    assert asked == "<|begin|><|user|><|image|>What is it?<|assistant|>"
+    text = processor.apply_chat_template(messages[:1], add_generation_prompt=True)
+    assert text == "<|begin|><|user|><|image|>What is it?<|assistant|>"
     fetched = []
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
@@ -254,7 +254,7 @@ def test_a_chat_is_written_as_it_was_learned(tmp_path, monkeypatch):
 
 
 def test_the_manuals_lines_run_on_an_export(tmp_path, monkeypatch, capsys):
-    """docs/weights.md, by the door."""
+    """The examples of docs/weights.md, on the command line."""
     write_run(tmp_path / "runs/demo/tiny_sft", run_of(OWN["C-Abstractor, sparse"]))
     monkeypatch.chdir(tmp_path)
     export, back = (
@@ -272,14 +272,14 @@ def test_the_manuals_lines_run_on_an_export(tmp_path, monkeypatch, capsys):
             main()
         assert not ended.value.code
     exec(page.split("```py\n")[1].split("```")[0], {})
-    said = capsys.readouterr().out
-    assert "exported: published/tiny_sft (MM1ForConditionalGeneration, which needs trust_remote_code=True)" in said
-    assert "imported: runs/tiny_again" in said
-    assert "a red" in said.splitlines()[-1]
+    output = capsys.readouterr().out
+    assert "exported: published/tiny_sft (MM1ForConditionalGeneration, which needs trust_remote_code=True)" in output
+    assert "imported: runs/tiny_again" in output
+    assert "a red" in output.splitlines()[-1]
 
 
 def test_one_tensor_at_a_time_is_in_memory(tmp_path, monkeypatch):
-    """Before a tensor is read, those before it are gone; the tensors of an encoder's block come together."""
+    """When a tensor is read, the ones before it are freed; only those of an encoder's block are read together."""
     write_run(tmp_path / "run", run_of(OWN["C-Abstractor, sparse"]))
     alive: list[tuple[str, weakref.ref]] = []
     read = checkpoint.Weights.read
@@ -288,9 +288,9 @@ def test_one_tensor_at_a_time_is_in_memory(tmp_path, monkeypatch):
         held = [before for before, tensor in alive if tensor() is not None]
         block = name.split(".")[:3] if name.startswith("vision.blocks.") else None
         assert all(before.split(".")[:3] == block for before in held), f"{held} beside {name}"
-        found = read(self, name)
-        alive.append((name, weakref.ref(found)))
-        return found
+        tensor = read(self, name)
+        alive.append((name, weakref.ref(tensor)))
+        return tensor
 
     monkeypatch.setattr(checkpoint.Weights, "read", counted)
     exchange.export_run(tmp_path / "run", tmp_path / "out")

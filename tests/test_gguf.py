@@ -26,7 +26,7 @@ GOLDEN = Path(__file__).parent / "fixtures/smollm2.json"
 
 
 def write(path: Path, decoder: Decoder, architecture: str, **fields) -> None:
-    """`decoder` as a GGUF, by the library's own writer and llama.cpp's conventions."""
+    """Write `decoder` as GGUF, with the library's own writer and llama.cpp's conventions."""
     config, writer = decoder.config, gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.layers)
     writer.add_embedding_length(config.width)
@@ -64,9 +64,9 @@ def test_a_gguf_is_read_as_what_was_written(architecture, tmp_path):
     decoder = Decoder(config)
     initialise(decoder, 0)
     write(tmp_path / "model.gguf", decoder, architecture)
-    found = Gguf(tmp_path / "model.gguf")
-    assert found.config() == config
-    state = dict(found.tensors())
+    gguf = Gguf(tmp_path / "model.gguf")
+    assert gguf.config() == config
+    state = dict(gguf.tensors())
     assert state.keys() == decoder.state_dict().keys()
     assert all(torch.equal(state[name], x) for name, x in decoder.state_dict().items())
 
@@ -100,8 +100,8 @@ def test_smollm2_writes_what_transformers_reads_out_of_the_same_file(smollm2, tm
     model.connector.to_empty(device="cpu")
     model.decoder.load_state_dict(extended(dict(smollm2.tensors()), tokenizer.vocabulary), assign=True)
     golden = json.loads(GOLDEN.read_text())
-    assert [tokenizer.encode(one["prompt"]) for one in golden[:4]] == [one["ids"] for one in golden[:4]]
-    prompts = [Prompt(one["ids"]) for one in golden]
+    assert [tokenizer.encode(case["prompt"]) for case in golden[:4]] == [case["ids"] for case in golden[:4]]
+    prompts = [Prompt(case["ids"]) for case in golden]
     completions = Engine(model.eval()).generate(prompts, Decoding(max_tokens=64))
-    for one, completion in zip(golden, completions, strict=True):
-        assert tokenizer._inner.decode(completion.tokens, skip_special_tokens=False) == one["text"]
+    for case, completion in zip(golden, completions, strict=True):
+        assert tokenizer._inner.decode(completion.tokens, skip_special_tokens=False) == case["text"]

@@ -34,19 +34,19 @@ def published(tmp_path):
     theirs = transformers.LlamaForCausalLM(settings).bfloat16().eval()
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
     tokenizer.save(str(tmp_path / "theirs/tokenizer.json"))
-    said = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "add_bos_token": True}
-    (tmp_path / "theirs/tokenizer_config.json").write_text(json.dumps(said))
+    settings_of_tokenizer = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "add_bos_token": True}
+    (tmp_path / "theirs/tokenizer_config.json").write_text(json.dumps(settings_of_tokenizer))
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 2
     return theirs.float()
 
 
 def test_an_imported_model_says_what_it_said_and_trains_on(published, tmp_path, stores):
-    made = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
-    run = config.load(made / "config.json")
+    folder = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
+    run = config.load(folder / "config.json")
     tokenizer = Tokenizer(run.data.tokenizer)
     assert run.model.decoder.vocabulary == tokenizer.vocabulary == 262  # 256 + 2 + four marks: it has its own of two
     model = MLLM(run.model)
-    checkpoint.load_part(made, model, "decoder")
+    checkpoint.load_part(folder, model, "decoder")
     tokens_BT = torch.tensor([tokenizer.encode("a green circle")])
     with torch.no_grad():
         x_BTD = model.decoder.embed(tokens_BT)
@@ -65,16 +65,16 @@ def test_a_folder_that_holds_a_run_is_left_alone(published, tmp_path):
 
 
 def test_a_name_on_the_hub_is_fetched_and_pickles_are_not_read(published, tmp_path, monkeypatch):
-    asked = []
+    requested = []
 
     def snapshot_download(name, *, allow_patterns):
-        asked.append((name, allow_patterns))
+        requested.append((name, allow_patterns))
         return str(tmp_path / "theirs")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    found = language.read_language("someone/tiny-llama")
-    assert asked == [("someone/tiny-llama", ["*.json", "*.safetensors", "chat_template.jinja"])]
-    assert found.weights.keys() == Decoder(found.config).state_dict().keys()
+    imported = language.read_language("someone/tiny-llama")
+    assert requested == [("someone/tiny-llama", ["*.json", "*.safetensors", "chat_template.jinja"])]
+    assert imported.weights.keys() == Decoder(imported.config).state_dict().keys()
     for file in (tmp_path / "theirs").glob("*.safetensors"):
         file.unlink()
     with pytest.raises(ValueError, match=r"no \.safetensors"):

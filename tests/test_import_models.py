@@ -1,4 +1,4 @@
-"""`mm1 import` of models that see: LLaVA-1.5, LLaVA-NeXT, encoders alone; each becomes a run that others start from."""
+"""`mm1 import` of LLaVA-1.5, LLaVA-NeXT and encoders; each becomes a run that others can start from."""
 
 import json
 
@@ -57,13 +57,13 @@ def published(folder, kind: str, vision, text, **settings):
     return theirs
 
 
-def our_logits(made, pixels_NCYX: torch.Tensor, tokens: list[int]) -> torch.Tensor:
-    """Of a picture, then `tokens`; over the rows that they have too."""
-    loaded = load_for_use(made.folder)
-    places = [loaded.tokenizer.image] * loaded.run.model.connector.tokens
+def our_logits(imported, pixels_NCYX: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+    """Our logits for an image and `tokens` after it, over the vocabulary that they have too."""
+    loaded = load_for_use(imported.folder)
+    image_tokens = [loaded.tokenizer.image] * loaded.run.model.connector.tokens
     with torch.no_grad():
         features_NSD = loaded.model.encode_images(pixels_NCYX)
-        tokens_BT = torch.tensor([[*places, *tokens]])
+        tokens_BT = torch.tensor([[*image_tokens, *tokens]])
         x_BTD = loaded.model.embed(tokens_BT, features_NSD)
         hidden_BTD = loaded.model.decoder(x_BTD, torch.arange(tokens_BT.shape[1])[None])
         return loaded.model.decoder.logits(hidden_BTD)[..., : TEXT["vocab_size"]]
@@ -93,43 +93,43 @@ LLAVAS = {
 def test_a_llava_says_what_it_said(name, tmp_path):
     vision, text, settings = LLAVAS[name]
     theirs = published(tmp_path / "theirs", "Llava", vision, text, **settings)
-    made = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
-    assert not made.left_out
-    run = config.load(made.folder / "config.json")
+    imported = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+    assert not imported.left_out
+    run = config.load(imported.folder / "config.json")
     pixels = normalised(IMAGES[:1], run.model.vision)
     with torch.no_grad():
         logits = theirs(input_ids=torch.tensor([[IMAGE] * 16 + [*range(70, 90)]]), pixel_values=pixels).logits
-    torch.testing.assert_close(our_logits(made, IMAGES[:1], [*range(70, 90)]), logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(our_logits(imported, IMAGES[:1], [*range(70, 90)]), logits, atol=1e-5, rtol=1e-5)
 
 
 def test_a_next_says_what_it_said_of_the_base_picture(tmp_path):
-    """Their first 16 features of a picture are those of the whole one; newlines and tiles are left."""
+    """Their first 16 features of an image are those of the whole image; newlines and tiles are left out."""
     vision, text, _ = LLAVAS["CLIP, Llama"]
     theirs = published(tmp_path / "theirs", "LlavaNext", vision, text, image_grid_pinpoints=[[24, 48], [48, 24]])
-    made = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
-    assert "image_newline" in made.left_out
-    run = config.load(made.folder / "config.json")
+    imported = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+    assert "image_newline" in imported.left_out
+    run = config.load(imported.folder / "config.json")
     pixels = normalised(IMAGES[:1], run.model.vision)
     with torch.no_grad():
         tiles = torch.stack([pixels[0], *torch.randn(2, 3, 24, 24)])[None]
         features = theirs.model.get_image_features(tiles, torch.tensor([[24, 24]])).pooler_output[0][:16]
         words = theirs.get_input_embeddings()(torch.arange(70, 90))
         logits = theirs(inputs_embeds=torch.cat((features, words))[None]).logits
-    torch.testing.assert_close(our_logits(made, IMAGES[:1], [*range(70, 90)]), logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(our_logits(imported, IMAGES[:1], [*range(70, 90)]), logits, atol=1e-5, rtol=1e-5)
 
 
 def test_an_imported_llava_answers_trains_and_is_started_from(tmp_path, stores):
     vision, text, _ = LLAVAS["CLIP, Llama"]
     published(tmp_path / "theirs", "Llava", vision, text)
-    made = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
-    assert isinstance(answer(load_for_use(made), "USER: what is it? ASSISTANT:", images=[], tokens=4), str)
+    folder = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
+    assert isinstance(answer(load_for_use(folder), "USER: what is it? ASSISTANT:", images=[], tokens=4), str)
     changes = [f"data.sources.captions.store={stores['captions']}", "steps=1", "batch_size=1", "micro_batch_size=1"]
-    run = config.override(config.load(made / "config.json"), [*changes, "data.workers=0", "optim.learning_rate=0"])
-    before = load_for_use(made).model.state_dict()
+    run = config.override(config.load(folder / "config.json"), [*changes, "data.workers=0", "optim.learning_rate=0"])
+    before = load_for_use(folder).model.state_dict()
     trained = load_for_use(train_run(run, tmp_path / "on")).model.state_dict()
     assert all(torch.equal(x, trained[name]) for name, x in before.items())
     other = run.model_copy(deep=True)
-    other.start_from = {"vision": str(made), "decoder": str(made)}
+    other.start_from = {"vision": str(folder), "decoder": str(folder)}
     other.model.connector.kind, other.model.connector.tokens = "average", 4
     part = load_for_use(train_run(other, tmp_path / "other")).model.state_dict()
     assert all(torch.equal(x, part[name]) for name, x in before.items() if not name.startswith("connector."))
@@ -157,11 +157,11 @@ def test_an_encoder_alone_is_a_run_to_start_from(name, tmp_path):
         torch.manual_seed(0)
         theirs = ENCODERS[name]().eval()
         theirs.save_pretrained(tmp_path / "theirs")
-    made = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
-    run = config.load(made / "config.json")
-    assert run.start_from == {"vision": str(made)}
+    folder = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
+    run = config.load(folder / "config.json")
+    assert run.start_from == {"vision": str(folder)}
     model = MLLM(run.model)
-    checkpoint.load_part(made, model, "vision")
+    checkpoint.load_part(folder, model, "vision")
     vision = model.vision
     with torch.no_grad():
         if name == "openclip":
@@ -174,7 +174,7 @@ def test_an_encoder_alone_is_a_run_to_start_from(name, tmp_path):
 
 
 def test_the_published_llava_configs_are_read():
-    """They leave out what their classes have by default: LLaVA-1.5-7B, and NeXT on Mistral-7B."""
+    """LLaVA-1.5-7B, and NeXT on Mistral-7B, leave out the defaults of their classes."""
     vision = {"hidden_size": 1024, "image_size": 336, "intermediate_size": 4096, "model_type": "clip_vision_model"}
     vision |= {"num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14}
     text = {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "vocab_size": 32064}
@@ -245,7 +245,7 @@ def test_bad_folders_are_one_clear_line(tmp_path):
 
 
 def test_tensors_that_are_not_those_of_the_config_are_named(tmp_path):
-    """A wrong width, a layer that is missing, and one too many: said at the import, not at the first use."""
+    """A wrong width, a layer that is missing, and one too many are errors of the import, not of the first use."""
     vision, text, _ = LLAVAS["CLIP, Llama"]
     published(tmp_path / "theirs", "Llava", vision, text)
     file = tmp_path / "theirs/config.json"
@@ -254,9 +254,9 @@ def test_tensors_that_are_not_those_of_the_config_are_named(tmp_path):
         "intermediate_size": (50, r"down\.weight is \[32, 48\] in the files, but \[32, 50\] by config"),
         "num_hidden_layers": (3, r"blocks\.2\.\S+ is missing in the files, but \[16, 32\] by config"),
     }
-    for name, (value, said) in changes.items():
+    for name, (value, message) in changes.items():
         file.write_text(json.dumps(whole | {"text_config": whole["text_config"] | {name: value}}))
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     file.write_text(json.dumps(whole | {"text_config": whole["text_config"] | {"num_hidden_layers": 1}}))
     with pytest.raises(ValueError, match=r"blocks\.1\.\S+ is \[16, 32\] in the files, but no tensor by config"):
@@ -267,13 +267,13 @@ def test_tensors_that_are_not_those_of_the_config_are_named(tmp_path):
 def test_what_belongs_elsewhere_is_told_where(tmp_path):
     vision, text, _ = LLAVAS["CLIP, Llama"]
     published(tmp_path / "theirs", "Llava", vision, text)
-    made = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
+    folder = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
     with pytest.raises(ConfigError, match="ours is a run already; mm1 export writes"):
-        exchange.import_model(str(made), tmp_path / "other")
+        exchange.import_model(str(folder), tmp_path / "other")
     with pytest.raises(ConfigError, match=r"holds a model of transformers, not a run; `mm1 import \S+theirs --to RUN`"):
         load_for_use(tmp_path / "theirs")
     with pytest.raises(ValueError, match="ours is a run of mm1; give it without hf:"):
-        open_model(f"hf:{made}")
+        open_model(f"hf:{folder}")
     with pytest.raises(ValueError, match=r"transformers opens \S+theirs as no model of images and text"):
         open_model(f"hf:{tmp_path / 'theirs'}")  # it has no processor
     (tmp_path / "cat.gguf").write_bytes(b"GIF89a, no model")

@@ -1,4 +1,4 @@
-"""Properties of the model: documents and images stay apart, padding is nothing, every build is the same."""
+"""Properties of the model: documents and images don't mix, padding changes nothing, every build is the same."""
 
 import pytest
 import small
@@ -29,7 +29,7 @@ def gradients(model):
 
 
 def weighted(hidden):
-    """A loss whose gradient differs at every place and channel."""
+    """A loss whose gradient differs at every position and channel."""
     return (hidden * torch.arange(1, hidden.numel() + 1).view_as(hidden).sin()).sum()
 
 
@@ -69,11 +69,11 @@ def test_grouped_attention_equals_dense(seed):
         torch.testing.assert_close(grouped, dense, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("places", [BLOCK, BLOCK + 1, 2 * BLOCK, 150])
+@pytest.mark.parametrize("length", [BLOCK, BLOCK + 1, 2 * BLOCK, 150])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_causal_attention_learns_as_the_dense_one(places, kv_heads):
-    document_BT = torch.ones(2, places, dtype=torch.int64)
-    q, k, v = (torch.randn(2, places, heads, 8, requires_grad=True) for heads in (4, kv_heads, kv_heads))
+def test_causal_attention_learns_as_the_dense_one(length, kv_heads):
+    document_BT = torch.ones(2, length, dtype=torch.int64)
+    q, k, v = (torch.randn(2, length, heads, 8, requires_grad=True) for heads in (4, kv_heads, kv_heads))
     results = []
     for mask in (Causal(), dense_mask(document_BT)):
         out = attention(q, k, v_BLKW=v, mask=mask)
@@ -84,7 +84,7 @@ def test_causal_attention_learns_as_the_dense_one(places, kv_heads):
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_block_mask_equals_dense(monkeypatch):
-    """What a GPU gets, here uncompiled."""
+    """The mask of a GPU, here uncompiled."""
     monkeypatch.setattr(kernels, "_flex", lambda: flex_attention)
     monkeypatch.setattr(kernels, "_create_block_mask", lambda: create_block_mask)
     document_BT = torch.repeat_interleave(torch.tensor([[1, 2, 0], [1, 2, 3]]), 64, dim=1)
@@ -106,8 +106,8 @@ def test_rows_of_one_document_need_no_groups():
     assert isinstance(document_mask(torch.tensor([[1, 2, 2]])), Groups)
 
 
-def test_documents_of_neighbouring_rows_stay_apart():
-    """The last document of a row and the first of the next may have the same number."""
+def test_documents_of_neighbouring_sequences_stay_apart():
+    """The last document of a sequence and the first of the next may have the same number."""
     document_BT = torch.tensor([[1, 2], [2, 2], [2, 3]])
     mask = document_mask(document_BT)
     assert document_mask(torch.tensor([[1, 2], [0, 0]])).shapes == ((2, 1),)
@@ -130,7 +130,7 @@ def test_an_image_changes_only_its_own_document():
         assert changed == [owner]
 
 
-def test_places_before_an_image_do_not_see_it():
+def test_positions_before_an_image_do_not_see_it():
     model = small.model()
     batch = pack([[doc(3, "image", 4, seed=1)]])
     before = model.hidden(batch)
@@ -140,7 +140,7 @@ def test_places_before_an_image_do_not_see_it():
     assert not torch.isclose(before[:, 3:], after[:, 3:]).all(-1).any()
 
 
-def test_image_places_take_the_features_in_order():
+def test_image_tokens_take_the_features_in_order():
     model = small.model()
     batch = pack(ROWS, padding_images=2)
     features_NSD = model.encode_images(batch.images_NCYX)
@@ -229,10 +229,10 @@ def test_residual_branches_start_small():
             DecoderConfig(vocabulary=64, width=64, layers=layers, heads=2, kv_heads=2, head_width=32, mlp_width=128)
         )
         initialise(decoder, 0)
-        kept = {}
-        decoder.norm.register_forward_pre_hook(lambda _, inputs: kept.update(x=inputs[0]))
+        captured = {}
+        decoder.norm.register_forward_pre_hook(lambda _, inputs: captured.update(x=inputs[0]))
         decoder(torch.randn(4, 16, 64, generator=torch.Generator().manual_seed(0)), torch.arange(16).expand(4, -1))
-        return float(kept["x"].detach().var())
+        return float(captured["x"].detach().var())
 
     assert spread(16) < 1.3 * spread(2)
 
@@ -272,7 +272,7 @@ def test_resized_positions_keep_a_constant_and_a_slope():
 
 
 def test_pixels_are_normalised_inside():
-    """A picture of the mean colour is zero everywhere, one deviation above it is one."""
+    """An image of the mean colour is zero everywhere, one standard deviation above it is one."""
     vision = Vision(VisionConfig(image_size=12, patch_size=6, mean=(0.2, 0.4, 0.6), std=(0.2, 0.2, 0.4)))
     mean, above = torch.tensor([51, 102, 153]), torch.tensor([102, 153, 255])
     for colour, value in ((mean, 0.0), (above, 1.0)):
@@ -281,7 +281,7 @@ def test_pixels_are_normalised_inside():
 
 
 def test_attention_depends_on_distance_only():
-    """Rotary positions: shifting a document's positions leaves what it computes as it was."""
+    """Rotary positions: shifting a document's positions changes no result."""
     decoder = small.model().decoder
     x_BTD, position_BT = torch.randn(2, 12, 32), torch.arange(12).expand(2, -1)
     torch.testing.assert_close(decoder(x_BTD, position_BT), decoder(x_BTD, position_BT + 100), atol=1e-4, rtol=1e-4)
@@ -309,7 +309,7 @@ def test_counted_parameters_are_those_built(function):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("autocast", [False, True])
 def test_bf16_is_near_fp32(kind, autocast):
-    """Both ways to it: weights in bf16 (FSDP's mixed precision, serving), and autocast."""
+    """With weights in bf16 (FSDP's mixed precision, serving), and with autocast."""
     model = small.model(kind=kind)
     exact = model.hidden(pack(ROWS))
     if autocast:
@@ -324,5 +324,5 @@ def test_bf16_is_near_fp32(kind, autocast):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_an_image_takes_its_places():
+def test_an_image_takes_its_positions():
     assert small.model().encode_images(torch.zeros(2, 3, 24, 24, dtype=torch.uint8)).shape == (2, PLACES, 32)

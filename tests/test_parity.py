@@ -34,7 +34,7 @@ DECODERS = {
     "llama": {"rms_norm_eps": 1e-5},
     "llama, as Llama 2": {"num_key_value_heads": 4, "max_position_embeddings": 4096},
     "llama, as SmolLM2": {"tie_word_embeddings": True, "num_key_value_heads": 1, "rope_theta": 1e5},
-    "llama, stretched": {"rope_parameters": LLAMA3},
+    "llama, scaled positions": {"rope_parameters": LLAMA3},
     "llama, tied, wide heads": {"tie_word_embeddings": True, "head_dim": 12},
     "mistral": {"sliding_window": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     "qwen2": {},
@@ -74,7 +74,7 @@ def our_decoder(theirs) -> Decoder:
 
 
 def published(theirs) -> dict[str, torch.Tensor]:
-    """Their weights under the names their files have; in memory those of experts differ."""
+    """Their weights with the names of their files; in memory the experts' names differ."""
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         return load_file(f"{folder}/model.safetensors")
@@ -106,7 +106,7 @@ def test_decoder_goes_there_and_back_unchanged(name):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_transformers_opens_our_decoder_from_a_folder(name, tmp_path):
-    """What we write is a model of theirs: config and weights load without a word, and the logits agree."""
+    """Our export is a model of theirs: config and weights load without a warning, and the logits agree."""
     ours = our_decoder(build(name.split(",")[0], DECODER | DECODERS[name]))
     write(
         tmp_path,
@@ -132,7 +132,7 @@ def write(folder, config: dict, state: dict):
 
 
 def test_a_decoder_is_found_inside_a_larger_model():
-    """A LLaVA names its parts deeper, and holds more than we take."""
+    """A LLaVA has longer names for its parts, and more tensors than we read."""
     decoder = build("llama", DECODER)
     whole = {"language_model." + name: x for name, x in decoder.state_dict().items()}
     whole |= {"vision_tower.post_layernorm.weight": torch.zeros(2), "logit_scale": torch.zeros(())}

@@ -30,7 +30,7 @@ FAMILIES = {
     "aimv2": ("Aimv2Vision", VISION),
     "aimv2, any size": ("Aimv2Vision", VISION | {"is_native": True}),
 }
-STRETCHED = [name for name in FAMILIES if name != "aimv2"]  # theirs has no rule for other sizes
+RESIZED = [name for name in FAMILIES if name != "aimv2"]  # theirs has no rule for other sizes
 
 
 def build(family: str):
@@ -57,7 +57,7 @@ def our_vision(theirs, folder) -> Vision:
 
 
 def pixels(images_NCYX: torch.Tensor, config: VisionConfig) -> torch.Tensor:
-    """What their image processor would make of the same uint8 image."""
+    """The pixels that their image processor makes of the same uint8 image."""
     mean, std = (torch.tensor(x)[:, None, None] for x in (config.mean, config.std))
     return (images_NCYX / 255 - mean) / std
 
@@ -67,7 +67,7 @@ def images(size: int) -> torch.Tensor:
 
 
 def their_features(theirs, pixels_NCYX: torch.Tensor, **settings) -> list[torch.Tensor]:
-    """Patch features behind the embedding and every layer, and behind the last norm."""
+    """Patch features after the embedding, after every layer, and after the last norm."""
     out = theirs(pixels_NCYX, output_hidden_states=True, **settings)
     norm = next(getattr(theirs, name) for name in ("post_layernorm", "layernorm", "rms_norm") if hasattr(theirs, name))
     features = [*out.hidden_states, norm(out.hidden_states[-1])]
@@ -98,14 +98,14 @@ def test_the_summary_is_their_pooled_output(family, tmp_path):
 
 
 @pytest.mark.parametrize("size", [12, 18, 42, 66])
-@pytest.mark.parametrize("family", STRETCHED)
-def test_positions_are_stretched_by_their_own_rule(family, size, tmp_path):
-    """To coarser and to finer grids; only DINOv2 with registers smooths."""
+@pytest.mark.parametrize("family", RESIZED)
+def test_positions_are_resized_by_their_own_rule(family, size, tmp_path):
+    """To coarser and to finer grids; only DINOv2 with registers antialiases."""
     theirs = build(family)
     ours = our_vision(theirs, tmp_path)
-    asked = {"interpolate_pos_encoding": True} if family in ("clip", "siglip") else {}
+    options = {"interpolate_pos_encoding": True} if family in ("clip", "siglip") else {}
     with torch.no_grad():
-        expected = their_features(theirs, pixels(images(size), ours.config), **asked)[-1]
+        expected = their_features(theirs, pixels(images(size), ours.config), **options)[-1]
         torch.testing.assert_close(ours(images(size)), expected, atol=1e-5, rtol=1e-5)
         if not ours.config.fixed_positions:
             ours.config.antialias = not ours.config.antialias
@@ -123,7 +123,7 @@ def test_an_encoder_goes_there_and_back_unchanged(family, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_opens_our_encoder_from_a_folder(family, tmp_path):
-    """What we write is a model of theirs: config and weights load without a word, and the features agree."""
+    """Our export is a model of theirs: config and weights load without a warning, and the features agree."""
     ours = our_vision(build(family), tmp_path / "theirs")
     (tmp_path / "config.json").write_text(json.dumps(vision_config_to_hf(ours.config)))
     state = {name: x.contiguous() for name, x in vision_to_hf(ours.state_dict()).items()}
@@ -139,7 +139,7 @@ def test_transformers_opens_our_encoder_from_a_folder(family, tmp_path):
 
 @pytest.mark.parametrize("family", ["clip", "aimv2"])
 def test_an_encoder_is_found_inside_a_larger_model(family, tmp_path):
-    """A whole CLIP names its image encoder deeper, and holds more than we take."""
+    """A whole CLIP has longer names for its image encoder, and more tensors than we read."""
     alone = published(build(family), tmp_path)
     whole = {"vision_model." + name.removeprefix("vision_model."): x for name, x in alone.items()}
     whole |= {"text_model.embeddings.token_embedding.weight": torch.zeros(2, 2), "logit_scale": torch.zeros(())}

@@ -1,4 +1,4 @@
-"""An imported model is asked as it was trained: its own special tokens, its own chat form, as `transformers` does."""
+"""An imported model is asked in the format it was trained in, with its special tokens, as by `transformers`."""
 
 import io
 import json
@@ -88,14 +88,14 @@ def imported(llava, tmp_path_factory) -> Loaded:
 
 
 def picture(seed: int) -> Image:
-    """Of the encoder's size: pictures of another are resized by the one and squeezed by the other."""
+    """An image of the encoder's size: others are cropped by their processor and resized to a square by ours."""
     file = io.BytesIO()
     Picture.frombytes("RGB", (24, 24), random.Random(seed).randbytes(24 * 24 * 3)).save(file, format="PNG")
     return Image(file.getvalue())
 
 
 def talk(*, turns: int) -> Document:
-    """Questions about a picture each, all but the last answered."""
+    """Questions about one image each, all but the last answered."""
     pieces: list[Piece] = []
     for turn in range(turns):
         pieces += prompt([picture(turn), Text(f"What is number {turn}?")]).pieces
@@ -113,16 +113,19 @@ def test_a_llava_is_given_the_tokens_its_processor_gives_and_says_the_same(turns
     ]
     for turn, message in enumerate(messages):
         message["content"].append({"type": "text", "text": f"What is number {turn}?"})
-    said = [message for one in messages for message in (one, {"role": "assistant", "content": _text("a cat.")})][:-1]
+    answered = {"role": "assistant", "content": _text("a cat.")}
+    talked = [turn for message in messages for turn in (message, answered)][:-1]
     inputs = theirs.processor.apply_chat_template(
-        said, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        talked, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     document = talk(turns=turns)
-    found = encode(document, imported.tokenizer, image_tokens=16, end=False)
-    assert found.tokens.tolist() == inputs["input_ids"][0].tolist() == theirs._inputs(document)["input_ids"][0].tolist()
-    assert found.tokens.tolist()[:1] == [256]
-    assert (found.tokens == IMAGE).sum() == 16 * turns
-    whole = theirs.model.generate(**inputs, max_new_tokens=24, do_sample=False)[0, len(found.tokens) :]
+    encoded = encode(document, imported.tokenizer, image_tokens=16, end=False)
+    assert (
+        encoded.tokens.tolist() == inputs["input_ids"][0].tolist() == theirs._inputs(document)["input_ids"][0].tolist()
+    )
+    assert encoded.tokens.tolist()[:1] == [256]
+    assert (encoded.tokens == IMAGE).sum() == 16 * turns
+    whole = theirs.model.generate(**inputs, max_new_tokens=24, do_sample=False)[0, len(encoded.tokens) :]
     request = Request(document, max_tokens=24)
     text = theirs.processor.tokenizer.decode(whole, skip_special_tokens=True)
     assert ours.answer([request]) == theirs.answer([request]) == [text]
@@ -134,11 +137,11 @@ def _text(text: str) -> list[dict[str, str]]:
 
 def test_plain_prompts_begin_as_theirs_do(llava, imported):
     document = Document((picture(0), Text(" A photo of", train=False)))
-    found = encode(document, imported.tokenizer, image_tokens=16, end=False)
-    assert found.tokens.tolist() == HfModel(llava)._inputs(document)["input_ids"][0].tolist()
+    encoded = encode(document, imported.tokenizer, image_tokens=16, end=False)
+    assert encoded.tokens.tolist() == HfModel(llava)._inputs(document)["input_ids"][0].tolist()
 
 
-def test_the_door_asks_an_imported_llava(llava, imported, tmp_path, monkeypatch, capsys):
+def test_mm1_chat_asks_an_imported_llava(llava, imported, tmp_path, monkeypatch, capsys):
     (tmp_path / "cat.png").write_bytes(picture(0).data)
     words = ["mm1", "chat", str(imported.folder), "--image", str(tmp_path / "cat.png"), "What is number 0?"]
     monkeypatch.setattr(sys, "argv", [*words, "--tokens", "24"])
@@ -150,7 +153,7 @@ def test_the_door_asks_an_imported_llava(llava, imported, tmp_path, monkeypatch,
 
 
 def test_an_imported_llava_is_exported_with_its_own_words(imported, llava, tmp_path):
-    """So the way back through `transformers` asks it the same; and a second way gives the same files."""
+    """So `transformers` asks the export the same; importing and exporting again gives the same files."""
     exchange.export_run(imported.folder, tmp_path / "out")
     again, document = HfModel(tmp_path / "out"), talk(turns=2)
     assert torch.equal(again._inputs(document)["input_ids"], HfModel(llava)._inputs(document)["input_ids"])
@@ -163,10 +166,15 @@ def test_an_imported_llava_is_exported_with_its_own_words(imported, llava, tmp_p
 
 
 def test_a_language_models_chat_is_what_its_tokenizer_makes(tmp_path):
-    """SmolLM2's form: no token begins a text, several end an answer, and the padding is one of them."""
+    """SmolLM2's format: no token begins a text, several end an answer, and the padding is one of them."""
     tokenizer = letters(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], begins=False)
-    said = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "chat_template": CHATML}
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **said)
+    special = {
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|im_end|>",
+        "chat_template": CHATML,
+    }
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     torch.manual_seed(0)
     settings = transformers.LlamaConfig(**TEXT | {"max_position_embeddings": 512}, eos_token_id=[258, 256])
     transformers.LlamaForCausalLM(settings).save_pretrained(tmp_path / "theirs")
@@ -210,24 +218,24 @@ def test_a_template_that_is_none_or_refuses_is_one_clear_line():
 
 
 def test_a_template_reaches_nothing_but_the_conversation():
-    found = ChatTemplate("{{ messages.__class__.__mro__ }}")
+    template = ChatTemplate("{{ messages.__class__.__mro__ }}")
     with pytest.raises(ValueError, match="cannot write this conversation"):
-        found([{"role": "user", "content": _text("hello")}])
+        template([{"role": "user", "content": _text("hello")}])
 
 
 @pytest.mark.parametrize(
-    ("said", "begin", "end"),
+    ("settings", "begin", "end"),
     [
         ({"bos_token": "<s>", "eos_token": "</s>"}, [256], [257]),
         ({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False}, [], [257]),
         ({"bos_token": {"content": "</s>"}, "add_bos_token": True, "eos_token": None}, [257], []),
     ],
 )
-def test_a_text_begins_as_the_published_folder_says(said, begin, end):
-    """Its tokenizer puts <s> before a text, which tokenizer_config.json may take back or change."""
-    made = words(json.loads(letters(["<s>", "</s>"], begins=True).to_str()), said, ends=[3, None])
-    named = made.tokenizer["post_processor"]["special_tokens"]
+def test_a_text_begins_as_the_published_folder_says(settings, begin, end):
+    """Its tokenizer puts <s> before a text; tokenizer_config.json may remove or change it."""
+    imported = words(json.loads(letters(["<s>", "</s>"], begins=True).to_str()), settings, ends=[3, None])
+    named = imported.tokenizer["post_processor"]["special_tokens"]
     assert named["<|begin|>"]["ids"] == begin
     assert named.get("<|end|>", {"ids": []})["ids"] == end
-    again = HFTokenizer.from_str(json.dumps(made.tokenizer))
+    again = HFTokenizer.from_str(json.dumps(imported.tokenizer))
     assert again.encode("a").ids[:-1] == begin
