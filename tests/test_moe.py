@@ -91,7 +91,9 @@ def test_a_full_expert_drops_the_last_and_second_choices_first():
     dropped = 1 - choice.kept_BTZ.float().mean()
     assert 0.4 < float(dropped) < 0.9
     y_BTD, routing = built(x_BTD, REAL)
-    assert Routing.of([routing], built.sparse, rows=ROWS).metrics()["experts/dropped"] == pytest.approx(float(dropped))
+    assert Routing.of([routing], built.sparse, sequences=ROWS).metrics()["experts/dropped"] == pytest.approx(
+        float(dropped)
+    )
     gone_BT = ~choice.kept_BTZ.any(-1)
     assert gone_BT.any()
     assert (y_BTD[gone_BT] == 0).all()
@@ -133,10 +135,10 @@ def test_even_work_has_balance_one_and_a_single_busy_expert_as_many_as_there_are
     x_BTD = torch.eye(WIDTH)[torch.arange(PLACES) % 4].expand(ROWS, -1, -1)
     with torch.no_grad():
         built.router.weight.zero_()[:, :4] = 50 * torch.eye(4)
-    even = Routing.of([built(x_BTD, REAL)[1]], built.sparse, rows=ROWS).metrics()
+    even = Routing.of([built(x_BTD, REAL)[1]], built.sparse, sequences=ROWS).metrics()
     assert even["experts/balance"] == pytest.approx(1.0, abs=1e-3)
     assert even["experts/idle"] == 0
-    single = Routing.of([built(x_BTD[:, :1].expand_as(x_BTD), REAL)[1]], built.sparse, rows=ROWS).metrics()
+    single = Routing.of([built(x_BTD[:, :1].expand_as(x_BTD), REAL)[1]], built.sparse, sequences=ROWS).metrics()
     assert single["experts/balance"] == pytest.approx(4.0, abs=1e-3)
     assert single["experts/busiest"] == pytest.approx(2.0)  # of two choices one is always it
     assert single["experts/idle"] == 0.5
@@ -163,7 +165,7 @@ def train_unbalanced(**sparse) -> list[dict[str, float]]:
     optimizer, log = torch.optim.AdamW(built.parameters(), lr=1e-2), []
     for _ in range(120):
         y_BTD, figures = built(x_BTD, real_BT)
-        routing = Routing.of([figures], built.sparse, rows=4)
+        routing = Routing.of([figures], built.sparse, sequences=4)
         log.append(routing.metrics())
         (F.mse_loss(y_BTD, x_BTD.flip(-1).tanh()) + routing.penalty / 4).backward()
         optimizer.step()

@@ -33,16 +33,16 @@ class LayerRouting(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What all sparse layers did with `rows` sequences. `penalty` is added to the loss, summed over sequences too."""
+    """What all sparse layers did with some sequences. `penalty` is added to the loss, summed over sequences too."""
 
-    rows: int
+    sequences: int
     penalty: torch.Tensor
     balance_L: torch.Tensor
     z_L: torch.Tensor
     load_LJ: torch.Tensor
 
     @classmethod
-    def of(cls, layers: Sequence[LayerRouting], sparse: SparseConfig, *, rows: int) -> Self | None:
+    def of(cls, layers: Sequence[LayerRouting], sparse: SparseConfig, *, sequences: int) -> Self | None:
         """The figures of all layers together, or None if no layer is sparse.
 
         The losses of the layers are summed, as in AXLearn (`_aux_loss` in its `causal_lm.py`).
@@ -51,26 +51,26 @@ class Routing:
             return None
         balance_L, z_L, load_LJ = (torch.stack(figures) for figures in zip(*layers, strict=True))
         penalty = sparse.load_balance_weight * balance_L.sum() + sparse.router_z_weight * z_L.sum()
-        return cls(rows, penalty, balance_L.detach(), z_L.detach(), load_LJ.detach())
+        return cls(sequences, penalty, balance_L.detach(), z_L.detach(), load_LJ.detach())
 
     @classmethod
     def sum(cls, parts: Sequence[Self]) -> Self:
         """The figures of all sequences of several micro-batches."""
         whole = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
-        rows = sum(whole.pop("rows"))
-        return cls(rows, **{name: torch.stack(values).sum(0) for name, values in whole.items()})
+        sequences = sum(whole.pop("sequences"))
+        return cls(sequences, **{name: torch.stack(values).sum(0) for name, values in whole.items()})
 
     def detach(self) -> Self:
         """The same without gradients."""
-        return type(self)(self.rows, self.penalty.detach(), self.balance_L, self.z_L, self.load_LJ)
+        return type(self)(self.sequences, self.penalty.detach(), self.balance_L, self.z_L, self.load_LJ)
 
     def metrics(self) -> dict[str, float]:
         """For the log: both losses, averaged over layers; the load of the busiest expert of all layers, in even
         shares; the fraction of experts without tokens, and of assignments that were dropped."""
-        load_LJ = self.load_LJ / self.rows
+        load_LJ = self.load_LJ / self.sequences
         return {
-            "experts/balance": float(self.balance_L.mean()) / self.rows,
-            "experts/z": float(self.z_L.mean()) / self.rows,
+            "experts/balance": float(self.balance_L.mean()) / self.sequences,
+            "experts/z": float(self.z_L.mean()) / self.sequences,
             "experts/busiest": float(load_LJ.max()) * load_LJ.shape[1],
             "experts/idle": float((load_LJ == 0).float().mean()),
             "experts/dropped": max(0.0, 1 - float(load_LJ.sum(1).mean())),
@@ -195,17 +195,17 @@ class SparseFeedForward(nn.Module):
 
     def _within_capacity(self, x_BTD: torch.Tensor, choice: Choice) -> torch.Tensor:
         """The same, zero where an assignment was dropped. The work is the same for any choice."""
-        rows, length, _ = x_BTD.shape
+        sequences, length, _ = x_BTD.shape
         limit, experts = self._tokens_per_expert(choice.expert_BTZ), self.sparse.experts
         rank_BTZ = _queue(choice.expert_BTZ, choice.kept_BTZ, experts=experts)
-        row_B11 = torch.arange(rows, device=x_BTD.device)[:, None, None]
-        slot_BTZ = (choice.expert_BTZ * rows + row_B11) * limit + rank_BTZ
-        none = experts * rows * limit  # one more slot, for all that is dropped
+        sequence_B11 = torch.arange(sequences, device=x_BTD.device)[:, None, None]
+        slot_BTZ = (choice.expert_BTZ * sequences + sequence_B11) * limit + rank_BTZ
+        none = experts * sequences * limit  # one more slot, for all that is dropped
         slot_A = slot_BTZ.where(choice.kept_BTZ, none).flatten()
         token_A = torch.arange(len(slot_A), device=x_BTD.device) // self.sparse.top_k
-        token_of_slot = torch.full((none + 1,), rows * length, device=x_BTD.device).scatter_(0, slot_A, token_A)
+        token_of_slot = torch.full((none + 1,), sequences * length, device=x_BTD.device).scatter_(0, slot_A, token_A)
         x_SD = F.pad(x_BTD.flatten(0, 1), (0, 0, 0, 1)).index_select(0, token_of_slot[:-1])
-        ends_J = torch.arange(1, experts + 1, device=x_BTD.device, dtype=torch.int32) * (rows * limit)
+        ends_J = torch.arange(1, experts + 1, device=x_BTD.device, dtype=torch.int32) * (sequences * limit)
         return F.pad(self.experts(x_SD, ends_J), (0, 0, 0, 1)).index_select(0, slot_A)
 
 

@@ -48,7 +48,7 @@ class NextToken:
             weight=len(learned),
             by_source=zeros.index_add(0, origin, losses),
             weight_by_source=zeros.index_add(0, origin, torch.ones_like(losses)),
-            routing=Routing.of(layers, self._model.config.decoder.sparse, rows=len(batch.tokens_BT)),
+            routing=Routing.of(layers, self._model.config.decoder.sparse, sequences=len(batch.tokens_BT)),
             z=found.z if self._z_loss_weight else None,
         )
 
