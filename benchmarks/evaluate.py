@@ -42,6 +42,7 @@ from mm1.checkpoint import load_for_use
 from mm1.config.model import ConnectorConfig, ModelConfig
 from mm1.data.encode import encode
 from mm1.data.image import load
+from mm1.data.tiles import tile_spec
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
 from mm1.document import Encoded
 from mm1.eval.fewshot import Task, draw_shots, prompt
@@ -209,13 +210,13 @@ class Ours:
 
 def prompts_of(task: Task, subject: Subject, *, fixed: bool) -> list[Encoded]:
     """The prompt of every query; `fixed`: with the shots of the first query, else with its own."""
-    image_tokens = subject.model.config.connector.tokens
+    tile = tile_spec(subject.model.config)
     first_shots = draw_shots(task, 0, shots=SHOTS, seed=0)
     documents = [
         prompt(task, query, shots=first_shots if fixed else draw_shots(task, number, shots=SHOTS, seed=0))
         for number, query in enumerate(task.queries)
     ]
-    return [encode(document, subject.tokenizer, image_tokens=image_tokens, end=False) for document in documents]
+    return [encode(document, subject.tokenizer, tile=tile, end=False) for document in documents]
 
 
 def work_of_ours(prompts: Sequence[Encoded], ours: Ours) -> Work:

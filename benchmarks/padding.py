@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mm1.config.run import DataConfig
+from mm1.data.encode import Cutter
 from mm1.data.index import open_source
 from mm1.data.plan import Spans, pack_windows
 from mm1.data.store import open_store
@@ -84,12 +84,11 @@ WAYS: dict[str, Callable[..., int]] = {
 
 
 def sample_lengths(sequence_length: int, image_tokens: int) -> dict[str, Lengths]:
-    tokenizer = load_tokenizer("sample")
-    data = DataConfig(sequence_length=sequence_length, max_images=64)
+    cutter = Cutter(load_tokenizer("sample"), TileSpec(1, image_tokens), sequence_length, max_images=64)
     found = {}
     for name in ("captions", "interleaved", "text", "vqa"):
         store = open_store(f"sample:{name}-train")
-        spans = open_source(name, store, tokenizer, data=data, tile=TileSpec(1, image_tokens), seed=(0,)).spans
+        spans = open_source(name, store, cutter=cutter, seed=(0,)).spans
         found[f"sample {name}"] = spans.length, spans.images
     return found
 

@@ -35,6 +35,7 @@ from mm1.data.encode import encode_many
 from mm1.data.image import load
 from mm1.data.pack import pack
 from mm1.data.store import open_store
+from mm1.data.tiles import TileSpec
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import IGNORED, Batch, Encoded
 from mm1.hf.convert import decoder_config_to_hf, decoder_from_hf
@@ -116,7 +117,7 @@ def captions(count: int, image_tokens: int, *, first: int = 0) -> list[Encoded]:
     """`count` captions of the sample from the `first` on, evenly over the store so that all sources are there."""
     store, tokenizer = open_store("sample:captions-train"), load_tokenizer("sample")
     numbers = np.random.default_rng(0).permutation(len(store))[first : first + count]
-    return encode_many(store.take(numbers.tolist()), tokenizer, image_tokens=image_tokens)
+    return encode_many(store.take(numbers.tolist()), tokenizer, tile=TileSpec(1, image_tokens))
 
 
 def packed(documents: list[Encoded], image_size: int, *, rows: int) -> Batch:
@@ -160,7 +161,7 @@ def text(rows: int, vocabulary: int) -> Batch:
     """Rows of one document each, all of it learnt: packing is off."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(16, vocabulary, (rows, PLACES), generator=generator, dtype=torch.int64).numpy()
-    documents = [Encoded(row.astype(np.int32), np.ones(PLACES, bool), ()) for row in ids]
+    documents = [Encoded(row.astype(np.int32), np.ones(PLACES, bool), (), ()) for row in ids]
     return padded(documents, PATCH)
 
 

@@ -50,6 +50,7 @@ class Image:
 
     data: bytes
     box: Box | None = None  # None: the whole picture
+    size: tuple[int, int] | None = field(default=None, compare=False, repr=False)  # width and height, if known
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +90,14 @@ class Encoded:
     """A document as token ids.
 
     `tokens` (int32, one per position) has the image token wherever an image feature goes; `train` (bool, same length)
-    marks the tokens that the model learns to predict; `images` are the tiles in the order of their tokens.
+    marks the tokens that the model learns to predict; `images` are the tiles in the order of their tokens, and
+    `pictures` (same length) says by a number which picture of the document each tile belongs to.
     """
 
     tokens: np.ndarray
     train: np.ndarray
     images: tuple[Image, ...]
+    pictures: tuple[int, ...]
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from PIL import Image as Canvas
 
 from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.chat import prompt
-from mm1.data.encode import cut, encode
+from mm1.data.encode import Cutter, encode
 from mm1.data.image import ImageError, load, load_boxes
 from mm1.data.loader import Sequences, batches
 from mm1.data.store import Store, StoreError, open_store, write_store
@@ -64,7 +64,7 @@ def test_a_chat_learns_its_answers_and_their_end_and_nothing_else():
         ),
         metadata={"form": "chat"},
     )
-    encoded = encode(chat, TOKENIZER, image_tokens=PLACES)
+    encoded = encode(chat, TOKENIZER, tile=TileSpec(16, PLACES))
     learned = encoded.tokens[encoded.train].tolist()
     end = TOKENIZER.end
     assert learned == [*TOKENIZER.encode("red"), end, *TOKENIZER.encode("no"), end]
@@ -75,11 +75,11 @@ def test_a_chat_learns_its_answers_and_their_end_and_nothing_else():
 
 def test_a_chat_prompt_is_the_beginning_of_its_training_form():
     picture, question = Image(png()), "What colour?"
-    asked = encode(prompt([picture, Text(question)]), TOKENIZER, image_tokens=PLACES, end=False)
+    asked = encode(prompt([picture, Text(question)]), TOKENIZER, tile=TileSpec(16, PLACES), end=False)
     learned = encode(
         Document((picture, Text(question, train=False), Text("red")), metadata={"form": "chat"}),
         TOKENIZER,
-        image_tokens=PLACES,
+        tile=TileSpec(16, PLACES),
     )
     assert learned.tokens[: len(asked.tokens)].tolist() == asked.tokens.tolist()
 
@@ -92,15 +92,8 @@ def test_a_chat_prompt_is_the_beginning_of_its_training_form():
 )
 def test_cuts_lose_no_place_and_tear_no_image(pieces, sequence_length, max_images):
     document = Document(tuple(Image(b"x") if piece == "image" else Text(piece) for piece in pieces))
-    encoded = encode(document, TOKENIZER, image_tokens=PLACES)
-    spans = cut(
-        encoded,
-        TOKENIZER.breaks(),
-        image=TOKENIZER.image,
-        image_tokens=PLACES,
-        sequence_length=sequence_length,
-        max_images=max_images,
-    )
+    encoded = encode(document, TOKENIZER, tile=TileSpec(16, PLACES))
+    spans = Cutter(TOKENIZER, TileSpec(16, PLACES), sequence_length, max_images).cut(encoded)
     assert [spans[0].start, *(span.stop for span in spans)] == [
         *(span.start for span in spans),
         len(encoded.tokens),
@@ -115,16 +108,9 @@ def test_cuts_lose_no_place_and_tear_no_image(pieces, sequence_length, max_image
 
 def test_a_long_document_is_cut_after_a_line_where_one_ends_nearby():
     text = Document((Text("word " * 150 + "\n" + "more " * 80),))
-    encoded = encode(text, TOKENIZER, image_tokens=PLACES)
+    encoded = encode(text, TOKENIZER, tile=TileSpec(16, PLACES))
     line_end = int(np.flatnonzero(encoded.tokens == TOKENIZER.encode("\n")[0])[0]) + 1
-    spans = cut(
-        encoded,
-        TOKENIZER.breaks(),
-        image=TOKENIZER.image,
-        image_tokens=PLACES,
-        sequence_length=line_end + 1,
-        max_images=1,
-    )
+    spans = Cutter(TOKENIZER, TileSpec(16, PLACES), sequence_length=line_end + 1, max_images=1).cut(encoded)
     assert spans[0].stop == line_end
 
 

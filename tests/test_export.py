@@ -23,6 +23,7 @@ from mm1.data import image
 from mm1.data.encode import encode
 from mm1.data.recorded import chat_format_of, record_text
 from mm1.data.store import open_store, write_store
+from mm1.data.tiles import TileSpec, tile_spec
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
 from mm1.generate.engine import Engine
@@ -132,7 +133,7 @@ def test_transformers_says_what_the_run_says(name, tmp_path):
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
     inputs = processor(images=Picture.open(io.BytesIO(data)), text="<|image|>a red circle", return_tensors="pt")
     document = Document((Image(data), Text("a red circle")))
-    prompt = encode(document, tokenizer, image_tokens=shape.connector.tokens, end=False).tokens.tolist()
+    prompt = encode(document, tokenizer, tile=tile_spec(shape), end=False).tokens.tolist()
     assert inputs["input_ids"].tolist() == [prompt]
 
     pixels_NCYX = torch.from_numpy(image.load(data, 24))[None]
@@ -238,7 +239,7 @@ def test_a_chat_is_written_as_it_was_learned(tmp_path, monkeypatch):
     turns = [[seen, texts[0]], [texts[1]], [texts[2]], [texts[3]]]
     messages = [{"role": "assistant" if index % 2 else "user", "content": turn} for index, turn in enumerate(turns)]
     inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
-    learned = encode(talk, load_tokenizer("sample"), image_tokens=4).tokens.tolist()
+    learned = encode(talk, load_tokenizer("sample"), tile=TileSpec(16, 4)).tokens.tolist()
     assert inputs["input_ids"].tolist() == [learned]
     text = processor.apply_chat_template(messages[:1], add_generation_prompt=True)
     assert text == "<|begin|><|user|><|image|>What is it?<|assistant|>"

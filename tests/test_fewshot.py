@@ -19,6 +19,7 @@ from mm1.config.model import ConnectorConfig, DecoderConfig, ModelConfig, Vision
 from mm1.data.encode import encode
 from mm1.data.image import load
 from mm1.data.store import write_store
+from mm1.data.tiles import TileSpec
 from mm1.data.tokenizer import MARKS, Tokenizer
 from mm1.document import IGNORED, Batch, Document, Image, Mark, Text
 from mm1.eval import fewshot
@@ -146,7 +147,7 @@ def test_a_prompt_is_shots_then_the_query():
 def test_no_text_of_a_prompt_is_trained(form: str, tokenizer: Tokenizer):
     task = a_task(form=form)
     document = fewshot.prompt(task, task.queries[0], shots=fewshot.draw_shots(task, 0, shots=4, seed=0))
-    assert not encode(document, tokenizer, image_tokens=4, end=False).train.any()
+    assert not encode(document, tokenizer, tile=TileSpec(16, 4), end=False).train.any()
     assert len(document.images) == 5
 
 
@@ -155,9 +156,9 @@ def test_a_chat_prompt_is_how_the_training_chat_begins(tokenizer: Tokenizer, tmp
     write_store(documents, tmp_path / "chats.lance")
     path = str(tmp_path / "chats.lance")
     task = easy_vqa.task(100, seed=0, queries=path, pool=path)
-    trained = encode(documents[0], tokenizer, image_tokens=4)
+    trained = encode(documents[0], tokenizer, tile=TileSpec(16, 4))
     query = next(query for query in task.queries if query.id == "chat-0#0")
-    encoded = encode(fewshot.prompt(task, query, shots=[]), tokenizer, image_tokens=4, end=False)
+    encoded = encode(fewshot.prompt(task, query, shots=[]), tokenizer, tile=TileSpec(16, 4), end=False)
     assert trained.tokens[: len(encoded.tokens)].tolist() == encoded.tokens.tolist()
     assert trained.train[len(encoded.tokens)]
     assert fewshot.prompt(task, query, shots=[query]).pieces[-5] == Mark("end")
@@ -284,7 +285,7 @@ def test_the_loss_of_a_caption_is_the_training_loss(stores, model: MLLM, tokeniz
     query = captioning(stores).queries[0]
     caption = Document((query.image, Text(query.answers[0])))
     losses = Writer(model, tokenizer, rows=4).losses([caption, caption])
-    whole = encode(caption, tokenizer, image_tokens=4)
+    whole = encode(caption, tokenizer, tile=TileSpec(16, 4))
     tokens = torch.from_numpy(whole.tokens.astype(np.int64))[None]
     batch = Batch(
         tokens_BT=tokens,

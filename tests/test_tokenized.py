@@ -69,7 +69,7 @@ def test_its_columns_say_how_long_the_texts_and_how_large_the_images_are(store):
     tokenize(store, tokenizer)
     found = lance.dataset(str(store)).to_table().to_pylist()
     for document, row in zip(Store(store).scan(), found, strict=True):
-        plain = encode.encode(document, tokenizer, image_tokens=4)
+        plain = encode.encode(document, tokenizer, tile=TileSpec(16, 4))
         marks = int((plain.tokens < len(tokenizer.marks)).sum() - 4 * len(document.images))
         assert row[f"length_{tokenizer.fingerprint}"] == len(plain.tokens) - marks - 4 * len(document.images)
         sizes = [size for size in row["image_sizes"] if size is not None]

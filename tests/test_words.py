@@ -23,6 +23,7 @@ from mm1.checkpoint import Loaded, load_for_use
 from mm1.data.chat import prompt
 from mm1.data.chat_template import ChatTemplate
 from mm1.data.encode import encode
+from mm1.data.tiles import TileSpec
 from mm1.document import Document, Image, Mark, Piece, Text
 from mm1.eval.models import HfModel, Ours, Request, open_model
 from mm1.hf.vocabulary import words
@@ -119,7 +120,7 @@ def test_a_llava_is_given_the_tokens_its_processor_gives_and_says_the_same(turns
         talked, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     document = talk(turns=turns)
-    encoded = encode(document, imported.tokenizer, image_tokens=16, end=False)
+    encoded = encode(document, imported.tokenizer, tile=TileSpec(16, 16), end=False)
     assert (
         encoded.tokens.tolist() == inputs["input_ids"][0].tolist() == theirs._inputs(document)["input_ids"][0].tolist()
     )
@@ -137,7 +138,7 @@ def _text(text: str) -> list[dict[str, str]]:
 
 def test_plain_prompts_begin_as_theirs_do(llava, imported):
     document = Document((picture(0), Text(" A photo of", train=False)))
-    encoded = encode(document, imported.tokenizer, image_tokens=16, end=False)
+    encoded = encode(document, imported.tokenizer, tile=TileSpec(16, 16), end=False)
     assert encoded.tokens.tolist() == HfModel(llava)._inputs(document)["input_ids"][0].tolist()
 
 
@@ -186,13 +187,14 @@ def test_a_language_models_chat_is_what_its_tokenizer_makes(tmp_path):
     assert loaded.tokenizer.marks["pad"] > 258
     document = prompt([Text("Why?")])
     ids = theirs.apply_chat_template([{"role": "user", "content": "Why?"}], add_generation_prompt=True).input_ids
-    assert encode(document, loaded.tokenizer, image_tokens=4, end=False).tokens.tolist() == ids
+    assert encode(document, loaded.tokenizer, tile=TileSpec(16, 4), end=False).tokens.tolist() == ids
     plain = Document((Text("Why? Because", train=False),))
     assert (
-        encode(plain, loaded.tokenizer, image_tokens=4, end=False).tokens.tolist() == theirs("Why? Because").input_ids
+        encode(plain, loaded.tokenizer, tile=TileSpec(16, 4), end=False).tokens.tolist()
+        == theirs("Why? Because").input_ids
     )
     with pytest.raises(ValueError, match="no place for pictures"):
-        encode(prompt([picture(0), Text("Why?")]), loaded.tokenizer, image_tokens=4, end=False)
+        encode(prompt([picture(0), Text("Why?")]), loaded.tokenizer, tile=TileSpec(16, 4), end=False)
     inputs = theirs.apply_chat_template([{"role": "user", "content": "Why?"}], add_generation_prompt=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
     written = model.generate(torch.tensor([inputs.input_ids]), max_new_tokens=16, do_sample=False)[0, len(ids) :]
@@ -205,7 +207,7 @@ def test_a_language_models_chat_is_what_its_tokenizer_makes(tmp_path):
 
 def test_what_a_user_types_is_no_special_token(imported):
     document = prompt([Text("Is </s> or <image> or <s> a tag?")])
-    tokens = encode(document, imported.tokenizer, image_tokens=16, end=False).tokens.tolist()
+    tokens = encode(document, imported.tokenizer, tile=TileSpec(16, 16), end=False).tokens.tolist()
     assert [token for token in tokens if token >= 256] == [256]
     assert "Is <" in imported.tokenizer.decode(tokens)
 

@@ -72,6 +72,12 @@ class VisionConfig(Config):
         return Grid(self.image_size // self.patch_size, self.image_size // self.patch_size)
 
 
+class TilingConfig(Config):
+    """How a picture becomes tiles, each an image of the encoder (`data/tiles.py`)."""
+
+    kind: Literal["none", "mm1"] = "none"  # none: a picture is one tile; mm1: an overview and its four quarters
+
+
 class ConnectorConfig(Config):
     """A connector: it turns P patch features into S image tokens of the decoder's width."""
 
@@ -144,6 +150,7 @@ class ModelConfig(Config):
 
     image_token_id: int | None = Field(None, ge=0)
     vision: VisionConfig = Field(default_factory=VisionConfig)
+    tiling: TilingConfig = Field(default_factory=TilingConfig)
     connector: ConnectorConfig = Field(default_factory=ConnectorConfig)
     decoder: DecoderConfig = Field(default_factory=DecoderConfig)
 

@@ -28,6 +28,15 @@ class ImageError(ValueError):
     """Bytes that are no readable image, or one that is too large to be decoded safely."""
 
 
+def size_of(data: bytes) -> tuple[int, int] | None:
+    """Width and height of an encoded picture, from its header; None if that cannot be read."""
+    try:
+        with Pillow.open(io.BytesIO(data)) as picture:
+            return picture.size
+    except UNREADABLE:
+        return None
+
+
 def load(data: bytes, size: int, *, box: Box | None = None) -> np.ndarray:
     """RGB pixels, uint8 of shape (3, size, size): the picture or its part in `box`, squeezed to a square like SigLIP's.
 

@@ -1,9 +1,9 @@
-"""A source opened: its documents cut into spans, its spans packed; kept on disk, so that it is done once.
+"""The index of a source: its documents cut into spans and its spans packed, computed once and kept on disk.
 
-The kept form is a folder of plain columns, read in place (memory maps), and `about.json`, which names
-all it follows from: the content of the store, the tokenizer, the row's length and images. It stands
-beside the run and can be deleted: it is made again, as it is where a crash left a column short of what `about.json`
-tells. Ranks may measure at one time; the first to finish is kept.
+An index is a folder of plain columns, read in place (memory maps), and `about.json`, whose key names all that the index
+follows from: the content of the store, the tokenizer, length and tiles of a sequence. It is in the run's folder and can
+be deleted: it is then computed again, as it is where a crash left a column shorter than `about.json` says. Several
+ranks may compute it at once; the first to finish is kept.
 """
 
 import fcntl
@@ -23,29 +23,26 @@ from typing import Any
 
 import numpy as np
 
-from mm1.config.run import DataConfig
-from mm1.data.encode import cut, encode_many
+from mm1.data.encode import Cutter, encode_many
 from mm1.data.plan import DTYPES, WINDOW, Packing, Plan, Spans, Table, joined, pack_windows, typed
 from mm1.data.store import Store
-from mm1.data.tiles import TileSpec
-from mm1.data.tokenizer import Tokenizer
 from mm1.document import Encoded
 
 log = logging.getLogger("mm1")
 
 FORMAT = 1
-"""Goes up when cutting or packing changes: what an older version measured is then measured again."""
+"""Goes up when cutting or packing changes: indexes of an older format are then computed again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An opened source: its documents and which spans of them make row k."""
+    """An opened source: its documents, and which spans of them make up sequence k."""
 
     name: str
     store: Store
     plan: Plan
-    dropped: dict[str, int]  # what cannot be trained on, by reason
-    folder: Path | None = None  # where its columns are kept
+    dropped: dict[str, int]  # documents and spans that cannot be trained on, by reason
+    folder: Path | None = None  # of its index
 
     @property
     def spans(self) -> Spans:
@@ -59,93 +56,112 @@ class Source:
     def __reduce__(self):  # a worker process maps the columns itself
         if self.folder is None:
             return Source, (self.name, self.store, self.plan, self.dropped)
-        return _reopened, (self.name, self.store, self.plan.seed, self.folder)
+        return _from_index, (self.name, self.store, self.plan.seed, self.folder)
 
 
 def open_source(
-    name: str,
-    store: Store,
-    tokenizer: Tokenizer,
-    *,
-    data: DataConfig,
-    tile: TileSpec,
-    seed: tuple[int, ...],
-    only: str = "*",
-    folder: Path | None = None,
+    name: str, store: Store, *, cutter: Cutter, seed: tuple[int, ...], only: str = "*", folder: Path | None = None
 ) -> Source:
-    """The source, its documents measured and planned: from `folder` if they were before, else reading all texts once.
+    """The source with its plan, from the index in `folder` if there is one, else reading all texts once.
 
-    `only` is a pattern (`*-galleries`): documents with another `source` of their own are passed over.
+    `only` is a pattern (`*-galleries`): documents whose own `source` doesn't match it are ignored.
 
     Raises:
-        ValueError: no document can be trained on, or images where a row may hold none.
+        ValueError: no document can be trained on, or it has images that no sequence can hold.
     """
     dropped: Counter[str] = Counter()
-    limits = {"sequence_length": data.sequence_length, "max_images": data.max_images}
-    parts = _measured(name, store, tokenizer, data=data, tile=tile, only=only, dropped=dropped)
+    limits = {"sequence_length": cutter.sequence_length, "max_images": cutter.max_images}
+    parts = _spans_of_documents(name, store, cutter, only=only, dropped=dropped)
     if folder is None:
         spans = joined(Spans, parts)
         packing = joined(Packing, pack_windows(spans, **limits))
         source = Source(name, store, Plan(spans, packing, seed=seed), dict(+dropped))
     else:
-        key = {"format": FORMAT, "window": WINDOW, "store": store.fingerprint(), "tokenizer": tokenizer.fingerprint}
-        key |= limits | {"image_tokens": tile.tokens, "only": only}
-        kept = folder / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+        key = _key(store, cutter, only)
+        index = folder / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
         _warn_of_others(name, folder, key)
-        if not _whole(kept):
+        if not _is_whole(index):
             with _scratch(folder) as part:
                 append(Spans, parts, part)
                 append(Packing, pack_windows(mapped(Spans, part), **limits), part)
                 about = {"key": key, "dropped": dict(+dropped), "order": len(_abouts(folder)), "bytes": _sizes(part)}
                 (part / "about.json").write_text(json.dumps(about, indent=2))
-                _put(part, kept)
-        source = _reopened(name, store, seed, kept)
+                _put(part, index)
+        source = _from_index(name, store, seed, index)
     for reason, count in source.dropped.items():
         log.warning("source %s: left out %d: %s", name, count, reason)
     return source
 
 
-def _measured(
-    name: str, store: Store, tokenizer: Tokenizer, *, data: DataConfig, tile: TileSpec, only: str, dropped: Counter[str]
+def _key(store: Store, cutter: Cutter, only: str) -> dict[str, Any]:
+    """All that an index follows from."""
+    tile = cutter.tile
+    tiling = {} if tile.whole else {"tiling": tile.tiling, "tile_size": tile.size}
+    return {
+        "format": FORMAT,
+        "window": WINDOW,
+        "store": store.fingerprint(),
+        "tokenizer": cutter.tokenizer.fingerprint,
+        "sequence_length": cutter.sequence_length,
+        "max_images": cutter.max_images,
+        "image_tokens": tile.tokens,
+        "only": only,
+    } | tiling
+
+
+def _spans_of_documents(
+    name: str, store: Store, cutter: Cutter, *, only: str, dropped: Counter[str]
 ) -> Iterator[Spans]:
-    """The spans of the store's documents, a thousand documents at a time."""
-    breaks = tokenizer.breaks()
-    found = False
-    documents = ((p, d) for p, d in enumerate(store.scan(with_images=False)) if fnmatchcase(d.source, only))
-    while part := list(islice(documents, 1024)):
+    """The spans of the store's documents, a thousand documents at a time; what cannot be trained on adds to `dropped`.
+
+    Images are read only where the tiling needs their sizes and the store has no column of them.
+    """
+    empty = True
+    scan = store.scan(with_images=not (cutter.tile.whole or store.sized))
+    documents = ((position, one) for position, one in enumerate(scan) if fnmatchcase(one.source, only))
+    while block := list(islice(documents, 1024)):
         spans: list[tuple[int, ...]] = []
-        encodings = encode_many([document for _, document in part], tokenizer, image_tokens=tile.tokens)
-        for (position, _), encoded in zip(part, encodings, strict=True):
-            if encoded.images and not data.max_images:
-                raise ValueError(f"source {name!r} has images but data.max_images is 0; set it to 1 or more")
-            cuts = _taught(encoded, breaks, image=tokenizer.image, data=data, tile=tile, dropped=dropped)
-            spans += [(position, *span) for span in cuts]
+        encodings = encode_many([document for _, document in block], cutter.tokenizer, tile=cutter.tile)
+        for (position, _), encoded in zip(block, encodings, strict=True):
+            _check_images(name, encoded, cutter)
+            spans += [(position, *span) for span in _trained_spans(encoded, cutter, dropped)]
         if spans:
-            found = True
+            empty = False
             document, start, length, images, trained = zip(*spans, strict=True)
             yield typed(Spans, document=document, start=start, length=length, images=images, trained=trained)
-    if not found:
+    if empty:
         raise ValueError(
             f"source {name!r} ({store.path}) has no document with text to learn among those whose source is {only!r}; "
             f"dropped: {dict(dropped)}"
         )
 
 
-def _taught(
-    encoded: Encoded, breaks: np.ndarray, *, image: int, data: DataConfig, tile: TileSpec, dropped: Counter[str]
-) -> list[tuple[int, int, int, int]]:
-    """Start, length, images and trained tokens of the document's spans that teach something."""
+def _check_images(name: str, encoded: Encoded, cutter: Cutter) -> None:
+    if not encoded.images:
+        return
+    if not cutter.max_images:
+        raise ValueError(f"source {name!r} has images but data.max_images is 0; set it to 1 or more")
+    if cutter.tile.whole:
+        return
+    ((_, most),) = Counter(encoded.pictures).most_common(1)
+    if most > cutter.max_images:
+        raise ValueError(
+            f"source {name!r} has pictures of {most} tiles, but data.max_images is {cutter.max_images}; "
+            f"set it to {most} or more"
+        )
+    if most * cutter.tile.tokens + 2 > cutter.sequence_length:
+        raise ValueError(
+            f"source {name!r} has pictures of {most} tiles, {cutter.tile.tokens} positions each, and a document takes "
+            f"two more, but data.sequence_length is {cutter.sequence_length}; raise it or lower model.connector.tokens"
+        )
+
+
+def _trained_spans(encoded: Encoded, cutter: Cutter, dropped: Counter[str]) -> list[tuple[int, int, int, int]]:
+    """Start, length, tiles and trained tokens of those spans of a document that have any."""
     if not encoded.train.any():
         dropped["nothing to learn (empty text)"] += 1
         return []
-    spans = cut(
-        encoded,
-        breaks,
-        image=image,
-        image_tokens=tile.tokens,
-        sequence_length=data.sequence_length,
-        max_images=data.max_images,
-    )
+    spans = cutter.cut(encoded)
     trained = [int(encoded.train[span.start + 1 : span.stop].sum()) for span in spans]
     dropped["parts of a long document without text to learn"] += trained.count(0)
     pairs = zip(spans, trained, strict=True)
@@ -153,45 +169,47 @@ def _taught(
 
 
 def _warn_of_others(name: str, folder: Path, key: dict[str, Any]) -> None:
-    """Say it, at every start, when the run's first measure of this source was of another store or tokenizer."""
+    """Warn, at every start, if the run's first index of this source was of another store or tokenizer."""
     for first in _abouts(folder)[:1]:
         for what in ("store", "tokenizer"):
             if first["key"][what] != key[what]:
-                log.warning("source %s: the %s is not the one this run began with; its rows are others now", name, what)
+                log.warning(
+                    "source %s: the %s is not the one this run began with; its sequences differ now", name, what
+                )
 
 
 def _abouts(folder: Path) -> list[dict[str, Any]]:
-    """What is told of each measure kept in `folder`, the oldest first."""
-    found = [_about(path.parent) for path in sorted(folder.glob("*/about.json"))]
-    return sorted((about for about in found if about), key=lambda about: about.get("order", 0))
+    """What `about.json` says of each index in `folder`, the oldest first."""
+    abouts = [_about(path.parent) for path in sorted(folder.glob("*/about.json"))]
+    return sorted((about for about in abouts if about), key=lambda about: about.get("order", 0))
 
 
-def _about(kept: Path) -> dict[str, Any]:
-    """What is told of a measure; nothing when a crash left no such file, or half of one."""
+def _about(index: Path) -> dict[str, Any]:
+    """What `about.json` says of an index; nothing if a crash left no such file, or half of one."""
     try:
-        return json.loads((kept / "about.json").read_text())
+        return json.loads((index / "about.json").read_text())
     except (OSError, ValueError):
         return {}
 
 
-def _sizes(kept: Path) -> dict[str, int]:
-    return {f.name: (kept / f.name).stat().st_size for table in (Spans, Packing) for f in fields(table)}
+def _sizes(index: Path) -> dict[str, int]:
+    return {f.name: (index / f.name).stat().st_size for table in (Spans, Packing) for f in fields(table)}
 
 
-def _whole(kept: Path) -> bool:
-    """Whether every column has the length it was written with; the name alone survives a crash of the machine."""
+def _is_whole(index: Path) -> bool:
+    """Whether every column has the length it was written with; a crash may leave no more than the folder's name."""
     try:
-        return _about(kept).get("bytes") == _sizes(kept)
+        return _about(index).get("bytes") == _sizes(index)
     except OSError:
         return False
 
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A new folder within `folder`, for one measure; those that killed starts left are deleted first.
+    """A new folder within `folder` for one index; those that killed processes left are deleted first.
 
-    Who measures shares the lock, so whoever gets it alone knows that nobody else does. File systems without locks
-    keep what was left.
+    Every process that computes an index shares the lock, so one that gets it exclusively knows that no other does. On
+    file systems without locks nothing is deleted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -208,7 +226,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 def append(table: type[Table], parts: Iterator[Table], folder: Path) -> None:
-    """Write the parts of a table one after the other, holding one at a time."""
+    """Write the parts of a table one after the other, with only one in memory at a time."""
     files = {field.name: (folder / field.name).open("wb") for field in fields(table)}
     for part in parts:
         for name, file in files.items():
@@ -223,22 +241,22 @@ def mapped(table: type[Table], folder: Path) -> Table:
     return table(**{name: np.memmap(folder / name, DTYPES[name], mode="r") for name in names})
 
 
-def _put(part: Path, folder: Path) -> None:
-    """Give a finished part its name, unless another rank was quicker: its content is the same.
+def _put(part: Path, index: Path) -> None:
+    """Move a finished index to its folder, unless another rank was faster: its content is the same.
 
-    What a crash spoiled is moved aside, to be deleted with the part's temporary folder.
+    An index that a crash spoiled is moved aside, to be deleted with the temporary folder of the new one.
     """
-    if folder.is_dir() and not _whole(folder):
+    if index.is_dir() and not _is_whole(index):
         with suppress(OSError):  # another rank moved it
-            folder.rename(part.with_name("spoiled"))
+            index.rename(part.with_name("spoiled"))
     try:
-        part.rename(folder)
+        part.rename(index)
     except OSError:
-        if not _whole(folder):
+        if not _is_whole(index):
             raise
 
 
-def _reopened(name: str, store: Store, seed: tuple[int, ...], folder: Path) -> Source:
-    dropped = json.loads((folder / "about.json").read_text())["dropped"]
-    plan = Plan(mapped(Spans, folder), mapped(Packing, folder), seed=seed)
-    return Source(name, store, plan, dropped, folder)
+def _from_index(name: str, store: Store, seed: tuple[int, ...], index: Path) -> Source:
+    dropped = json.loads((index / "about.json").read_text())["dropped"]
+    plan = Plan(mapped(Spans, index), mapped(Packing, index), seed=seed)
+    return Source(name, store, plan, dropped, index)

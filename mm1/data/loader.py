@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from itertools import count, groupby
 from multiprocessing import get_context, parent_process
+from operator import itemgetter
 from pathlib import Path
 from threading import Thread
 
@@ -16,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mm1.config.run import DataConfig, RunConfig
-from mm1.data.encode import encode_many
+from mm1.data.encode import Cutter, encode_many
 from mm1.data.image import ImageError, load_boxes
 from mm1.data.index import Source, open_source
 from mm1.data.microbatches import micro_batches, of_rank, padded
@@ -49,13 +50,12 @@ class Sequences:
         named = stores or {name: source.store for name, source in data.sources.items()}
         if not named:
             raise ValueError("the run has no data; add a source with data.sources.NAME.store=FOLDER")
+        cutter = Cutter(self.tokenizer, tile, sequence_length=data.sequence_length, max_images=data.max_images)
         self.sources = [
             open_source(
                 name,
-                open_store(store, tokens=self.tokenizer.fingerprint),
-                self.tokenizer,
-                data=data,
-                tile=tile,
+                open_store(store, tokens=self.tokenizer.fingerprint, sizes=not tile.whole),
+                cutter=cutter,
                 seed=(seed, 2, number),
                 only="*" if stores else data.sources[name].only,
                 folder=folder / name if folder else None,
@@ -107,8 +107,9 @@ class Sequences:
                 targets_BT[row, start : stop - 1] = torch.where(trained, ids[1:], IGNORED)
                 document_BT[row, here] = order
                 position_BT[row, here] = torch.arange(len(ids))
-                for image, (_, group) in enumerate(groupby(span.images, key=lambda tile: id(tile.data))):
-                    tiles += self._pixels([*group], f"{name}, image {image}", broken)
+                pictures = groupby(zip(span.pictures, span.images, strict=True), key=itemgetter(0))
+                for image, (_, parts) in enumerate(pictures):
+                    tiles += self._pixels([part for _, part in parts], f"{name}, image {image}", broken)
                 start = stop
         return Batch(
             tokens_BT=tokens_BT,
@@ -127,7 +128,7 @@ class Sequences:
         numbers = source.plan.sequence(k)
         spans = source.spans
         documents = source.store.take(spans.document[numbers].tolist())
-        encoded = encode_many(documents, self.tokenizer, image_tokens=self.tile.tokens)
+        encoded = encode_many(documents, self.tokenizer, tile=self.tile)
         for number, document, whole in zip(numbers.tolist(), documents, encoded, strict=True):
             start = int(spans.start[number])
             part = self._slice(whole, start, start + int(spans.length[number]))
@@ -137,8 +138,8 @@ class Sequences:
         is_image = whole.tokens == self.tokenizer.image
         before = int(is_image[:start].sum()) // self.tile.tokens
         inside = int(is_image[start:stop].sum()) // self.tile.tokens
-        images = whole.images[before : before + inside]
-        return Encoded(whole.tokens[start:stop], whole.train[start:stop], images)
+        tiles = slice(before, before + inside)
+        return Encoded(whole.tokens[start:stop], whole.train[start:stop], whole.images[tiles], whole.pictures[tiles])
 
     def _pixels(self, tiles: list[Image], name: str, broken: list[str]) -> list[np.ndarray]:
         """The pixels of tiles of one picture, decoded once; grey, and its name in `broken`, if it is unreadable."""

@@ -55,13 +55,14 @@ class StoreError(ValueError):
 class Store:
     """The documents of one Lance table, by position. Opening reads only the manifest.
 
-    `tokens` is a tokenizer's fingerprint: where the store holds that tokenizer's tokens, texts come with them.
+    `tokens` is a tokenizer's fingerprint: texts come with that tokenizer's tokens if the store holds them. With
+    `sizes`, images come with their sizes if the store holds those.
 
     Raises:
         StoreError: no store, a broken one, or one that holds the tokens of other tokenizers only.
     """
 
-    def __init__(self, path: str | Path, *, tokens: str | None = None):
+    def __init__(self, path: str | Path, *, tokens: str | None = None, sizes: bool = False):
         self.path = str(path)
         if "://" not in self.path and not Path(self.path).is_dir():
             raise StoreError(missing(Path(self.path), "document store"))
@@ -73,7 +74,8 @@ class Store:
         lacking = set(SCHEMA.names) - set(self._table.schema.names)
         if lacking:
             raise StoreError(f"{self.path} lacks the columns {sorted(lacking)}; a document store has {SCHEMA.names}")
-        self._asked, self._tokens = tokens, self._column_of(tokens)
+        self._fingerprint, self._tokens = tokens, self._column_of(tokens)
+        self._sizes = sizes and SIZES in self._table.schema.names
 
     def _column_of(self, tokens: str | None) -> str | None:
         """The column with the tokens asked for; None when none are, or the store was never tokenized."""
@@ -93,11 +95,16 @@ class Store:
         return self._rows
 
     def __reduce__(self):  # a worker process opens its own table
-        return partial(Store, tokens=self._asked), (self.path,)
+        return partial(Store, tokens=self._fingerprint, sizes=self._sizes), (self.path,)
 
     @property
     def _columns(self) -> list[str]:
-        return SCHEMA.names + ([self._tokens] if self._tokens else [])
+        return SCHEMA.names + ([self._tokens] if self._tokens else []) + ([SIZES] if self._sizes else [])
+
+    @property
+    def sized(self) -> bool:
+        """Whether the images of every document come with their sizes, as far as they can be read."""
+        return self._sizes and not self._table.count_rows(f"{SIZES} IS NULL")
 
     def fingerprint(self) -> str:
         """A name of the documents: of the files that hold them, whose own names never come again."""
@@ -131,15 +138,15 @@ class Store:
             raise StoreError(f"cannot read documents of {self.path}: {error}") from error
 
 
-def open_store(name: str, *, tokens: str | None = None) -> Store:
-    """The store `name`: a folder or URI, or `sample:NAME` for one of the shipped sample; `tokens` as for `Store`."""
+def open_store(name: str, *, tokens: str | None = None, sizes: bool = False) -> Store:
+    """The store `name`: a folder or URI, or `sample:NAME` for one of the shipped sample; the rest is as for `Store`."""
     if not name.startswith("sample:"):
-        return Store(name, tokens=tokens)
+        return Store(name, tokens=tokens, sizes=sizes)
     path = SAMPLE / f"{name.removeprefix('sample:')}.lance"
     if not path.is_dir():
         known = [folder.stem for folder in SAMPLE.glob("*.lance")]
         raise StoreError(f"the sample has no store {path.stem!r}; {nearest(path.stem, known)}")
-    return Store(path, tokens=tokens)
+    return Store(path, tokens=tokens, sizes=sizes)
 
 
 def write_store(documents: Iterable[Document], path: str | Path) -> int:
@@ -204,8 +211,13 @@ def _row(document: Document) -> dict:
 def _document(row: dict, tokens: str | None) -> Document:
     nothing = [None] * len(row["texts"])
     images = row.get("images") or [b""] * len(nothing)
-    ids = (row[tokens] if tokens else None) or nothing  # null in documents appended since the store was tokenized
+    # both columns are null in documents appended since the store was tokenized
+    ids = (row[tokens] if tokens else None) or nothing
+    sizes = row.get(SIZES) or nothing
     pieces: list[Piece] = []
-    for text, image, train, found in zip(row["texts"], images, row["train"], ids, strict=True):
-        pieces.append(Image(image) if text is None else Text(text, train=train, ids=found))
+    for text, image, size, train, text_ids in zip(row["texts"], images, sizes, row["train"], ids, strict=True):
+        if text is None:
+            pieces.append(Image(image, size=(size["width"], size["height"]) if size else None))
+        else:
+            pieces.append(Text(text, train=train, ids=text_ids))
     return Document(tuple(pieces), row["id"], row["source"], json.loads(row["metadata"]))

@@ -4,13 +4,11 @@ The columns come as new files; texts and images are not written again
 (https://lance.org/guide/data_evolution/). A store may hold the tokens of several tokenizers.
 """
 
-import io
 from collections.abc import Callable
 
 import pyarrow as pa
-from PIL import Image as Pillow
 
-from mm1.data.image import UNREADABLE
+from mm1.data.image import size_of
 from mm1.data.store import LENGTH, SIZES, TOKENS, Store, StoreError, lance
 from mm1.data.tokenizer import Tokenizer
 
@@ -78,10 +76,5 @@ def _add(
 
 def _size(image: bytes | None) -> dict[str, int] | None:
     """Width and height of an encoded image, from its header."""
-    if image is None:
-        return None
-    try:
-        with Pillow.open(io.BytesIO(image)) as picture:
-            return {"width": picture.width, "height": picture.height}
-    except UNREADABLE:
-        return None
+    size = size_of(image) if image is not None else None
+    return {"width": size[0], "height": size[1]} if size else None

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -102,8 +103,9 @@ class Tokenizer:
         """The name that a mark's token has in the file; None of a `begin` that is not there."""
         return self._inner.id_to_token(self.marks[mark]) if mark in self.marks else None
 
+    @cached_property
     def breaks(self) -> np.ndarray:
-        """How good a place to cut is just after each token: 2 a line's end, 1 a sentence's, 0 else."""
+        """How good it is to cut a document right after each token: 2 after a line, 1 after a sentence, else 0."""
         quality = np.zeros(self.vocabulary, np.int8)
         for number in range(self.vocabulary):
             text = self._inner.decode([number], skip_special_tokens=False)

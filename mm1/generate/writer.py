@@ -4,6 +4,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from mm1.data.encode import encode
 from mm1.data.image import ImageError, load
+from mm1.data.tiles import tile_spec
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import Document, Encoded, Image
 from mm1.generate.beam import BeamSearch, search_all
@@ -35,7 +37,7 @@ class Writer:
     def __init__(self, model: MLLM, tokenizer: Tokenizer, *, rows: int):
         self.tokenizer = tokenizer
         self.engine = Engine(model, rows=rows)
-        self._connector, self._image_size = model.config.connector, model.config.vision.image_size
+        self._tile = tile_spec(model.config)
 
     def write(
         self,
@@ -70,8 +72,8 @@ class Writer:
         for start in range(0, len(documents), self.engine.rows):
             pairs = []
             for document in documents[start : start + self.engine.rows]:
-                whole = encode(document, self.tokenizer, image_tokens=self._connector.tokens)
-                before = Encoded(whole.tokens[~whole.train], whole.train[~whole.train], whole.images)
+                whole = encode(document, self.tokenizer, tile=self._tile)
+                before = replace(whole, tokens=whole.tokens[~whole.train], train=whole.train[~whole.train])
                 pairs.append((self._prompt(before), whole.tokens[whole.train].tolist()))
             losses += [-score.log_probability / score.tokens for score in self.engine.score(pairs)]
             done(len(pairs))
@@ -104,7 +106,7 @@ class Writer:
         return len(self._encode(document).tokens)
 
     def _encode(self, document: Document) -> Encoded:
-        return encode(document, self.tokenizer, image_tokens=self._connector.tokens, end=False)
+        return encode(document, self.tokenizer, tile=self._tile, end=False)
 
     def _stopped(self, stops: Sequence[str]) -> Callable[[list[int]], bool] | None:
         if not stops:
@@ -122,10 +124,10 @@ class Writer:
 
     def _pixels(self, image: Image) -> torch.Tensor:
         try:
-            return torch.from_numpy(load(image.data, self._image_size, box=image.box))
+            return torch.from_numpy(load(image.data, self._tile.size, box=image.box))
         except ImageError as error:
             log.warning("grey picture instead of %s: %s", hashlib.sha256(image.data).hexdigest()[:16], error)
-            return torch.full((3, self._image_size, self._image_size), 128, dtype=torch.uint8)
+            return torch.full((3, self._tile.size, self._tile.size), 128, dtype=torch.uint8)
 
 
 def until(text: str, stops: Sequence[str]) -> str:

@@ -1,0 +1,218 @@
+"""Pictures of many tiles: which ones, how they are packed, and that a run trains on them."""
+
+import io
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import lance
+import numpy as np
+import pytest
+import small
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Canvas
+
+from mm1.config.run import DataConfig, SourceConfig
+from mm1.config.run import load as load_run
+from mm1.data import loader
+from mm1.data.encode import Cutter, encode
+from mm1.data.image import load, load_boxes
+from mm1.data.loader import Sequences
+from mm1.data.store import Store, write_store
+from mm1.data.tiles import TileSpec, quarters, tiled, tiles
+from mm1.data.tokenized import tokenize_store
+from mm1.data.tokenizer import load_tokenizer
+from mm1.document import Document, Image, Text
+from mm1.report.sequence import checks, run_sequence_page
+from mm1.train.log import read_metrics
+from mm1.train.run import train_run
+
+TOKENIZER = load_tokenizer("sample")
+MM1 = TileSpec(16, 4, "mm1")
+SIZES = [(40, 24), (8, 8), (16, 16), (17, 9), (120, 30)]
+
+
+def png(width: int, height: int, seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+    file = io.BytesIO()
+    Canvas.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def captions(tmp_path) -> Path:
+    documents = [
+        Document((Image(png(*SIZES[n % 5], seed=n)), Text(f"caption number {n}\n")), id=str(n)) for n in range(20)
+    ]
+    pages = [
+        Document(
+            (Image(png(33, 20, seed=1)), Image(b"torn"), Text("some words. " * 9), Image(png(9, 50, seed=2))), id="page"
+        )
+    ]
+    write_store(documents + pages, tmp_path / "captions.lance")
+    return tmp_path / "captions.lance"
+
+
+def sequences(store: Path, *, tile: TileSpec = MM1, folder: Path | None = None, **limits: int) -> Sequences:
+    data = DataConfig(
+        sources={"captions": SourceConfig(store=str(store))},
+        workers=0,
+        **{"sequence_length": 96, "max_images": 12} | limits,
+    )
+    return Sequences(data, tile=tile, seed=0, batch_size=4, folder=folder)
+
+
+def test_the_tiles_are_the_picture_and_its_quarters_in_reading_order():
+    assert tiles(40, 24, MM1) == (None, (0, 0, 20, 12), (20, 0, 40, 12), (0, 12, 20, 24), (20, 12, 40, 24))
+    assert tiles(3, 17, MM1) == (None, (0, 0, 2, 9), (1, 0, 3, 9), (0, 8, 2, 17), (1, 8, 3, 17))
+    assert tiles(16, 16, MM1) == tiles(1, 3, MM1) == (None,)
+    assert tiles(4000, 3000, TileSpec(16, 4)) == (None,)
+
+
+@given(width=st.integers(1, 3000), height=st.integers(1, 3000))
+def test_quarters_are_equally_large_inside_the_picture_and_cover_it(width, height):
+    boxes = quarters(width, height)
+    assert len({(right - left, bottom - top) for left, top, right, bottom in boxes}) == 1
+    columns, rows = np.zeros(width, bool), np.zeros(height, bool)
+    for left, top, right, bottom in boxes:
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+        columns[left:right] = rows[top:bottom] = True
+    assert columns.all()
+    assert rows.all()
+
+
+def test_a_part_of_a_picture_and_an_unreadable_one_are_one_tile():
+    part = Image(png(40, 40), (0, 0, 30, 30))
+    assert tiled(part, MM1) == (part,)
+    assert tiled(Image(b"torn"), MM1) == (Image(b"torn"),)
+    assert len(tiled(Image(b"torn", size=(40, 40)), MM1)) == 5  # a size that is known is not read again
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pieces=st.lists(
+        st.one_of(st.sampled_from([(8, 8), (40, 24)]), st.text(alphabet="ab .\n", max_size=60)), max_size=12
+    ),
+    sequence_length=st.integers(22, 64),
+    max_images=st.integers(5, 9),
+)
+def test_cuts_fall_between_pictures_that_fit_a_sequence(pieces, sequence_length, max_images):
+    document = Document(tuple(Text(piece) if isinstance(piece, str) else Image(b"", size=piece) for piece in pieces))
+    encoded = encode(document, TOKENIZER, tile=MM1)
+    spans = Cutter(TOKENIZER, MM1, sequence_length, max_images).cut(encoded)
+    assert spans[-1].stop == len(encoded.tokens)
+    assert sum(span.images for span in spans) == len(encoded.images)
+    ends = np.cumsum([span.images for span in spans])[:-1].tolist()
+    for span in spans:
+        assert 0 < span.stop - span.start <= sequence_length
+        assert span.images <= max_images
+    for end in ends:
+        assert end in (0, len(encoded.pictures)) or encoded.pictures[end - 1] != encoded.pictures[end]
+
+
+@settings(max_examples=30, deadline=None)
+@given(max_images=st.integers(1, 4), pictures=st.integers(1, 4), words=st.integers(0, 9))
+def test_a_picture_of_more_tiles_than_a_sequence_takes_is_cut_between_tiles(max_images, pictures, words):
+    document = Document((*(Image(b"", size=(40, 24)) for _ in range(pictures)), Text("word " * words)))
+    encoded = encode(document, TOKENIZER, tile=MM1)
+    spans = Cutter(TOKENIZER, MM1, sequence_length=24, max_images=max_images).cut(encoded)
+    assert [0, *(span.stop for span in spans)] == [*(span.start for span in spans), len(encoded.tokens)]
+    for span in spans:
+        assert int((encoded.tokens[span.start : span.stop] == TOKENIZER.image).sum()) == 4 * span.images
+        assert span.images <= max_images
+
+
+def test_every_sequence_has_the_positions_and_the_pixels_of_its_tiles(captions):
+    opened = sequences(captions)
+    documents = Store(captions).take(range(21))
+    shown: dict[int, int] = {}
+    for number in range(opened.sources[0].plan.epoch_sequences):
+        batch = opened.batch([number])
+        assert int((batch.tokens_BT == TOKENIZER.image).sum()) == 4 * batch.images
+        assert batch.images == opened.images(number) <= 12
+        assert all(check.passed for check in checks(batch, TOKENIZER.image))
+        pixels = iter(batch.images_NCYX.numpy())
+        for span in opened.sources[0].plan.sequence(number):
+            position = int(opened.sources[0].spans.document[span])
+            shown[position] = shown.get(position, 0) + int(opened.sources[0].spans.images[span])
+            if position < 20:
+                (image,) = documents[position].images
+                for box in tiles(*SIZES[position % 5], MM1):
+                    assert (next(pixels) == load(image.data, 16, box=box)).all()
+            else:
+                for _ in range(int(opened.sources[0].spans.images[span])):
+                    next(pixels)
+    assert shown == {n: len(tiles(*SIZES[n % 5], MM1)) for n in range(20)} | {20: 5 + 1 + 5}
+
+
+def test_a_picture_of_many_tiles_is_decoded_once(captions, monkeypatch):
+    opened = sequences(captions)
+    calls: list[int] = []
+    monkeypatch.setattr(
+        "mm1.data.loader.load_boxes",
+        lambda data, size, boxes: calls.append(len(boxes)) or load_boxes(data, size, boxes),
+    )
+    batch = opened.batch([*range(opened.sources[0].plan.epoch_sequences)])
+    assert sorted(calls) == sorted([5] * 14 + [1] * 9)  # 12 large and 8 small captions; 2 large and 1 torn on the page
+    assert len(batch.broken) == 1
+    assert "page, image 1: not a readable image" in batch.broken[0]
+
+
+def test_a_column_of_sizes_gives_the_same_sequences_without_reading_images(captions, monkeypatch):
+    plain = Path(shutil.copytree(captions, captions.with_name("plain.lance")))
+    tokenize_store(Store(captions), TOKENIZER, name="sample", said=lambda done: None)
+    before = sequences(plain)
+    with monkeypatch.context() as patch:
+        patch.setattr("mm1.data.tiles.size_of", lambda data: None if data in (b"", b"torn") else 1 / 0)
+        after = sequences(captions)
+    numbers = [*range(before.sources[0].plan.epoch_sequences)]
+    left, right = before.batch(numbers), after.batch(numbers)
+    assert left.tokens_BT.tolist() == right.tokens_BT.tolist()
+    assert (left.images_NCYX == right.images_NCYX).all()
+
+
+def test_documents_appended_to_a_tokenized_store_have_their_tiles_too(captions):
+    tokenize_store(Store(captions), TOKENIZER, name="sample", said=lambda done: None)
+    write_store([Document((Image(png(50, 50)), Text("later")))], captions.with_name("more.lance"))
+    lance.write_dataset(lance.dataset(str(captions.with_name("more.lance"))).to_table(), str(captions), mode="append")
+    assert not Store(captions, sizes=True).sized
+    spans = sequences(captions).sources[0].spans
+    assert spans.images[spans.document == 21].tolist() == [5]
+
+
+def test_the_index_of_another_tiling_is_kept_beside_and_workers_find_the_same_tiles(captions, tmp_path):
+    whole = sequences(captions, tile=TileSpec(16, 4), folder=tmp_path / "index")
+    cut = sequences(captions, folder=tmp_path / "index")
+    assert int(whole.sources[0].spans.images.sum()) == 23
+    assert int(cut.sources[0].spans.images.sum()) == 14 * 5 + 9
+    keys = [json.loads(path.read_text())["key"] for path in (tmp_path / "index").glob("captions/*/about.json")]
+    (plain,) = [key for key in keys if "tiling" not in key]
+    assert [key for key in keys if "tiling" in key] == [plain | {"tiling": "mm1", "tile_size": 16}]
+    sent = pickle.loads(pickle.dumps(cut))
+    assert (sent.batch([0, 1]).images_NCYX == cut.batch([0, 1]).images_NCYX).all()
+
+
+def test_pictures_that_no_sequence_can_hold_are_refused_with_the_numbers(captions):
+    with pytest.raises(ValueError, match=r"pictures of 5 tiles, but data\.max_images is 4; set it to 5"):
+        sequences(captions, max_images=4)
+    with pytest.raises(ValueError, match=r"5 tiles, 4 positions each, .* but data\.sequence_length is 21"):
+        sequences(captions, sequence_length=21)
+
+
+def test_a_run_trains_on_tiles_and_shows_them(captions, tmp_path):
+    run = small.run({"captions": captions, "text": captions})
+    run.data.sources.pop("text")
+    run.data.validation = {"captions": str(captions)}
+    run.model.tiling.kind = "mm1"
+    run.steps = 2
+    train_run(run, tmp_path / "run")
+    records = [record for record in read_metrics(tmp_path / "run") if "loss" in record]
+    assert [np.isfinite(record["loss"]) for record in records] == [True, True]
+    assert max(record["images/captions"] for record in records) > 4  # of four sequences
+    page = run_sequence_page(tmp_path / "run", 0)
+    opened = loader.sequences_of(load_run(tmp_path / "run" / "config.json"), tmp_path / "run")
+    assert opened.tile == TileSpec(16, 4, "mm1")
+    assert page.count("4 positions from") == opened.images(0) > 4
