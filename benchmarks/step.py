@@ -152,8 +152,7 @@ def batch(rows: list[list[Encoded]], length: int, *, image_size: int) -> Batch:
             pictures += [torch.from_numpy(load(image.data, image_size).copy()) for image in document.images]
             place = stop
     images_NCYX = torch.stack(pictures) if pictures else torch.zeros(0, 3, image_size, image_size, dtype=torch.uint8)
-    source_B = torch.zeros(len(rows), dtype=torch.int64)
-    sequence_B = torch.arange(len(rows))
+    source_B, sequence_B = torch.zeros(len(rows), dtype=torch.int64), torch.arange(len(rows))
     return Batch(tokens_BT, targets_BT, document_BT, position_BT, images_NCYX, len(pictures), source_B, sequence_B)
 
 

@@ -17,6 +17,7 @@ from mm1.__main__ import app
 from mm1.checkpoint import load_for_use
 from mm1.data.encode import encode
 from mm1.data.image import load
+from mm1.data.tiles import TileSpec
 from mm1.document import Document, Text
 from mm1.eval.fewshot import prompt
 from mm1.eval.harness import load_task
@@ -122,7 +123,7 @@ def test_likelihoods_of_choices_are_those_of_a_plain_pass(run: Path, tmp_path: P
     requests = [Request(prompt(task, query, shots=[]), choices=query.choices) for query in task.queries]
     for request, nats in zip(requests, ours.loglikelihoods(requests), strict=True):
         document = request.prompt
-        before = encode(document, ours.tokenizer, image_tokens=4, end=False)
+        before = encode(document, ours.tokenizer, tile=TileSpec(24, 4), end=False)
         size = ours.model.config.vision.image_size
         pixels_NCYX = torch.stack([torch.from_numpy(load(image.data, size)) for image in document.images])
         with torch.no_grad():

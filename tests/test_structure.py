@@ -22,6 +22,7 @@ CODE = ("mm1", "sample_build", "tests", "benchmarks")
 
 # A dict named KINDS holds one class, or function, for each value of this field.
 KINDS = {
+    "mm1.data.tiles": (architecture.TilingConfig, "kind"),
     "mm1.model.connector": (architecture.ConnectorConfig, "kind"),
     "mm1.train.optim": (config.OptimConfig, "kind"),
     "mm1.train.schedule": (config.OptimConfig, "schedule"),
