@@ -250,5 +250,5 @@ def test_other_openclip_encoders_are_refused(config, word):
 def test_a_folder_without_a_model_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"has no config\.json with"):
         read_encoder(str(tmp_path))
-    with pytest.raises(ValueError, match=r"no folder here.*ViT-H-14-378-quickgelu/dfn5b"):
+    with pytest.raises(ValueError, match=r"not a folder here.*ViT-H-14-378-quickgelu/dfn5b"):
         read_encoder("somebody/no-such-encoder")

@@ -143,7 +143,7 @@ def test_a_decoder_is_found_inside_a_larger_model():
     ("family", "change", "word"),
     [
         ("llama", {"attention_bias": True}, "attention_bias"),
-        ("mistral", {"sliding_window": 16}, "16 places"),
+        ("mistral", {"sliding_window": 16}, "16 tokens"),
         ("llama", {"hidden_act": "gelu"}, "gelu"),
         ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "linear"),
         ("llama", {"model_type": "gpt2"}, "gpt2"),
