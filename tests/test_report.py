@@ -1,7 +1,9 @@
 """The pages: a run's report, the mix, and a packed sequence with its checks."""
 
 import dataclasses
+import importlib.util
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from mm1.report.progress import marked_steps, progress
 from mm1.report.sequence import checks, document_page, sequence_page
 from mm1.train.log import read_metrics
 
+ROOT = Path(__file__).parents[1]
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -337,3 +340,18 @@ def test_a_document_page_shows_its_pieces():
     assert "unreadable image" in page.text
     trained = [named for tag, named in page.tags if tag == "span" and "trained" in named["class"]]
     assert len(trained) == 1
+
+
+def test_the_pictures_hide_parts_that_the_pages_have():
+    spec = importlib.util.spec_from_file_location("make_images", ROOT / "docs/make_images.py")
+    make_images = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_images)
+    for style, template in (
+        (make_images.REPORT_STYLE, "page.html"),
+        (make_images.SEQUENCE_STYLE, "sequence.html"),
+    ):
+        html = (ROOT / "mm1/report" / template).read_text()
+        names = set(re.findall(r"\.([a-z][a-z-]*)", style))
+        missing = {name for name in names if not re.search(rf'class="[^"]*\b{name}\b', html)}
+        assert names
+        assert not missing, f"{template} has no class {missing}"
