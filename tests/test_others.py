@@ -18,10 +18,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mm1 import exchange
 from mm1.data.recorded import record_text
+from mm1.data.tiles import quarters
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
 from mm1.eval import models as eval_models
-from mm1.eval import shots
 from mm1.eval.fewshot import draw_shots, prompt
 from mm1.eval.harness import evaluate, load_task
 from mm1.eval.models import HfModel, HttpModel, Request, open_model, until
@@ -213,7 +213,7 @@ def test_a_server_gets_each_sub_image_as_a_picture(server):
     url, sent = server
     data, _ = picture(5, 1)
     with Pillow.open(io.BytesIO(data)) as whole:
-        box = shots.quarters(whole.width, whole.height)[3]
+        box = quarters(whole.width, whole.height)[3]
         pixels = whole.convert("RGB").crop(box)
     HttpModel(url).answer([Request(Document((Image(data), Image(data, box), Text("What?"))))])
     whole_url, part_url = (piece["image_url"]["url"] for piece in sent[0]["messages"][0]["content"][:2])

@@ -10,8 +10,6 @@ import layouts_tuned
 import numpy as np
 import pytest
 from conftest import picture
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mm1.data.chat import messages
 from mm1.document import Document, Image, Mark, Text
@@ -126,15 +124,6 @@ def test_the_last_shots_are_shown_in_parts():
     assert whole == task.queries[0].image
     assert len(set(parts)) > 1
     assert {part.data for part in parts} == {whole.data}  # boxes of the same bytes
-
-
-@given(st.integers(1, 50), st.integers(1, 50))
-def test_quarters_are_equal_and_reach_every_edge(width: int, height: int):
-    boxes = shots.quarters(width, height)
-    sizes = {(right - left, bottom - top) for left, top, right, bottom in boxes}
-    assert sizes == {(max(1, width // 2), max(1, height // 2))}
-    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
-    assert (min(lefts), min(tops), max(rights), max(bottoms)) == (0, 0, width, height)
 
 
 def test_choices_are_taken_by_likelihood(tmp_path: Path):

@@ -1,6 +1,5 @@
 """The protocol of an evaluation: which shots precede a query, and how they are shown."""
 
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,9 +7,10 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from PIL import Image as Pillow
 
-from mm1.document import Box, Document, Image
+from mm1.data.image import size_of
+from mm1.data.tiles import quarters
+from mm1.document import Document, Image
 from mm1.eval.fewshot import Example, Task, draw_shots, image_hash, prompt, rng
 
 SIMILAR_POOL = 2048
@@ -198,19 +198,10 @@ def with_subimages(example: Example) -> Example:
     if re.search(r"<image \d>", example.question + "".join(example.choices)):
         raise ValueError(f"example {example.id} shows its pictures inside of the text; they are not cut into parts")
     data = example.image.data
-    with Pillow.open(io.BytesIO(data)) as opened:
-        boxes = quarters(opened.width, opened.height)
-    return replace(example, more_images=(*(Image(data, box) for box in boxes), *example.more_images))
-
-
-def quarters(width: int, height: int) -> list[Box]:
-    """The quarters of a picture; one of a single row or column has equal quarters on its short side."""
-    half_width, half_height = max(1, width // 2), max(1, height // 2)
-    return [
-        (left, top, left + half_width, top + half_height)
-        for top in (0, height - half_height)
-        for left in (0, width - half_width)
-    ]
+    size = example.image.size or size_of(data)
+    if size is None:
+        raise ValueError(f"example {example.id} has an unreadable picture, which has no sub-images")
+    return replace(example, more_images=(*(Image(data, box) for box in quarters(*size)), *example.more_images))
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
