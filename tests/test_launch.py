@@ -1,4 +1,4 @@
-"""The launch files start what they say: scripts and the Ray program with a small run; Kubernetes' is read."""
+"""The launch files work: scripts and the Ray program train a small run; the Kubernetes file's command is parsed."""
 
 import os
 import shlex
@@ -33,7 +33,7 @@ exec {shlex.quote(sys.executable)} -m torch.distributed.run "$@"
 
 
 def programs(folder: Path, **scripts: str) -> dict[str, str]:
-    """An environment in which these programs are found first."""
+    """An environment whose PATH begins with these programs, written to `folder`."""
     for name, text in ({"torchrun": TORCHRUN} | scripts).items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
@@ -52,30 +52,30 @@ def test_scripts_are_bash(name: str):
     assert answer.returncode == 0, answer.stderr
 
 
-def test_slurm_gives_torchrun_the_nodes_of_the_job_and_requeues_what_was_ended(tmp_path: Path):
-    ended = "#!/usr/bin/env bash\nexit 143\n"
-    environment = programs(tmp_path, scontrol=SCONTROL, srun=SRUN, torchrun=ended)
+def test_slurm_gives_torchrun_the_nodes_of_the_job_and_requeues_a_run_that_sigterm_ended(tmp_path: Path):
+    terminated = "#!/usr/bin/env bash\nexit 143\n"
+    environment = programs(tmp_path, scontrol=SCONTROL, srun=SRUN, torchrun=terminated)
     environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "x[1-2]", "SLURM_NNODES": "2", "GPUS": "4"}
     answer = start(["bash", str(LAUNCH / "slurm.sh"), "mm1_3b", "--to", "runs/3b"], tmp_path, environment)
     assert answer.returncode == 143
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
     words = (tmp_path / "srun.txt").read_text().split("\n")
-    given = get_args_parser().parse_args(words[words.index("torchrun") + 1 : -1])
-    assert (given.nnodes, given.nproc_per_node, given.rdzv_endpoint) == ("2", "4", "localhost:29500")
-    assert (given.training_script, given.training_script_args) == ("mm1", ["train", "mm1_3b", "--to", "runs/3b"])
+    options = get_args_parser().parse_args(words[words.index("torchrun") + 1 : -1])
+    assert (options.nnodes, options.nproc_per_node, options.rdzv_endpoint) == ("2", "4", "localhost:29500")
+    assert (options.training_script, options.training_script_args) == ("mm1", ["train", "mm1_3b", "--to", "runs/3b"])
 
 
-def test_kubernetes_gives_a_command_that_there_is():
+def test_the_command_of_the_kubernetes_file_exists():
     _, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
     pod = job["spec"]["template"]["spec"]["containers"][0]
     nodes = {entry["name"]: entry["value"] for entry in pod["env"]}["NODES"]
     words = [word.replace("$(NODES)", nodes) for word in pod["args"]]
-    given = get_args_parser().parse_args(words)
-    ranks = int(given.nnodes) * int(given.nproc_per_node)
-    assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(given.nnodes)
-    assert int(given.nproc_per_node) == pod["resources"]["limits"]["nvidia.com/gpu"]
-    assert given.training_script == "mm1"
-    verb, *rest = given.training_script_args
+    options = get_args_parser().parse_args(words)
+    ranks = int(options.nnodes) * int(options.nproc_per_node)
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(options.nnodes)
+    assert int(options.nproc_per_node) == pod["resources"]["limits"]["nvidia.com/gpu"]
+    assert options.training_script == "mm1"
+    verb, *rest = options.training_script_args
     parameters = typer.main.get_command(app).commands[verb].make_context(verb, rest).params
     run = config.override(recipe(parameters["recipe"]), parameters["assignments"])
     layout = run.parallel

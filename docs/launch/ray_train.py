@@ -1,6 +1,7 @@
-"""A run on a Ray cluster: ray_train.py --workers 64 mm1_3b parallel.dp_shard=32 --to /shared/runs/3b
+"""Train on a Ray cluster: ray_train.py --workers 64 mm1_3b parallel.dp_shard=32 --to /shared/runs/3b
 
-Ray Train sets what torchrun would; a worker that is lost brings all back from the last checkpoint, three times at most.
+Ray Train sets the environment variables that torchrun would set. If a worker is lost, all workers start again from the
+last checkpoint, at most three times.
 """
 
 import argparse
@@ -10,12 +11,12 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 
-def work(given: dict) -> None:
+def train_worker(options: dict) -> None:
     from mm1.config import run as config
     from mm1.recipes.index import recipe
     from mm1.train.run import train_run
 
-    train_run(config.override(recipe(given["recipe"]), given["assignments"]), Path(given["to"]))
+    train_run(config.override(recipe(options["recipe"]), options["assignments"]), Path(options["to"]))
 
 
 def main() -> None:
@@ -25,14 +26,18 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("recipe")
     parser.add_argument("assignments", nargs="*")
-    given = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args()
     TorchTrainer(
-        work,
-        train_loop_config={"recipe": given.recipe, "assignments": given.assignments, "to": str(given.to.resolve())},
-        scaling_config=ScalingConfig(num_workers=given.workers, use_gpu=not given.cpu),
+        train_worker,
+        train_loop_config={
+            "recipe": options.recipe,
+            "assignments": options.assignments,
+            "to": str(options.to.resolve()),
+        },
+        scaling_config=ScalingConfig(num_workers=options.workers, use_gpu=not options.cpu),
         run_config=RunConfig(
-            name=given.to.name,
-            storage_path=str(given.to.resolve().parent / "ray"),
+            name=options.to.name,
+            storage_path=str(options.to.resolve().parent / "ray"),
             failure_config=FailureConfig(max_failures=3),
         ),
     ).fit()

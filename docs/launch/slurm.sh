@@ -18,6 +18,6 @@ srun --kill-on-bad-exit=1 torchrun \
   --nnodes "$SLURM_NNODES" --nproc-per-node "${GPUS:-8}" \
   --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$head:29500" \
   -m mm1 train "$@" || status=$?
-# five minutes before the time is up, or when another job takes the place, SIGTERM has saved: go on in a new job
+# Slurm sends SIGTERM five minutes before the time limit, or when it preempts the job; the run saves and ends with 143
 if [ "$status" -eq 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$status"
