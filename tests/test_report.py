@@ -94,7 +94,7 @@ def a_run(folder: Path, *, start_from: dict[str, str] | None = None) -> Path:
     """A run's folder with records of four steps; one lacks keys and the last line is torn."""
     folder.mkdir(parents=True)
     run = RunConfig(
-        recipe="made",
+        recipe="custom",
         steps=4,
         start_from=start_from or {},
         data=DataConfig(
@@ -267,17 +267,17 @@ def test_a_score_is_above_guessing_only_when_its_interval_is():
 @pytest.fixture
 def packed(stores: dict[str, Path]) -> tuple[Batch, Sequences]:
     data = DataConfig(sources={"interleaved": SourceConfig(store=str(stores["interleaved"]))}, sequence_length=384)
-    rows = Sequences(data, tile=TileSpec(24, 4), seed=0, batch_size=12)
-    candidates = (rows.batch([n]) for n in range(rows.sources[0].plan.epoch_sequences))
+    sequences = Sequences(data, tile=TileSpec(24, 4), seed=0, batch_size=12)
+    candidates = (sequences.batch([n]) for n in range(sequences.sources[0].plan.epoch_sequences))
     batch = next(batch for batch in candidates if not batch.document_BT[0, -1])  # one that is not full
     assert int(batch.document_BT.max()) >= 3
-    return batch, rows
+    return batch, sequences
 
 
 def test_the_checks_of_a_packed_sequence_pass(packed: tuple[Batch, Sequences]):
-    batch, rows = packed
-    assert [check.claim for check in checks(batch, rows.tokenizer.image) if not check.passed] == []
-    source = sequence_page(batch, rows.tokenizer, sources=rows.names)
+    batch, sequences = packed
+    assert [check.claim for check in checks(batch, sequences.tokenizer.image) if not check.passed] == []
+    source = sequence_page(batch, sequences.tokenizer, sources=sequences.names)
     page = Page(source)
     assert "FAIL" not in page.text
     pictures = [named for tag, named in page.tags if tag == "img" and named["alt"] == "image"]
@@ -318,17 +318,17 @@ def spoil(batch: Batch, what: str) -> None:
     ],
 )
 def test_a_broken_sequence_fails_its_check(packed: tuple[Batch, Sequences], what: str, claim: str):
-    batch, rows = packed
+    batch, sequences = packed
     spoil(batch, what)
-    failed = [check.claim for check in checks(batch, rows.tokenizer.image) if not check.passed]
+    failed = [check.claim for check in checks(batch, sequences.tokenizer.image) if not check.passed]
     assert claim in failed
 
 
 def test_a_page_shows_one_sequence(packed: tuple[Batch, Sequences]):
-    batch, rows = packed
+    batch, sequences = packed
     two = dataclasses.replace(batch, tokens_BT=torch.cat([batch.tokens_BT] * 2))
     with pytest.raises(ValueError, match="the batch has 2"):
-        sequence_page(two, rows.tokenizer, sources=rows.names)
+        sequence_page(two, sequences.tokenizer, sources=sequences.names)
 
 
 def test_a_document_page_shows_its_pieces():

@@ -14,7 +14,7 @@ from mm1.report.templates import load_template
 from mm1.train.log import read_metrics
 
 UNITS = {"sequences": "sequences", "tokens": "trained tokens", "images": "images"}
-"""What metrics count of each source, as `UNIT/SOURCE`, and its name on a page."""
+"""What metrics count of each source, as `UNIT/SOURCE`, and its name on a page. `data.unit` is one of these."""
 
 POINTS = 60
 """Points of a curve of shares."""
@@ -25,7 +25,7 @@ class SourceTotals:
     """What one source gave to a run, summed over its steps."""
 
     source: str
-    requested: float  # share in the config, counted in `unit_of_shares`
+    requested: float  # share in the config, counted in the unit `data.unit`
     counts: dict[str, int]  # by unit; of a contrastive run, `tokens` counts pairs
     shares: dict[str, float]  # by unit
 
@@ -53,7 +53,7 @@ def mix_page(folder: Path) -> str:
         draw_shares(
             unit,
             _realised_curves(run, records, unit),
-            requested=_requested_curves(run) if unit == unit_of_shares(run) else {},
+            requested=_requested_curves(run) if unit == run.data.unit else {},
             steps=run.steps,
             what=name,
         )
@@ -61,18 +61,13 @@ def mix_page(folder: Path) -> str:
     ]
     return load_template("mix.html").render(
         name=folder.name,
-        unit=UNITS[unit_of_shares(run)],
+        unit=UNITS[run.data.unit],
         units=UNITS,
         drawings=drawings,
         stages=stage_shares(run, records),
         done=len(records),
         steps=run.steps,
     )
-
-
-def unit_of_shares(run: RunConfig) -> str:
-    """The key of `UNITS` that the config's shares are counted in."""
-    return run.data.unit
 
 
 def source_totals(run: RunConfig, records: Sequence[dict[str, Any]]) -> list[SourceTotals]:

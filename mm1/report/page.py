@@ -16,7 +16,7 @@ from mm1.disk import write_whole
 from mm1.eval.results import Results, TaskScore, read_results
 from mm1.report import figures
 from mm1.report.findings import findings, format_interval
-from mm1.report.mix import UNITS, SourceTotals, source_totals, unit_of_shares
+from mm1.report.mix import UNITS, SourceTotals, source_totals
 from mm1.report.progress import incidents, marked_steps, progress, series
 from mm1.report.samples import SampleAnswer, sample_answers
 from mm1.report.templates import load_template
@@ -71,7 +71,7 @@ class RunSection:
     @property
     def share_unit(self) -> str:
         """What the shares in the config count."""
-        return UNITS[unit_of_shares(self.run)]
+        return UNITS[self.run.data.unit]
 
 
 def report(folder: Path, others: Sequence[Path] = ()) -> Path:
