@@ -42,7 +42,7 @@ def demo(
 ) -> None:
     """Train, evaluate and fine-tune a tiny model on the shipped sample; about 13 minutes on two cores.
 
-    Stopped half-way, the same command continues.
+    If it is stopped, the same command continues it.
     """
     from mm1.demo import run_demo
 
