@@ -1,11 +1,11 @@
-"""How unlike the ranks of a step are in images, and how many images the encoder does in vain; the sample's mix.
+"""How unevenly images are spread over the ranks of a step, and how much padding the encoder computes; sample's mix.
 
     python benchmarks/balance.py [--steps 200]
 
-First table: the images of the busiest rank over those of the mean rank, over the steps of a run, with the rows of a
-step dealt in order and dealt by images; then the same for the micro-batches that run at one time (what FSDP's ranks
-wait for). Second table: images the encoder is given beyond the real ones, padded to eights and to mm1's sizes, and how
-many different sizes (shapes to compile) occur. Nothing is decoded: the plan knows.
+First table: the images of the busiest rank divided by the mean, over the steps of a run, with the sequences of a step
+in order and balanced by images; then the same for the micro-batches that run at the same time (FSDP's ranks wait for
+each other). Second table: padding images that the encoder computes, with counts padded to multiples of eight and to
+mm1's sizes, and the number of different sizes (shapes to compile). Nothing is decoded: the plan has the counts.
 """
 
 import argparse
@@ -27,55 +27,57 @@ MIX = {
 
 
 def waiting(images: np.ndarray, ranks: list[list[list[int]]]) -> tuple[float, float]:
-    """Busiest over mean, of the whole step and of the micro-batches at one time (its sum over the step)."""
+    """Busiest rank over mean rank: of the whole step, and summed over the micro-batches that run at the same time."""
     counts = np.array([[images[batch].sum() for batch in rank] for rank in ranks])
     mean = max(counts.sum() / len(ranks), 1)
     return counts.sum(1).max() / mean, counts.max(0).sum() / mean
 
 
-def in_order(rows: int, micro_batch_size: int) -> list[list[int]]:
-    return [list(range(first, first + micro_batch_size)) for first in range(0, rows, micro_batch_size)]
+def in_order(sequences: int, micro_batch_size: int) -> list[list[int]]:
+    return [list(range(first, first + micro_batch_size)) for first in range(0, sequences, micro_batch_size)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
-    rows = Sequences(DataConfig(sources=MIX, workers=0), tile=TileSpec(96, 16), seed=0, batch_size=64)
+    sequences = Sequences(DataConfig(sources=MIX, workers=0), tile=TileSpec(96, 16), seed=0, batch_size=64)
     table = Table(title="images of the busiest rank over the mean rank's")
     for column in (
         "batch",
         "micro",
         "ranks",
         "step, in order",
-        "step, dealt",
+        "step, balanced",
         "at a time, in order",
-        "at a time, dealt",
+        "at a time, balanced",
     ):
         table.add_column(column, justify="right")
-    sizes = Table(title="images the encoder is given beyond the real ones")
+    sizes = Table(title="padding images that the encoder computes")
     for column in ("batch", "micro", "to eights", "sizes", "mm1", "sizes"):
         sizes.add_column(column, justify="right")
     for batch_size, micro_batch_size in ((8, 8), (64, 8), (64, 4), (64, 1)):
         steps = [
-            np.array([rows.images(n) for n in range(step * batch_size, (step + 1) * batch_size)])
+            np.array([sequences.images(n) for n in range(step * batch_size, (step + 1) * batch_size)])
             for step in range(options.steps)
         ]
-        deals = [micro_batches(images.tolist(), micro_batch_size=micro_batch_size) for images in steps]
+        balanced = [micro_batches(images.tolist(), micro_batch_size=micro_batch_size) for images in steps]
         for world in (2, 4, 8):
             if batch_size % (micro_batch_size * world):
                 continue
-            found = []
-            for images, dealt in zip(steps, deals, strict=True):
+            ratios = []
+            for images, batches in zip(steps, balanced, strict=True):
                 each = batch_size // micro_batch_size // world
                 plain = in_order(batch_size, micro_batch_size)
                 plain_ranks = [plain[rank * each : (rank + 1) * each] for rank in range(world)]
-                ours = [of_rank(dealt, rank=rank, world=world) for rank in range(world)]
-                found.append((*waiting(images, plain_ranks), *waiting(images, ours)))
-            step, at_once, our_step, our_at_once = np.mean(found, axis=0)
+                ours = [of_rank(batches, rank=rank, world=world) for rank in range(world)]
+                ratios.append((*waiting(images, plain_ranks), *waiting(images, ours)))
+            step, at_once, our_step, our_at_once = np.mean(ratios, axis=0)
             figures = (f"{figure:.3f}" for figure in (step, our_step, at_once, our_at_once))
             table.add_row(str(batch_size), str(micro_batch_size), str(world), *figures)
-        counts = [int(images[batch].sum()) for images, dealt in zip(steps, deals, strict=True) for batch in dealt]
+        counts = [
+            int(images[batch].sum()) for images, batches in zip(steps, balanced, strict=True) for batch in batches
+        ]
         counts_plain = [int(images[b].sum()) for images in steps for b in in_order(batch_size, micro_batch_size)]
         shares = []
         for real, filled in (

@@ -1,13 +1,13 @@
-"""Samples a second of one core: mm1's loader beside the peers', on the same JPEG files and the same resize.
+"""Samples per second on one core: mm1's loader and other loaders, on the same JPEG files with the same resize.
 
     python benchmarks/loader.py [--samples 384] [--rounds 5]
 
-Every loader reads the same pictures with captions from the form it likes best (Lance, tar, parquet, MDS) in one
-process without workers, and hands on 336 x 336 RGB pixels (Pillow's bicubic) and the caption. mm1 also encodes the
-captions, mixes, and packs them into rows. A peer stands twice in the table: decoding as it does by itself (Pillow),
-and handed the bytes to mm1's own decoder. Loaders take turns; figures are medians over rounds of samples by processor
-time, the ratio is mm1's median over the peer's. A peer that cannot be imported is named with the reason.
-mosaicml-streaming and megatron-energon want other versions than mm1: give them an environment of their own.
+Every loader reads the same pictures with captions from its native format (Lance, tar, parquet, MDS) in one process
+without workers, and returns 336 x 336 RGB pixels (Pillow's bicubic) and the caption. mm1 also encodes the captions,
+mixes them and packs them into sequences. Each peer is in the table twice: with its own decoder (Pillow) and with mm1's.
+Loaders take turns. Figures are medians over rounds, by processor time; the ratio is mm1's median divided by the peer's.
+A peer that cannot be imported is named with the reason. mosaicml-streaming and megatron-energon need other versions
+than mm1: install them in an environment of their own.
 """
 
 import argparse
@@ -31,7 +31,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import numpy as np
 import torch
-from decode import made_jpegs
+from decode import synthetic_jpegs
 from PIL import Image as Pillow
 from rich.console import Console
 from rich.table import Table
@@ -45,11 +45,11 @@ from mm1.document import Document, Image, Text
 
 SIZE = 336
 Sample = tuple[bytes, str]
-Stream = Callable[[], Iterator[Any]]  # one item a sample; an item may stand for several, as a batch does
+Stream = Callable[[], Iterator[Any]]  # yields the number of samples of each item: 1, or more for a batch
 
 
 def squeeze(picture: Any) -> np.ndarray:
-    """What a peer is given after its own decoder: the same resize as ours."""
+    """The pixels of a peer's own decoder after the same resize as ours."""
     return np.asarray(picture.convert("RGB").resize((SIZE, SIZE), Pillow.Resampling.BICUBIC))
 
 
@@ -66,10 +66,10 @@ def ours(samples: list[Sample], folder: Path) -> dict[str, Stream]:
         max_images=16,
         workers=0,
     )
-    rows = Sequences(data, tile=TileSpec(SIZE, 144), seed=0, batch_size=2, folder=folder / "index")
+    sequences = Sequences(data, tile=TileSpec(SIZE, 144), seed=0, batch_size=2, folder=folder / "index")
 
     def stream() -> Iterator[int]:
-        for step in batches(rows, start_sequence=0, batch_size=2, micro_batch_size=2):
+        for step in batches(sequences, start_sequence=0, batch_size=2, micro_batch_size=2):
             yield sum(batch.images for batch in step)
 
     return {"mm1": stream}
@@ -80,18 +80,18 @@ def webdataset(samples: list[Sample], folder: Path) -> dict[str, Stream]:
 
     path = write_tar(samples, folder / "samples.tar")
 
-    def plain() -> Iterator[int]:
+    def as_it_is() -> Iterator[int]:
         data = wds.WebDataset(path, shardshuffle=False, empty_check=False)
         for picture, _ in data.decode("pil").to_tuple("jpg", "txt"):
             squeeze(picture)
             yield 1
 
-    def handed() -> Iterator[int]:
+    def with_our_decoder() -> Iterator[int]:
         for data, text in wds.WebDataset(path, shardshuffle=False, empty_check=False).to_tuple("jpg", "txt"):
             bytes_to_pixels(data), text.decode()
             yield 1
 
-    return {"webdataset": plain, "webdataset, mm1's decoder": handed}
+    return {"webdataset": as_it_is, "webdataset, mm1's decoder": with_our_decoder}
 
 
 def hf_datasets(samples: list[Sample], folder: Path) -> dict[str, Stream]:
@@ -107,21 +107,21 @@ def hf_datasets(samples: list[Sample], folder: Path) -> dict[str, Stream]:
         data = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         return data.cast_column("image", datasets.Image(decode=decode))
 
-    def plain() -> Iterator[int]:
+    def as_it_is() -> Iterator[int]:
         for sample in opened(True):
             squeeze(sample["image"])
             yield 1
 
-    def handed() -> Iterator[int]:
+    def with_our_decoder() -> Iterator[int]:
         for sample in opened(False):
             bytes_to_pixels(sample["image"]["bytes"])
             yield 1
 
-    return {"datasets, streaming": plain, "datasets, streaming, mm1's decoder": handed}
+    return {"datasets, streaming": as_it_is, "datasets, streaming, mm1's decoder": with_our_decoder}
 
 
 def mosaic(samples: list[Sample], folder: Path) -> dict[str, Stream]:
-    stand_in_for_torchvision()
+    stub_torchvision()
     from streaming import MDSWriter, StreamingDataset
 
     for kind in ("jpeg", "bytes"):
@@ -141,8 +141,8 @@ def mosaic(samples: list[Sample], folder: Path) -> dict[str, Stream]:
     }
 
 
-def stand_in_for_torchvision() -> None:
-    """mosaicml-streaming imports torchvision for classes that are not used here."""
+def stub_torchvision() -> None:
+    """Make `import torchvision` work without it: mosaicml-streaming imports it for classes that are not used here."""
     for name in ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"):
         if name not in sys.modules:
             module = ModuleType(name)
@@ -199,7 +199,7 @@ def write_tar(samples: list[Sample], path: Path) -> str:
 
 
 def speed(stream: Stream, samples: int) -> float:
-    """Samples by second of processor time, all threads of the process counted; opening is left out."""
+    """Samples per second of processor time of all threads, without opening the data."""
     items = stream()
     next(items)
     done, start = 0, time.process_time()
@@ -218,24 +218,24 @@ def main() -> None:
     torch.set_num_threads(1)
     console = Console(width=110)
     for width, height in ((512, 512), (1024, 768)):
-        made = made_jpegs(width, height)
-        samples = [(made[n % len(made)], f"a picture of noise, number {n}") for n in range(options.samples)]
+        jpegs = synthetic_jpegs(width, height)
+        samples = [(jpegs[n % len(jpegs)], f"a picture of noise, number {n}") for n in range(options.samples)]
         with tempfile.TemporaryDirectory() as folder:
             streams: dict[str, Stream] = {}
             for loader in (ours, webdataset, hf_datasets, mosaic, energon):
                 try:
                     streams |= loader(samples, Path(folder))
-                except Exception as error:  # a peer may fail at import in any way; the table says how
+                except Exception as error:  # a peer may fail in any way at import; print how
                     console.print(f"{loader.__name__} is left out: {type(error).__name__}: {str(error)[:300]}")
             speeds: dict[str, list[float]] = {name: [] for name in streams}
             for _ in range(options.rounds):
                 for name, stream in streams.items():
                     speeds[name].append(speed(stream, options.samples - 40))
         table = Table(title=f"JPEG {width} x {height} to {SIZE} x {SIZE}")
-        for column in ("loader", "samples/s a core", "mm1 over it"):
+        for column in ("loader", "samples/s per core", "mm1 / loader"):
             table.add_column(column, justify="left" if column == "loader" else "right")
-        for name, found in speeds.items():
-            table.add_row(name, f"{median(found):,.0f}", f"{median(speeds['mm1']) / median(found):.2f}")
+        for name, of_loader in speeds.items():
+            table.add_row(name, f"{median(of_loader):,.0f}", f"{median(speeds['mm1']) / median(of_loader):.2f}")
         console.print(table)
 
 

@@ -1,9 +1,9 @@
-"""Padding and planning time of ways to pack the same spans into rows: one span a row, greedy, knapsack, ours.
+"""Padding and packing time of ways to pack the same spans into sequences: one span each, greedy, knapsack, ours.
 
-    python benchmarks/padding.py [--row-length 4096] [--spans 50000]
+    python benchmarks/padding.py [--sequence-length 4096] [--spans 50000]
 
-Prints one table: for each set of lengths the share of places that stay empty, and microseconds a span. The sets are
-the shipped sample's sources, and two made ones with the lengths MM1 has (144 places an image, 4096 a row).
+Prints one table: for each set of lengths the share of positions that stay empty, and microseconds per span. The sets
+are the shipped sample's sources and two synthetic ones with MM1's lengths (144 tokens per image, sequences of 4096).
 """
 
 import argparse
@@ -21,31 +21,31 @@ from mm1.data.store import open_store
 from mm1.data.tiles import TileSpec
 from mm1.data.tokenizer import load_tokenizer
 
-Lengths = tuple[np.ndarray, np.ndarray]  # places and images of each span
+Lengths = tuple[np.ndarray, np.ndarray]  # positions and images of each span
 
 
 def alone(length: np.ndarray, images: np.ndarray, *, sequence_length: int, max_images: int) -> int:
-    """One span a row: what a padded batch does when rows are as long as the longest may be."""
+    """One span per sequence: a padded batch of sequences of full length."""
     return len(length)
 
 
 def greedy(length: np.ndarray, images: np.ndarray, *, sequence_length: int, max_images: int) -> int:
-    """Spans in order; a row is closed when the next does not fit."""
-    rows, places, pictures = 1, 0, 0
-    for need, image in zip(length.tolist(), images.tolist(), strict=True):
-        if places + need > sequence_length or pictures + image > max_images:
-            rows, places, pictures = rows + 1, 0, 0
-        places, pictures = places + need, pictures + image
-    return rows
+    """Spans in order; a new sequence begins when the next span does not fit."""
+    sequences, positions, pictures = 1, 0, 0
+    for needed, image in zip(length.tolist(), images.tolist(), strict=True):
+        if positions + needed > sequence_length or pictures + image > max_images:
+            sequences, positions, pictures = sequences + 1, 0, 0
+        positions, pictures = positions + needed, pictures + image
+    return sequences
 
 
 def knapsack(length: np.ndarray, images: np.ndarray, *, sequence_length: int, max_images: int) -> int:
-    """Balanced greedy knapsack, as nanoVLM describes it: long to short, each into the emptiest row it fits.
+    """Balanced greedy knapsack, as nanoVLM describes it: long to short, each into the emptiest sequence it fits.
 
-    It works on buffers of 4,096 spans and opens 5 rows more than the sum of lengths needs
+    It works on buffers of 4,096 spans and opens 5 sequences more than the sum of lengths needs
     (https://github.com/huggingface/nanoVLM, data/advanced_datasets.py, read for its rule only).
     """
-    rows = 0
+    sequences = 0
     for first in range(0, len(length), 4096):
         part, image = length[first : first + 4096], images[first : first + 4096]
         bins = -(-int(part.sum()) // sequence_length) + 5
@@ -55,11 +55,11 @@ def knapsack(length: np.ndarray, images: np.ndarray, *, sequence_length: int, ma
             if not fits.any():
                 loads, pictures = np.append(loads, 0), np.append(pictures, 0)
                 fits = np.append(fits, True)
-            row = int(np.where(fits, loads, sequence_length + 1).argmin())
-            loads[row] += part[item]
-            pictures[row] += image[item]
-        rows += int((loads > 0).sum())
-    return rows
+            emptiest = int(np.where(fits, loads, sequence_length + 1).argmin())
+            loads[emptiest] += part[item]
+            pictures[emptiest] += image[item]
+        sequences += int((loads > 0).sum())
+    return sequences
 
 
 def ours(length: np.ndarray, images: np.ndarray, *, sequence_length: int, max_images: int) -> int:
@@ -70,12 +70,12 @@ def ours(length: np.ndarray, images: np.ndarray, *, sequence_length: int, max_im
 
 
 def least(length: np.ndarray, images: np.ndarray, *, sequence_length: int, max_images: int) -> int:
-    """No way to pack gives fewer."""
+    """A lower bound for every way to pack."""
     return max(-(-int(length.sum()) // sequence_length), -(-int(images.sum()) // max_images))
 
 
 WAYS: dict[str, Callable[..., int]] = {
-    "one a row": alone,
+    "one each": alone,
     "greedy": greedy,
     "knapsack": knapsack,
     "ours": ours,
@@ -85,16 +85,16 @@ WAYS: dict[str, Callable[..., int]] = {
 
 def sample_lengths(sequence_length: int, image_tokens: int) -> dict[str, Lengths]:
     cutter = Cutter(load_tokenizer("sample"), TileSpec(1, image_tokens), sequence_length, max_images=64)
-    found = {}
+    lengths = {}
     for name in ("captions", "interleaved", "text", "vqa"):
         store = open_store(f"sample:{name}-train")
         spans = open_source(name, store, cutter=cutter, seed=(0,)).spans
-        found[f"sample {name}"] = spans.length, spans.images
-    return found
+        lengths[f"sample {name}"] = spans.length, spans.images
+    return lengths
 
 
-def made_lengths(count: int, sequence_length: int) -> dict[str, Lengths]:
-    """Captions of one image and pages of up to ten, log-normal in their text, pages cut at a row's end."""
+def synthetic_lengths(count: int, sequence_length: int) -> dict[str, Lengths]:
+    """Captions of one image and pages of up to ten, log-normal in their text, pages cut into sequences."""
     random = np.random.default_rng(0)
     captions = 144 + 2 + random.lognormal(2.8, 0.6, count).astype(np.int64).clip(1, 200)
     pictures = random.geometric(0.4, count).clip(max=10)
@@ -104,30 +104,32 @@ def made_lengths(count: int, sequence_length: int) -> dict[str, Lengths]:
     images = np.concatenate([np.full(int(whole.sum()), 10), pictures[rest > 0]]).clip(max=cut // 144)
     shuffled = random.permutation(len(cut))
     return {
-        "made captions": (captions, np.ones_like(captions)),
-        "made pages": (cut[shuffled], images[shuffled]),
+        "synthetic captions": (captions, np.ones_like(captions)),
+        "synthetic pages": (cut[shuffled], images[shuffled]),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row-length", type=int, default=4096)
-    parser.add_argument("--image-tokens", type=int, default=64, help="places of an image of the sample")
-    parser.add_argument("--row-images", type=int, default=64)
-    parser.add_argument("--spans", type=int, default=20_000, help="spans of a made set")
+    parser.add_argument("--sequence-length", type=int, default=4096)
+    parser.add_argument("--image-tokens", type=int, default=64, help="tokens per image of the sample")
+    parser.add_argument("--max-images", type=int, default=64)
+    parser.add_argument("--spans", type=int, default=20_000, help="spans of a synthetic set")
     options = parser.parse_args()
-    table = Table(title=f"padding, rows of {options.sequence_length} places and at most {options.max_images} images")
-    for column in ("lengths", "spans", *WAYS, *(f"{name}, us a span" for name in list(WAYS)[1:-1])):
+    table = Table(
+        title=f"padding, sequences of {options.sequence_length} positions and at most {options.max_images} images"
+    )
+    for column in ("lengths", "spans", *WAYS, *(f"{name}, us per span" for name in list(WAYS)[1:-1])):
         table.add_column(column, justify="right")
     sets = sample_lengths(options.sequence_length, options.image_tokens)
-    sets |= made_lengths(options.spans, options.sequence_length)
+    sets |= synthetic_lengths(options.spans, options.sequence_length)
     for name, (length, images) in sets.items():
         paddings, times = [], []
         for way in WAYS.values():
             start = time.perf_counter()
-            rows = way(length, images, sequence_length=options.sequence_length, max_images=options.max_images)
+            sequences = way(length, images, sequence_length=options.sequence_length, max_images=options.max_images)
             times.append(f"{(time.perf_counter() - start) / len(length) * 1e6:.2f}")
-            paddings.append(f"{1 - length.sum() / (rows * options.sequence_length):.2%}")
+            paddings.append(f"{1 - length.sum() / (sequences * options.sequence_length):.2%}")
         table.add_row(name, f"{len(length):,}", *paddings, *times[1:-1])
     Console(width=160).print(table)
 

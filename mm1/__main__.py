@@ -302,7 +302,7 @@ def tokenize(
     opened, loaded = open_store(store), load_tokenizer(tokenizer)
     with Progress(transient=True) as progress:
         task = progress.add_task("tokenizing", total=2 * len(opened))
-        added = tokenize_store(opened, loaded, name=tokenizer, said=lambda done: progress.advance(task, done))
+        added = tokenize_store(opened, loaded, name=tokenizer, progress=lambda count: progress.advance(task, count))
     typer.echo(f"added: {', '.join(added)}" if added else f"{store} has the tokens of {loaded.fingerprint} already")
 
 

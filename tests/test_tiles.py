@@ -163,7 +163,7 @@ def test_a_picture_of_many_tiles_is_decoded_once(captions, monkeypatch):
 
 def test_a_column_of_sizes_gives_the_same_sequences_without_reading_images(captions, monkeypatch):
     plain = Path(shutil.copytree(captions, captions.with_name("plain.lance")))
-    tokenize_store(Store(captions), TOKENIZER, name="sample", said=lambda done: None)
+    tokenize_store(Store(captions), TOKENIZER, name="sample", progress=lambda count: None)
     before = sequences(plain)
     with monkeypatch.context() as patch:
         patch.setattr("mm1.data.tiles.size_of", lambda data: None if data in (b"", b"torn") else 1 / 0)
@@ -175,7 +175,7 @@ def test_a_column_of_sizes_gives_the_same_sequences_without_reading_images(capti
 
 
 def test_documents_appended_to_a_tokenized_store_have_their_tiles_too(captions):
-    tokenize_store(Store(captions), TOKENIZER, name="sample", said=lambda done: None)
+    tokenize_store(Store(captions), TOKENIZER, name="sample", progress=lambda count: None)
     write_store([Document((Image(png(50, 50)), Text("later")))], captions.with_name("more.lance"))
     lance.write_dataset(lance.dataset(str(captions.with_name("more.lance"))).to_table(), str(captions), mode="append")
     assert not Store(captions, sizes=True).sized

@@ -46,7 +46,7 @@ def rows(store: Path, tokenizer: str = "sample", folder: Path | None = None) -> 
 
 
 def tokenize(store: Path, tokenizer: Tokenizer, name: str = "sample") -> list[str]:
-    return tokenize_store(Store(store), tokenizer, name=name, said=lambda done: None)
+    return tokenize_store(Store(store), tokenizer, name=name, progress=lambda count: None)
 
 
 def test_a_tokenized_store_gives_the_same_rows_without_tokenizing(store, monkeypatch):

@@ -1,7 +1,7 @@
 """A conversation as a Document that trains only on the answers.
 
-A chat in a store holds no markers: text that is trained is the assistant's, everything else is the
-user's (`metadata["form"] == "chat"`). The markers are put in here, for training and serving alike:
+A chat in a store (`metadata["form"] == "chat"`) has no marks of its roles: trained text is the assistant's, everything
+else is the user's. They are added here, for training and serving alike:
 
     <|begin|> <|user|> question and pictures <|assistant|> answer <|end|> <|user|> ...
 
@@ -19,34 +19,38 @@ TEMPLATE = "chat_template.jinja"
 
 
 def is_chat(document: Document) -> bool:
+    """Whether the document is a stored chat."""
     return document.metadata.get("form") == "chat"
 
 
-def marked(document: Document) -> Document:
-    """The chat with its role marks in place, ready to encode."""
+def with_roles(document: Document) -> Document:
+    """A stored chat with the marks of its roles, ready to encode."""
     pieces: list[Piece] = []
-    speaker = ""
+    role = ""
     for piece in document.pieces:
-        turn = "assistant" if isinstance(piece, Text) and piece.train else "user"
-        if turn != speaker:
-            if speaker == "assistant":
+        new_role = "assistant" if isinstance(piece, Text) and piece.train else "user"
+        if new_role != role:
+            if role == "assistant":
                 pieces.append(Mark("end", train=True))
-            pieces.append(Mark(turn))
-            speaker = turn
+            pieces.append(Mark(new_role))
+            role = new_role
         pieces.append(piece)
-    if speaker == "assistant":
+    if role == "assistant":
         pieces.append(Mark("end", train=True))
     return replace(document, pieces=tuple(pieces))
 
 
 def prompt(pieces: list[Piece]) -> Document:
-    """One user turn and the opened turn of the assistant: what a model is asked to continue."""
-    read = [replace(piece, train=False) if isinstance(piece, Text) else piece for piece in pieces]
-    return Document((Mark("user"), *read, Mark("assistant")))
+    """A turn of the user and the opened turn of the assistant, for a model to continue."""
+    untrained = [replace(piece, train=False) if isinstance(piece, Text) else piece for piece in pieces]
+    return Document((Mark("user"), *untrained, Mark("assistant")))
 
 
 def messages(document: Document, *, pictures: Callable[[Image], dict[str, Any]] | None = None) -> list[dict[str, Any]]:
-    """A prompt as chat messages, their contents lists of pieces; one without marks is a single message of the user."""
+    """A prompt as chat messages, each with a role and a list of contents; without marks, one message of the user.
+
+    `pictures` gives the content of an image; without it, that is `{"type": "image"}`.
+    """
     turns: list[dict[str, Any]] = []
     for piece in document.pieces:
         if isinstance(piece, Mark):
@@ -56,8 +60,7 @@ def messages(document: Document, *, pictures: Callable[[Image], dict[str, Any]] 
         if not turns:
             turns.append({"role": "user", "content": []})
         if isinstance(piece, Image):
-            shown = pictures(piece) if pictures is not None else {"type": "image"}
-            turns[-1]["content"].append(shown)
+            turns[-1]["content"].append(pictures(piece) if pictures is not None else {"type": "image"})
         else:
             turns[-1]["content"].append({"type": "text", "text": piece.text})
     return [turn for turn in turns if turn["content"]]

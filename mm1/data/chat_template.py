@@ -1,7 +1,6 @@
-"""A chat template: the text that a published model was trained to read a conversation as.
+"""The chat template of a published model: it writes a conversation as the text that the model was trained on.
 
-It is Jinja, rendered as `transformers` renders it
-(https://huggingface.co/docs/transformers/chat_templating_writing).
+It is Jinja, rendered as `transformers` renders it (https://huggingface.co/docs/transformers/chat_templating_writing).
 """
 
 import json
@@ -16,9 +15,9 @@ Turns = list[dict[str, Any]]
 
 
 class _Generation(Extension):
-    """`{% generation %}`, around what trainers take as the assistant's: here it prints what it holds."""
+    """The tag `{% generation %}`, which marks the assistant's text for training: its content is rendered as it is."""
 
-    tags = {"generation"}  # noqa: RUF012, as its base has it
+    tags = {"generation"}  # noqa: RUF012, as in its base class
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
@@ -26,32 +25,31 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """Renders conversations, each turn a `role` and its `content`, a list of pictures and texts.
+    """Renders conversations: each turn has a `role` and a `content`, a list of pictures and texts.
 
     Raises:
-        ValueError: it is no template.
+        ValueError: the source is not a template.
     """
 
     def __init__(self, source: str):
-        # from the hub: code of others, which the sandbox keeps from all but what it is given
-        room = ImmutableSandboxedEnvironment(
+        # templates come from the hub: code of others, which the sandbox keeps away from everything else
+        environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
-        room.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
-        room.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+        environment.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
         try:
-            self._template = room.from_string(source)
+            self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template cannot be read: {error}") from None
         self.source = source
         self._takes_pieces = self._reads_pieces()
 
     def __call__(self, turns: Turns, *, continued: bool = True) -> str:
-        """The conversation as one text; `continued`: with what the assistant's next answer begins with.
+        """The conversation as one text; with `continued`, the beginning of the assistant's next answer follows.
 
         Raises:
-            ValueError: a conversation that the template refuses, such as two turns of one speaker, or pictures in one
-                that has texts only.
+            ValueError: the template refuses the conversation, for example two turns of one role, or takes no pictures.
         """
         if not self._takes_pieces:
             turns = [{"role": turn["role"], "content": _only_text(turn["content"])} for turn in turns]
@@ -61,7 +59,7 @@ class ChatTemplate:
             raise ValueError(f"the model's chat template cannot write this conversation: {error}") from None
 
     def _reads_pieces(self) -> bool:
-        """Whether a turn's content may be a list, as where there are pictures; elsewhere it is a text."""
+        """Whether a turn's content may be a list of pieces, as templates of vision models take; else it is one text."""
         turns = [{"role": "user", "content": [{"type": "text", "text": "a probe"}]}]
         try:
             text = self._template.render(messages=turns, add_generation_prompt=True)
@@ -72,7 +70,7 @@ class ChatTemplate:
 
 def _only_text(pieces: list[dict[str, str]]) -> str:
     if any(piece["type"] != "text" for piece in pieces):
-        raise ValueError("this model's chat template has no place for pictures; ask without --image")
+        raise ValueError("this model's chat template takes no pictures; ask without --image")
     return "".join(piece["text"] for piece in pieces)
 
 

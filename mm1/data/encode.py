@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mm1.data.chat import is_chat, marked, messages
+from mm1.data.chat import is_chat, messages, with_roles
 from mm1.data.tiles import TileSpec, tiled
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import Document, Encoded, Image, Mark, Text
@@ -27,7 +27,7 @@ def encode_many(
     documents: Sequence[Document], tokenizer: Tokenizer, *, tile: TileSpec, end: bool = True
 ) -> list[Encoded]:
     """Each document as `encode` gives it; all texts without ids are tokenized in one call, on all cores."""
-    documents = [marked(document) if is_chat(document) else document for document in documents]
+    documents = [with_roles(document) if is_chat(document) else document for document in documents]
     texts = [piece for document in documents for piece in document.pieces if isinstance(piece, Text)]
     ids = iter(tokenizer.encode_many([text.text for text in texts if text.ids is None]))
     return [_assemble(document, ids, tokenizer, tile=tile, end=end) for document in documents]

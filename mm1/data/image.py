@@ -1,4 +1,4 @@
-"""Bytes -> pixels: decode, flatten, resize. Normalising is the model's, on its own device."""
+"""Bytes -> pixels: decode, flatten, crop, resize. The model normalises them, on its own device."""
 
 import io
 import struct
@@ -14,22 +14,21 @@ MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded: a small file can claim 30,000 x 30,000 pixels."""
 
 JPEG = b"\xff\xd8\xff"
-"""How every JPEG begins."""
-
+"""The first bytes of every JPEG."""
 
 UNREADABLE = (
     *(OSError, ValueError, SyntaxError, RuntimeError, TypeError, LookupError, ArithmeticError, EOFError),
     *(struct.error, Pillow.DecompressionBombError),
 )
-"""What Pillow's readers raise for damaged bytes: RuntimeError from AVIF, BLP and DDS, TypeError from TIFF, ..."""
+"""What Pillow's readers raise on damaged bytes: RuntimeError from AVIF, BLP and DDS, TypeError from TIFF, ..."""
 
 
 class ImageError(ValueError):
-    """Bytes that are no readable image, or one that is too large to be decoded safely."""
+    """The bytes are not a readable image, or one that is too large to be decoded safely."""
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:
-    """Width and height of an encoded picture, from its header; None if that cannot be read."""
+    """Width and height of an encoded picture, from its header; None if that is unreadable."""
     try:
         with Pillow.open(io.BytesIO(data)) as picture:
             return picture.size
@@ -38,7 +37,7 @@ def size_of(data: bytes) -> tuple[int, int] | None:
 
 
 def load(data: bytes, size: int, *, box: Box | None = None) -> np.ndarray:
-    """RGB pixels, uint8 of shape (3, size, size): the picture or its part in `box`, squeezed to a square like SigLIP's.
+    """RGB pixels, uint8 of shape (3, size, size): the picture or its part in `box`, squeezed to a square as in SigLIP.
 
     Transparent pictures are laid on white.
 
@@ -49,10 +48,10 @@ def load(data: bytes, size: int, *, box: Box | None = None) -> np.ndarray:
 
 
 def load_boxes(data: bytes, size: int, boxes: Sequence[Box | None]) -> list[np.ndarray]:
-    """The pixels of each box of one picture (None: all of it) as `load` gives them; the picture is decoded once.
+    """The pixels of each box of one picture (None: all of it), as `load` gives them, from a single decoding.
 
-    JPEGs are decoded at the nearest eighth of their size at which no box has fewer than `size` pixels a side. That is
-    up to several times faster and loses nothing at the target size.
+    JPEGs are decoded at the smallest multiple of an eighth of their size at which every box still has `size` pixels per
+    side. That is up to several times faster and loses nothing at the target size.
 
     Raises:
         ImageError: as `load`.
@@ -72,7 +71,7 @@ def _squeezed(picture: Pillow.Image, size: int) -> np.ndarray:
 
 
 def _cut(picture: Pillow.Image, box: Box | None, *, width: int, height: int) -> Pillow.Image:
-    """What is in `box`, given in pixels of a picture of `width` x `height`, which `picture` is at any scale."""
+    """The part of `picture` in `box`, which counts pixels of the full picture of `width` x `height`."""
     if box is None:
         return picture
     left, top, right, bottom = box
@@ -83,9 +82,9 @@ def _cut(picture: Pillow.Image, box: Box | None, *, width: int, height: int) -> 
 
 
 def _jpeg(data: bytes, size: int, boxes: Sequence[Box | None]) -> tuple[Pillow.Image, tuple[int, int]] | None:
-    """A JPEG's picture and full width and height; None if it is no JPEG, CMYK or damaged: Pillow then decides.
+    """A JPEG's picture, and its full width and height; None for what Pillow must read: no JPEG, CMYK, damaged.
 
-    libjpeg-turbo through simplejpeg scales by any eighth while it decodes, where Pillow's `draft` knows 1/2, 1/4, 1/8.
+    simplejpeg (libjpeg-turbo) scales by any number of eighths while it decodes, Pillow's `draft` by 1/2, 1/4 and 1/8.
     """
     if not data.startswith(JPEG):
         return None
@@ -103,7 +102,7 @@ def _jpeg(data: bytes, size: int, boxes: Sequence[Box | None]) -> tuple[Pillow.I
 
 
 def _any(data: bytes) -> tuple[Pillow.Image, tuple[int, int]]:
-    """The picture of any format Pillow reads, in RGB, and its width and height."""
+    """A picture of any format that Pillow reads, in RGB, and its width and height."""
     with Pillow.open(io.BytesIO(data)) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise ImageError(f"{picture.width} x {picture.height} pixels; at most {MAX_PIXELS:,} are decoded")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image as Pillow
 
-from mm1.data.chat import is_chat, marked
+from mm1.data.chat import is_chat, with_roles
 from mm1.data.image import UNREADABLE
 from mm1.document import Document, Image, Mark
 
@@ -24,7 +24,7 @@ class PageItem:
 def page_items(document: Document) -> list[PageItem]:
     """The items of a document, one per piece, in reading order; a chat comes with the marks of its roles."""
     items = []
-    for piece in (marked(document) if is_chat(document) else document).pieces:
+    for piece in (with_roles(document) if is_chat(document) else document).pieces:
         if isinstance(piece, Image):
             items.append(PageItem("image", _thumbnail(piece.data), f"{len(piece.data):,} bytes", trained=False))
         elif isinstance(piece, Mark):

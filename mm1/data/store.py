@@ -1,9 +1,8 @@
 """Documents on disk: a Lance table, read by position.
 
-One row is one document, in the aligned-lists form of OBELICS
-(https://huggingface.co/datasets/HuggingFaceM4/OBELICS): `texts` and `images` are lists of the same
-length with exactly one non-null entry at each index. A store is a folder `NAME.lance`; the splits of
-a set are separate stores, so that no reader can mix them by mistake.
+One row is one document, in the aligned-lists form of OBELICS (https://huggingface.co/datasets/HuggingFaceM4/OBELICS):
+`texts` and `images` are lists of the same length with exactly one non-null entry at each index. A store is a folder
+`NAME.lance`. The splits of a data set are separate stores, so that no reader can mix them by mistake.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ from mm1.document import Document, Image, Mark, Piece, Text
 _ZSTD = {
     "lance-encoding:compression": "zstd",
     "lance-encoding:compression-level": "19",
-    # several values to a compressed block: a fifth smaller than each on its own, and as quick to read by row
+    # several values per compressed block: a fifth smaller than one by one, and as fast to read by row
     "lance-encoding:structural-encoding": "miniblock",
 }
 
@@ -40,12 +39,12 @@ SCHEMA = pa.schema(
 
 
 TOKENS, LENGTH, SIZES = "tokens_", "length_", "image_sizes"
-"""Further columns a store may have (`data/tokenized.py`); the first two end in the tokenizer's fingerprint."""
+"""Further columns that a store may have (`data/tokenized.py`); the tokenizer's fingerprint follows the first two."""
 
-_HELD = 8 * 2**20  # bytes of images that wait to be written: of 32 MB, Lance's threads keep 300 MB more
+_BUFFER = 8 * 2**20  # bytes of images held before they are written: with 32 MB, Lance's threads keep 300 MB more
 
 SAMPLE = Path(__file__).parent.parent / "sample"
-"""The real sample that ships with the package."""
+"""The folder of the sample that ships with the package."""
 
 
 class StoreError(ValueError):
@@ -78,13 +77,13 @@ class Store:
         self._sizes = sizes and SIZES in self._table.schema.names
 
     def _column_of(self, tokens: str | None) -> str | None:
-        """The column with the tokens asked for; None when none are, or the store was never tokenized."""
-        held = [field for field in self._table.schema if field.name.startswith(TOKENS)]
-        if tokens is None or not held or TOKENS + tokens in self._table.schema.names:
-            return TOKENS + tokens if tokens and held else None
+        """The column of that tokenizer's tokens; None if `tokens` is None or the store was never tokenized."""
+        fields = [field for field in self._table.schema if field.name.startswith(TOKENS)]
+        if tokens is None or not fields or TOKENS + tokens in self._table.schema.names:
+            return TOKENS + tokens if tokens and fields else None
         names = [
             f"{field.name.removeprefix(TOKENS)} ({(field.metadata or {}).get(b'tokenizer', b'?').decode()})"
-            for field in held
+            for field in fields
         ]
         raise StoreError(
             f"{self.path} holds the tokens of {', '.join(names)}, and the run's tokenizer is {tokens}; "
@@ -107,19 +106,19 @@ class Store:
         return self._sizes and not self._table.count_rows(f"{SIZES} IS NULL")
 
     def fingerprint(self) -> str:
-        """A name of the documents: of the files that hold them, whose own names never come again."""
-        parts = self._table.get_fragments()
+        """A name for the documents' content, made of the names of their files, which Lance never uses twice."""
+        fragments = self._table.get_fragments()
         ours = {field.id() for field in self._table.lance_schema.fields() if field.name() in SCHEMA.names}
-        files = [(file.path for file in part.data_files() if ours & set(file.fields)) for part in parts]
-        deleted = [str(part.deletion_file()) for part in parts]
-        told = json.dumps([[list(names) for names in files], deleted, self._rows])
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        files = [(file.path for file in fragment.data_files() if ours & set(file.fields)) for fragment in fragments]
+        deleted = [str(fragment.deletion_file()) for fragment in fragments]
+        content = json.dumps([[list(names) for names in files], deleted, self._rows])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def take(self, positions: Sequence[int]) -> list[Document]:
-        """Documents at `positions`, in that order. One read for all of them.
+        """The documents at `positions`, in that order, from a single read.
 
         Raises:
-            StoreError: when the table's data files are truncated or missing.
+            StoreError: the table's data files are truncated or missing.
         """
         try:
             rows = self._table.take(list(positions), columns=self._columns).to_pylist()
@@ -128,7 +127,7 @@ class Store:
         return [_document(row, self._tokens) for row in rows]
 
     def scan(self, *, with_images: bool = True) -> Iterator[Document]:
-        """All documents in order, streaming; without images their bytes are empty and unread."""
+        """All documents in order, streamed; without images, their bytes are empty and not read."""
         columns = [name for name in self._columns if with_images or name != "images"]
         try:
             for batch in self._table.to_batches(columns=columns, batch_size=256):
@@ -144,16 +143,16 @@ def open_store(name: str, *, tokens: str | None = None, sizes: bool = False) -> 
         return Store(name, tokens=tokens, sizes=sizes)
     path = SAMPLE / f"{name.removeprefix('sample:')}.lance"
     if not path.is_dir():
-        known = [folder.stem for folder in SAMPLE.glob("*.lance")]
-        raise StoreError(f"the sample has no store {path.stem!r}; {nearest(path.stem, known)}")
+        names = [folder.stem for folder in SAMPLE.glob("*.lance")]
+        raise StoreError(f"the sample has no store {path.stem!r}; {nearest(path.stem, names)}")
     return Store(path, tokens=tokens, sizes=sizes)
 
 
 def write_store(documents: Iterable[Document], path: str | Path) -> int:
-    """How many documents were written. The store appears whole or not at all.
+    """The number of documents written to a new store at `path`, which appears whole or not at all.
 
     Raises:
-        FileExistsError: when `path` exists (a store is never overwritten in place).
+        FileExistsError: `path` exists; a store is never overwritten.
     """
     path = Path(path)
     if path.exists():
@@ -164,14 +163,14 @@ def write_store(documents: Iterable[Document], path: str | Path) -> int:
     def batches() -> Iterator[pa.RecordBatch]:
         nonlocal written
         rows: list[dict] = []
-        held = 0
+        size = 0
         for document in documents:
             rows.append(_row(document))
             written += 1
-            held += sum(len(image.data) for image in document.images)
-            if len(rows) == 256 or held > _HELD:
+            size += sum(len(image.data) for image in document.images)
+            if len(rows) == 256 or size > _BUFFER:
                 yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
-                rows, held = [], 0
+                rows, size = [], 0
         if rows:
             yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
 
@@ -181,7 +180,7 @@ def write_store(documents: Iterable[Document], path: str | Path) -> int:
 
 
 def lance() -> ModuleType:
-    """The Lance library, quiet: half a second of import that only users of a store pay."""
+    """The Lance library, without its log; importing it takes half a second, which only users of a store should pay."""
     os.environ.setdefault("LANCE_LOG", "error")
     return import_module("lance")
 

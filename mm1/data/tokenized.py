@@ -1,7 +1,7 @@
-"""A store tokenized once: its tokens in columns beside its texts, named by the tokenizer that made them.
+"""A store tokenized once: the tokens of its texts in further columns, named after their tokenizer.
 
-The columns come as new files; texts and images are not written again
-(https://lance.org/guide/data_evolution/). A store may hold the tokens of several tokenizers.
+The columns are new files; texts and images are not written again (https://lance.org/guide/data_evolution/). A store may
+hold the tokens of several tokenizers.
 """
 
 from collections.abc import Callable
@@ -18,56 +18,59 @@ _BATCH = 256
 Columns = Callable[[pa.RecordBatch], list[list]]
 
 
-def tokenize_store(store: Store, tokenizer: Tokenizer, *, name: str, said: Callable[[int], None]) -> list[str]:
-    """The names of the columns that were added: none when the store has them all.
+def tokenize_store(store: Store, tokenizer: Tokenizer, *, name: str, progress: Callable[[int], None]) -> list[str]:
+    """The names of the columns that were added: none if the store had them all.
 
-    `tokens_FINGERPRINT` (for each text its ids, null for an image) and `length_FINGERPRINT` (tokens of the whole
-    document, int32); `image_sizes` (for each image its width and height in pixels, null for a text and for an image
-    that cannot be read), once for all tokenizers. Columns that documents appended since then lack are made anew. Each
-    step is there whole or not at all, so a stopped command is simply given again. `name` is what messages call the
-    tokenizer; `said` gets the documents done since it was last called, of twice as many as the store has.
+    `tokens_FINGERPRINT` has for each text its ids, null for an image, and `length_FINGERPRINT` the number of tokens of
+    the document (int32). `image_sizes` has for each image its width and height in pixels, null for a text and for an
+    unreadable image; it serves all tokenizers. Columns that lack documents appended since are written again. Each step
+    is done whole or not at all, so that a stopped command can be repeated. `name` is the tokenizer's name in messages.
+    `progress` gets the number of documents done since its last call; in all, each document counts twice.
 
     Raises:
-        StoreError: a store that cannot be read or written.
+        StoreError: the store cannot be read or written.
     """
     tokens = [
         pa.field(TOKENS + tokenizer.fingerprint, pa.list_(pa.list_(pa.int32())), metadata={"tokenizer": name}),
         pa.field(LENGTH + tokenizer.fingerprint, pa.int32()),
     ]
 
-    def tokenized(batch: pa.RecordBatch) -> list[list]:
+    def token_columns(batch: pa.RecordBatch) -> list[list]:
         texts = batch["texts"].to_pylist()
-        found = iter(tokenizer.encode_many([text for document in texts for text in document if text is not None]))
-        ids = [[None if text is None else next(found) for text in document] for document in texts]
-        return [ids, [sum(len(part) for part in document if part is not None) for document in ids]]
+        encoded = iter(tokenizer.encode_many([text for document in texts for text in document if text is not None]))
+        ids = [[None if text is None else next(encoded) for text in document] for document in texts]
+        return [ids, [sum(len(of_text) for of_text in document if of_text is not None) for document in ids]]
 
-    def measured(batch: pa.RecordBatch) -> list[list]:
+    def size_columns(batch: pa.RecordBatch) -> list[list]:
         return [[[_size(image) for image in document] for document in batch["images"].to_pylist()]]
 
-    added = _add(store, tokens, tokenized, reads="texts", said=said)
-    return added + _add(store, [pa.field(SIZES, pa.list_(_SIZE))], measured, reads="images", said=said)
+    added = _add(store, tokens, token_columns, reads="texts", progress=progress)
+    return added + _add(store, [pa.field(SIZES, pa.list_(_SIZE))], size_columns, reads="images", progress=progress)
 
 
 def _add(
-    store: Store, fields: list[pa.Field], columns: Columns, *, reads: str, said: Callable[[int], None]
+    store: Store, fields: list[pa.Field], columns: Columns, *, reads: str, progress: Callable[[int], None]
 ) -> list[str]:
-    """The names of `fields`, which the table has afterwards for every document; none when it had them."""
-    table, schema = lance().dataset(store.path), pa.schema(fields)
-    last = schema.names[-1]  # of tokens their lengths, which are quick to look through
-    held = [name for name in schema.names if name in table.schema.names]
+    """The names of the columns added to the table, computed by `columns` from the column `reads`.
 
-    def batch_of(batch: pa.RecordBatch) -> pa.RecordBatch:
-        made = [pa.array(values, field.type) for values, field in zip(columns(batch), fields, strict=True)]
-        said(len(batch))
-        return pa.RecordBatch.from_arrays(made, schema=schema)
+    None if the table has them for every document.
+    """
+    table, schema = lance().dataset(store.path), pa.schema(fields)
+    last = schema.names[-1]  # of the token columns the lengths, which are fast to scan
+    existing = [name for name in schema.names if name in table.schema.names]
+
+    def add_to(batch: pa.RecordBatch) -> pa.RecordBatch:
+        arrays = [pa.array(values, field.type) for values, field in zip(columns(batch), fields, strict=True)]
+        progress(len(batch))
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     try:
-        if held and not table.count_rows(f"{last} IS NULL"):
-            said(len(store))
+        if existing and not table.count_rows(f"{last} IS NULL"):
+            progress(len(store))
             return []
-        if held:
-            table.drop_columns(held)
-        udf = lance().batch_udf(output_schema=schema)(batch_of)
+        if existing:
+            table.drop_columns(existing)
+        udf = lance().batch_udf(output_schema=schema)(add_to)
         table.add_columns(udf, read_columns=[reads], batch_size=_BATCH)
     except (OSError, ValueError) as error:
         raise StoreError(f"cannot add {schema.names} to {store.path}: {error}") from error
@@ -75,6 +78,5 @@ def _add(
 
 
 def _size(image: bytes | None) -> dict[str, int] | None:
-    """Width and height of an encoded image, from its header."""
     size = size_of(image) if image is not None else None
     return {"width": size[0], "height": size[1]} if size else None

@@ -1,4 +1,4 @@
-"""Text <-> ids, and the special tokens, which no text can spell."""
+"""Text <-> ids, and the special tokens, which no text can be encoded to."""
 
 import hashlib
 import json
@@ -13,19 +13,19 @@ from mm1.data.chat_template import ChatTemplate, Turns
 from mm1.data.store import SAMPLE
 
 MARKS = ("pad", "begin", "end", "image", "user", "assistant")
-"""Every special token the project uses; `<|NAME|>` in the tokenizer's file."""
+"""Every special token that mm1 uses; `<|NAME|>` in the tokenizer's file."""
 
 
 class Tokenizer:
-    """A `tokenizers` tokenizer with the project's marks.
+    """A `tokenizers` tokenizer with mm1's special tokens, the marks.
 
-    `marks` maps each of `MARKS` to its id: of the token of that name, or of the one that an imported model has for it,
-    as the file's post-processor says. Some of those begin no text with a token: then `begin`, which every document
-    begins with, is empty. `ends` are all that end an answer. `fingerprint` names the tokenizer in stores and runs.
-    `template` is the chat form of an imported model that has one of its own.
+    `marks` maps each of `MARKS` to the id of the token of that name, or of the token that an imported model uses for
+    it, as the file's post-processor says. `begin` are the tokens that every document begins with; empty if an imported
+    model has none. `ends` are all tokens that end an answer. `fingerprint` names the tokenizer in stores and runs.
+    `template` is an imported model's own chat template.
 
     Raises:
-        ValueError: the file is no tokenizer or lacks one of the marks.
+        ValueError: the file is not a tokenizer or lacks one of the marks.
     """
 
     def __init__(self, path: str | Path):
@@ -46,19 +46,19 @@ class Tokenizer:
         ids = own_marks(json.loads(data))
         for name in MARKS:
             if name not in ids:
-                number = self._inner.token_to_id(f"<|{name}|>")
-                if number is None:
+                id_ = self._inner.token_to_id(f"<|{name}|>")
+                if id_ is None:
                     raise ValueError(f"{self.path} has no token <|{name}|>; it must have all of {MARKS}")
-                ids[name] = [number]
-        self.marks = {name: numbers[0] for name, numbers in ids.items() if numbers}
+                ids[name] = [id_]
+        self.marks = {name: mark_ids[0] for name, mark_ids in ids.items() if mark_ids}
         self.begin, self.ends = ids["begin"], frozenset(ids["end"])
 
-    def __reduce__(self):  # a worker process reads its own
+    def __reduce__(self):  # a worker process reads the file itself
         return Tokenizer, (self.path,)
 
     @property
     def image(self) -> int:
-        """The id that stands at every place of an image."""
+        """The image token: the id at every position that holds an image feature."""
         return self.marks["image"]
 
     @property
@@ -69,19 +69,19 @@ class Tokenizer:
         return self._inner.encode(text, add_special_tokens=False).ids
 
     def encode_many(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text; long lists are shared out over the cores."""
-        return [found.ids for found in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
+        """The ids of each text, computed on all cores."""
+        return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
 
     def conversation(self, turns: Turns) -> list[int]:
-        """The ids of a conversation that `template` writes, an image token for each picture, open for an answer.
+        """The ids of a conversation as `template` writes it, with one image token per picture, open for an answer.
 
-        What the template writes may hold special tokens; such a token in somebody's turn is broken by a space of no
-        width, so that it stays text.
+        The template's own text may contain special tokens. In the turns, a zero-width space breaks the names of special
+        tokens, so that they stay text.
         """
         assert self.template is not None
         special = [token.content for token in self._inner.get_added_tokens_decoder().values() if token.special]
-        spelled = re.compile("|".join(re.escape(name) for name in sorted(special, key=len, reverse=True)))
-        safe = [turn | {"content": [_harmless(piece, spelled) for piece in turn["content"]]} for turn in turns]
+        pattern = re.compile("|".join(re.escape(name) for name in sorted(special, key=len, reverse=True)))
+        safe = [turn | {"content": [_harmless(piece, pattern) for piece in turn["content"]]} for turn in turns]
         self._inner.encode_special_tokens = False
         try:
             return self._inner.encode(self.template(safe), add_special_tokens=False).ids
@@ -89,37 +89,37 @@ class Tokenizer:
             self._inner.encode_special_tokens = True
 
     def decode(self, ids: list[int]) -> str:
-        """The text of `ids`; special tokens are left out."""
+        """The text of `ids`, without special tokens."""
         return self._inner.decode(list(ids), skip_special_tokens=True)
 
-    def symbol(self, number: int) -> str:
-        """What one id stands for, special tokens by their name: for people to look at."""
+    def symbol(self, token: int) -> str:
+        """The text of one token, or its name if it is a mark: for people to look at."""
         for name, mark in self.marks.items():
-            if mark == number:
+            if mark == token:
                 return f"<|{name}|>"
-        return self._inner.decode([number], skip_special_tokens=False)
+        return self._inner.decode([token], skip_special_tokens=False)
 
     def spelling(self, mark: str) -> str | None:
-        """The name that a mark's token has in the file; None of a `begin` that is not there."""
+        """The name of a mark's token in the file; None for a `begin` that the tokenizer doesn't have."""
         return self._inner.id_to_token(self.marks[mark]) if mark in self.marks else None
 
     @cached_property
     def breaks(self) -> np.ndarray:
         """How good it is to cut a document right after each token: 2 after a line, 1 after a sentence, else 0."""
         quality = np.zeros(self.vocabulary, np.int8)
-        for number in range(self.vocabulary):
-            text = self._inner.decode([number], skip_special_tokens=False)
+        for token in range(self.vocabulary):
+            text = self._inner.decode([token], skip_special_tokens=False)
             if text.endswith("\n"):
-                quality[number] = 2
+                quality[token] = 2
             elif text.rstrip().endswith((".", "!", "?")):
-                quality[number] = 1
+                quality[token] = 1
         return quality
 
 
 def own_marks(tokenizer: dict) -> dict[str, list[int]]:
-    """The ids of a tokenizer.json that stand for our marks in an imported model, by the mark.
+    """For each mark the ids that an imported model's tokenizer.json uses for it.
 
-    They are in the post-processor, whose part is to say which tokens stand around a text.
+    They are in its post-processor, the part of the file that names the tokens around a text.
     """
     named = (tokenizer.get("post_processor") or {}).get("special_tokens", {})
     return {name: named[f"<|{name}|>"]["ids"] for name in MARKS if f"<|{name}|>" in named}
@@ -128,9 +128,9 @@ def own_marks(tokenizer: dict) -> dict[str, list[int]]:
 def _harmless(piece: dict[str, str], special: re.Pattern[str]) -> dict[str, str]:
     if piece["type"] != "text":
         return piece
-    return piece | {"text": special.sub(lambda found: found[0][0] + "\u200b" + found[0][1:], piece["text"])}
+    return piece | {"text": special.sub(lambda match: match[0][0] + "\u200b" + match[0][1:], piece["text"])}
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer `name`: `sample` for the shipped one, else a file or folder."""
+    """The tokenizer `name`: the sample's if that is `sample`, else the one in this file or folder."""
     return Tokenizer(SAMPLE if name == "sample" else name)
