@@ -41,16 +41,17 @@ DECODINGS = st.builds(
 CONTINUATIONS = st.lists(st.sampled_from([token for token in range(64) if token != IMAGE]), min_size=1, max_size=6)
 WRITTEN = st.builds(EngineRequest, PROMPTS, DECODINGS, stream=st.integers(0, 2))
 SCORED = st.builds(lambda one, continuation: EngineRequest(one, continuation=continuation), PROMPTS, CONTINUATIONS)
-ACTIONS = st.lists(
-    st.one_of(
-        st.lists(st.one_of(WRITTEN, WRITTEN, SCORED), min_size=1, max_size=4),  # to submit
-        st.integers(0, 30),  # the number of a request to abort, whether it has begun, ended or not
-        st.just("step"),
-        st.just("step"),
-    ),
-    min_size=1,
-    max_size=25,
+WITH_SHOTS = st.builds(
+    lambda length, seed, decoding: EngineRequest(joined(*SHOTS, doc(length, seed=seed)), decoding),
+    *(st.integers(1, 4), st.integers(10, 99), DECODINGS),
 )
+STEP = st.just("step")
+SUBMIT = st.lists(st.one_of(WRITTEN, WRITTEN, SCORED), min_size=1, max_size=4)
+ABORT = st.integers(0, 30)  # the number of a request, whether it exists, runs or has ended
+ACTIONS = st.tuples(
+    st.one_of(st.just([]), st.lists(WITH_SHOTS, min_size=3, max_size=6)),  # a first batch has a shared prefix
+    st.lists(st.one_of(STEP, STEP, SUBMIT, ABORT), min_size=1, max_size=25),
+).map(lambda parts: [parts[0], *parts[1]])
 
 
 def alone(request: EngineRequest) -> Event:

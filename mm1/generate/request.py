@@ -16,7 +16,7 @@ Reason = Literal["token", "text", "choice", "length", "aborted"]
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """A prompt to continue; or, with a `continuation`, a prompt and the tokens whose likelihood after it is wanted.
+    """A prompt to continue or, with a `continuation`, a prompt and the tokens to score after it.
 
     Sampling takes its random numbers from stream number `stream` of `decoding.seed`, whatever else the engine does.
     """
