@@ -1,4 +1,4 @@
-"""A Ray cluster: the one of this machine, or one that runs already."""
+"""Connecting to a Ray cluster: a new one on this machine, or one that is running."""
 
 import logging
 import os
@@ -11,20 +11,20 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """Where parts are done, and how many at once. Without an address Ray is started on this machine."""
+    """Where work is done, and by how many workers. Without an address, Ray starts on this machine."""
 
     kind: Literal["native", "ray"] = "native"
     address: str = ""
     workers: int = 1
 
 
-def connected(runner: Runner, *, cpus: int) -> ModuleType:
-    """Ray, connected to the cluster at the runner's address, else to one of `cpus` that is started here.
+def connect_ray(runner: Runner, *, cpus: int) -> ModuleType:
+    """The `ray` module, connected to the cluster at the runner's address, or to a new one with `cpus` on this machine.
 
     Raises:
-        ValueError: nobody answers at the address, or Ray is not installed.
+        ValueError: the address can't be reached, or Ray is not installed.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it reports its use to its makers otherwise
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # or it reports its use
     try:
         import ray
     except ModuleNotFoundError:
@@ -32,16 +32,16 @@ def connected(runner: Runner, *, cpus: int) -> ModuleType:
     if runner.address:
         _check(runner.address)
     if not ray.is_initialized():
-        how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        here = {"num_cpus": cpus, "include_dashboard": False}
-        with warnings.catch_warnings():  # of a fork that becomes another program at once
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        options |= {"address": runner.address} if runner.address else {"num_cpus": cpus, "include_dashboard": False}
+        with warnings.catch_warnings():  # Ray's forks replace their program at once
             warnings.filterwarnings("ignore", "lance is not fork-safe")
-            ray.init(**how, **({"address": runner.address} if runner.address else here))
+            ray.init(**options)
     return ray
 
 
 def _check(address: str) -> None:
-    """Nothing; Ray itself would ask an address for minutes at which nobody answers."""
+    """Fail fast: Ray would retry an unreachable address for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address in ("auto", "local"):
         return

@@ -1,4 +1,4 @@
-"""Where this process runs: rank, world, device; what ranks tell each other; what the process itself is tuned to."""
+"""The process: its rank and device, communication with the other ranks, and settings for the whole of it."""
 
 import ctypes
 import os
@@ -13,19 +13,21 @@ import torch.distributed as torch_dist
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc, malloc.h
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 Group = torch_dist.ProcessGroup
 
 
 class RankError(RuntimeError):
-    """What another rank could not do, or would do otherwise than the rest: says which and what."""
+    """Another rank failed, or is about to do something else than the rest: says which and what."""
 
 
 def rank() -> int:
+    """The number of this process among those that torchrun started."""
     return int(os.environ.get("RANK", 0))
 
 
 def world() -> int:
+    """How many processes torchrun started."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -38,16 +40,16 @@ def device() -> torch.device:
 
 @contextmanager
 def connected(*, patience: timedelta | None = None) -> Iterator[None]:
-    """The ranks that torchrun started, able to talk; a single process, or one that is connected, as it is.
+    """Connect the ranks that torchrun started; do nothing for a single process, or if they are connected.
 
-    Who waits for the others gives up after `patience`; torch's own is half an hour, with NCCL ten minutes.
+    A rank that waits for others gives up after `patience`; torch's default is half an hour, with NCCL ten minutes.
     """
     if world() == 1 or torch_dist.is_initialized():
         yield
         return
     if device().type == "cuda":
         torch.cuda.set_device(device())
-    # gloo for what ranks tell each other, also where gradients go by nccl: no word then waits for the device
+    # messages go by gloo even if gradients go by NCCL, so that they don't wait for the device
     torch_dist.init_process_group("cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo", timeout=patience)
     try:
         yield
@@ -55,62 +57,62 @@ def connected(*, patience: timedelta | None = None) -> Iterator[None]:
         torch_dist.destroy_process_group()
 
 
-def apart() -> Group | None:
-    """A way for a background thread to talk to the same thread of the other ranks; None with one rank."""
+def background_group() -> Group | None:
+    """A group in which a background thread talks to that of the other ranks; None for a single process."""
     return torch_dist.new_group(backend="gloo") if world() > 1 else None
 
 
-def all_gather_object(value: Found, group: Group | None = None) -> list[Found]:
-    """What every rank says, in order of ranks."""
+def all_gather_object(value: T, group: Group | None = None) -> list[T]:
+    """The values of all ranks, in order."""
     if world() == 1:
         return [value]
-    found: list[Found] = [value] * world()
-    torch_dist.all_gather_object(found, value, group=group)
-    return found
+    values: list[T] = [value] * world()
+    torch_dist.all_gather_object(values, value, group=group)
+    return values
 
 
-def everywhere(act: Callable[[], Found], group: Group | None = None) -> list[Found]:
-    """What `act` gives on each rank.
+def on_every_rank(act: Callable[[], T], group: Group | None = None) -> list[T]:
+    """The results of calling `act` on each rank, in order.
 
     Raises:
-        RankError: it failed on another rank, so that none waits for one that is gone.
+        RankError: it failed on another rank, so that no rank waits for one that is gone.
     """
-    found, failure = None, None
+    result, failure = None, None
     try:
-        found = act()
+        result = act()
     except Exception as error:
         failure = error
-    answers = all_gather_object((found, failure and f"{type(failure).__name__}: {failure}"), group)
+    results = all_gather_object((result, failure and f"{type(failure).__name__}: {failure}"), group)
     if failure is not None:
         raise failure
-    for number, (_, problem) in enumerate(answers):
+    for number, (_, problem) in enumerate(results):
         if problem:
             raise RankError(f"rank {number}: {problem}")
-    return [answer for answer, _ in answers]  # type: ignore[misc]
+    return [each for each, _ in results]  # type: ignore[misc]
 
 
-def on_rank_zero(act: Callable[[], Found], group: Group | None = None) -> Found:
-    """What `act` gives on rank 0, where alone it is done.
+def on_rank_zero(act: Callable[[], T], group: Group | None = None) -> T:
+    """The result of calling `act` on rank 0 only, on every rank.
 
     Raises:
         RankError: it failed there.
     """
-    return everywhere(lambda: act() if rank() == 0 else None, group)[0]  # type: ignore[return-value]
+    return on_every_rank(lambda: act() if rank() == 0 else None, group)[0]  # type: ignore[return-value]
 
 
-def total(value: torch.Tensor) -> torch.Tensor:
-    """The sum of `value` over all ranks."""
+def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """The sum of `value` over all ranks; changes `value`."""
     if world() > 1:
         torch_dist.all_reduce(value)
     return value
 
 
 def prepare_process() -> None:
-    """Settings of the whole process that make steps on this machine repeatable and fast.
+    """Make steps of this process repeatable and fast.
 
-    Deterministic kernels: a resumed run repeats a step bit for bit. On Linux glibc hands large blocks
-    back to the kernel at every free; keeping them made the same training step 1.2 times as fast. A threshold
-    keeps blocks of up to 32 MB only, so none is mapped apart.
+    Kernels are deterministic, so that a resumed run repeats a step bit for bit. glibc returns large blocks to the
+    kernel whenever they are freed; keeping them made a training step 1.2 times as fast. Its threshold can keep blocks
+    of up to 32 MB only, so no block is mapped on its own.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
     # filling new memory with NaN is a debugging aid that costs 5 % of a step

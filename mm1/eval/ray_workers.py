@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from mm1.cluster import Runner, connected
+from mm1.cluster import Runner, connect_ray
 from mm1.eval.harness import AnswerJob
 
 Jobs = Callable[[], Sequence[AnswerJob]]
@@ -34,7 +34,7 @@ def answer_on_ray(jobs: Jobs, count: int, *, runner: Runner) -> None:
         ValueError: the cluster can't be reached, Ray is not installed, a job failed, or its file is not here.
     """
     cpus = os.cpu_count() or 1
-    ray = connected(runner, cpus=max(cpus, runner.workers))
+    ray = connect_ray(runner, cpus=max(cpus, runner.workers))
     from ray.exceptions import RayActorError, RayTaskError
     from ray.util import ActorPool
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 from types import ModuleType
 
-from mm1.cluster import Runner, connected
+from mm1.cluster import Runner, connect_ray
 
 _ONE_AT_A_TIME = Lock()
 """One shard at a time in a process: in this process Daft calls from one thread per core."""
@@ -59,6 +59,6 @@ def _daft(runner: Runner) -> ModuleType:
     except ModuleNotFoundError:
         raise ValueError("this needs daft, which is not installed: pip install 'mm1[prepare]'") from None
     if runner.kind == "ray":
-        connected(runner, cpus=runner.workers)
+        connect_ray(runner, cpus=runner.workers)
         daft.set_runner_ray(noop_if_initialized=True)
     return daft
