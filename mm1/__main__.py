@@ -59,10 +59,10 @@ def train(
     assignments: Assignments = None,
     to: To = None,
 ) -> None:
-    """Train a run from a recipe. Given again, the same command continues a run that was stopped.
+    """Train a run from a recipe. The same command continues a run that was stopped.
 
-    Without --to the run's folder is runs/RECIPE. On several GPUs or machines torchrun starts it; parallel.* fields
-    say how the model is spread, and SIGTERM saves and ends it with code 143.
+    Without --to the run's folder is runs/RECIPE. Start it with torchrun on several GPUs or machines; parallel.* fields
+    set the parallelism. On SIGTERM it saves a checkpoint and exits with code 143.
     """
     from mm1 import dist
     from mm1.train.run import train_run
@@ -355,7 +355,7 @@ def _run(recipe: str, assignments: list[str] | None) -> "RunConfig":
 
 @contextmanager
 def _continues() -> Iterator[None]:
-    """Ctrl-C and SIGTERM say what to do next; Typer would end the process without a word."""
+    """Say how to continue after Ctrl-C and SIGTERM; Typer would exit without a message."""
     from mm1.train.coordinator import Stopped
 
     try:

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from mm1.config.run import RunConfig
-from mm1.model.mllm import MLLM
 from mm1.model.sizes import non_embedding_parameters
-from mm1.objectives.contrastive import ContrastiveModel
+from mm1.objectives.index import objective_of
 from mm1.recipes.index import RECIPES, recipe
 from mm1.scaling import law
 from mm1.train import optim, schedule
@@ -26,7 +25,7 @@ GOLDEN = {
 
 def build(run: RunConfig) -> torch.nn.Module:
     with torch.device("meta"):
-        return ContrastiveModel(run.model) if run.objective == "contrastive" else MLLM(run.model)
+        return objective_of(run).build(run, []).model
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -42,7 +41,7 @@ def test_a_recipe_carries_its_own_name_and_survives_its_json(name):
 
 
 @pytest.mark.parametrize("recipe_name", ["tiny", "mm1_3b", "mm1_30b", "mm1_7b_moe"])
-def test_pretraining_deals_nine_nine_two(recipe_name):
+def test_pretraining_mixes_nine_nine_two(recipe_name):
     shares = {"captions": 0, "interleaved": 0, "text": 0}
     for name, source in recipe(recipe_name).data.sources.items():
         shares[name.partition("/")[0]] += source.share
@@ -58,7 +57,7 @@ def test_the_law_gives_the_papers_rates():
     ("name", "rate"), [("3b", 6e-5), ("3b_moe", 6e-5), ("7b", 4e-5), ("7b_moe", 4e-5), ("30b", 2.2e-5)]
 )
 def test_the_final_models_are_the_papers_in_all_it_tells(name, rate):
-    """MM1, section 4: 512 rows of 4096 places and 16 images, 200k steps, and the fitted rate of the dense backbone."""
+    """MM1, section 4: 512 sequences of 4096 tokens and 16 images, 200k steps, the fitted rate of the dense model."""
     run = recipe(f"mm1_{name}")
     assert law(non_embedding_parameters(run.model.decoder)) == pytest.approx(rate, rel=0.03)
     assert (run.batch_size, run.data.sequence_length, run.data.max_images, run.steps) == (512, 4096, 16, 200_000)

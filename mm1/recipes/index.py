@@ -1,4 +1,4 @@
-"""Every recipe by its name: what `mm1 train NAME` finds."""
+"""Every recipe by its name, for `mm1 train NAME`."""
 
 from collections.abc import Callable
 
@@ -20,10 +20,10 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 
 
 def recipe(name: str) -> RunConfig:
-    """The run that recipe `name` describes.
+    """The run of the recipe `name`.
 
     Raises:
-        ConfigError: there is no such recipe; the nearest is named.
+        ConfigError: there is no such recipe; the message has the nearest name.
     """
     if name not in RECIPES:
         raise ConfigError(f"no recipe {name!r}; {nearest(name, list(RECIPES))}")

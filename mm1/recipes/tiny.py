@@ -1,8 +1,8 @@
 """The demo's four stages: a 96-pixel ViT, a C-Abstractor and a small decoder, on the shipped sample.
 
-Each stage is MM1's, in small: an encoder trained by contrast, a language model trained on text, both
-joined and trained on captions, pages and text with nothing frozen (MM1, section 3), then fine-tuned on
-questions. Two CPU cores do all four in about ten minutes.
+The stages are those of MM1 at a small scale: contrastive training of an encoder, training of a language model on text,
+joint training of both on captions, pages and text with nothing frozen (MM1, section 3), then fine-tuning on questions.
+Two CPU cores do all four in about ten minutes.
 """
 
 from mm1.config.run import DataConfig, OptimConfig, RunConfig, SourceConfig
@@ -10,7 +10,7 @@ from mm1.model.sizes import tiny as tiny_size
 
 
 def tiny_encoder() -> RunConfig:
-    """The image encoder, by CLIP's loss on captions. A picture takes one place, which tells text nothing."""
+    """The image encoder, by CLIP's loss on captions. An image is one token, which tells the text tower nothing."""
     model = tiny_size()
     model.connector.tokens = 1
     return RunConfig(
@@ -53,11 +53,11 @@ def tiny_language() -> RunConfig:
 
 
 def tiny(root: str = "runs") -> RunConfig:
-    """Multimodal pre-training: rows dealt 9:9:2 from captions, interleaved pages and text, nothing frozen.
+    """Multimodal pre-training: sequences mixed 9:9:2 from captions, interleaved pages and text, nothing frozen.
 
-    MM1, section 3.3: 45 % captions, 45 % interleaved, 10 % text. Of the nine interleaved rows six are galleries:
-    they hold a tenth of the places but nearly all repeated patterns, and only those teach a model this small to go
-    on as a page began. With all in one source eight shots were worse than none.
+    MM1, section 3.3: 45 % captions, 45 % interleaved, 10 % text. Six of the nine interleaved sequences are galleries:
+    they have a tenth of the tokens but nearly all repeated patterns, and only these teach so small a model to continue
+    a page as it began. With all pages in one source, eight shots were worse than none.
     """
     return RunConfig(
         recipe="tiny",
@@ -85,10 +85,10 @@ def tiny(root: str = "runs") -> RunConfig:
 
 
 def tiny_sft(root: str = "runs") -> RunConfig:
-    """Fine-tuning on easy-vqa: a picture and its questions as one chat, loss on the answers only.
+    """Fine-tuning on easy-vqa: an image and its questions as one chat, loss on the answers only.
 
-    At a higher resolution than pre-training, as MM1 does (section 5): 83 % of the answers are right, 79 % with the
-    pre-training's 96 pixels after the 2,600 steps that take as long.
+    The resolution is higher than in pre-training, as in MM1 (section 5): 83 % of the answers are right. With the 96
+    pixels of pre-training it is 79 %, after the 2,600 steps that take as long.
     """
     model = tiny_size()
     model.vision.image_size = 144
