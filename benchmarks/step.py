@@ -1,14 +1,14 @@
-"""Time of a step of mm1's decoder and whole model beside `transformers`' with the same weights, in one process each.
+"""Time of a step of mm1 and of `transformers`, decoder and whole model, with the same weights, one process each.
 
     python benchmarks/step.py [--rounds 3] [--captions 8] [--decoder 9m] [--threads 1] [--no-compile]
 
-Theirs is LLaVA as `transformers` builds it: CLIP's ViT, two linear layers, Llama, SDPA attention. It stands twice: as
-it is, and with glibc told to keep freed memory, as mm1's door tells it for every run. mm1 has copies of its weights and
-runs as `mm1 train` runs it. The decoder reads rows of 512 tokens and learns all of them. The whole model reads captions
-of the shipped sample: padded to the longest of the batch, or packed into rows. Ways take turns, round by round; figures
-are medians over rounds. Tokens are real places of a second (image places and text, no padding). MFU is the arithmetic
-that real places need over what a matrix product of 1024 x 1024 reaches in the same round (on a GPU: the datasheet).
-With one thread the clock is processor time, so that other work on the machine counts little.
+Theirs is LLaVA as `transformers` builds it: CLIP's ViT, two linear layers, Llama, SDPA attention. It is measured twice:
+as it is, and with glibc set to keep freed memory, as `mm1 train` sets it. mm1 has copies of its weights and runs as in
+`mm1 train`. The decoder reads sequences of 512 tokens and trains on all of them. The whole model reads captions of the
+shipped sample, padded to the longest of the batch or packed. The ways take turns, round by round; results are medians
+over rounds. Tokens per second count images and text but no padding. MFU is the arithmetic that these tokens need over
+that of a matrix product of 1024 x 1024 in the same round (on a GPU: the datasheet's). With one thread the clock is
+processor time, so that other work on the machine counts little.
 """
 
 import argparse
@@ -50,16 +50,16 @@ from mm1.train.meter import costs, peak_flops
 from mm1.train.parallel import compile_blocks, missing_compiler
 
 WAYS = ("transformers", "transformers, malloc", "mm1")
-"""Each is a process of its own: what malloc is told holds for a whole process."""
+"""Each is a process of its own: settings of malloc are those of a whole process."""
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-"""What `dist.prepare_process` tells glibc, for a process of theirs."""
+"""The settings that `dist.prepare_process` makes in glibc, for a process of theirs."""
 
-PLACES = 512
-"""Places of a row of text."""
+LENGTH = 512
+"""Tokens in a sequence of text."""
 
 PATCH = 12
-"""Pixels of a patch's side: 64 patches, and so 64 image tokens, of the default picture."""
+"""Side of a patch in pixels: an image of the default size has 64 patches, and so 64 image tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Pair:
 
 
 def pair(decoder: str, image_size: int) -> Pair:
-    """LLaVA with a decoder of `sizes` without QK-norm, which Llama lacks, and its shape in our words."""
+    """LLaVA with a decoder of `sizes` without QK-norm, which Llama lacks, and our config of it."""
     import transformers
 
     tokenizer = load_tokenizer("sample")
@@ -114,69 +114,69 @@ def pair(decoder: str, image_size: int) -> Pair:
 
 
 def captions(count: int, image_tokens: int, *, first: int = 0) -> list[Encoded]:
-    """`count` captions of the sample from the `first` on, evenly over the store so that all sources are there."""
+    """`count` captions of the sample in a random order from the `first` on, so that all sources occur."""
     store, tokenizer = open_store("sample:captions-train"), load_tokenizer("sample")
     numbers = np.random.default_rng(0).permutation(len(store))[first : first + count]
     return encode_many(store.take(numbers.tolist()), tokenizer, tile=TileSpec(1, image_tokens))
 
 
-def packed(documents: list[Encoded], image_size: int, *, rows: int) -> Batch:
-    """The documents in as few places as the loader's packing finds for so many rows."""
+def packed(documents: list[Encoded], image_size: int, *, sequences: int) -> Batch:
+    """The documents packed into so many sequences, as short as the loader's packing can make them."""
     sizes_ = np.array([len(document.tokens) for document in documents])
     images = np.array([len(document.images) for document in documents])
-    length = -(-int(sizes_.sum()) // rows)
-    while len(found := pack(sizes_, images, sequence_length=length, max_images=len(documents))) > rows:
+    length = -(-int(sizes_.sum()) // sequences)
+    while len(packs := pack(sizes_, images, sequence_length=length, max_images=len(documents))) > sequences:
         length += 1
-    return batch([[documents[number] for number in row] for row in found], length, image_size=image_size)
+    return batch([[documents[number] for number in numbers] for numbers in packs], length, image_size=image_size)
 
 
 def padded(documents: list[Encoded], image_size: int) -> Batch:
-    """One document a row, filled up to the longest."""
+    """One document in a sequence, padded to the longest."""
     longest = max(len(document.tokens) for document in documents)
     return batch([[document] for document in documents], longest, image_size=image_size)
 
 
-def batch(rows: list[list[Encoded]], length: int, *, image_size: int) -> Batch:
-    tokens_BT = torch.zeros(len(rows), length, dtype=torch.int64)
+def batch(sequences: list[list[Encoded]], length: int, *, image_size: int) -> Batch:
+    tokens_BT = torch.zeros(len(sequences), length, dtype=torch.int64)
     targets_BT = torch.full_like(tokens_BT, IGNORED)
     document_BT, position_BT = torch.zeros_like(tokens_BT), torch.zeros_like(tokens_BT)
     pictures = []
-    for row, documents in enumerate(rows):
-        place = 0
+    for row, documents in enumerate(sequences):
+        start = 0
         for number, document in enumerate(documents, start=1):
-            stop, ids = place + len(document.tokens), torch.from_numpy(document.tokens.astype(np.int64))
-            tokens_BT[row, place:stop] = ids
-            targets_BT[row, place : stop - 1] = torch.where(torch.from_numpy(document.train[1:]), ids[1:], IGNORED)
-            document_BT[row, place:stop] = number
-            position_BT[row, place:stop] = torch.arange(len(ids))
+            stop, ids = start + len(document.tokens), torch.from_numpy(document.tokens.astype(np.int64))
+            tokens_BT[row, start:stop] = ids
+            targets_BT[row, start : stop - 1] = torch.where(torch.from_numpy(document.train[1:]), ids[1:], IGNORED)
+            document_BT[row, start:stop] = number
+            position_BT[row, start:stop] = torch.arange(len(ids))
             pictures += [torch.from_numpy(load(image.data, image_size).copy()) for image in document.images]
-            place = stop
+            start = stop
     images_NCYX = torch.stack(pictures) if pictures else torch.zeros(0, 3, image_size, image_size, dtype=torch.uint8)
-    source_B, sequence_B = torch.zeros(len(rows), dtype=torch.int64), torch.arange(len(rows))
+    source_B, sequence_B = torch.zeros(len(sequences), dtype=torch.int64), torch.arange(len(sequences))
     return Batch(tokens_BT, targets_BT, document_BT, position_BT, images_NCYX, len(pictures), source_B, sequence_B)
 
 
-def text(rows: int, vocabulary: int) -> Batch:
-    """Rows of one document each, all of it learnt: packing is off."""
+def text(sequences: int, vocabulary: int) -> Batch:
+    """Sequences of one document each, all trained: nothing is packed."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(16, vocabulary, (rows, PLACES), generator=generator, dtype=torch.int64).numpy()
-    documents = [Encoded(row.astype(np.int32), np.ones(PLACES, bool), (), ()) for row in ids]
+    ids = torch.randint(16, vocabulary, (sequences, LENGTH), generator=generator, dtype=torch.int64).numpy()
+    documents = [Encoded(row.astype(np.int32), np.ones(LENGTH, bool), (), ()) for row in ids]
     return padded(documents, PATCH)
 
 
 def inputs_of(batch: Batch, config: ModelConfig) -> dict[str, torch.Tensor]:
-    """A padded batch as their processor and collator hand it on; pixels are normalised before the clock starts."""
+    """A padded batch as their processor and collator make it; pixels are normalised before the clock starts."""
     labels = torch.nn.functional.pad(batch.targets_BT, (1, 0), value=IGNORED)[:, :-1]
     inputs = {"input_ids": batch.tokens_BT, "attention_mask": (batch.document_BT > 0).long(), "labels": labels}
     return inputs | ({"pixel_values": normalise(batch.images_NCYX, config.vision)} if batch.images else {})
 
 
-Step = Callable[[], torch.Tensor]  # the loss, as a mean over the trained places
+Step = Callable[[], torch.Tensor]  # the loss, a mean over the trained tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """The steps of one process by name, and the models they go through."""
+    """The steps of one process by name, and their models."""
 
     steps: dict[str, Step]
     models: list[torch.nn.Module]
@@ -206,11 +206,11 @@ def ours(model: Pair, batches: dict[str, Batch], *, compiled: bool) -> Way:
     device = dist.device()
     dist.prepare_process()
     way = Way({}, [])
-    wanted: Literal["never", "always"]
-    for ending, wanted in (("", "never"), (", compiled", "always")):
-        if wanted == "never" or compiled:
+    mode: Literal["never", "always"]
+    for ending, mode in (("", "never"), (", compiled", "always")):
+        if mode == "never" or compiled:
             mllm = model.ours().to(device).train()
-            compile_blocks(mllm, wanted, device)
+            compile_blocks(mllm, mode, device)
             way.models.append(mllm)
             for name, batch in batches.items():
                 whole = partial(our_loss, mllm, batch.to(device))
@@ -224,13 +224,13 @@ def our_loss(model: MLLM, batch: Batch) -> torch.Tensor:
 
 
 def decoder_loss(model: MLLM, batch: Batch) -> torch.Tensor:
-    """Without the encoder, which in `NextToken` would see a black picture."""
+    """The loss without the encoder, which `NextToken` would run on a black image."""
     mask, targets = document_mask(batch.document_BT), batch.targets_BT.flatten()
     hidden_BTD = model.decoder(model.decoder.embed(batch.tokens_BT), batch.position_BT, mask=mask)
-    places = torch.arange(len(targets) - 1, device=targets.device)[targets[:-1] != IGNORED]
+    positions = torch.arange(len(targets) - 1, device=targets.device)[targets[:-1] != IGNORED]
     at_once = LOGITS[targets.device.type]
-    found = cross_entropy(model, hidden_BTD.flatten(0, 1), targets=targets, places=places, at_once=at_once)
-    return found.total / len(places)
+    entropy = cross_entropy(model, hidden_BTD.flatten(0, 1), targets=targets, positions=positions, at_once=at_once)
+    return entropy.total / len(positions)
 
 
 def timed(way: Way, name: str, *, backward: bool) -> tuple[float, float]:
@@ -244,19 +244,19 @@ def timed(way: Way, name: str, *, backward: bool) -> tuple[float, float]:
         loss = way.steps[name]()
     if backward:
         loss.backward()
-    value = float(loss.detach())  # on a GPU this waits for the forward pass, and what follows for the rest
+    value = float(loss.detach())  # on a GPU this waits for the forward pass, and the lines below for the rest
     if device.type == "cuda":
         torch.cuda.synchronize()
     return clock() - start, value
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
-    """Processor time where one thread does everything: other processes of the machine don't count then."""
+    """Processor time if one thread does everything, so that other processes of the machine don't count."""
     return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def ceiling() -> float:
-    """FLOP/s of a square matrix product by the same clock; on a GPU the datasheet's."""
+    """The FLOP/s of a square matrix product by the same clock; on a GPU the datasheet's."""
     device, side = dist.device(), 1024
     if device.type == "cuda":
         return peak_flops(device, torch.bfloat16)
@@ -271,16 +271,16 @@ def ceiling() -> float:
 def batches_of(options: argparse.Namespace) -> dict[str, Batch]:
     documents = captions(options.captions, (options.image_size // PATCH) ** 2)
     return {
-        "decoder": text(options.rows, load_tokenizer("sample").vocabulary),
+        "decoder": text(options.sequences, load_tokenizer("sample").vocabulary),
         "padded": padded(documents, options.image_size),
-        "packed": packed(documents, options.image_size, rows=max(1, options.captions // 8)),
+        "packed": packed(documents, options.image_size, sequences=max(1, options.captions // 8)),
     }
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Do what standard input asks for (`forward NAME`, `both NAME`, `peak`) and answer in lines of JSON."""
+    """Answer each line of standard input, `forward NAME`, `both NAME` or `peak`, with a line of JSON."""
     torch.set_num_threads(options.threads)
-    torch._dynamo.config.automatic_dynamic_shapes = False  # the batches' shapes are few: code of its own for each
+    torch._dynamo.config.automatic_dynamic_shapes = False  # there are few shapes: compile code for each
     model, batches = pair(options.decoder, options.image_size), batches_of(options)
     way = (ours if options.way == "mm1" else theirs)(model, batches, compiled=options.compile)
     for name in way.steps:
@@ -294,11 +294,11 @@ def serve(options: argparse.Namespace) -> None:
 
 
 class Process:
-    """One of `WAYS` in a process of its own, which does a step when asked."""
+    """One of `WAYS` in a process of its own, which does a step on demand."""
 
     def __init__(self, script: str, arguments: list[str], *, way: str):
         environment = os.environ | (KEEP_MEMORY if way == "transformers, malloc" else {})
-        environment = {"GOMP_SPINCOUNT": "1000"} | environment  # as mm1's door sets it, for all alike
+        environment = {"GOMP_SPINCOUNT": "1000"} | environment  # as the command line of mm1 sets it, for all ways
         command = [sys.executable, script, *arguments]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -325,53 +325,53 @@ class Process:
 
 
 @dataclass(slots=True)
-class Figures:
-    """What was measured: seconds and losses by (way, pass, step), and the matrix products' FLOP/s, by round."""
+class Measurements:
+    """Seconds by (way, pass, step), losses by (way, step), and FLOP/s of matrix products by round."""
 
     seconds: dict[tuple[str, str, str], list[float]]
     losses: dict[tuple[str, str], float]
     peaks: list[float]
 
 
-def measure(processes: dict[str, Process], rounds: int) -> Figures:
-    figures = Figures({}, {}, [])
+def measure(processes: dict[str, Process], rounds: int) -> Measurements:
+    measured = Measurements({}, {}, [])
     for _ in range(rounds):
-        figures.peaks.append(processes["mm1"].ask("peak"))
+        measured.peaks.append(processes["mm1"].ask("peak"))
         for name in processes["mm1"].steps:
             for both in ("forward", "both"):
                 for way, process in processes.items():
                     if name in process.steps:
                         seconds, loss = process.ask(f"{both} {name}")
-                        figures.seconds.setdefault((way, both, name), []).append(seconds)
-                        figures.losses[way, name] = loss
-    return figures
+                        measured.seconds.setdefault((way, both, name), []).append(seconds)
+                        measured.losses[way, name] = loss
+    return measured
 
 
-def table(figures: Figures, model: Pair, batches: dict[str, Batch]) -> Table:
-    """A line for each way and step: its time, real places a second, MFU, and mm1's speed over theirs."""
+def table(measured: Measurements, model: Pair, batches: dict[str, Batch]) -> Table:
+    """A row for each way and step: its time, tokens per second, MFU, and how many times as fast mm1 is."""
     run = RunConfig(model=model.config)
-    found = Table()
+    rows = Table()
     for column in ("pass", "step", "way", "ms", "tokens/s", "MFU", "over theirs", "over theirs, malloc"):
-        found.add_column(column, justify="left" if column in ("pass", "step", "way") else "right")
-    for (way, both, name), seconds in figures.seconds.items():
+        rows.add_column(column, justify="left" if column in ("pass", "step", "way") else "right")
+    for (way, both, name), seconds in measured.seconds.items():
         batch = batches[name.partition(",")[0]]
         flops = (costs(run).vision(batch.images) + costs(run).text([batch])) / (1 if both == "both" else 3)
         real, middle = int((batch.document_BT > 0).sum()), median(seconds)
         ratios = []
         for their in WAYS[:2]:
-            beside = figures.seconds.get((their, both, name.replace("packed", "padded")))
+            beside = measured.seconds.get((their, both, name.replace("packed", "padded")))
             ratios.append(f"{median(beside) / middle:.2f}" if beside and way == "mm1" else "")
-        mfu = median(flops / s / peak for s, peak in zip(seconds, figures.peaks, strict=True))
+        mfu = median(flops / s / peak for s, peak in zip(seconds, measured.peaks, strict=True))
         title = "forward + backward" if both == "both" else both
-        found.add_row(title, name, way, f"{middle * 1000:,.0f}", f"{real / middle:,.0f}", f"{mfu:.0%}", *ratios)
-    return found
+        rows.add_row(title, name, way, f"{middle * 1000:,.0f}", f"{real / middle:,.0f}", f"{mfu:.0%}", *ratios)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--captions", type=int, default=8)
-    parser.add_argument("--rows", type=int, default=1, help="rows of text")
+    parser.add_argument("--sequences", type=int, default=1, help="sequences of text")
     parser.add_argument("--decoder", default="9m", help="a decoder of mm1/model/sizes.py: 9m, 85m, 302m, 1_2b")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--threads", type=int, default=1)
@@ -384,16 +384,18 @@ def main() -> None:
     if options.compile and (missing := missing_compiler(dist.device())):
         raise SystemExit(f"compiling needs {missing}; install it, or give --no-compile")
     processes = {way: Process(__file__, ["--way", way, *sys.argv[1:]], way=way) for way in WAYS}
-    figures = measure(processes, options.rounds)
+    measured = measure(processes, options.rounds)
     for process in processes.values():
         process.end()
     batches = batches_of(options)
     console = Console(width=130)
-    console.print(table(figures, pair(options.decoder, options.image_size), batches))
+    console.print(table(measured, pair(options.decoder, options.image_size), batches))
     for name, batch in batches.items():
-        losses = ", ".join(f"{way} {loss:.5f}" for (way, step), loss in figures.losses.items() if step == name)
-        console.print(f"{name}: {(batch.document_BT > 0).float().mean():.1%} of the places are real; loss {losses}")
-    console.print(f"matrix products: {median(figures.peaks) / 1e9:,.0f} GFLOP/s, {options.threads} thread(s)")
+        losses = ", ".join(f"{way} {loss:.5f}" for (way, step), loss in measured.losses.items() if step == name)
+        console.print(
+            f"{name}: {(batch.document_BT > 0).float().mean():.1%} of the positions are no padding; loss {losses}"
+        )
+    console.print(f"matrix products: {median(measured.peaks) / 1e9:,.0f} GFLOP/s, {options.threads} thread(s)")
 
 
 if __name__ == "__main__":

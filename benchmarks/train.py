@@ -1,15 +1,15 @@
-"""Whole training steps of mm1 beside `transformers`' on the same captions, with the same weights, in one process each.
+"""Whole training steps of mm1 and of `transformers` on the same captions with the same weights, one process each.
 
     python benchmarks/train.py [--steps 6] [--captions 8] [--decoder 9m] [--threads 1]
 
 Theirs is LLaVA of `transformers` in the loop of its Trainer: batches padded to the longest caption, loss, backward,
-clipping, fused AdamW. It stands twice: as it is, and with glibc told to keep freed memory, as mm1's door tells it for
-every run. mm1 reads the same captions of a step in packed rows. All start from the same weights. Ways take turns, step
-by step; figures are medians over the steps after the first. Tokens are real places of a second (image places and text,
-no padding); MFU is the arithmetic that real places need over what a matrix product of 1024 x 1024 reaches in the same
-turn (on a GPU: over the datasheet). With one thread the clock is processor time. The losses of every step are printed
-side by side; the benchmark fails if they differ by more than 1e-3. Last comes what the loss takes in memory beside the
-same from whole logits, by the peak of a process of its own.
+clipping, fused AdamW. It is measured twice: as it is, and with glibc set to keep freed memory, as `mm1 train` sets it.
+mm1 reads the same captions of a step as packed sequences. All start from the same weights. The ways take turns, step by
+step; results are medians over the steps after the first. Tokens per second count images and text but no padding. MFU is
+the arithmetic that these tokens need over that of a matrix product of 1024 x 1024 in the same turn (on a GPU: over the
+datasheet's). With one thread the clock is processor time. The losses of every step are printed side by side; the
+benchmark fails if they differ by more than 1e-3. At the end it compares the peak memory of mm1's loss with that of a
+loss from whole logits, each in a process of its own.
 """
 
 import argparse
@@ -33,13 +33,13 @@ from mm1.train import optim
 from mm1.train.meter import costs
 
 TOLERANCE = 1e-3
-"""Of a step's loss: sums in another order differ by 1e-6 at first, and training spreads that."""
+"""Of the loss of a step: another order of sums makes a difference of 1e-6 at first, which grows in training."""
 
 RATE, OPTIM = 1e-3, OptimConfig(weight_decay=0.0)
-"""Trainer's decay is none by default, and the betas of mm1 are given to both."""
+"""Trainer has no weight decay by default. Both get the betas of mm1."""
 
 LOSSES = ("whole logits", "mm1")
-"""Ways to a loss of 4096 places, whose memory is measured."""
+"""Ways to compute the loss of 4096 tokens, whose memory is measured."""
 
 
 def turns(options: argparse.Namespace) -> Iterator[list[float]]:
@@ -61,8 +61,8 @@ def turns(options: argparse.Namespace) -> Iterator[list[float]]:
         start = clock()
         with precision:
             if options.way == "mm1":
-                found = objective.loss(batch)
-                loss = found.objective(weight=objective.weight(batch), rows=len(batch.tokens_BT))
+                weight, sequences = objective.weight(batch), len(batch.tokens_BT)
+                loss = objective.loss(batch).scaled(weight=weight, sequences=sequences)
             else:
                 loss = their_loss(trained, inputs)
         loss.backward()
@@ -78,12 +78,12 @@ def turns(options: argparse.Namespace) -> Iterator[list[float]]:
 def batch_of(options: argparse.Namespace, step: int) -> Batch:
     documents = captions(options.captions, (options.image_size // PATCH) ** 2, first=step * options.captions)
     if options.way == "mm1":
-        return packed(documents, options.image_size, rows=max(1, options.captions // 8))
+        return packed(documents, options.image_size, sequences=max(1, options.captions // 8))
     return padded(documents, options.image_size)
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Answer each line of standard input: `peak`, or the next step."""
+    """Answer each line of standard input, `peak` or `step`, with a line of JSON."""
     torch.set_num_threads(options.threads)
     steps = turns(options)
     print(json.dumps([]), flush=True)
@@ -92,15 +92,15 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def peak_of_loss(options: argparse.Namespace) -> None:
-    """Print the megabytes that the loss of 4096 places and its gradients add to the peak of this process."""
+    """Print the megabytes that the loss of 4096 tokens and its gradients add to the peak of this process."""
     dist.prepare_process()
     model = pair(options.decoder, options.image_size).ours()
     hidden = torch.randn(4096, model.config.decoder.width, requires_grad=True)
-    targets, places = torch.arange(4096), torch.arange(4096)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is in memory now (proc(5))
+    targets, positions = torch.arange(4096), torch.arange(4096)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present memory (proc(5))
     before = memory("VmRSS")
     if options.loss == "mm1":
-        loss = cross_entropy(model, hidden, targets=targets, places=places, at_once=LOGITS["cpu"]).total
+        loss = cross_entropy(model, hidden, targets=targets, positions=positions, at_once=LOGITS["cpu"]).total
     else:
         loss = F.cross_entropy(model.decoder.logits(hidden), targets, reduction="sum")
     loss.backward()
@@ -116,18 +116,18 @@ def memory(field: str) -> float:
 def table(answers: dict[str, list[list[float]]], peaks: list[float], model: Pair, batches: list[Batch]) -> Table:
     cost, real = costs(RunConfig(model=model.config)), [int((batch.document_BT > 0).sum()) for batch in batches]
     flops = [cost.vision(batch.images) + cost.text([batch]) for batch in batches]
-    found = Table()
+    rows = Table()
     for column in ("way", "ms a step", "tokens/s", "MFU", "mm1 over it", "least", "most"):
-        found.add_column(column, justify="left" if column == "way" else "right")
+        rows.add_column(column, justify="left" if column == "way" else "right")
     ours = [seconds for seconds, _ in answers["mm1"]]
     for way, each in answers.items():
         seconds = [seconds for seconds, _ in each]
         mfu = median(f / s / p for f, s, p in zip(flops[1:], seconds[1:], peaks[1:], strict=True))
         ratios = [their / our for their, our in zip(seconds[1:], ours[1:], strict=True)]
         speed = median(count / s for count, s in zip(real[1:], seconds[1:], strict=True))
-        figures = [f"{ratio:.2f}" for ratio in (median(ratios), min(ratios), max(ratios))]
-        found.add_row(way, f"{median(seconds[1:]) * 1000:,.0f}", f"{speed:,.0f}", f"{mfu:.0%}", *figures)
-    return found
+        columns = [f"{ratio:.2f}" for ratio in (median(ratios), min(ratios), max(ratios))]
+        rows.add_row(way, f"{median(seconds[1:]) * 1000:,.0f}", f"{speed:,.0f}", f"{mfu:.0%}", *columns)
+    return rows
 
 
 def main() -> None:
@@ -169,7 +169,7 @@ def main() -> None:
     console.print(f"matrix products: {median(peaks) / 1e9:,.0f} GFLOP/s, {options.threads} thread(s)")
     for way in LOSSES:
         peak = Process(__file__, ["--loss", way, *sys.argv[1:]], way="mm1")
-        console.print(f"4096 places, loss and gradients from {way}: {peak.steps:,.0f} MB more")
+        console.print(f"4096 tokens, loss and gradients from {way}: {peak.steps:,.0f} MB more")
         peak.end()
     if worst > TOLERANCE:
         raise SystemExit(f"losses differ by {worst:.2g}, which is more than {TOLERANCE}")
