@@ -77,10 +77,10 @@ def measure(folder: Path, steps: int) -> None:
     run = load(folder / "config.json")
     dist.prepare_process()
     with dist.connected():
-        over = parallel.layout(run)
-        data = steps_of(run, folder, rank=over.data_rank, ranks=over.data_ranks, steps=2)
+        dims = parallel.parallel_dims(run)
+        data = steps_of(run, folder, rank=dims.data_rank, ranks=dims.data_ranks, steps=2)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            step = prepare_step(run, over)
+            step = prepare_step(run, dims)
             for micro_batches in (*data, *data):  # twice: AdamW's moments exist after the first step
                 step(micro_batches)
         rounds = []
@@ -99,18 +99,18 @@ def measure(folder: Path, steps: int) -> None:
         (folder / "measured.json").write_text(json.dumps([most, rounds]))
 
 
-def prepare_step(run: RunConfig, over: parallel.Layout):
+def prepare_step(run: RunConfig, dims: parallel.ParallelDims):
     """A function that does one step on its micro-batches as `train/loop.py` does, without the log."""
     with torch.device("meta"):
         model = MLLM(run.model)
-    parallel.spread(model, run, over=over, precision=torch.float32)
-    parallel.materialise(model, run.seed)
+    parallel.parallelize(model, run, dims=dims, precision=torch.float32)
+    parallel.init_weights(model, run.seed)
     optimizer = optim.build(model, run.optim, peak=1e-4)
     objective = NextToken(model, list(run.data.sources))
 
     def step(micro_batches: list[Batch]) -> None:
         for batch in micro_batches:
-            objective.loss(batch).objective(weight=1000, rows=run.batch_size).backward()
+            objective.loss(batch).scaled(weight=1000, sequences=run.batch_size).backward()
         parallel.clip(model.parameters(), largest=run.optim.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

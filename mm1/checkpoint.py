@@ -41,6 +41,7 @@ from mm1.model.connector import CAbstractor
 from mm1.model.layers import resize_positions, sharded_like
 from mm1.model.mllm import MLLM
 from mm1.model.vision import Vision
+from mm1.objectives.index import generates_text
 
 log = logging.getLogger("mm1")
 
@@ -62,7 +63,7 @@ class Saver:
 
     def __init__(self, run: Path, settings: CheckpointConfig):
         self._run, self._settings, self._location = run, settings, _location(run, settings.folder)
-        self._group = dist.apart()
+        self._group = dist.background_group()
         self.step: int | None = None  # of the last checkpoint
         self._thread: Thread | None = None
         self._failure: BaseException | None = None
@@ -141,7 +142,7 @@ def _write(run: Path, step: int, content: dict[str, Any], *, location: str, grou
         writer = dcp.FileSystemWriter(part) if part != final else FsspecWriter(part, sync_files=False)
         with _single_process():
             dcp.save(content, storage_writer=writer, process_group=group, no_dist=group is None)
-        files = dict(ChainMap(*dist.everywhere(lambda: _digests(part, rank=dist.rank()), group)))
+        files = dict(ChainMap(*dist.on_every_rank(lambda: _digests(part, rank=dist.rank()), group)))
         dist.on_rank_zero(lambda: _finish(part, final, {"step": step, "files": files}), group)
     except (Exception, CheckpointException) as error:  # DCP's is not an Exception
         if dist.rank() == 0:
@@ -314,7 +315,7 @@ def load_for_use(folder: Path) -> Loaded:
         ConfigError, CheckpointError: there is no run, nothing is trained yet, or the model doesn't write text.
     """
     run = config.load(folder / "config.json")
-    if run.objective != "next_token":
+    if not generates_text(run):
         raise ConfigError(f"{folder} trained an encoder ({run.objective}); name a run that writes text")
     model = MLLM(run.model)
     checkpoint = newest(folder)

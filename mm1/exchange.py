@@ -32,6 +32,7 @@ from mm1.hf.shards import Group, State, write_shards
 from mm1.hf.vision import vision_config_to_hf
 from mm1.hf.vocabulary import Words, read_words
 from mm1.model.mllm import MLLM
+from mm1.objectives.index import generates_text
 
 log = logging.getLogger("mm1")
 
@@ -113,7 +114,7 @@ def _check_free(to: Path) -> None:
 def _part(run: RunConfig, weights: Weights) -> str:
     """The part of a run that an export holds: the encoder, the decoder, or the whole model."""
     parts = {name.partition(".")[0] for name in weights.shapes}
-    if run.objective == "contrastive" or "decoder" not in parts:
+    if not generates_text(run) or "decoder" not in parts:
         return "vision"
     only_text = run.data.max_images == 0 and not run.start_from.keys() & {"vision", "model"}
     return "decoder" if only_text or "vision" not in parts else "model"

@@ -44,7 +44,7 @@ ORDER = {
         *("layers", "vision", "encoders", "connector", "moe", "attention_cpu", "attention", "cache", "decoder", "mllm"),
         "sizes",
     ),
-    "objectives": ("loss", "next_token", "contrastive"),
+    "objectives": ("loss", "next_token", "contrastive", "index"),
     "generate": (
         *("prompt", "sampling", "threads", "session", "prompt_lookup", "request", "admission", "engine", "beam"),
         "writer",

@@ -1,4 +1,4 @@
-"""Ranks for tests, started in a second: forked from a process that has loaded torch already."""
+"""Ranks for tests that start within a second: forked from a process that has loaded torch."""
 
 import os
 import signal
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 STARTS = get_context("forkserver")
-# what a run imports late takes half of its start: torch's compiler for deterministic kernels, pandas for Lance
+# late imports take half of the start of a run: torch's compiler for deterministic kernels, pandas for Lance
 STARTS.set_forkserver_preload(["mm1.train.run", "torch._inductor", "torch.distributed.tensor", "pandas"])
 
 
 class Pair:
-    """Ranks that call `work(rank, *arguments)`, as torchrun starts them."""
+    """Ranks that call `work(rank, *arguments)`, started as by torchrun."""
 
     def __init__(self, work: Callable[..., None], *arguments: Any, ranks: int = 2):
         with socket.socket() as free:
@@ -35,7 +35,7 @@ class Pair:
             os.kill(self.processes[rank].pid or 0, number)
 
     def end(self, seconds: float = 120) -> list[int | None]:
-        """Wait for all; their exit codes. Whoever is left then is killed."""
+        """The exit codes of all; ranks that still run after so many seconds are killed."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.1, deadline - time.monotonic()))
@@ -45,12 +45,12 @@ class Pair:
             process.join()
         return [process.exitcode for process in self.processes]
 
-    def said(self) -> list[str]:
-        """The errors that ranks ended with."""
-        found = []
+    def messages(self) -> list[str]:
+        """The errors with which ranks ended."""
+        messages = []
         while not self.errors.empty():
-            found.append(self.errors.get())
-        return found
+            messages.append(self.errors.get())
+        return messages
 
 
 def train_all(rank: int, jobs: list[tuple[Path, Path]]) -> None:

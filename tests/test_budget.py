@@ -67,13 +67,13 @@ def allocated(run: RunConfig, batches: list[Batch]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         with torch.device("meta"):
             model = MLLM(run.model)
-        parallel.spread(model, run, over=parallel.layout(run), precision=torch.float32)
-        parallel.materialise(model, 0)
+        parallel.parallelize(model, run, dims=parallel.parallel_dims(run), precision=torch.float32)
+        parallel.init_weights(model, 0)
         optimizer = optim.build(model, run.optim, peak=1e-4)
         objective = NextToken(model, ["a"])
         for _ in range(2):
             for batch in batches:
-                objective.loss(batch).objective(weight=objective_weight, rows=2).backward()
+                objective.loss(batch).scaled(weight=objective_weight, sequences=2).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -132,7 +132,7 @@ def test_a_rank_keeps_what_the_budget_says(layout: ParallelLayout, monkeypatch: 
     try:
         with torch.device("meta"):
             model = MLLM(config.model)
-        parallel.spread(model, config, over=parallel.layout(config), precision=torch.float32)
+        parallel.parallelize(model, config, dims=parallel.parallel_dims(config), precision=torch.float32)
         kept = sum(parameter.to_local().numel() for parameter in model.parameters())
     finally:
         torch_dist.destroy_process_group()

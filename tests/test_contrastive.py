@@ -1,4 +1,4 @@
-"""The contrastive objective on packed rows equals its formula on documents one by one."""
+"""The contrastive objective on packed sequences equals its formula on documents one by one."""
 
 import pytest
 import small
@@ -38,7 +38,7 @@ def by_formula(model: ContrastiveModel, documents) -> torch.Tensor:
 
 @pytest.mark.parametrize("class_token", [False, True])
 def test_packed_loss_equals_the_formula(class_token):
-    """Documents without an image or with two are in the rows, but not in the loss."""
+    """Documents without an image or with two are in the sequences, but not in the loss."""
     model = build(class_token=class_token)
     loss = model(pack(ROWS, places=60, padding_images=3))
     pairs = [d for row in ROWS for d in row if len(d.images) == 1]
@@ -52,7 +52,7 @@ def test_packed_loss_equals_the_formula(class_token):
 
 
 def test_equal_captions_are_no_negatives():
-    """The same text about another image; what differs by one token, in order or in length is a negative."""
+    """Captions that differ in a token, in order or in length are negatives; equal ones of other images are not."""
     model = build()
     caption = doc(6, seed=1).tokens
     variants = [caption, caption, [*caption[:-1], caption[-1] ^ 1], caption[::-1], caption[:-1]]

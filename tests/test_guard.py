@@ -1,4 +1,4 @@
-"""Steps that go wrong: passed over, gone back from, stopped at; and that a stop in between changes nothing."""
+"""Bad steps: skipped, gone back from, stopped at; and stops in between change nothing."""
 
 import json
 import math
@@ -23,28 +23,30 @@ from mm1.train.run import train_run
 @pytest.fixture
 def run(stores) -> RunConfig:
     """A run that looks for spikes and saves every third step."""
-    made = small.run(stores)
-    made.optim.learning_rate, made.steps, made.checkpoint_every, made.health_every = 1e-3, 16, 3, 0
-    made.guard.window, made.guard.spike = 8, 30.0
-    return made
+    guarded = small.run(stores)
+    guarded.optim.learning_rate, guarded.steps, guarded.checkpoint_every, guarded.health_every = 1e-3, 16, 3, 0
+    guarded.guard.window, guarded.guard.spike = 8, 30.0
+    return guarded
 
 
 @pytest.fixture
 def spoil(monkeypatch):
-    """A function that multiplies the loss of the steps it is given (from 1), whenever their rows come."""
+    """A function that sets factors of losses by step (from 1), for whenever the sequences of that step come."""
     factors: dict[int, float] = {}
     now = {"step": 0}
     stream, loss = trained.batches, NextToken.loss
 
-    def batches(rows, *, start_sequence, batch_size, **fields):
-        for step, found in enumerate(stream(rows, start_sequence=start_sequence, batch_size=batch_size, **fields)):
+    def batches(sequences, *, start_sequence, batch_size, **fields):
+        for step, micro_batches in enumerate(
+            stream(sequences, start_sequence=start_sequence, batch_size=batch_size, **fields)
+        ):
             now["step"] = start_sequence // batch_size + step + 1
-            yield found
+            yield micro_batches
 
     def spoiled(self, batch):
-        found = loss(self, batch)
-        found.total = found.total * factors.get(now["step"], 1.0)
-        return found
+        spoiled = loss(self, batch)
+        spoiled.total = spoiled.total * factors.get(now["step"], 1.0)
+        return spoiled
 
     monkeypatch.setattr(trained, "batches", batches)
     monkeypatch.setattr(NextToken, "loss", spoiled)
@@ -69,13 +71,13 @@ def state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[torc
 def test_a_step_that_is_not_finite_moves_nothing_and_the_run_goes_on(run, tmp_path, spoil, monkeypatch, capsys):
     spoil({3: math.nan, 7: math.inf})
     states: list[list[torch.Tensor]] = []
-    build, judge = trained._trainer, Guard.judge
-    trainers = []
-    monkeypatch.setattr(trained, "_trainer", lambda *arguments: trainers.append(build(*arguments)) or trainers[0])
+    build, judge = trained._build_learner, Guard.judge
+    learners = []
+    monkeypatch.setattr(trained, "_build_learner", lambda *arguments: learners.append(build(*arguments)) or learners[0])
 
-    def watched(self, step, **found):
-        states.append(state(trainers[0].model, trainers[0].optimizer))
-        return judge(self, step, **found)
+    def watched(self, step, **numbers):
+        states.append(state(learners[0].objective.model, learners[0].optimizer))
+        return judge(self, step, **numbers)
 
     monkeypatch.setattr(Guard, "judge", watched)
     train_run(run, tmp_path)
@@ -95,9 +97,9 @@ def test_steps_in_a_row_that_are_not_finite_stop_the_run_before_they_are_saved(r
     spoil({2: math.nan, 3: math.nan, 5: math.nan, 6: math.nan, 7: math.nan})
     with pytest.raises(FloatingPointError, match=f"step 7: loss nan.*3 steps in a row.*{tmp_path} --sequence 24"):
         train_run(run, tmp_path)
-    found = checkpoint.latest(tmp_path)
-    assert found is not None
-    assert found.step == 4
+    latest = checkpoint.latest(tmp_path)
+    assert latest is not None
+    assert latest.step == 4
 
 
 def test_a_stop_between_steps_that_are_not_finite_does_not_count_them_anew(run, tmp_path):
@@ -108,7 +110,7 @@ def test_a_stop_between_steps_that_are_not_finite_does_not_count_them_anew(run, 
         again.judge(5, loss=math.nan, norm=1.0)
 
 
-def test_a_spike_takes_the_run_back_and_its_rows_are_passed_over(run, tmp_path, spoil, capsys):
+def test_a_spike_takes_the_run_back_and_its_sequences_are_skipped(run, tmp_path, spoil, capsys):
     spoil({13: 3.0, 14: 3.0})
     train_run(run, tmp_path / "spike")
     (spike,) = read_spikes(tmp_path / "spike")
@@ -117,12 +119,14 @@ def test_a_spike_takes_the_run_back_and_its_rows_are_passed_over(run, tmp_path, 
     records = read_metrics(tmp_path / "spike")
     assert [record["step"] for record in records] == list(range(1, 17))
     assert [record["step"] for record in records if "skipped" in record] == [12, 13, 14]
-    assert "continues from step 9" in capsys.readouterr().out  # that of step 12 has learned from what made the spike
-    known = tmp_path / "known"  # the same run, had it known from the start which rows to pass over
-    known.mkdir()
-    (known / "rewinds.jsonl").write_text((tmp_path / "spike/rewinds.jsonl").read_text())
-    train_run(run, known)
-    assert_same(tmp_path / "spike", known)
+    assert (
+        "continues from step 9" in capsys.readouterr().out
+    )  # the checkpoint of step 12 has the update that caused the spike
+    warned = tmp_path / "warned"  # the same run with the spike on record from the start
+    warned.mkdir()
+    (warned / "rewinds.jsonl").write_text((tmp_path / "spike/rewinds.jsonl").read_text())
+    train_run(run, warned)
+    assert_same(tmp_path / "spike", warned)
 
 
 @pytest.mark.long
@@ -175,7 +179,7 @@ def judged(run: RunConfig, folder: Path, losses: list[float]) -> list[Verdict]:
     return [judge.judge(step, loss=loss, norm=1.0) for step, loss in enumerate(losses)]
 
 
-def test_the_limit_is_median_and_median_deviation_so_one_high_loss_does_not_raise_it(run, tmp_path):
+def test_the_limit_is_robust_so_one_high_loss_does_not_raise_it(run, tmp_path):
     run.guard.spike, run.guard.spike_steps = 5.0, 1
     usual = [2.0, 2.1, 1.9, 2.0, 2.2, 1.8, 2.0, 2.0]  # deviations 0, .1, .1, 0, .2, .2, 0, 0: their median is 0.05
     limit = 2.0 + 5 * 1.4826 * 0.05
@@ -196,13 +200,13 @@ def test_a_start_in_the_middle_knows_what_was_usual(run, tmp_path):
     assert again.judge(9, loss=9.0, norm=1.0) is Verdict.rewind
 
 
-def test_another_mix_has_another_usual_loss(run, tmp_path):
+def test_a_new_mix_has_a_new_usual_loss(run, tmp_path):
     run.guard.spike, run.guard.spike_steps = 5.0, 1
     run.data.curriculum = [Stage(step=8, shares={"captions": 1})]
     assert set(judged(run, tmp_path, [2.0, 2.1, 1.9, 2.0, 2.2, 1.8, 2.0, 2.0, 6.0, 6.1])) == {Verdict.learn}
 
 
-def test_a_spike_on_record_is_not_judged_again(run, tmp_path):
+def test_a_spike_on_record_is_skipped(run, tmp_path):
     run.guard.spike_steps = 1
     (tmp_path / "rewinds.jsonl").write_text(json.dumps(asdict(Spike(3, 2, 9.0, 2.0, 2.5))) + "\n")
     assert judged(run, tmp_path, [2.0, 2.0, math.nan, 2.0])[1:] == [Verdict.skip, Verdict.skip, Verdict.learn]

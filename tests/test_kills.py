@@ -1,4 +1,4 @@
-"""What kills, signals, full disks and lost folders cost a run on two ranks: steps since a checkpoint, no more."""
+"""Kills, signals, full disks and lost folders cost a run on two ranks the steps since a checkpoint, no more."""
 
 import random
 import resource
@@ -22,9 +22,9 @@ from mm1.train.run import train_run
 
 @pytest.fixture
 def run(stores) -> RunConfig:
-    made = small.run(stores)
-    made.micro_batch_size, made.steps = 1, 30
-    return made
+    on_two_ranks = small.run(stores)
+    on_two_ranks.micro_batch_size, on_two_ranks.steps = 1, 30
+    return on_two_ranks
 
 
 def start(run: RunConfig, folder: Path) -> Pair:
@@ -39,13 +39,13 @@ def steps_done(folder: Path) -> int:
 
 
 def log_file(folder: Path) -> int | None:
-    """Which file the run's log is: a start that goes on cuts it into a new one."""
+    """The identity of the run's log file: a resumed run writes a new one."""
     path = folder / "metrics.jsonl"
     return path.stat().st_ino if path.exists() else None
 
 
 def wait_for(folder: Path, step: int, pair: Pair, *, before: int | None = None) -> bool:
-    """Whether the run came to a step before it ended; `before` is the log of the start before."""
+    """Whether the run reached a step before it ended; `before` is the log file of the previous start."""
     while pair.processes[0].is_alive() and pair.processes[1].is_alive():
         if log_file(folder) != before and steps_done(folder) >= step:
             return True
@@ -63,7 +63,7 @@ def assert_same_end(run: RunConfig, killed: Path, whole: Path) -> None:
 
 def trained(run: RunConfig, folder: Path) -> Path:
     pair = start(run, folder)
-    assert pair.end() == [0, 0], pair.said()
+    assert pair.end() == [0, 0], pair.messages()
     return folder
 
 
@@ -73,15 +73,15 @@ def test_a_killed_rank_ends_the_other_and_the_run_goes_on_after_sigterm_and_kill
     assert wait_for(killed, 5, one)
     one.kill(1)
     assert one.end(60)[0] == 2  # by itself
-    asked = start(run, killed)
-    assert wait_for(killed, 11, asked)
-    asked.kill(0, signal.SIGTERM)  # one node is taken away; all save
-    assert asked.end(60) == [143, 143], asked.said()
-    found = checkpoint.latest(killed)
-    assert found is not None
-    assert found.step == steps_done(killed)
+    stopped = start(run, killed)
+    assert wait_for(killed, 11, stopped)
+    stopped.kill(0, signal.SIGTERM)  # one node is taken away; all save
+    assert stopped.end(60) == [143, 143], stopped.messages()
+    latest = checkpoint.latest(killed)
+    assert latest is not None
+    assert latest.step == steps_done(killed)
     everyone = start(run, killed)
-    assert wait_for(killed, found.step + 5, everyone)
+    assert wait_for(killed, latest.step + 5, everyone)
     everyone.kill(0)
     everyone.kill(1)
     everyone.end()
@@ -91,32 +91,32 @@ def test_a_killed_rank_ends_the_other_and_the_run_goes_on_after_sigterm_and_kill
 
 @pytest.mark.long
 def test_twenty_random_kills_change_nothing(run, tmp_path):
-    run.steps, run.model.decoder.layers = 80, 1  # nearly all of the time is starts
+    run.steps, run.model.decoder.layers = 80, 1  # nearly all of the time is spent starting
     whole, killed = trained(run, tmp_path / "whole"), tmp_path / "killed"
     chance = random.Random("kills")
     for number in range(20):
-        found = checkpoint.latest(killed) if killed.exists() else None
+        latest = checkpoint.latest(killed) if killed.exists() else None
         before, pair = log_file(killed), start(run, killed)
         if number % 7 == 6:
             time.sleep(chance.random())
             victims = (0, 1)  # while they start
         else:
-            step = (found.step if found else 0) + chance.randint(1, 3)
-            assert wait_for(killed, step, pair, before=before), pair.said()
+            step = (latest.step if latest else 0) + chance.randint(1, 3)
+            assert wait_for(killed, step, pair, before=before), pair.messages()
             time.sleep(chance.random() / 10)  # in a step, or in the background's checkpoint
             victims = chance.choice([(0,), (1,), (0, 1)])
-        asked = number % 5 == 4
+        politely = number % 5 == 4
         for rank in victims:
-            pair.kill(rank, signal.SIGTERM if asked else signal.SIGKILL)
+            pair.kill(rank, signal.SIGTERM if politely else signal.SIGKILL)
         for rank, code in enumerate(pair.end(60)):  # who was not killed ends by itself
-            expected = 143 if asked else -signal.SIGKILL if rank in victims else 2
-            assert code == expected, (number, victims, rank, pair.said())
+            expected = 143 if politely else -signal.SIGKILL if rank in victims else 2
+            assert code == expected, (number, victims, rank, pair.messages())
     trained(run, killed)
     assert_same_end(run, killed, whole)
 
 
 def _killed_while_writing(rank: int, recorded: Path, folder: Path) -> None:
-    """Rank 1 is gone after its shards of step 6 are written and before rank 0 has said that all are there."""
+    """Kill rank 1 after it has written its shards of step 6 and before rank 0 has written `whole.json`."""
     digests = checkpoint._digests
 
     def gone(part: str, *, rank: int) -> dict[str, str]:
@@ -141,13 +141,13 @@ def test_a_checkpoint_that_a_kill_or_a_full_disk_cut_short_is_no_checkpoint(run,
     config.save(run, tmp_path / "killed.json")
     pair = Pair(_with_a_full_disk, tmp_path / "killed.json", killed)
     assert pair.end(60) == [2, 2]
-    assert all("CheckpointError" in line and "same command" in line for line in pair.said())
+    assert all("CheckpointError" in line and "same command" in line for line in pair.messages())
     assert checkpoint.latest(killed) is None
     pair = Pair(_killed_while_writing, tmp_path / "killed.json", killed)
     assert pair.end(60)[1] == -signal.SIGKILL
-    found = checkpoint.latest(killed)
-    assert found is not None
-    assert found.step == 4
+    latest = checkpoint.latest(killed)
+    assert latest is not None
+    assert latest.step == 4
     trained(run, killed)
     assert_same_end(run, killed, whole)
 
@@ -159,9 +159,9 @@ def test_a_flipped_byte_of_any_ranks_shard_is_found_by_all(run, tmp_path):
         path = whole / "checkpoints/step-8" / name
         before = path.read_bytes()
         path.write_bytes(before[:99] + bytes([before[99] ^ 1]) + before[100:])
-        found = checkpoint.latest(whole)
-        assert found is not None
-        assert found.step == 6
+        latest = checkpoint.latest(whole)
+        assert latest is not None
+        assert latest.step == 6
         path.write_bytes(before)
 
 
@@ -198,7 +198,7 @@ def test_two_ranks_share_an_object_store(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "bucket").iterdir()) == ["step-2", "step-4"]
 
 
-def test_what_the_background_could_not_write_is_told(run, tmp_path, monkeypatch):
+def test_a_failure_of_the_background_is_reported(run, tmp_path, monkeypatch):
     monkeypatch.setattr("mm1.checkpoint._finish", lambda *arguments: (_ for _ in ()).throw(OSError("no space")))
     with pytest.raises(CheckpointError, match=r"step 2 could not be written .*no space"):
         train_run(run, tmp_path)

@@ -1,4 +1,4 @@
-"""What a mistake or an accident costs a training: never its folder, its checkpoints or its counts."""
+"""Mistakes and accidents never cost a run its folder, its checkpoints or its counts."""
 
 import shutil
 import signal
@@ -40,8 +40,8 @@ def test_a_mistaken_first_command_does_not_claim_the_folder(run, tmp_path):
     lost.data.sources["text"].store = "nowhere"
     unfit.model.connector.tokens = 9
     unstarted.start_from = {"decoder": str(tmp_path / "nowhere")}
-    for mistaken, found in ((lost, StoreError), (unfit, ConfigError), (unstarted, CheckpointError)):
-        with pytest.raises(found):
+    for mistaken, error in ((lost, StoreError), (unfit, ConfigError), (unstarted, CheckpointError)):
+        with pytest.raises(error):
             train_run(mistaken, tmp_path / "run")
     run.steps = 2
     assert steps(train_run(run, tmp_path / "run")) == [2]
@@ -70,9 +70,9 @@ def test_a_folder_that_a_user_put_beside_the_checkpoints_is_left_alone(run, tmp_
     run.steps = 2
     train_run(run, tmp_path)
     (tmp_path / "checkpoints/step-2.bak").mkdir()
-    found = checkpoint.latest(tmp_path)
-    assert found is not None
-    assert found.step == 2
+    latest = checkpoint.latest(tmp_path)
+    assert latest is not None
+    assert latest.step == 2
 
 
 def test_broken_pictures_are_counted_over_a_stop(run, tmp_path, monkeypatch):
@@ -85,7 +85,7 @@ def test_broken_pictures_are_counted_over_a_stop(run, tmp_path, monkeypatch):
     assert whole[5] > 0
 
 
-def test_a_loss_that_is_not_finite_is_one_line_at_the_door(run, tmp_path):
+def test_a_loss_that_is_not_finite_is_one_line_on_the_command_line(run, tmp_path):
     run.optim.learning_rate = run.optim.clip_norm = 1e30
     config.save(run, tmp_path / "run.json")
     result = subprocess.run(mm1("train", tmp_path / "run.json", "--to", tmp_path / "a"), capture_output=True, text=True)
@@ -113,12 +113,12 @@ def test_ctrl_c_says_that_the_same_command_continues(run, tmp_path):
             assert time.monotonic() < deadline, "no checkpoint within two minutes"
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "the same command continues" in said
-    assert "Traceback" not in said
+    assert "the same command continues" in errors
+    assert "Traceback" not in errors
 
 
 def test_a_run_goes_on_with_other_workers(run, tmp_path):

@@ -1,4 +1,4 @@
-"""Experts: three ways of one product, the losses of the router, capacity, upcycling, training."""
+"""Experts: three implementations of one product, router losses, capacity, upcycling, training."""
 
 import pytest
 import small
@@ -15,9 +15,10 @@ from mm1.model.decoder import Decoder
 from mm1.model.layers import initialise
 from mm1.model.mllm import MLLM
 from mm1.model.moe import Routing, SparseFeedForward, upcycled
+from mm1.objectives.contrastive import Contrastive
 from mm1.objectives.next_token import NextToken
 
-ROWS, PLACES, WIDTH = 3, 20, 16
+SEQUENCES, LENGTH, WIDTH = 3, 20, 16
 
 
 def layer(seed: int = 0, **sparse) -> SparseFeedForward:
@@ -27,15 +28,15 @@ def layer(seed: int = 0, **sparse) -> SparseFeedForward:
     return built
 
 
-def inputs(seed: int = 1, *, rows: int = ROWS, places: int = PLACES) -> torch.Tensor:
-    return torch.randn(rows, places, WIDTH, generator=torch.Generator().manual_seed(seed))
+def inputs(seed: int = 1, *, sequences: int = SEQUENCES, length: int = LENGTH) -> torch.Tensor:
+    return torch.randn(sequences, length, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-REAL = torch.ones(ROWS, PLACES, dtype=torch.bool)
+REAL = torch.ones(SEQUENCES, LENGTH, dtype=torch.bool)
 
 
 def one_expert_at_a_time(built: SparseFeedForward, x_BTD: torch.Tensor) -> torch.Tensor:
-    """From the formula: every expert over every place, in the share its router gives it, mostly none."""
+    """From the formula: every expert on every token, weighted by the router, mostly with zero."""
     probability_BTJ = (x_BTD @ built.router.weight.T).softmax(-1)
     second_BT1 = probability_BTJ.sort(-1, descending=True).values[..., 1:2]
     share_BTJ = torch.where(probability_BTJ >= second_BT1, probability_BTJ, 0)
@@ -78,26 +79,26 @@ def test_ample_capacity_equals_none_gradients_too():
 
 
 def test_a_full_expert_drops_the_last_and_second_choices_first():
-    built = layer(experts=4, capacity=1.0)  # five places of 20 for each expert
+    built = layer(experts=4, capacity=1.0)  # each expert takes five of 20 tokens
     x_BTD = inputs()
     choice = built._choose(F.linear(x_BTD, built.router.weight), REAL)
-    for row in range(ROWS):
-        room = [5] * 4
+    for sequence in range(SEQUENCES):
+        free = [5] * 4
         for rank in range(2):
-            for place in range(PLACES):
-                expert = int(choice.expert_BTZ[row, place, rank])
-                assert bool(choice.kept_BTZ[row, place, rank]) == (room[expert] > 0)
-                room[expert] -= 1
+            for position in range(LENGTH):
+                expert = int(choice.expert_BTZ[sequence, position, rank])
+                assert bool(choice.kept_BTZ[sequence, position, rank]) == (free[expert] > 0)
+                free[expert] -= 1
     dropped = 1 - choice.kept_BTZ.float().mean()
     assert 0.4 < float(dropped) < 0.9
     y_BTD, routing = built(x_BTD, REAL)
-    assert Routing.of([routing], built.sparse, sequences=ROWS).metrics()["experts/dropped"] == pytest.approx(
+    assert Routing.of([routing], built.sparse, sequences=SEQUENCES).metrics()["experts/dropped"] == pytest.approx(
         float(dropped)
     )
     gone_BT = ~choice.kept_BTZ.any(-1)
     assert gone_BT.any()
     assert (y_BTD[gone_BT] == 0).all()
-    share_BTJ = torch.zeros(ROWS, PLACES, 4).scatter(2, choice.expert_BTZ, choice.weight_BTZ * choice.kept_BTZ)
+    share_BTJ = torch.zeros(SEQUENCES, LENGTH, 4).scatter(2, choice.expert_BTZ, choice.weight_BTZ * choice.kept_BTZ)
     e = built.experts
     hidden = F.silu(torch.einsum("btd,jfd->btjf", x_BTD, e.gate.weight))
     hidden = hidden * torch.einsum("btd,jfd->btjf", x_BTD, e.up.weight)
@@ -105,7 +106,7 @@ def test_a_full_expert_drops_the_last_and_second_choices_first():
     torch.testing.assert_close(y_BTD, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_padding_takes_no_expert_and_no_part_in_the_figures():
+def test_padding_takes_no_expert_and_counts_in_no_metric():
     built = layer(experts=4, capacity=1.0)
     real = REAL.clone()
     real[:, 12:] = False
@@ -127,20 +128,20 @@ def test_router_losses_are_those_of_the_formula():
     figures = built(x_BTD, REAL)[1]
     torch.testing.assert_close(figures.balance, balance.sum())
     torch.testing.assert_close(figures.z, z.sum())
-    torch.testing.assert_close(figures.load_J.sum(), torch.tensor(float(ROWS)))
+    torch.testing.assert_close(figures.load_J.sum(), torch.tensor(float(SEQUENCES)))
 
 
 def test_even_work_has_balance_one_and_a_single_busy_expert_as_many_as_there_are():
     built = layer(experts=4)
-    x_BTD = torch.eye(WIDTH)[torch.arange(PLACES) % 4].expand(ROWS, -1, -1)
+    x_BTD = torch.eye(WIDTH)[torch.arange(LENGTH) % 4].expand(SEQUENCES, -1, -1)
     with torch.no_grad():
         built.router.weight.zero_()[:, :4] = 50 * torch.eye(4)
-    even = Routing.of([built(x_BTD, REAL)[1]], built.sparse, sequences=ROWS).metrics()
+    even = Routing.of([built(x_BTD, REAL)[1]], built.sparse, sequences=SEQUENCES).metrics()
     assert even["experts/balance"] == pytest.approx(1.0, abs=1e-3)
     assert even["experts/idle"] == 0
-    single = Routing.of([built(x_BTD[:, :1].expand_as(x_BTD), REAL)[1]], built.sparse, sequences=ROWS).metrics()
+    single = Routing.of([built(x_BTD[:, :1].expand_as(x_BTD), REAL)[1]], built.sparse, sequences=SEQUENCES).metrics()
     assert single["experts/balance"] == pytest.approx(4.0, abs=1e-3)
-    assert single["experts/busiest"] == pytest.approx(2.0)  # of two choices one is always it
+    assert single["experts/busiest"] == pytest.approx(2.0)  # always one of the two choices
     assert single["experts/idle"] == 0.5
 
 
@@ -157,11 +158,11 @@ def test_the_router_stays_in_fp32_under_autocast():
 
 
 def train_unbalanced(**sparse) -> list[dict[str, float]]:
-    """The log of a 64-expert layer that starts with four experts liked too much."""
+    """The log of a layer of 64 experts whose router starts by preferring four of them."""
     built = layer(experts=64, **sparse)
     with torch.no_grad():
         built.router.weight[:4] *= 4
-    x_BTD, real_BT = inputs(rows=4, places=256), torch.ones(4, 256, dtype=torch.bool)
+    x_BTD, real_BT = inputs(sequences=4, length=256), torch.ones(4, 256, dtype=torch.bool)
     optimizer, log = torch.optim.AdamW(built.parameters(), lr=1e-2), []
     for _ in range(120):
         y_BTD, figures = built(x_BTD, real_BT)
@@ -207,9 +208,9 @@ def step_gradients(model: MLLM, batches: list) -> dict[str, torch.Tensor]:
     model.zero_grad()
     objective = NextToken(model, ["all"])
     weight = sum(objective.weight(batch) for batch in batches)
-    rows = sum(len(batch.tokens_BT) for batch in batches)
+    sequences = sum(len(batch.tokens_BT) for batch in batches)
     for batch in batches:
-        objective.loss(batch).objective(weight=weight, rows=rows).backward()
+        objective.loss(batch).scaled(weight=weight, sequences=sequences).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -226,7 +227,7 @@ def test_router_losses_reach_the_step_and_micro_batches_do_not_change_them():
     assert float((whole[router] - without[router]).abs().max()) > 0.01
     for name, gradient in whole.items():
         torch.testing.assert_close(gradient, parts[name], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(gradient, twice[name], atol=1e-5, rtol=1e-4)  # a mean over rows, as the loss is
+        torch.testing.assert_close(gradient, twice[name], atol=1e-5, rtol=1e-4)  # a mean over sequences, as the loss is
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -269,4 +270,6 @@ def test_what_makes_no_sense_is_refused():
     with pytest.raises(ConfigError, match="only 1 experts"):
         override(RunConfig(), ["model.decoder.sparse.experts=1"])
     with pytest.raises(ConfigError, match="no router losses"):
-        override(RunConfig(), ["model.decoder.sparse.experts=4", "objective=contrastive"])
+        Contrastive.check(override(RunConfig(), ["model.decoder.sparse.experts=4", "objective=contrastive"]))
+    with pytest.raises(ConfigError, match="no z loss"):
+        Contrastive.check(override(RunConfig(), ["z_loss_weight=0.1", "objective=contrastive"]))

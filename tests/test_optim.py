@@ -1,4 +1,4 @@
-"""Optimizers against their formulas, groups and schedules against what was asked, and that a stop changes nothing."""
+"""Optimizers equal their formulas, groups and schedules follow the config, and stops change nothing."""
 
 import math
 
@@ -21,13 +21,13 @@ from mm1.train.run import train_run
 
 @pytest.fixture
 def run(stores) -> RunConfig:
-    made = small.run(stores)
-    made.optim.learning_rate = 1e-2
-    return made
+    fast = small.run(stores)
+    fast.optim.learning_rate = 1e-2
+    return fast
 
 
 class Small(nn.Module):
-    """A table, a hidden matrix, a vector."""
+    """An embedding, a hidden matrix, a vector."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ def built(kind: str, change=lambda model: model) -> tuple[Small, torch.optim.Opt
 
 
 def gradients(step: int) -> dict[str, torch.Tensor]:
-    """Small ones, as those of a mean over many tokens are."""
+    """Small gradients, like those of a mean over many tokens."""
     generator = torch.Generator().manual_seed(step)
     return {name: 1e-3 * torch.randn(p.shape, generator=generator) for name, p in Small().named_parameters()}
 
@@ -54,7 +54,7 @@ def after(model: Small, optimizer: torch.optim.Optimizer, *, steps: int) -> dict
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
-def test_adafactor_is_its_papers_algorithm_with_the_learning_rate_as_step():
+def test_adafactor_is_its_papers_algorithm_with_an_absolute_learning_rate():
     """arXiv 1804.04235, algorithms 4 and 5, with decay decoupled."""
     model, optimizer = built("adafactor")
     expected = {name: p.detach().clone().double() for name, p in model.named_parameters()}
@@ -72,9 +72,9 @@ def test_adafactor_is_its_papers_algorithm_with_the_learning_rate_as_step():
                 second = whole[name] = keep * whole.get(name, 0) + (1 - keep) * g.square()
             update = g / second.sqrt()
             x -= 1e-2 * update / max(1.0, update.square().mean().sqrt())
-    found = after(model, optimizer, steps=4)
+    moved = after(model, optimizer, steps=4)
     for name, x in expected.items():
-        torch.testing.assert_close(found[name].double(), x, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(moved[name].double(), x, atol=1e-6, rtol=1e-5)
 
 
 def orthogonal(x: torch.Tensor) -> torch.Tensor:
@@ -93,28 +93,28 @@ def test_muon_makes_hidden_matrices_orthogonal_and_leaves_the_rest_to_adamw():
         g = gradients(step)["hidden.weight"].double()
         momentum = 0.95 * momentum + 0.05 * g
         x = x * (1 - 1e-2 * 0.1) - 1e-2 * 0.2 * math.sqrt(5) * orthogonal(0.95 * momentum + 0.05 * g)
-    found = after(model, optimizer, steps=4)
-    torch.testing.assert_close(found["hidden.weight"].double(), x, atol=1e-5, rtol=0)
+    moved = after(model, optimizer, steps=4)
+    torch.testing.assert_close(moved["hidden.weight"].double(), x, atol=1e-5, rtol=0)
     plain = after(*built("adamw"), steps=4)
-    assert torch.equal(found["embedding.weight"], plain["embedding.weight"])
-    assert torch.equal(found["hidden.bias"], plain["hidden.bias"])
-    assert (found["hidden.weight"] - plain["hidden.weight"]).abs().max() > 1e-2
+    assert torch.equal(moved["embedding.weight"], plain["embedding.weight"])
+    assert torch.equal(moved["hidden.bias"], plain["hidden.bias"])
+    assert (moved["hidden.weight"] - plain["hidden.weight"]).abs().max() > 1e-2
 
 
-def test_muon_takes_no_table_no_output_no_router_and_no_stack():
+def test_muon_takes_no_embedding_no_output_no_router_and_no_stacked_experts():
     config = small.config(kind="c_abstractor")
     config.decoder.sparse.experts, config.decoder.tie_embeddings = 4, False
     model = MLLM(config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = optim.build(model, OptimConfig(kind="muon"), peak=1e-3).param_groups
-    taken = {names[id(p)] for group in groups if group["orthogonal"] for p in group["params"]}
+    orthogonal = {names[id(p)] for group in groups if group["orthogonal"] for p in group["params"]}
     assert {
         "vision.blocks.0.attention.query.weight",
         "connector.up.weight",
         "decoder.blocks.1.attention.out.weight",
-    } < taken
+    } < orthogonal
     words = ("embedding", "position", "output", "patch", "norm", "router", "experts", "depthwise", "bias")
-    assert not [name for name in taken if any(word in name for word in words)]
+    assert not [name for name in orthogonal if any(word in name for word in words)]
     assert sum(len(group["params"]) for group in groups) == len(names)
 
 
@@ -140,21 +140,21 @@ def test_a_stopped_run_continues_bit_for_bit_with_every_optimizer(run, tmp_path,
         assert torch.equal(tensor, stopped[name]), name
 
 
-def test_the_last_multiplier_that_means_a_parameter_counts():
+def test_the_last_multiplier_that_matches_a_parameter_counts():
     model = MLLM(small.config())
     config = OptimConfig(lr_multipliers={"vision": 0.1, "*.bias": 3.0, "decoder.blocks.1": 0.5})
     optimizer = optim.build(model, config, peak=1.0)
     schedule.set_rate(optimizer, 0.01)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    found = {name: rates[id(p)] for name, p in model.named_parameters()}
-    assert found["vision.patch.weight"] == pytest.approx(0.001)
-    assert found["vision.patch.bias"] == pytest.approx(0.03)
-    assert found["decoder.blocks.0.attention.out.weight"] == pytest.approx(0.01)
-    assert found["decoder.blocks.1.attention.out.weight"] == pytest.approx(0.005)
+    by_name = {name: rates[id(p)] for name, p in model.named_parameters()}
+    assert by_name["vision.patch.weight"] == pytest.approx(0.001)
+    assert by_name["vision.patch.bias"] == pytest.approx(0.03)
+    assert by_name["decoder.blocks.0.attention.out.weight"] == pytest.approx(0.01)
+    assert by_name["decoder.blocks.1.attention.out.weight"] == pytest.approx(0.005)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adafactor", "muon"])
-def test_what_a_pattern_freezes_does_not_move_or_decay(run, tmp_path, kind):
+def test_frozen_parameters_do_not_move_or_decay(run, tmp_path, kind):
     run.optim.kind, run.optim.weight_decay, run.steps = kind, 5.0, 2
     run.frozen = ["vision", "decoder.blocks.0", "*norm*"]
     train_run(run, tmp_path)
@@ -166,7 +166,7 @@ def test_what_a_pattern_freezes_does_not_move_or_decay(run, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("field", "pattern", "said"),
+    ("field", "pattern", "hint"),
     [
         ("frozen", "visoin", "did you mean 'vision'"),
         ("frozen", "decoder.blocks.7", "did you mean 'decoder.blocks.1'"),
@@ -174,12 +174,12 @@ def test_what_a_pattern_freezes_does_not_move_or_decay(run, tmp_path, kind):
         ("frozen", "xyz", "known: connector, decoder, vision"),
     ],
 )
-def test_a_pattern_that_means_nothing_is_an_error_that_names_the_nearest(run, tmp_path, field, pattern, said):
+def test_a_pattern_that_matches_nothing_is_an_error_that_names_the_nearest(run, tmp_path, field, pattern, hint):
     if field == "frozen":
         run.frozen = [pattern]
     else:
         run.optim.lr_multipliers = {pattern: 0.1}
-    with pytest.raises(ConfigError, match=f"{field}: '{pattern.replace('*', '.')}' is no parameter .*{said}"):
+    with pytest.raises(ConfigError, match=f"{field}: '{pattern.replace('*', '.')}' is no parameter .*{hint}"):
         train_run(run, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
 
@@ -207,15 +207,15 @@ def sharded(rank: int, store: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for kind in ("adamw", "adafactor", "muon"):
         whole, ours = built(kind)
-        spread, theirs = built(kind, change=fully_shard)
+        sharded_model, theirs = built(kind, change=fully_shard)
         for step in range(4):
-            given = gradients(step)
-            for (name, left), right in zip(whole.named_parameters(), spread.parameters(), strict=True):
-                left.grad = given[name]
-                right.grad = distribute_tensor(given[name], right.device_mesh, right.placements)
+            by_name = gradients(step)
+            for (name, left), right in zip(whole.named_parameters(), sharded_model.parameters(), strict=True):
+                left.grad = by_name[name]
+                right.grad = distribute_tensor(by_name[name], right.device_mesh, right.placements)
             ours.step()
             theirs.step()
-        for (name, left), right in zip(whole.named_parameters(), spread.parameters(), strict=True):
+        for (name, left), right in zip(whole.named_parameters(), sharded_model.parameters(), strict=True):
             torch.testing.assert_close(right.full_tensor(), left, atol=1e-6, rtol=0, msg=f"{kind}, {name}")
     torch.distributed.destroy_process_group()
 

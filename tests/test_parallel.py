@@ -1,4 +1,4 @@
-"""Several ranks learn what one learns: however weights, heads and experts are spread, and wherever a run goes on."""
+"""Several ranks learn what one rank learns, however weights, heads and experts are divided, also after a resume."""
 
 import shutil
 import subprocess
@@ -15,16 +15,16 @@ from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.model import SparseConfig
 from mm1.config.run import ParallelConfig, RunConfig
-from mm1.train import coordinator as ranks_module
+from mm1.train import coordinator
 from mm1.train.log import read_metrics
-from mm1.train.parallel import layout
+from mm1.train.parallel import parallel_dims
 from mm1.train.run import train_run
 
 SPARSE = SparseConfig(experts=4, every=2, load_balance_weight=0.01, router_z_weight=0.001)
 
 
-def made(stores, *, sparse: bool = False, **parallel) -> RunConfig:
-    """Twenty steps of a run whose heads can be cut; half of its rows are text, so that a rank may have no image."""
+def run_of(stores, *, sparse: bool = False, **parallel) -> RunConfig:
+    """Twenty steps with two heads, to be divided; half of the sequences are text, so a rank may have no image."""
     run = small.run(stores)
     run.steps, run.micro_batch_size, run.checkpoint_every = 20, 1, 10
     run.data.sources["text"].share = 3
@@ -35,12 +35,12 @@ def made(stores, *, sparse: bool = False, **parallel) -> RunConfig:
 
 
 def slower(run: RunConfig) -> RunConfig:
-    """At the law's rate for so few parameters, 4.5e-3, what sums in another order differ by grows to 1.1e-5."""
+    """The run at a lower rate: at the law's, 4.5e-3, differences from the order of sums grow to 1.1e-5."""
     run.optim.learning_rate = 2e-3
     return run
 
 
-def trained(runs: dict[str, RunConfig], folder: Path, *, ranks: int) -> None:
+def train_runs(runs: dict[str, RunConfig], folder: Path, *, ranks: int) -> None:
     """Train each run in `folder/NAME` on so many ranks, all in the same processes."""
     for name, run in runs.items():
         config.save(run, folder / f"{name}.json")
@@ -50,15 +50,15 @@ def trained(runs: dict[str, RunConfig], folder: Path, *, ranks: int) -> None:
         return
     pair = Pair(train_all, [(folder / f"{name}.json", folder / name) for name in runs], ranks=ranks)
     codes = pair.end(400)
-    assert codes == [0] * ranks, pair.said()
+    assert codes == [0] * ranks, pair.messages()
 
 
-def assert_alike(left: Path, right: Path) -> None:
+def assert_same_training(left: Path, right: Path) -> None:
     """Losses to 1e-5; norms, in which rounding adds up over every parameter, to 1e-4 of themselves."""
     ours, theirs = read_metrics(left), read_metrics(right)
     assert [record["step"] for record in ours] == list(range(1, 21))
-    for name, near in (("loss", {"abs": 1e-5, "rel": 0}), ("gradient_norm", {"rel": 1e-4})):
-        expected = pytest.approx([record[name] for record in theirs], **near)
+    for name, tolerance in (("loss", {"abs": 1e-5, "rel": 0}), ("gradient_norm", {"rel": 1e-4})):
+        expected = pytest.approx([record[name] for record in theirs], **tolerance)
         assert [record[name] for record in ours] == expected, left.name
 
 
@@ -86,7 +86,7 @@ FOUR_SPARSE = {
 @pytest.mark.parametrize(
     ("ranks", "dense", "sparse"),
     [
-        (2, ["fully sharded", "tp"], ["ep"]),
+        (2, ["fully sharded", "tensor"], ["expert"]),
         pytest.param(
             2, ["hybrid", "recomputed", "recomputed in part"], ["sparse", "sparse tensor"], marks=pytest.mark.long
         ),
@@ -96,50 +96,55 @@ FOUR_SPARSE = {
 )
 def test_ranks_learn_what_one_rank_learns(stores, tmp_path, ranks, dense, sparse):
     layouts = {2: (TWO, TWO_SPARSE), 4: (FOUR, FOUR_SPARSE)}[ranks]
-    alone = {"dense": slower(made(stores)), "with experts": slower(made(stores, sparse=True))}
-    trained(alone, tmp_path, ranks=1)
-    many = {name: slower(made(stores, **layouts[0][name])) for name in dense}
-    many |= {name: slower(made(stores, sparse=True, **layouts[1][name])) for name in sparse}
-    trained(many, tmp_path, ranks=ranks)
+    alone = {"dense": slower(run_of(stores)), "with experts": slower(run_of(stores, sparse=True))}
+    train_runs(alone, tmp_path, ranks=1)
+    many = {name: slower(run_of(stores, **layouts[0][name])) for name in dense}
+    many |= {name: slower(run_of(stores, sparse=True, **layouts[1][name])) for name in sparse}
+    train_runs(many, tmp_path, ranks=ranks)
     for name in many:
-        assert_alike(tmp_path / name, tmp_path / ("dense" if name in dense else "with experts"))
+        assert_same_training(tmp_path / name, tmp_path / ("dense" if name in dense else "with experts"))
 
 
 @pytest.mark.long
 def test_a_run_goes_on_with_other_ranks_and_layouts(stores, tmp_path):
-    run = slower(made(stores, sparse=True))
+    run = slower(run_of(stores, sparse=True))
     run.batch_size, run.checkpoint_every, run.checkpoints.keep = 6, 5, 9
-    trained({"whole": run}, tmp_path, ranks=1)
+    train_runs({"whole": run}, tmp_path, ranks=1)
     cut = run.model_copy(deep=True)
     cut.parallel.ep = 2
-    trained({"moved": cut}, tmp_path, ranks=2)
+    train_runs({"moved": cut}, tmp_path, ranks=2)
     for ranks, start in ((1, 5), (3, 10)):
         for step in range(start + 5, 21, 5):
             shutil.rmtree(tmp_path / f"moved/checkpoints/step-{step}")
         shutil.copy(tmp_path / "whole.json", tmp_path / "moved.json")
-        trained({"moved": run}, tmp_path, ranks=ranks)
-        assert_alike(tmp_path / "moved", tmp_path / "whole")
+        train_runs({"moved": run}, tmp_path, ranks=ranks)
+        assert_same_training(tmp_path / "moved", tmp_path / "whole")
 
 
 @pytest.mark.long
 def test_what_else_a_run_may_be_is_the_same_on_two_ranks(stores, tmp_path):
     contrast = small.run(stores)
     contrast.objective, contrast.data.sources["text"].share = "contrastive", 0
-    adafactor, muon, frozen, started = made(stores, sparse=True), made(stores), made(stores), made(stores, sparse=True)
+    adafactor, muon, frozen, started = (
+        run_of(stores, sparse=True),
+        run_of(stores),
+        run_of(stores),
+        run_of(stores, sparse=True),
+    )
     adafactor.optim.kind, muon.optim.kind = "adafactor", "muon"
     frozen.frozen = ["vision", "decoder"]
     frozen.data.validation = {"captions": str(stores["captions"])}
-    trained({"dense": made(stores)}, tmp_path, ranks=1)
+    train_runs({"dense": run_of(stores)}, tmp_path, ranks=1)
     started.start_from = {"model": str(tmp_path / "dense")}
     runs = {"contrastive": contrast, "adafactor": adafactor, "muon": muon, "frozen": frozen, "started": started}
-    trained({f"one {name}": run for name, run in runs.items()}, tmp_path, ranks=1)
+    train_runs({f"one {name}": run for name, run in runs.items()}, tmp_path, ranks=1)
     started.parallel.ep = adafactor.parallel.ep = 2
-    trained(runs, tmp_path, ranks=2)
+    train_runs(runs, tmp_path, ranks=2)
     for name in runs:
         one, two = (read_metrics(tmp_path / folder) for folder in (f"one {name}", name))
         for left, right in zip(one, two, strict=True):
-            for figure in {"loss", "gradient_norm", "retrieval", "sequences/text", "validation/captions"} & left.keys():
-                assert right[figure] == pytest.approx(left[figure], abs=1e-4), (name, left["step"], figure)
+            for metric in {"loss", "gradient_norm", "retrieval", "sequences/text", "validation/captions"} & left.keys():
+                assert right[metric] == pytest.approx(left[metric], abs=1e-4), (name, left["step"], metric)
 
 
 def test_layouts_that_cannot_be_are_refused(stores, monkeypatch):
@@ -148,65 +153,65 @@ def test_layouts_that_cannot_be_are_refused(stores, monkeypatch):
         "parallel.dp_shard=3": "3 x 1 is 3, but there are 4 ranks",
         "parallel.tp=4": "model.decoder.heads 2 is no multiple",
         "parallel.ep=3": "4 experts are no multiple",
-        "micro_batch_size=2": "must be a multiple of micro_batch_size x ranks with rows of their own = 2 x 4",
+        "micro_batch_size=2": "must be a multiple of micro_batch_size x ranks with sequences of their own = 2 x 4",
     }.items():
         with pytest.raises(ConfigError, match=words):
-            layout(config.override(made(stores, sparse=True), [change]))
+            parallel_dims(config.override(run_of(stores, sparse=True), [change]))
 
 
 def _disagree(rank: int, run: RunConfig) -> None:
     other = config.override(run, ["optim.weight_decay=0.2"]) if rank else run
     with dist.connected():
         with pytest.raises(ConfigError, match=r"rank 1 has optim.weight_decay = 0.2, rank 0 has 0.1"):
-            ranks_module.meet(other, 4)
+            coordinator.check_same_start(other, 4)
         with pytest.raises(ConfigError, match=r"rank 0 found step 4, rank 1 found no checkpoint"):
-            ranks_module.meet(run, None if rank else 4)
-        ranks_module.meet(run, 4)
-        here = ranks_module.Ranks(data_rank=rank)
+            coordinator.check_same_start(run, None if rank else 4)
+        coordinator.check_same_start(run, 4)
+        here = coordinator.Coordinator(data_rank=rank)
         with pytest.raises(dist.RankError, match="rank 1 is about to do step 8 in 0 micro-batches, rank 0 step 7"):
-            here.weight(6 + rank, [], 10)
-        with pytest.raises(dist.RankError, match="rank 1 has other rows"):
-            ranks_module.Ranks().weight(6, [], 10 + rank)
-        assert here.weight(6, [], 10 + rank) == 21
+            here.total_weight(6 + rank, [], 10)
+        with pytest.raises(dist.RankError, match="rank 1 has other sequences"):
+            coordinator.Coordinator().total_weight(6, [], 10 + rank)
+        assert here.total_weight(6, [], 10 + rank) == 21
 
 
 def test_ranks_that_disagree_are_named_before_they_wait_for_each_other(stores):
     pair = Pair(_disagree, small.run(stores))
-    assert pair.end() == [0, 0], pair.said()
+    assert pair.end() == [0, 0], pair.messages()
 
 
-def _come_late(rank: int, told: Path) -> None:
+def _come_late(rank: int, report: Path) -> None:
     import time
 
-    ranks_module.PATIENCE = 1.0
-    sys.stdout = told.with_suffix(f".{rank}").open("w", buffering=1)
+    coordinator.PATIENCE = 1.0
+    sys.stdout = report.with_suffix(f".{rank}").open("w", buffering=1)
     with dist.connected():
-        here = ranks_module.Ranks(data_rank=rank)
-        with here.listening():
-            here.at(3, "waiting for data")
+        here = coordinator.Coordinator(data_rank=rank)
+        with here.running():
+            here.enter("waiting for data", 3)
             time.sleep(4 * rank)
-            here.weight(2, [], 1)
+            here.total_weight(2, [], 1)
 
 
-def test_a_rank_that_does_not_come_is_reported_by_those_that_wait(tmp_path):
-    pair = Pair(_come_late, tmp_path / "told")
-    assert pair.end() == [0, 0], pair.said()
-    told = (tmp_path / "told.0").read_text()
-    assert "rank 0: step 3, agreeing, for" in told
-    assert "rank 1: step 3, waiting for data, for" in told
+def test_a_rank_that_hangs_is_reported_by_those_that_wait(tmp_path):
+    pair = Pair(_come_late, tmp_path / "report")
+    assert pair.end() == [0, 0], pair.messages()
+    report = (tmp_path / "report.0").read_text()
+    assert "rank 0: step 3, agreeing, for" in report
+    assert "rank 1: step 3, waiting for data, for" in report
 
 
-def test_torchrun_starts_the_door(stores, tmp_path):
+def test_torchrun_starts_the_command_line(stores, tmp_path):
     run = small.run(stores)
     run.steps = 2
     config.save(run, tmp_path / "run.json")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mm1"]
     command += ["train", str(tmp_path / "run.json"), "parallel.dp_shard=2", "--to", str(tmp_path / "run")]
-    said = subprocess.run(command, capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.count("trained: ") == 1  # what concerns all is said by one
-    found = checkpoint.latest(tmp_path / "run")
-    assert found is not None
-    assert found.step == 2
-    assert len([*Path(found.path).glob("*.distcp")]) == 2  # a shard of each
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("trained: ") == 1  # rank 0 speaks for all
+    newest = checkpoint.latest(tmp_path / "run")
+    assert newest is not None
+    assert newest.step == 2
+    assert len([*Path(newest.path).glob("*.distcp")]) == 2  # a shard of each
     assert torch.isfinite(next(checkpoint.load_for_use(tmp_path / "run").model.parameters())).all()

@@ -20,13 +20,15 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mm1"
 CODE = ("mm1", "sample_build", "tests", "benchmarks")
 
-# A dict named KINDS holds one class, or function, for each value of this field.
+# A dict named KINDS (or OBJECTIVES) holds one class, or function, for each value of this field.
 KINDS = {
     "mm1.data.tiles": (architecture.TilingConfig, "kind"),
     "mm1.model.connector": (architecture.ConnectorConfig, "kind"),
     "mm1.train.optim": (config.OptimConfig, "kind"),
     "mm1.train.schedule": (config.OptimConfig, "schedule"),
+    "mm1.objectives.index": (config.RunConfig, "objective"),
 }
+DICTS = {"KINDS", "OBJECTIVES"}
 
 BANNED_WORDS = {"utils", "util", "helpers", "helper", "common", "manager"}
 SAMPLE_LIMIT = 30 * 2**20  # bytes
@@ -209,13 +211,31 @@ def test_every_kind_has_its_class():
         module
         for module, path in modules().items()
         for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.Assign | ast.AnnAssign) and "KINDS" in assigned(node)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and DICTS & set(assigned(node))
     }
     unknown = sorted(defining - KINDS.keys())
-    assert not unknown, f"{unknown[0]} has KINDS: name the config field it belongs to in this file's KINDS"
+    assert not unknown, f"{unknown[0]} has such a dict: name the config field it belongs to in this file's KINDS"
     for module, (model, field) in KINDS.items():
-        classes = importlib.import_module(module).KINDS
-        assert sorted(classes) == sorted(base.choices(model, field)), f"{module}.KINDS and {field!r} differ"
+        (classes,) = (value for name, value in vars(importlib.import_module(module)).items() if name in DICTS)
+        assert sorted(classes) == sorted(base.choices(model, field)), f"the dict of {module} and {field!r} differ"
+
+
+def test_only_the_dict_of_objectives_knows_their_names():
+    """What other code needs to know of an objective is an attribute or a method of its class."""
+    values = {"objective", *base.choices(config.RunConfig, "objective")}
+    faults = []
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare) and values & words_of(node):
+                faults.append(f"{short(path)}:{node.lineno} compares an objective")
+    report(faults)
+
+
+def words_of(node: ast.Compare) -> set[str]:
+    """The attributes and strings that a comparison compares."""
+    sides = [node.left, *node.comparators]
+    constants = {side.value for side in sides if isinstance(side, ast.Constant) and isinstance(side.value, str)}
+    return constants | {side.attr for side in sides if isinstance(side, ast.Attribute)}
 
 
 def assigned(node: ast.Assign | ast.AnnAssign) -> list[str]:

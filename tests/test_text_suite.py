@@ -120,6 +120,6 @@ def test_ranks_share_the_requests_out(ours: Ours, tmp_path: Path):
 
     evaluate_text(ours, folder=tmp_path / "alone", limit=None, tasks=three_tasks(tmp_path))
     pair = Pair(text_of_rank, tmp_path / "both")
-    assert pair.end() == [0, 0], pair.said()
+    assert pair.end() == [0, 0], pair.messages()
     alone, both = (json.loads((tmp_path / name / "text.json").read_text()) for name in ("alone", "both"))
     assert alone == both

@@ -19,7 +19,7 @@ from mm1.config.base import ConfigError
 from mm1.config.model import SparseConfig
 from mm1.config.run import RunConfig, Stage
 from mm1.data.loader import Sequences
-from mm1.data.tiles import TileSpec
+from mm1.data.tiles import tile_spec
 from mm1.model.mllm import MLLM
 from mm1.objectives.loss import Loss
 from mm1.objectives.next_token import NextToken
@@ -44,11 +44,12 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 
 
 def gradients(run: RunConfig, micro_batch_size: int) -> tuple[Loss, list[torch.Tensor]]:
-    rows = Sequences(run.data, tile=TileSpec(16, 4), seed=0, batch_size=12)
+    sequences = Sequences(run.data, tile=tile_spec(run.model), seed=0, batch_size=12)
+    run.model.image_token_id = sequences.tokenizer.image
     model = MLLM(run.model)
     model.initialise(0)
-    objective = NextToken(model, rows.names, image=rows.tokenizer.image)
-    batches = [rows.batch(list(range(first, first + micro_batch_size))) for first in range(0, 4, micro_batch_size)]
+    objective = NextToken(model, sequences.names)
+    batches = [sequences.batch(list(range(first, first + micro_batch_size))) for first in range(0, 4, micro_batch_size)]
     weight = sum(objective.weight(batch) for batch in batches)
     losses = []
     for batch in batches:
@@ -142,10 +143,10 @@ def _no_large_files() -> None:
 
 def test_a_flipped_byte_is_found_and_the_checkpoint_before_is_used(run, tmp_path):
     train_run(run, tmp_path)
-    newest = checkpoint.latest(tmp_path)
-    assert newest is not None
-    assert newest.step == 8
-    shard = next(newest.path.glob("*.distcp"))
+    latest = checkpoint.latest(tmp_path)
+    assert latest is not None
+    assert latest.step == 8
+    shard = next(latest.path.glob("*.distcp"))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
@@ -163,9 +164,9 @@ def test_a_flipped_byte_is_found_and_the_checkpoint_before_is_used(run, tmp_path
 def test_an_unfinished_checkpoint_is_never_seen(run, tmp_path):
     train_run(run, tmp_path)
     shutil.copytree(tmp_path / "checkpoints/step-8", tmp_path / "checkpoints/step-9.part")
-    found = checkpoint.latest(tmp_path)
-    assert found is not None
-    assert found.step == 8
+    latest = checkpoint.latest(tmp_path)
+    assert latest is not None
+    assert latest.step == 8
 
 
 def test_a_folder_of_another_run_is_refused_with_the_difference(run, tmp_path):
@@ -219,7 +220,7 @@ def test_a_start_at_a_higher_resolution_sees_what_the_first_model_sees_there(run
     torch.testing.assert_close(second.vision(images_NCYX), first(images_NCYX))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_row(run, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sequence(run, tmp_path, monkeypatch):
     run.optim.learning_rate = 1e30
     run.optim.clip_norm = 1e30
     with pytest.raises(FloatingPointError, match=f"mm1 show {tmp_path} --sequence "):
@@ -229,7 +230,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_row(run, tmp_path
 def test_a_thousandth_broken_image_stops_the_run(run, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "MAX_BROKEN", 3)
     monkeypatch.setattr("mm1.data.loader.load_boxes", _broken)
-    with pytest.raises(ValueError, match="3 pictures of this run could not be decoded, the last captions: caption-"):
+    with pytest.raises(ValueError, match="3 images of this run could not be decoded, the last captions: caption-"):
         train_run(run, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What can be seen of a run while it runs: health, MFU, memory, boards, traces."""
+"""What can be seen of a run while it runs: health, MFU, memory, trackers, traces."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ from mm1 import checkpoint
 from mm1.config.base import ConfigError
 from mm1.config.run import RunConfig
 from mm1.data.loader import Sequences
-from mm1.data.tiles import TileSpec
+from mm1.data.tiles import tile_spec
 from mm1.document import Batch
 from mm1.model.mllm import MLLM
 from mm1.train.health import Health
@@ -26,18 +26,19 @@ from mm1.train.run import train_run
 
 @pytest.fixture
 def run(stores) -> RunConfig:
-    made = small.run(stores)
-    made.steps = 4
-    return made
+    short = small.run(stores)
+    short.steps = 4
+    return short
 
 
 @pytest.fixture
-def batch(run) -> tuple[Batch, int]:
-    """Two rows with pictures, a black one behind them, and the image token."""
-    rows = Sequences(run.data, tile=TileSpec(16, 4), seed=0, batch_size=4)
-    found = next(batch for batch in (rows.batch([n, n + 1]) for n in range(0, 8, 2)) if batch.images)
-    found.images_NCYX = torch.cat([found.images_NCYX, torch.zeros(1, 3, 16, 16, dtype=torch.uint8)])
-    return found, rows.tokenizer.image
+def batch(run) -> Batch:
+    """Two sequences with images, and a black padding image. Gives the run its image token."""
+    sequences = Sequences(run.data, tile=tile_spec(run.model), seed=0, batch_size=4)
+    run.model.image_token_id = sequences.tokenizer.image
+    batch = next(batch for batch in (sequences.batch([n, n + 1]) for n in range(0, 8, 2)) if batch.images)
+    batch.images_NCYX = torch.cat([batch.images_NCYX, torch.zeros(1, 3, 16, 16, dtype=torch.uint8)])
+    return batch
 
 
 def test_watching_changes_no_weight_and_the_parts_norms_make_the_whole(run, tmp_path):
@@ -55,7 +56,6 @@ def test_watching_changes_no_weight_and_the_parts_norms_make_the_whole(run, tmp_
 
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_health_is_that_of_the_residual_stream(run, batch, is_compiled):
-    found, image = batch
     model = MLLM(run.model)
     model.initialise(0)
     compiled = []
@@ -64,32 +64,32 @@ def test_health_is_that_of_the_residual_stream(run, batch, is_compiled):
         compiled.append(graph)
         return graph.forward
 
-    def forward(asked: Batch) -> None:
+    def forward(batch: Batch) -> None:
         with torch.no_grad():
-            model.hidden(asked, image)
+            model.hidden(batch)
 
     if is_compiled:
         for block in (*model.vision.blocks, *model.decoder.blocks):
             block.compile(backend=backend)
-        forward(found)
+        forward(batch)
     before = len(compiled)
-    with torch.no_grad():  # one value far out, one channel without any
+    with torch.no_grad():  # a huge channel and a dead one
         model.decoder.blocks[1].feed_forward.down.weight[3] = 1e4
         model.connector.out.weight[5], model.connector.out.bias[5] = 0, 0
     look = Health(model, forward, every=3).look
-    assert look(1, [found]) == {}
-    figures = look(2, [found])
+    assert look(1, [batch]) == {}
+    metrics = look(2, [batch])
     assert len(compiled) == before
     assert (before > 0) == is_compiled
     streams = []
     hook = model.decoder.norm.register_forward_pre_hook(lambda module, inputs: streams.append(inputs[0]))
-    forward(found)
+    forward(batch)
     hook.remove()
     (x_BTD,) = streams
-    assert figures["health/decoder.blocks.1/rms"] == pytest.approx(float(x_BTD.square().mean().sqrt()), rel=1e-5)
-    assert figures["health/connector/dead"] == pytest.approx(1 / 16)
-    assert 0 == figures["health/decoder.blocks.0/huge"] == figures["health/decoder.blocks.0/dead"]
-    assert figures["health/decoder.blocks.1/dead"] > 0.5  # beside a channel that drowns them
+    assert metrics["health/decoder.blocks.1/rms"] == pytest.approx(float(x_BTD.square().mean().sqrt()), rel=1e-5)
+    assert metrics["health/connector/dead"] == pytest.approx(1 / 16)
+    assert 0 == metrics["health/decoder.blocks.0/huge"] == metrics["health/decoder.blocks.0/dead"]
+    assert metrics["health/decoder.blocks.1/dead"] > 0.5  # beside the huge one
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -102,19 +102,18 @@ def test_huge_values_are_counted():
     assert look(0, [SimpleNamespace(images=0)])["health/part/huge"] == pytest.approx(2 / 10_000)
 
 
-def test_mfu_counts_pictures_and_padding_apart(run, batch):
-    found, image = batch
-    meter = Meter(run, image=image, peak=1e9)
-    figures = meter.step([found], waited=0.0)
-    vision, whole, padded = (figures[name] for name in ("mfu/vision", "mfu", "hfu"))
+def test_mfu_counts_images_and_padding_separately(run, batch):
+    meter = Meter(run, peak=1e9)
+    metrics = meter.step([batch])
+    vision, whole, padded = (metrics[name] for name in ("mfu/vision", "mfu", "hfu"))
     cost = costs(run)
-    able = figures["step_seconds"] * 1e9
-    assert vision * able == pytest.approx(3 * found.images * (cost.encoder + cost.connector))
-    assert (whole - vision) * able == pytest.approx(cost.text([found]))
-    empty = int((found.document_BT == 0).sum())
+    possible = metrics["step_seconds"] * 1e9
+    assert vision * possible == pytest.approx(3 * batch.images * (cost.encoder + cost.connector))
+    assert (whole - vision) * possible == pytest.approx(cost.text([batch]))
+    empty = int((batch.document_BT == 0).sum())
     assert empty
     added = 3 * (empty * cost.token + cost.encoder + cost.connector)
-    assert (padded - whole) * able == pytest.approx(added, rel=1e-6)
+    assert (padded - whole) * possible == pytest.approx(added, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +140,7 @@ def test_peak_memory_is_that_of_the_process():
 
 
 class FakeWandB:
-    """What mm1 asks of the package, recorded."""
+    """Records what mm1 calls of the package."""
 
     Error = ConnectionError
 
@@ -168,7 +167,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(run, tmp_path, monkeypatch)
     run.wandb, run.steps = "mine", 3
     train_run(run, tmp_path)
     (tmp_path / "checkpoints/step-3").rename(tmp_path / "gone")
-    run.wandb = "other"  # may change, as no row and no weight depends on it
+    run.wandb = "other"  # may change, as no sequence and no weight depends on it
     train_run(run, tmp_path)
     first, second = fake.started
     assert (first["project"], second["project"]) == ("mine", "other")
@@ -210,10 +209,10 @@ def test_the_real_wandb_takes_a_run_and_its_resumption_offline(run, tmp_path, mo
     train_run(run, tmp_path)
     (tmp_path / "checkpoints/step-3").rename(tmp_path / "gone")
     train_run(run, tmp_path)
-    kept = (tmp_path / "wandb_id").read_text()
+    run_id = (tmp_path / "wandb_id").read_text()
     folders = [path for path in (tmp_path / "wandb").glob("offline-run-*") if path.is_dir()]
     assert folders
-    assert all(path.name.endswith(kept) for path in folders)
+    assert all(path.name.endswith(run_id) for path in folders)
     assert all(list(path.glob("*.wandb")) for path in folders)
 
 

@@ -18,9 +18,10 @@ from mm1.config.base import ConfigError
 from mm1.config.run import RunConfig
 from mm1.document import IGNORED, Batch
 from mm1.model.mllm import MLLM
+from mm1.objectives.index import generates_text
 from mm1.train.meter import costs
-from mm1.train.parallel import Layout, spread
-from mm1.train.parameters import freeze, named_by
+from mm1.train.parallel import ParallelDims, parallelize
+from mm1.train.parameters import freeze, matching
 
 GRADIENT, MOMENTS, WEIGHT = 4, 8, 4
 """Bytes of a trained number in fp32: its gradient, AdamW's two moments, its weight."""
@@ -65,7 +66,7 @@ class Planner:
 
     def __init__(self, run: RunConfig, hardware: Hardware, *, precision: torch.dtype, batch: Batch | None = None):
         """`batch` is a real micro-batch; without it sequences are full, with `max_images` images each."""
-        if run.objective != "next_token":
+        if not generates_text(run):
             raise ConfigError(f"objective {run.objective} cannot be planned; only next_token can")
         self.run, self.hardware, self.precision, self.batch = run, hardware, precision, batch
         with torch.device("meta"):
@@ -267,8 +268,8 @@ def _run_of_rank(run: RunConfig, layout: ParallelLayout) -> RunConfig:
 
 def _prepare(mllm: MLLM, run: RunConfig, precision: torch.dtype) -> None:
     """Freeze and wrap the model as a run on one rank does."""
-    freeze(mllm, [pattern for pattern in run.frozen if named_by(pattern, dict(mllm.named_parameters()))])
-    spread(mllm, run, over=Layout(1, 1, 1, 1, None, None), precision=precision)
+    freeze(mllm, [pattern for pattern in run.frozen if matching(pattern, dict(mllm.named_parameters()))])
+    parallelize(mllm, run, dims=ParallelDims(1, 1, 1, 1, None, None), precision=precision)
 
 
 def _multiply(segment: StepSegment, sequences: int) -> StepSegment:

@@ -181,7 +181,7 @@ def _loss(mllm: MLLM, batch: Batch, *, mask: Mask, positions: torch.Tensor, low_
     hidden_BTD, layers = mllm.decoder.routed(x_BTD, batch.position_BT, mask=mask, real_BT=batch.document_BT > 0)
     targets = batch.targets_BT.flatten()
     at_once = LOGITS["cuda" if low_precision else "cpu"]
-    total = cross_entropy(mllm, hidden_BTD.flatten(0, 1), targets=targets, places=positions, at_once=at_once).total
+    total = cross_entropy(mllm, hidden_BTD.flatten(0, 1), targets=targets, positions=positions, at_once=at_once).total
     routing = Routing.of(layers, mllm.config.decoder.sparse, sequences=len(batch.tokens_BT))
     return total if routing is None else total + routing.penalty
 

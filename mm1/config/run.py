@@ -156,10 +156,6 @@ class RunConfig(Config):
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}; "
                 f"try micro_batch_size={divisor}"
             )
-        if self.objective == "contrastive" and self.model.decoder.sparse.experts:
-            raise ValueError("objective contrastive has no router losses; set model.decoder.sparse.experts=0")
-        if self.objective == "contrastive" and self.z_loss_weight:
-            raise ValueError("objective contrastive has no z loss; set z_loss_weight=0")
         if self.profile and not 1 <= self.profile[0] <= self.profile[1]:
             raise ValueError(f"profile is [first, last] step, counted from 1, but found {[*self.profile]}")
         return self

@@ -1,21 +1,26 @@
 """The loss of a batch, and what an objective must give."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import ClassVar, Literal, Self
 
 import torch
+from torch import nn
 
+from mm1.config.run import RunConfig
 from mm1.document import Batch
 from mm1.model.moe import Routing
+
+ModelPart = Literal["vision", "connector", "decoder", "logits"]
 
 
 @dataclass(slots=True)
 class Loss:
     """The loss of a batch, summed; divide by `weight` for its mean.
 
-    `by_source` and `weight_by_source` split both over the run's sources; `extra` holds further
-    figures, summed over the weight too. `routing` is what a sparse decoder's experts did. `z` is the z loss
-    times its weight, summed; minimised too, but no part of `total`.
+    `by_source` and `weight_by_source` split both over the run's sources. `extra` holds further metrics, also summed.
+    `routing` says how a sparse decoder used its experts. `z` is the summed z loss times its weight; it is minimised
+    too, but is no part of `total`.
     """
 
     total: torch.Tensor
@@ -26,12 +31,13 @@ class Loss:
     routing: Routing | None = None
     z: torch.Tensor | None = None
 
-    def objective(self, *, weight: int, rows: int) -> torch.Tensor:
-        """This batch's part in the loss of a step of `weight` and `rows`: what is minimised."""
+    def scaled(self, *, weight: int, sequences: int) -> torch.Tensor:
+        """What is minimised: this batch's part of the loss of a step of `weight` and `sequences`."""
         mean = (self.total if self.z is None else self.total + self.z) / max(weight, 1)
-        return mean if self.routing is None else mean + self.routing.penalty / rows
+        return mean if self.routing is None else mean + self.routing.penalty / sequences
 
     def detach(self) -> "Loss":
+        """The same loss without its graph."""
         routing = None if self.routing is None else self.routing.detach()
         z = None if self.z is None else self.z.detach()
         return replace(self, total=self.total.detach(), routing=routing, z=z)
@@ -52,23 +58,54 @@ class Loss:
         )
 
     def metrics(self, sources: list[str]) -> dict[str, float]:
-        """Means for the log: `loss`, `loss/SOURCE` where it had rows, `tokens/SOURCE`, `z_loss`, `experts/...`."""
-        found = {"loss": float(self.total) / max(self.weight, 1)}
+        """Means for the log: `loss`, `z_loss`, `experts/...`; `tokens/SOURCE`, and `loss/SOURCE` if that is not 0."""
+        metrics = {"loss": float(self.total) / max(self.weight, 1)}
         if self.z is not None:
-            found["z_loss"] = float(self.z) / max(self.weight, 1)
-        found |= {name: value / max(self.weight, 1) for name, value in self.extra.items()}
+            metrics["z_loss"] = float(self.z) / max(self.weight, 1)
+        metrics |= {name: value / max(self.weight, 1) for name, value in self.extra.items()}
         for name, total, weight in zip(sources, self.by_source.tolist(), self.weight_by_source.tolist(), strict=False):
-            found[f"tokens/{name}"] = weight
+            metrics[f"tokens/{name}"] = weight
             if weight:
-                found[f"loss/{name}"] = total / weight
-        return found if self.routing is None else found | self.routing.metrics()
+                metrics[f"loss/{name}"] = total / weight
+        return metrics if self.routing is None else metrics | self.routing.metrics()
 
 
-class Objective(Protocol):
-    """A loss over batches. `weight` is known before the forward pass, so accumulation is exact."""
+class Objective(ABC):
+    """What a run learns: a model, and its loss over batches.
 
+    The name of a subclass in `objectives/index.py` is the value of `objective` in a run's config.
+    """
+
+    unit: ClassVar[str]
+    """What the weight of a batch counts, in the singular: the loss is a mean over these."""
+
+    parts: ClassVar[frozenset[ModelPart]]
+    """The parts of `ModelConfig` that the model has; `logits` if it predicts tokens, and so can generate text."""
+
+    model: nn.Module
     sources: list[str]
 
-    def weight(self, batch: Batch) -> int: ...
+    @classmethod
+    @abstractmethod
+    def check(cls, run: RunConfig) -> None:
+        """Refuse settings that this objective would ignore.
 
-    def loss(self, batch: Batch) -> Loss: ...
+        Raises:
+            ConfigError: the run sets one.
+        """
+
+    @classmethod
+    @abstractmethod
+    def build(cls, run: RunConfig, sources: list[str]) -> Self:
+        """The objective of a run, with a new model that has `initialise(seed)`.
+
+        `sources` are the names of the run's sources, in the order of `Batch.source_B`.
+        """
+
+    @abstractmethod
+    def weight(self, batch: Batch) -> int:
+        """How much a batch counts in its step. Known before the forward pass, so accumulation is exact."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Loss:
+        """The loss of a batch that is on the model's device."""

@@ -1,63 +1,78 @@
 """Next-token cross-entropy over trained text."""
 
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from mm1.config.run import RunConfig
 from mm1.document import IGNORED, Batch
 from mm1.model.mllm import MLLM
 from mm1.model.moe import Routing
-from mm1.objectives.loss import Loss
+from mm1.objectives.loss import Loss, ModelPart, Objective
 
 LOGITS = {"cpu": 2**23, "cuda": 2**27}
-"""Logits in memory at once, by device: on a CPU more cost cache, fewer make thin products."""
+"""Logits in memory at once, by device: on a CPU more of them leave the cache, fewer make thin matrix products."""
 
 ALIGNED = 16
-"""Places of a chunk are a multiple of this: 64 bytes of float32."""
+"""The positions of a chunk are a multiple of this: 64 bytes of float32."""
 
 
-class NextToken:
-    """Cross-entropy of the next token, over trained text only (MM1: image places are no targets)."""
+class NextToken(Objective):
+    """Cross-entropy of the next token, over trained text only (in MM1 image tokens are no targets)."""
+
+    unit: ClassVar[str] = "token"
+    parts: ClassVar[frozenset[ModelPart]] = frozenset({"vision", "connector", "decoder", "logits"})
+
+    model: MLLM
 
     def __init__(self, model: MLLM, sources: list[str], *, z_loss_weight: float = 0.0):
         """`z_loss_weight` weighs the mean over trained tokens of log(sum of exp(logits)) squared (PaLM, section 5)."""
-        self._model, self.sources, self._z_loss_weight = model, sources, z_loss_weight
+        self.model, self.sources, self._z_loss_weight = model, sources, z_loss_weight
+
+    @classmethod
+    def check(cls, run: RunConfig) -> None:
+        """Accept every run: this objective uses all settings."""
+
+    @classmethod
+    def build(cls, run: RunConfig, sources: list[str]) -> Self:
+        return cls(MLLM(run.model), sources, z_loss_weight=run.z_loss_weight)
 
     def weight(self, batch: Batch) -> int:
         return int((batch.targets_BT != IGNORED).sum())
 
     def loss(self, batch: Batch) -> Loss:
-        hidden_BTD, layers = self._model(batch)
+        hidden_BTD, layers = self.model(batch)
         targets = batch.targets_BT.flatten()
-        learned = (targets != IGNORED).nonzero().squeeze(1)
-        found = cross_entropy(
-            self._model,
+        trained = (targets != IGNORED).nonzero().squeeze(1)
+        entropy = cross_entropy(
+            self.model,
             hidden_BTD.flatten(0, 1),
             targets=targets,
-            places=learned,
+            positions=trained,
             z_loss_weight=self._z_loss_weight,
             at_once=LOGITS[targets.device.type],
         )
-        losses = found.losses
-        origin = batch.source_B.repeat_interleave(batch.tokens_BT.shape[1])[learned]
+        losses = entropy.losses
+        source = batch.source_B.repeat_interleave(batch.tokens_BT.shape[1])[trained]
         zeros = torch.zeros(len(self.sources), device=losses.device)
         return Loss(
-            total=found.total,
-            weight=len(learned),
-            by_source=zeros.index_add(0, origin, losses),
-            weight_by_source=zeros.index_add(0, origin, torch.ones_like(losses)),
-            routing=Routing.of(layers, self._model.config.decoder.sparse, sequences=len(batch.tokens_BT)),
-            z=found.z if self._z_loss_weight else None,
+            total=entropy.total,
+            weight=len(trained),
+            by_source=zeros.index_add(0, source, losses),
+            weight_by_source=zeros.index_add(0, source, torch.ones_like(losses)),
+            routing=Routing.of(layers, self.model.config.decoder.sparse, sequences=len(batch.tokens_BT)),
+            z=entropy.z if self._z_loss_weight else None,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropy:
-    """The loss at each place, their sum, and the z loss times its weight, summed; float32.
+    """The loss at each position, their sum, and the summed z loss times its weight; all in float32.
 
-    Only the sum has a gradient, which is that of the z loss too: both are minimised together.
+    Only the sum has a gradient. It includes that of the z loss: both are minimised together.
     """
 
     losses: torch.Tensor
@@ -70,58 +85,58 @@ def cross_entropy(
     hidden: torch.Tensor,
     *,
     targets: torch.Tensor,
-    places: torch.Tensor,
+    positions: torch.Tensor,
     at_once: int,
     z_loss_weight: float = 0.0,
 ) -> CrossEntropy:
-    """The loss of the next token at `places`, with about `at_once` logits in memory."""
-    rows = F.embedding(places, hidden)  # an index whose backward is deterministic
-    make = _CrossEntropy.apply if torch.is_grad_enabled() else _without_gradients
-    return CrossEntropy(*make(rows, model.decoder.output_weight(), targets[places], z_loss_weight, at_once))
+    """The loss of the next token at `positions` (of the flat batch), with about `at_once` logits in memory."""
+    x_RD = F.embedding(positions, hidden)  # an index whose backward is deterministic
+    compute = _CrossEntropy.apply if torch.is_grad_enabled() else _without_gradients
+    return CrossEntropy(*compute(x_RD, model.decoder.output_weight(), targets[positions], z_loss_weight, at_once))
 
 
 def _without_gradients(
     x_RD: torch.Tensor, weight_VD: torch.Tensor, target_R: torch.Tensor, z_loss_weight: float, at_once: int
 ) -> tuple[torch.Tensor, ...]:
-    """The fields of `CrossEntropy`, some classes C of all places at a time: few enough logits to stay in a cache."""
-    rows, x_RD, target_R = _aligned(x_RD, target_R)
+    """The fields of `CrossEntropy`, for C classes of all positions at a time: few enough logits to stay in a cache."""
+    positions, x_RD, target_R = _aligned(x_RD, target_R)
     classes = max(1, at_once // 8 // max(1, len(x_RD)) // ALIGNED) * ALIGNED
-    logs, chosen_R = [], torch.zeros_like(target_R, dtype=torch.float32)
+    log_sums, target_logit_R = [], torch.zeros_like(target_R, dtype=torch.float32)
     for first, weight_CD in zip(range(0, len(weight_VD), classes), weight_VD.split(classes), strict=True):
         logits_RC = F.linear(x_RD, weight_CD).float()
-        here_R = target_R - first
-        within_R = (here_R >= 0) & (here_R < len(weight_CD))
-        found_R = logits_RC.gather(1, here_R.clamp(0, len(weight_CD) - 1)[:, None])[:, 0]
-        chosen_R = torch.where(within_R, found_R, chosen_R)
-        logs.append(_log_sum(logits_RC, 1)[0])
-    logs_R = torch.stack(logs).logsumexp(0)[:rows]
-    losses_R = logs_R - chosen_R[:rows]
-    return losses_R, losses_R.sum(), z_loss_weight * logs_R.square().sum()
+        class_R = target_R - first
+        within_R = (class_R >= 0) & (class_R < len(weight_CD))
+        logit_R = logits_RC.gather(1, class_R.clamp(0, len(weight_CD) - 1)[:, None])[:, 0]
+        target_logit_R = torch.where(within_R, logit_R, target_logit_R)
+        log_sums.append(_log_sum(logits_RC, 1)[0])
+    log_sum_R = torch.stack(log_sums).logsumexp(0)[:positions]
+    losses_R = log_sum_R - target_logit_R[:positions]
+    return losses_R, losses_R.sum(), z_loss_weight * log_sum_R.square().sum()
 
 
 def _aligned(x_RD: torch.Tensor, target_R: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor]:
-    """How many places there are, and both with places of zeros behind, up to a multiple of `ALIGNED`.
+    """How many positions there are, and both tensors padded with zeros to a multiple of `ALIGNED` positions.
 
-    Products with odd ends took half as long again; zeros add nothing to the gradient of the output matrix.
+    Matrix products of odd sizes took half as long again; zeros add nothing to the gradient of the output matrix.
     """
-    rows = len(x_RD)
-    return rows, F.pad(x_RD, (0, 0, 0, -rows % ALIGNED)), F.pad(target_R, (0, -rows % ALIGNED))
+    positions = len(x_RD)
+    return positions, F.pad(x_RD, (0, 0, 0, -positions % ALIGNED)), F.pad(target_R, (0, -positions % ALIGNED))
 
 
 def _log_sum(logits: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logarithm of the sum of exponentials along `axis`, and their parts in it, which take the logits' memory."""
+    """The logarithm of the sum of exponentials along `axis`, and the probabilities, which overwrite the logits."""
     largest = logits.amax(axis)
-    parts = torch.softmax(logits, axis, out=logits)
-    # the largest part is at least 1 / V: its logarithm gives the sum's, without a second pass of exp
-    return largest - parts.amax(axis).log(), parts
+    probabilities = torch.softmax(logits, axis, out=logits)
+    # the largest probability is at least 1 / V: its logarithm gives the sum's without a second pass of exp
+    return largest - probabilities.amax(axis).log(), probabilities
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The fields of `CrossEntropy`, of hidden states [R, D] of the R trained places and the output matrix [V, D].
+    """The fields of `CrossEntropy`, from the hidden states [R, D] of R trained positions and the output matrix [V, D].
 
-    The gradients are made with the losses, while a chunk's logits are there, and the backward pass scales them: logits
-    are neither kept nor computed again (Liger Kernel, arXiv 2410.10989). A chunk of P places stands as [V, P]: so the
-    three products took a tenth less time on a CPU than as [P, V].
+    Gradients are computed with the losses, while a chunk's logits exist, and the backward pass only scales them: logits
+    are neither kept nor computed again (Liger Kernel, arXiv 2410.10989). A chunk of P positions is stored as [V, P]:
+    on a CPU the three products took a tenth less time than as [P, V].
     """
 
     @staticmethod
@@ -130,24 +145,24 @@ class _CrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_RD.dtype
         ctx.dtypes = x_RD.dtype, weight_VD.dtype
         weight_VD = weight_VD.to(dtype)
-        rows, x_RD, target_R = _aligned(x_RD.to(dtype), target_R)
-        x_learns, weight_learns = ctx.needs_input_grad[:2]
-        grad_x_RD = torch.empty_like(x_RD) if x_learns else None
+        positions, x_RD, target_R = _aligned(x_RD.to(dtype), target_R)
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        grad_x_RD = torch.empty_like(x_RD) if needs_x else None
         # a sum over chunks: in float32, also of bfloat16 products
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if weight_learns else None
-        losses_R, logs_R = (x_RD.new_empty(len(x_RD), dtype=torch.float32) for _ in range(2))
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        losses_R, log_sum_R = (x_RD.new_empty(len(x_RD), dtype=torch.float32) for _ in range(2))
         chunk = max(1, at_once // len(weight_VD) // ALIGNED) * ALIGNED
         with torch.autocast(device, enabled=False):
             for first in range(0, len(x_RD), chunk):
                 here = slice(first, first + chunk)
                 x_PD, target_1P = x_RD[here], target_R[None, here]
                 logits_VP = (weight_VD @ x_PD.t()).float()
-                chosen_P = logits_VP.gather(0, target_1P)[0]
-                logs_P, part_VP = _log_sum(logits_VP, 0)
-                losses_R[here], logs_R[here] = logs_P - chosen_P, logs_P
+                target_logit_P = logits_VP.gather(0, target_1P)[0]
+                log_sum_P, grad_VP = _log_sum(logits_VP, 0)
+                losses_R[here], log_sum_R[here] = log_sum_P - target_logit_P, log_sum_P
                 if z_loss_weight:
-                    part_VP *= 1 + 2 * z_loss_weight * logs_P
-                grad_VP = part_VP.scatter_(0, target_1P, part_VP.gather(0, target_1P) - 1).to(dtype)
+                    grad_VP *= 1 + 2 * z_loss_weight * log_sum_P
+                grad_VP = grad_VP.scatter_(0, target_1P, grad_VP.gather(0, target_1P) - 1).to(dtype)
                 if grad_x_RD is not None:
                     torch.mm(grad_VP.t(), weight_VD, out=grad_x_RD[here])
                 if grad_weight_VD is None:
@@ -156,8 +171,8 @@ class _CrossEntropy(torch.autograd.Function):
                     grad_weight_VD.addmm_(grad_VP, x_PD)
                 else:
                     grad_weight_VD += grad_VP @ x_PD
-        ctx.save_for_backward(None if grad_x_RD is None else grad_x_RD[:rows], grad_weight_VD)
-        losses_R, z = losses_R[:rows], z_loss_weight * logs_R[:rows].square().sum()
+        ctx.save_for_backward(None if grad_x_RD is None else grad_x_RD[:positions], grad_weight_VD)
+        losses_R, z = losses_R[:positions], z_loss_weight * log_sum_R[:positions].square().sum()
         ctx.mark_non_differentiable(losses_R, z)
         return losses_R, losses_R.sum(), z
 

@@ -14,6 +14,7 @@ from mm1.config import run as config
 from mm1.config.run import RunConfig
 from mm1.disk import write_whole
 from mm1.eval.results import Results, TaskScore, read_results
+from mm1.objectives.index import objective_of
 from mm1.report import figures
 from mm1.report.findings import findings, format_interval
 from mm1.report.mix import UNITS, SourceTotals, source_totals
@@ -192,7 +193,7 @@ def _loss_figure(folder: Path, run: RunConfig, records: Sequence[dict[str, Any]]
 
 def _trained_unit(run: RunConfig) -> str:
     """What the run is trained on and what its loss is an average over."""
-    return "pair" if run.objective == "contrastive" else "token"
+    return objective_of(run).unit
 
 
 def _count(number: float) -> str:

@@ -1,4 +1,4 @@
-"""Experts on several ranks: each has some of them whole, and places go to where their experts are and come back."""
+"""Expert parallelism: each rank has some experts whole; tokens are sent to the ranks of their experts and back."""
 
 from dataclasses import dataclass
 
@@ -13,49 +13,50 @@ from mm1.model.moe import Permute
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
-    """How places came to this rank: how many it sent to and got from each, and their order by expert and back."""
+class _Exchange:
+    """What combining needs to know of a dispatch: tokens sent to and received from each rank, and their order."""
 
     sent: list[int]
-    got: list[int]
-    order_A: torch.Tensor
-    back_A: torch.Tensor
+    received: list[int]
+    order_A: torch.Tensor  # that sorts the received tokens by expert
+    back_A: torch.Tensor  # its inverse
 
 
-class DealtExperts(ParallelStyle):
-    """For `moe.Experts`: rank r of the mesh computes the r-th part of the experts, for the places of all its ranks.
+class ExpertParallel(ParallelStyle):
+    """For `moe.Experts`: rank r of the mesh computes the r-th part of the experts, for the tokens of all its ranks.
 
-    What goes in and what comes out is as with all experts here: places sorted by expert, and where each one's end.
+    Inputs and outputs are those of `moe.Experts` with all experts here: tokens sorted by expert, and the end of each
+    expert's tokens.
     """
 
     def __init__(self) -> None:
-        self._way: _Way | None = None
+        self._exchange: _Exchange | None = None
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        # its annotations know nothing of what the functions return, which it uses
-        return distribute_module(module, device_mesh, self._cut, self._go, self._return)  # type: ignore[arg-type]
+        # its annotations don't know that it uses what the functions return
+        return distribute_module(module, device_mesh, self._partition, self._dispatch, self._combine)  # type: ignore[arg-type]
 
-    def _cut(self, name: str, module: nn.Module, mesh: DeviceMesh) -> None:
+    def _partition(self, name: str, module: nn.Module, mesh: DeviceMesh) -> None:
         for leaf, weight in list(module.named_parameters(recurse=False)):
-            cut = distribute_tensor(weight, mesh, [Shard(0)], src_data_rank=None)
-            module.register_parameter(leaf, nn.Parameter(cut, requires_grad=weight.requires_grad))
+            sharded = distribute_tensor(weight, mesh, [Shard(0)], src_data_rank=None)
+            module.register_parameter(leaf, nn.Parameter(sharded, requires_grad=weight.requires_grad))
 
-    def _go(self, module: nn.Module, inputs: tuple, mesh: DeviceMesh) -> tuple[torch.Tensor, torch.Tensor]:
+    def _dispatch(self, module: nn.Module, inputs: tuple, mesh: DeviceMesh) -> tuple[torch.Tensor, torch.Tensor]:
         x_AD, ends_J = inputs
         ranks, group = mesh.size(), mesh.get_group()
         counts_J = torch.diff(ends_J, prepend=ends_J.new_zeros(1)).to(torch.int64)
-        # of each rank, for each expert here, how many places come
-        got_J = all_to_all_single(counts_J, None, None, group).view(ranks, -1)
-        sent, got = counts_J.view(ranks, -1).sum(1).tolist(), got_J.sum(1).tolist()
-        x_AD = all_to_all_single_autograd(x_AD, got, sent, group)
-        expert_A = torch.arange(got_J.shape[1], device=x_AD.device).repeat(ranks).repeat_interleave(got_J.flatten())
-        order_A = expert_A.argsort(stable=True)
+        # how many tokens come from each rank for each of the experts here
+        received_J = all_to_all_single(counts_J, None, None, group).view(ranks, -1)
+        sent, received = counts_J.view(ranks, -1).sum(1).tolist(), received_J.sum(1).tolist()
+        x_AD = all_to_all_single_autograd(x_AD, received, sent, group)
+        experts = torch.arange(received_J.shape[1], device=x_AD.device)
+        order_A = experts.repeat(ranks).repeat_interleave(received_J.flatten()).argsort(stable=True)
         back_A = torch.empty_like(order_A).scatter_(0, order_A, torch.arange(len(order_A), device=x_AD.device))
-        self._way = _Way(sent, got, order_A, back_A)
-        return Permute.apply(x_AD, order_A, back_A, 1), got_J.sum(0).cumsum(0).to(torch.int32)
+        self._exchange = _Exchange(sent, received, order_A, back_A)
+        return Permute.apply(x_AD, order_A, back_A, 1), received_J.sum(0).cumsum(0).to(torch.int32)
 
-    def _return(self, module: nn.Module, outputs: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
-        way, self._way = self._way, None
-        assert way is not None
-        x_AD = Permute.apply(outputs, way.back_A, way.order_A, 1)
-        return all_to_all_single_autograd(x_AD, way.sent, way.got, mesh.get_group())
+    def _combine(self, module: nn.Module, outputs: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
+        exchange, self._exchange = self._exchange, None
+        assert exchange is not None
+        x_AD = Permute.apply(outputs, exchange.back_A, exchange.order_A, 1)
+        return all_to_all_single_autograd(x_AD, exchange.sent, exchange.received, mesh.get_group())

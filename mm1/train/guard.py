@@ -1,8 +1,8 @@
-"""What a run does when a step goes wrong: pass over it, go back before it, or stop.
+"""What a run does about a bad step: skip it, go back to before it, or stop.
 
-All that decides is the losses and gradient norms of the steps before, which `metrics.jsonl` keeps, and the spikes
-before, in `rewinds.jsonl`. So a run that was stopped judges as if it never had been. On several ranks both numbers are
-those of the whole step, so all ranks judge alike.
+This depends only on the losses and gradient norms of earlier steps, which `metrics.jsonl` keeps, and on earlier spikes,
+which `rewinds.jsonl` keeps. So a resumed run decides as an uninterrupted one does. Losses and norms are those of the
+whole step, so all ranks decide alike.
 """
 
 import json
@@ -20,30 +20,30 @@ from mm1 import dist
 from mm1.config.run import RunConfig
 
 TO_STD = 1.4826
-"""A normal distribution's standard deviation over its median absolute deviation."""
+"""The standard deviation of a normal distribution over its median absolute deviation."""
 
 
 class Verdict(Enum):
-    """What becomes of a step whose gradient is known."""
+    """What to do with a step whose gradient is known."""
 
     learn = "learn"
-    skip = "skip"  # nothing moves; the step's rows count as done
-    rewind = "rewind"
+    skip = "skip"  # leave weights and moments alone; the step's sequences count as done
+    rewind = "rewind"  # go back to a checkpoint before the spike
 
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """A spike of the loss; steps are counted from 1. Steps `first` to `step` are not learned from."""
+    """A spike of the loss; steps are counted from 1. Steps `first` to `step` are skipped."""
 
-    step: int  # where it was found
-    first: int  # the step before the first loss that was too high: its update comes before that loss
+    step: int  # at which it was detected
+    first: int  # the step before the first loss that was too high: its update came before that loss
     loss: float
     usual: float  # the median of the window
     limit: float
 
 
 class Guard:
-    """The judge of a run's steps."""
+    """Decides about the steps of a run."""
 
     def __init__(
         self,
@@ -54,11 +54,10 @@ class Guard:
         forget: Callable[[int], None],
         records: Iterable[dict[str, Any]],
     ):
-        """`records` are those of the steps before this start; `say` tells the user; `forget(step)` removes checkpoints
-        of more steps."""
+        """`records` are those of earlier steps; `say` prints a line; `forget(step)` removes later checkpoints."""
         self._run, self._folder, self._say, self._forget, self._settings = run, folder, say, forget, run.guard
         self._usual: deque[float] = deque(maxlen=run.guard.window)
-        self._broken = self._high = 0  # steps in a row that are not finite, or too high
+        self._broken = self._high = 0  # steps in a row whose loss is not finite, or too high
         self._spikes = read_spikes(folder)
         self._changes = {stage.step for stage in run.data.curriculum}
         for record in records:
@@ -67,32 +66,32 @@ class Guard:
 
     @property
     def sound(self) -> bool:
-        """Whether the weights are worth keeping: the last step was neither broken nor too high."""
+        """Whether the weights are worth saving: the last loss was finite and not too high."""
         return not self._broken and not self._high
 
     def judge(self, step: int, *, loss: float, norm: float) -> Verdict:
-        """What to do with a step (from 0) of this loss and gradient norm.
+        """What to do with a step (from 0) that has this loss and gradient norm.
 
         Raises:
             FloatingPointError: too many steps in a row without a finite loss or gradient, or too many spikes.
         """
-        if self._is_passed(step):
-            self._say(f"step {step + 1} passed over: a spike was here")
+        if self._is_in_spike(step):
+            self._say(f"step {step + 1} skipped: a spike was here")
             return Verdict.skip
         self._note(step, loss, norm)
         if self._broken:
             return self._skip(step, loss, norm)
         return self._rewind(step, loss) if self._high >= self._settings.spike_steps else Verdict.learn
 
-    def _is_passed(self, step: int) -> bool:
+    def _is_in_spike(self, step: int) -> bool:
         return any(spike.first <= step + 1 <= spike.step for spike in self._spikes)
 
     def _note(self, step: int, loss: float, norm: float) -> None:
-        """Count the step. A step that a rewind passes over counts for nothing, whatever its loss."""
-        if self._is_passed(step):
+        """Count the step, unless it belongs to a spike on record."""
+        if self._is_in_spike(step):
             return
         if step in self._changes:
-            self._usual.clear()  # another mix has another usual loss
+            self._usual.clear()  # a new mix has a new usual loss
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._broken += 1
         else:
@@ -102,7 +101,7 @@ class Guard:
                 self._usual.append(loss)
 
     def _limit(self) -> float:
-        """The highest loss that is no spike: median and median absolute deviation, which one spike can't move."""
+        """The highest loss that is no spike, from the median and the median absolute deviation: robust to spikes."""
         if self._settings.spike is None or len(self._usual) < self._settings.window:
             return math.inf
         middle = statistics.median(self._usual)
@@ -110,26 +109,26 @@ class Guard:
         return middle + self._settings.spike * std
 
     def _skip(self, step: int, loss: float, norm: float) -> Verdict:
-        found = f"step {step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}; not finite"
+        problem = f"step {step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}; not finite"
         if self._broken < self._settings.skips:
-            self._say(f"{found}. Passed over, nothing moved ({self._broken} of {self._settings.skips} in a row)")
+            self._say(f"{problem}. Skipped ({self._broken} of {self._settings.skips} in a row)")
             return Verdict.skip
         raise FloatingPointError(
-            f"{found}, {self._broken} steps in a row. Lower optim.learning_rate or look at its first row: "
+            f"{problem}, {self._broken} steps in a row. Lower optim.learning_rate or look at its first sequence: "
             f"mm1 show {self._folder} --sequence {step * self._run.batch_size}"
         )
 
     def _rewind(self, step: int, loss: float) -> Verdict:
-        """Go back: later checkpoints are removed first, then the spike is on record.
+        """Remove the checkpoints after the spike, then record it.
 
-        Killed in between, the next start finds the same spike again.
+        If the run is killed in between, its next start detects the same spike again.
         """
         first = max(1, step + 1 - self._high)
         if len(self._spikes) == self._settings.rewinds:
             raise FloatingPointError(
                 f"step {step + 1}: loss {loss:.4g} is the run's spike number {len(self._spikes) + 1}; guard.rewinds is "
-                f"{self._settings.rewinds}. Lower optim.learning_rate, raise guard.spike, or look at its first row: "
-                f"mm1 show {self._folder} --sequence {step * self._run.batch_size}"
+                f"{self._settings.rewinds}. Lower optim.learning_rate, raise guard.spike, or look at its first "
+                f"sequence: mm1 show {self._folder} --sequence {step * self._run.batch_size}"
             )
         spike = Spike(step + 1, first, loss, statistics.median(self._usual), self._limit())
         self._forget(first - 1)
@@ -139,14 +138,14 @@ class Guard:
                 file.flush()
                 os.fsync(file.fileno())
         self._say(
-            f"step {spike.step}: loss {loss:.4g}, usual {spike.usual:.4g}, limit {spike.limit:.4g}. Back to the "
-            f"checkpoint before step {first}; steps {first} to {spike.step} will be passed over"
+            f"step {spike.step}: loss {loss:.4g}, usual {spike.usual:.4g}, limit {spike.limit:.4g}. Going back to the "
+            f"checkpoint before step {first}; steps {first} to {spike.step} will be skipped"
         )
         return Verdict.rewind
 
 
 def read_spikes(folder: Path) -> list[Spike]:
-    """The spikes that the run in `folder` went back from, in the order they came."""
+    """The spikes that the run in `folder` went back from, in order."""
     path = _path(folder)
     return [Spike(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 

@@ -1,7 +1,7 @@
-"""How a model is, every so many steps: the gradient norm of each part, and what flows through its layers.
+"""The health of a model every so many steps: the gradient norm of each part, and the activations of its layers.
 
-Activations are those of one more forward pass without gradient, on the step's micro-batch with the most pictures:
-nothing that trains is touched, so weights are the same, bit for bit, whether anyone looks or not.
+Activations come from an extra forward pass without gradient, on the micro-batch with the most images. It changes
+nothing that is trained: weights are the same bit for bit with and without it.
 """
 
 from collections.abc import Callable
@@ -15,70 +15,71 @@ from mm1.document import Batch
 from mm1.train.parallel import gradient_norm
 
 HUGE = 20.0
-"""Times the RMS from which a value counts as huge. Of normal values none is; "massive activations"
-(arXiv 2402.17762) are hundreds of times as large as the usual ones."""
+"""A value of more than so many times the RMS counts as huge. No normally distributed value is; "massive activations"
+(arXiv 2402.17762) are hundreds of times larger than the usual ones."""
 
 DEAD = 1e-3
-"""Part of the site's RMS under which a channel counts as dead."""
+"""A channel with an RMS of less than this fraction of the site's counts as dead."""
 
 
 class Health:
-    """Looks at a model every `every` steps; never with 0. `forward` is one pass over a batch, without gradient."""
+    """Looks at a model every `every` steps; never if that is 0. `forward` runs it on a batch without gradient."""
 
     def __init__(self, model: nn.Module, forward: Callable[[Batch], Any], *, every: int):
         self._model, self._forward, self._every = model, forward, every
 
     def look(self, step: int, batches: list[Batch]) -> dict[str, float]:
-        """Figures of a step (from 0) whose gradients are there and not yet clipped; none when it is not due."""
+        """The metrics of a step (from 0) whose gradients are not yet clipped; none if the step is not due."""
         if not self._every or (step + 1) % self._every:
             return {}
         return gradient_norms(self._model) | self._activations(max(batches, key=lambda batch: batch.images))
 
     def _activations(self, batch: Batch) -> dict[str, float]:
-        found: dict[str, torch.Tensor] = {}
+        statistics: dict[str, torch.Tensor] = {}
 
-        def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-            def note(module: nn.Module, inputs: Any, output: Any) -> None:
-                found[name] = _figures(output[0] if isinstance(output, tuple) else output)
+        def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                statistics[name] = _statistics(output[0] if isinstance(output, tuple) else output)
 
-            return note
+            return hook
 
         with ExitStack() as hooks:
             for name, module in sites(self._model).items():
-                hooks.callback(module.register_forward_hook(watch(name)).remove)
-            with torch.compiler.set_stance("force_eager"):  # blocks would be compiled anew for every set of hooks
+                hooks.callback(module.register_forward_hook(record(name)).remove)
+            with torch.compiler.set_stance("force_eager"):  # blocks would be compiled again for every set of hooks
                 self._forward(batch)
         names = ("rms", "huge", "dead")
         return {
-            f"health/{site}/{what}": value
-            for site, values in found.items()
-            for what, value in zip(names, values.tolist(), strict=True)
+            f"health/{site}/{metric}": value
+            for site, values in statistics.items()
+            for metric, value in zip(names, values.tolist(), strict=True)
         }
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float]:
-    """`gradient_norm/PART` of each part of the model that learns."""
-    found = {}
+    """`gradient_norm/PART` of each part of the model that is trained."""
+    norms = {}
     for part, module in model.named_children():
         if any(parameter.grad is not None for parameter in module.parameters()):
-            found[f"gradient_norm/{part}"] = float(gradient_norm(module.parameters()))
-    return found
+            norms[f"gradient_norm/{part}"] = float(gradient_norm(module.parameters()))
+    return norms
 
 
 def sites(model: nn.Module) -> dict[str, nn.Module]:
-    """Where to look: first, middle and last block of every part that has blocks; the whole part otherwise."""
-    found = {}
+    """The modules to look at: the first, middle and last block of each part; the part itself if it has no blocks."""
+    modules = {}
     for part, module in model.named_children():
         blocks = getattr(module, "blocks", None)
         if blocks is None:
-            found[part] = module
+            modules[part] = module
         else:
-            found |= {f"{part}.blocks.{at}": blocks[at] for at in sorted({0, len(blocks) // 2, len(blocks) - 1})}
-    return found
+            layers = sorted({0, len(blocks) // 2, len(blocks) - 1})
+            modules |= {f"{part}.blocks.{layer}": blocks[layer] for layer in layers}
+    return modules
 
 
-def _figures(x: torch.Tensor) -> torch.Tensor:
-    """RMS, share of huge values, share of dead channels: the last axis, of feature maps [N, C, Y, X] the second."""
+def _statistics(x: torch.Tensor) -> torch.Tensor:
+    """RMS, share of huge values, share of dead channels. Channels are the last axis; of [N, C, Y, X] the second."""
     squares = (x.movedim(1, -1) if x.ndim == 4 else x).float().square()
     channels = squares.flatten(0, -2).mean(0)
     mean = channels.mean()

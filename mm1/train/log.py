@@ -1,4 +1,4 @@
-"""What a run says while it runs: `metrics.jsonl` always, a progress bar, boards when asked."""
+"""The log of a run: `metrics.jsonl` and a progress bar always, trackers if configured."""
 
 import json
 import math
@@ -22,36 +22,39 @@ from rich.progress import (
 
 from mm1 import dist
 from mm1.disk import write_whole
-from mm1.train.trackers import Board
+from mm1.train.trackers import Tracker
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 
 PLAIN_EVERY = 15.0
-"""Seconds between lines where the output is no terminal (a log file, a CI job)."""
+"""Seconds between progress lines where the output is not a terminal (a log file, a CI job)."""
 
 
 class RunLog:
-    """The log of one run, from `start` on; a resumed run's later lines are cut off first. Only rank 0 writes."""
+    """The log of the run in `folder`, from step `start` on: lines of later steps are removed first.
 
-    def __init__(self, folder: Path, *, name: str, start: int, steps: int, boards: Sequence[Board] = ()):
-        self.name, self.start, self.steps = name, start, steps
-        self.folder, self._path = folder, folder / "metrics.jsonl"
+    Only rank 0 writes. The log closes the trackers on exit.
+    """
+
+    def __init__(self, folder: Path, *, start: int, steps: int, trackers: Sequence[Tracker] = ()):
+        self.name, self.steps = folder.name, steps
+        self._path = folder / "metrics.jsonl"
         if dist.rank() == 0:
             self._keep_until(start)
         self._file = (self._path if dist.rank() == 0 else Path(os.devnull)).open("a")
-        self._boards = boards
-        self._said = 0.0
+        self._trackers = trackers
+        self._last_line = 0.0  # when it was printed
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metrics]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(name, total=steps, completed=start, figures="")
+        self._task = self._bar.add_task(self.name, total=steps, completed=start, metrics="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -60,48 +63,49 @@ class RunLog:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
         self._file.close()
-        for board in self._boards:
-            board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        """Record a finished step (counted from 1) and show it."""
+        """Record a step that is done (counted from 1) and show it."""
         self._write({"step": step, **metrics})
-        figures = (
+        shown = (
             f"loss {metrics['loss']:.3f}  {metrics['tokens_per_second']:,.0f} tok/s  "
             f"{metrics['images_per_second']:,.0f} img/s  MFU {metrics['mfu']:.0%}"
         )
-        self._bar.update(self._task, completed=step, figures=figures)
-        if not console.is_terminal and (time.monotonic() - self._said > PLAIN_EVERY or step == self.steps):
-            self._said = time.monotonic()
+        self._bar.update(self._task, completed=step, metrics=shown)
+        if not console.is_terminal and (time.monotonic() - self._last_line > PLAIN_EVERY or step == self.steps):
+            self._last_line = time.monotonic()
             left = (self.steps - step) * metrics["step_seconds"]
             console.print(
-                f"{self.name}  step {step}/{self.steps}  {figures}  about {left:.0f} s left",
+                f"{self.name}  step {step}/{self.steps}  {shown}  about {left:.0f} s left",
                 highlight=False,
                 soft_wrap=True,
             )
 
     def validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Record validation results after a step."""
+        """Record and show the metrics of a validation after `step` steps."""
         self._write({"step": step, **metrics})
         self.say(f"{self.name}  step {step}  " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
 
     def say(self, line: str) -> None:
+        """Print a line above the progress bar."""
         self._bar.console.print(line, highlight=False)
 
     def _write(self, record: dict[str, float]) -> None:
-        """Without what is not finite, for which JSON has no word."""
+        """Write the record without infinities and NaN, which JSON doesn't have."""
         finite = {name: value for name, value in record.items() if math.isfinite(value)}
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
-        for board in self._boards:
-            board.add(finite)
+        for tracker in self._trackers:
+            tracker.add(finite)
 
     def _keep_until(self, step: int) -> None:
-        """Drop lines of steps that a resumed run will do again, and a torn last line."""
+        """Remove the lines of later steps, which a resumed run does again, and an incomplete last line."""
         if not self._path.exists():
             return
-        kept = [line for line in self._path.read_text().splitlines() if _step(line) <= step]
-        write_whole(self._path, "".join(line + "\n" for line in kept))
+        lines = [line for line in self._path.read_text().splitlines() if _step(line) <= step]
+        write_whole(self._path, "".join(line + "\n" for line in lines))
 
 
 def _step(line: str) -> float:
@@ -112,7 +116,7 @@ def _step(line: str) -> float:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's `metrics.jsonl`, in order; none when it is missing; torn lines are passed over."""
+    """The records of a run's `metrics.jsonl`, in order; none if it is missing. Incomplete lines are skipped."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines if _step(line) < float("inf")]

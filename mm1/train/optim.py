@@ -1,4 +1,4 @@
-"""The optimizers and their groups of parameters. What each does and why: docs/optimizer.md."""
+"""The optimizers and their parameter groups. What each does and why: docs/optimizer.md."""
 
 import torch
 from torch import nn
@@ -8,37 +8,38 @@ from mm1.train import parameters as parts
 
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Factors of x, x^3 and x^5, whose repetition brings singular values near 1 (https://kellerjordan.github.io/posts/muon/)."""
+"""Coefficients of x, x^3 and x^5; iterated, they bring singular values near 1
+(https://kellerjordan.github.io/posts/muon/)."""
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon for the groups marked `orthogonal`, AdamW for the others, as one optimizer.
+    """One optimizer of two: Muon for the groups with `orthogonal`, AdamW for the others.
 
-    Both work on this one's groups and state, so a checkpoint holds a single optimizer.
+    Both work on the groups and the state of this one, so a checkpoint holds a single optimizer.
     """
 
     def __init__(self, groups: list[dict], optim: OptimConfig, *, peak: float):
-        self._parts = {
-            orthogonal: make(mine, optim, peak=peak)
-            for orthogonal, make in ((True, Muon), (False, _adamw))
-            if (mine := [group for group in groups if group["orthogonal"] == orthogonal])
+        self._optimizers = {
+            orthogonal: build(own, optim, peak=peak)
+            for orthogonal, build in ((True, Muon), (False, _adamw))
+            if (own := [group for group in groups if group["orthogonal"] == orthogonal])
         }
-        super().__init__([group for part in self._parts.values() for group in part.param_groups], {})
+        super().__init__([group for optimizer in self._optimizers.values() for group in optimizer.param_groups], {})
 
     @torch.no_grad()
     def step(self, closure=None):
-        for orthogonal, part in self._parts.items():
-            # taken anew at each step: reading a checkpoint puts new groups and a new state in the old ones' place
-            part.param_groups = [group for group in self.param_groups if group["orthogonal"] == orthogonal]
-            part.state = self.state
-            part.step(closure)
+        for orthogonal, optimizer in self._optimizers.items():
+            # at every step: loading a checkpoint replaces the groups and the state
+            optimizer.param_groups = [group for group in self.param_groups if group["orthogonal"] == orthogonal]
+            optimizer.state = self.state
+            optimizer.step(closure)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon of matrices, with Nesterov's momentum.
+    """Muon with Nesterov momentum, for matrices.
 
-    Updates have the size of AdamW's, so one learning rate fits both (arXiv 2502.16982). Not torch's: that iterates in
-    bfloat16 everywhere, and a CPU without units for it took 25 seconds for a step of 9 M parameters; this takes 0.8.
+    Updates have the size of AdamW's, so one learning rate fits both (arXiv 2502.16982). torch's own iterates in
+    bfloat16 on every device: on a CPU without bfloat16 units, a step of 9 M parameters took 25 seconds instead of 0.8.
     """
 
     def __init__(self, groups: list[dict], optim: OptimConfig, *, peak: float):
@@ -58,7 +59,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal(gradient: torch.Tensor) -> torch.Tensor:
-    """Nearly the nearest matrix of orthonormal rows, or columns if they are fewer: five steps of Newton-Schulz."""
+    """About the nearest matrix with orthonormal rows (columns, if they are fewer), by five steps of Newton-Schulz."""
     x = gradient.bfloat16() if gradient.device.type == "cuda" else gradient
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
@@ -70,9 +71,9 @@ def _orthogonal(gradient: torch.Tensor) -> torch.Tensor:
 
 
 class Adafactor(torch.optim.Optimizer):
-    """Adafactor without a first moment (arXiv 1804.04235, algorithms 4 and 5), its learning rate the step itself.
+    """Adafactor without first moment (arXiv 1804.04235, algorithms 4 and 5), with an absolute learning rate.
 
-    Not torch's: that one scales steps by the parameter's RMS, and can't compute on sharded parameters (torch 2.13).
+    torch's own scales steps by the parameter's RMS, and can't compute on sharded parameters (torch 2.13).
     """
 
     def __init__(self, groups: list[dict], *, lr: float):
@@ -84,22 +85,22 @@ class Adafactor(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     update = self._update(parameter.grad, self.state[parameter])
-                    size = (parts.whole(update.square().sum()) / update.numel()).sqrt()
+                    size = (parts.full_tensor(update.square().sum()) / update.numel()).sqrt()
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.sub_(update * (group["lr"] / size.clamp(min=1.0)))
 
     def _update(self, gradient: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The gradient over the root of its second moment; of a matrix (the last two axes) that is rows x columns."""
+        """The gradient over the root of its second moment; that of a matrix (the last two axes) is factored."""
         squares = gradient.square() + 1e-30
         step = state.setdefault("step", torch.zeros(()))
         step += 1
-        new = float(step) ** -0.8  # weight of this step's squares; those of the first are taken whole
+        new = float(step) ** -0.8  # weight of this step's squares: 1 at the first step
         if gradient.ndim < 2:
             return gradient * _mean(state, "all", squares, new=new).rsqrt()
-        rows = _mean(state, "rows", parts.settled(squares.sum(-1)), new=new)
-        columns = _mean(state, "columns", parts.settled(squares.sum(-2)), new=new)
-        part = rows / parts.settled(rows.sum(-1, keepdim=True))
-        return gradient * part.rsqrt()[..., None] * columns.rsqrt()[..., None, :]
+        rows = _mean(state, "rows", parts.reduced(squares.sum(-1)), new=new)
+        columns = _mean(state, "columns", parts.reduced(squares.sum(-2)), new=new)
+        share = rows / parts.reduced(rows.sum(-1, keepdim=True))
+        return gradient * share.rsqrt()[..., None] * columns.rsqrt()[..., None, :]
 
 
 def _mean(state: dict[str, torch.Tensor], name: str, squares: torch.Tensor, *, new: float) -> torch.Tensor:
@@ -122,24 +123,22 @@ KINDS = {"adamw": _adamw, "adafactor": _adafactor, "muon": _muon}
 
 
 def build(model: nn.Module, optim: OptimConfig, *, peak: float) -> torch.optim.Optimizer:
-    """The optimizer of a model's trained parameters, with decay on matrices only: norms, biases and single
-    vectors are left alone.
+    """The optimizer of a model's trained parameters. Only matrices decay: no norms, biases or single vectors.
 
-    Every group carries the `multiplier` of its learning rate; the last of `optim.lr_multipliers` that means a
-    parameter counts.
+    Every group has the `multiplier` of its learning rate: the last of `optim.lr_multipliers` that matches.
 
     Raises:
-        ConfigError: a multiplier's pattern means no parameter of the model.
+        ConfigError: a multiplier's pattern matches no parameter of the model.
     """
-    everything = [name for name, _ in model.named_parameters()]
-    multiplier = dict.fromkeys(everything, 1.0)
+    names = [name for name, _ in model.named_parameters()]
+    multiplier = dict.fromkeys(names, 1.0)
     for pattern, value in optim.lr_multipliers.items():
-        multiplier |= dict.fromkeys(parts.found(pattern, everything, field="optim.lr_multipliers"), value)
+        multiplier |= dict.fromkeys(parts.require_matching(pattern, names, field="optim.lr_multipliers"), value)
     groups: dict[tuple, list[nn.Parameter]] = {}
     for name, parameter in parts.trained(model).items():
         orthogonal = optim.kind == "muon" and _is_hidden_matrix(name, parameter)
         groups.setdefault((multiplier[name], parameter.ndim >= 2, orthogonal), []).append(parameter)
-    made = [
+    param_groups = [
         {
             "params": groups[key],
             "weight_decay": optim.weight_decay if key[1] else 0.0,
@@ -148,13 +147,13 @@ def build(model: nn.Module, optim: OptimConfig, *, peak: float) -> torch.optim.O
         }
         for key in sorted(groups, reverse=True)
     ]
-    return KINDS[optim.kind](made, optim, peak=peak)
+    return KINDS[optim.kind](param_groups, optim, peak=peak)
 
 
 def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon takes it: a matrix between hidden states, no table, no output, no choice of experts.
+    """Whether Muon takes the parameter: a matrix between hidden states; no embedding, output matrix or router.
 
-    torch's Muon takes two axes only, so stacked experts are AdamW's.
+    Muon is for matrices of two axes, so stacked experts are left to AdamW.
     """
     last = name.split(".")[-2:]
     outer = {"embedding", "output", "patch", "router", "image_projection", "text_projection"}

@@ -1,4 +1,4 @@
-"""A trace of some steps, to open in Perfetto or chrome://tracing."""
+"""Traces of a few steps, to open in Perfetto or chrome://tracing."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from mm1 import dist
 
 
 class Profile:
-    """Records the steps `window` (first and last, from 1) into `profile/` of the run's folder; with None, nothing."""
+    """Traces the steps of `window` (first and last, from 1) into `profile/` of the run's folder; none if it is None."""
 
     def __init__(self, folder: Path, window: tuple[int, int] | None):
         self._folder, self._window = folder / "profile", window
         self._profiler: torch.profiler.profile | None = None
 
     def after(self, step: int) -> None:
-        """Begin or end the recording where it is due; `step` steps are done."""
+        """Start or end the trace if it is due after `step` steps."""
         if self._window is None:
             return
         first, last = self._window

@@ -8,15 +8,15 @@ from mm1.config.run import OptimConfig
 
 
 def rate(optim: OptimConfig, step: int, *, steps: int, peak: float) -> float:
-    """The learning rate of a step (from 0): linear warm-up to the peak, then what `optim.schedule` says."""
+    """The learning rate of a step (from 0): linear warm-up to the peak, then `optim.schedule`."""
     if step < optim.warmup_steps:
         return peak * (step + 1) / optim.warmup_steps
-    part = KINDS[optim.schedule](optim, step, steps)
-    return peak * (optim.final_fraction + (1 - optim.final_fraction) * part)
+    height = KINDS[optim.schedule](optim, step, steps)
+    return peak * (optim.final_fraction + (1 - optim.final_fraction) * height)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Give every group the step's learning rate times the group's own multiplier."""
+    """Set the learning rate of every group, times the group's multiplier."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["multiplier"]
 
@@ -37,4 +37,4 @@ def _wsd(optim: OptimConfig, step: int, steps: int) -> float:
 
 
 KINDS = {"cosine": _cosine, "constant": _constant, "wsd": _wsd}
-"""What is left of the way from the final fraction to the peak, 1 to 0, after the warm-up."""
+"""The height of the learning rate after warm-up, from 1 (the peak) to 0 (the final fraction of it)."""

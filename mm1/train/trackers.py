@@ -1,14 +1,16 @@
-"""Where a run's figures can be watched beside its own `metrics.jsonl`: TensorBoard, W&B."""
+"""Where the metrics of a run can be watched, beside its own `metrics.jsonl`: TensorBoard, W&B."""
 
 import secrets
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from mm1.config.base import ConfigError
 from mm1.config.run import RunConfig
 
 
-class Board(Protocol):
+class Tracker(Protocol):
+    """Where records of steps are sent to."""
+
     def add(self, record: dict[str, float]) -> None: ...
 
     def close(self) -> None: ...
@@ -33,9 +35,9 @@ class TensorBoard:
 
 
 class WandB:
-    """One W&B run for one run's folder, however often it is stopped: its id is kept in `wandb_id`.
+    """One W&B run for the folder of a run, however often that is stopped: its id is kept in `wandb_id`.
 
-    Figures have the step as their axis, and not W&B's own counter, which can't go back as a resumed run does.
+    The axis of metrics is the step: W&B's own counter can't go back, as a resumed run does.
     """
 
     def __init__(self, folder: Path, run: RunConfig):
@@ -43,14 +45,14 @@ class WandB:
             import wandb
         except ImportError:
             raise ConfigError(f"wandb={run.wandb} needs the package: pip install 'mm1[wandb]'") from None
-        kept = folder / "wandb_id"
-        if not kept.exists():
-            kept.write_text(secrets.token_hex(4))
+        id_file = folder / "wandb_id"
+        if not id_file.exists():
+            id_file.write_text(secrets.token_hex(4))
         try:
             self._run = wandb.init(
                 project=run.wandb,
                 name=folder.name,
-                id=kept.read_text(),
+                id=id_file.read_text(),
                 resume="allow",
                 dir=str(folder),
                 config=run.model_dump(mode="json"),
@@ -66,11 +68,11 @@ class WandB:
         self._run.finish()
 
 
-def boards(folder: Path, run: RunConfig) -> list[Board]:
-    """The boards that the run asks for."""
-    asked: list[Any] = []
+def open_trackers(folder: Path, run: RunConfig) -> list[Tracker]:
+    """The trackers that the run asks for."""
+    trackers: list[Tracker] = []
     if run.tensorboard:
-        asked.append(TensorBoard(folder))
+        trackers.append(TensorBoard(folder))
     if run.wandb:
-        asked.append(WandB(folder, run))
-    return asked
+        trackers.append(WandB(folder, run))
+    return trackers
