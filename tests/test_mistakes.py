@@ -38,7 +38,7 @@ def steps(folder: Path) -> list[int]:
 def test_a_mistaken_first_command_does_not_claim_the_folder(run, tmp_path):
     lost, unfit, unstarted = (run.model_copy(deep=True) for _ in range(3))
     lost.data.sources["text"].store = "nowhere"
-    unfit.model.connector.tokens = 9
+    unfit.model.decoder.vocabulary = 9
     unstarted.start_from = {"decoder": str(tmp_path / "nowhere")}
     for mistaken, error in ((lost, StoreError), (unfit, ConfigError), (unstarted, CheckpointError)):
         with pytest.raises(error):
@@ -60,7 +60,7 @@ def test_torn_checkpoints_make_room_for_those_of_a_run_that_begins_again(run, tm
     train_run(run, tmp_path)
     for path in (tmp_path / "checkpoints").iterdir():
         (path / "whole.json").unlink()
-    run.steps = 4
+    run = config.override(config.load(tmp_path / "config.json"), ["steps=4"])
     config.save(run, tmp_path / "config.json")
     train_run(run, tmp_path)
     assert steps(tmp_path) == [2, 4]
