@@ -7,8 +7,7 @@ as it is, and with glibc set to keep freed memory, as `mm1 train` sets it. mm1 h
 `mm1 train`. The decoder reads sequences of 512 tokens and trains on all of them. The whole model reads captions of the
 shipped sample, padded to the longest of the batch or packed. The ways take turns, round by round; results are medians
 over rounds. Tokens per second count images and text but no padding. MFU is the arithmetic that these tokens need over
-that of a matrix product of 1024 x 1024 in the same round (on a GPU: the datasheet's). With one thread the clock is
-processor time: other work counts little.
+that of a matrix product of 1024 x 1024 in the same round (on a GPU: the datasheet's). One thread: processor time.
 """
 
 import argparse
