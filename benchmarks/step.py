@@ -4,10 +4,10 @@
 
 Theirs is LLaVA as `transformers` builds it: CLIP's ViT, two linear layers, Llama, SDPA attention. It is measured twice:
 as it is, and with glibc set to keep freed memory, as `mm1 train` sets it. mm1 has copies of its weights and runs as in
-`mm1 train`. The decoder reads sequences of 512 tokens and trains on all of them. The whole model reads captions of the
-shipped sample, padded to the longest of the batch or packed. The ways take turns, round by round; results are medians
-over rounds. Tokens per second count images and text but no padding. MFU is the arithmetic that these tokens need over
-that of a matrix product of 1024 x 1024 in the same round (on a GPU: the datasheet's). One thread: processor time.
+`mm1 train`. The decoder trains on all tokens of sequences of 512. The whole model reads captions of the sample, padded
+to the longest of the batch or packed. Results are medians over rounds. Tokens per second count images and text, no
+padding. MFU is the arithmetic that these need over that of a matrix product of 1024 x 1024 (on a GPU: the datasheet's).
+One thread is timed in processor time.
 """
 
 import argparse
@@ -386,8 +386,7 @@ def main() -> None:
     measured = measure(processes, options.rounds)
     for process in processes.values():
         process.end()
-    batches = batches_of(options)
-    console = Console(width=130)
+    batches, console = batches_of(options), Console(width=130)
     console.print(table(measured, pair(options.decoder, options.image_size), batches))
     for name, batch in batches.items():
         losses = ", ".join(f"{way} {loss:.5f}" for (way, step), loss in measured.losses.items() if step == name)
