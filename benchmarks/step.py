@@ -45,8 +45,8 @@ from mm1.model.attention import document_mask
 from mm1.model.mllm import MLLM
 from mm1.model.vision import normalise
 from mm1.objectives.next_token import LOGITS, NextToken, cross_entropy
+from mm1.train.compilation import compile_blocks, missing_compiler
 from mm1.train.meter import costs, peak_flops
-from mm1.train.parallel import compile_blocks, missing_compiler
 
 WAYS = ("transformers", "transformers, malloc", "mm1")
 """Each is a process of its own: settings of malloc are those of a whole process."""

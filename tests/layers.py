@@ -51,8 +51,8 @@ ORDER = {
     ),
     "hf": ("names", "layouts", "vision", "encoder", "vocabulary", "convert", "llava", "files", "shards"),
     "train": (
-        *("parameters", "optim", "schedule", "expert_parallel", "parallel", "coordinator", "trackers", "log", "meter"),
-        *("guard", "health", "profile", "loop", "run"),
+        *("parameters", "optim", "schedule", "compilation", "activation_checkpointing", "expert_parallel", "parallel"),
+        *("coordinator", "trackers", "log", "meter", "guard", "health", "profile", "loop", "run"),
     ),
     "budget": ("simulate", "hardware", "parallel_layout", "sharding", "planner", "report"),
     "eval": (

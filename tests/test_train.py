@@ -24,8 +24,8 @@ from mm1.model.mllm import MLLM
 from mm1.objectives.loss import Loss
 from mm1.objectives.next_token import NextToken
 from mm1.train import loop
+from mm1.train.compilation import compile_blocks, missing_compiler
 from mm1.train.log import read_metrics
-from mm1.train.parallel import compile_blocks, missing_compiler
 from mm1.train.run import train_run
 
 

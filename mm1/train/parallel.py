@@ -5,16 +5,11 @@ have the same sequences, and so are one data rank; data ranks have different seq
 ranks of one dp_shard group, which exchange the tokens.
 """
 
-import importlib.util
 import logging
 import math
-import os
-import shutil
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -29,7 +24,6 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mm1 import dist
 from mm1.config.base import ConfigError
@@ -37,25 +31,11 @@ from mm1.config.model import DecoderConfig
 from mm1.config.run import ParallelConfig, RunConfig
 from mm1.model.layers import SwiGLU
 from mm1.model.moe import SparseFeedForward
+from mm1.train.activation_checkpointing import checkpoint_activations
+from mm1.train.compilation import blocks_of, compile_blocks
 from mm1.train.expert_parallel import ExpertParallel
 
 log = logging.getLogger("mm1")
-
-aten = torch.ops.aten
-COSTLY = {
-    *(aten.mm.default, aten.addmm.default, aten._grouped_mm.default),
-    aten._scaled_dot_product_flash_attention_for_cpu.default,
-    aten._scaled_dot_product_flash_attention.default,
-    aten._scaled_dot_product_efficient_attention.default,
-    aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.higher_order.flex_attention,
-    torch.ops._c10d_functional.all_to_all_single.default,
-    torch.ops._c10d_functional.all_reduce.default,
-}
-"""What selective checkpointing keeps: matrix products, attention, results of communication.
-
-Attention by blocks on a CPU is recomputed: it changes its batched products in place, which kept ones don't allow.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +123,10 @@ def parallelize(model: nn.Module, run: RunConfig, *, dims: ParallelDims, precisi
     if dims.sparse is not None:
         for experts in _experts(model):
             parallelize_module(experts, dims.sparse["ep"], ExpertParallel())
-    _checkpoint_activations(model, run.parallel.activation_checkpointing)
+    checkpoint_activations(model, run.parallel.activation_checkpointing)
     compile_blocks(model, run.compile, dist.device())
     if dims.dense is not None:
         _shard(model, dims, precision=precision)
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks of the encoder, and of the decoder if the model has one."""
-    towers = [part for name, part in model.named_children() if name in ("vision", "decoder")]
-    return [block for tower in towers for block in tower.get_submodule("blocks").children()]
 
 
 def _tensor_plan(block: nn.Module, config: DecoderConfig) -> dict[str, ParallelStyle]:
@@ -199,7 +173,7 @@ def _shard(model: nn.Module, dims: ParallelDims, *, precision: torch.dtype) -> N
         expert_mesh = dims.sparse["dp_replicate", "expert_shard"] if replicated else dims.sparse["expert_shard"]
         for experts in _experts(model):  # along the rows of their matrices: a rank may have a single expert
             fully_shard(experts, mesh=expert_mesh, mp_policy=policy, shard_placement_fn=lambda weight: Shard(1))
-    for unit in [*_blocks(model), *(part for name, part in model.named_children() if name != "decoder")]:
+    for unit in [*blocks_of(model), *(part for name, part in model.named_children() if name != "decoder")]:
         fully_shard(unit, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     register_fsdp_forward_method(model.get_submodule("vision"), "summary")
@@ -245,53 +219,3 @@ def clip(parameters: Iterable[nn.Parameter], *, largest: float) -> float:
 
 def _local(x: torch.Tensor) -> torch.Tensor:
     return x.to_local() if isinstance(x, DTensor) else x
-
-
-def _checkpoint_activations(model: nn.Module, mode: Literal["none", "selective", "full"]) -> None:
-    """Let blocks keep only their input, or only what is costly; the backward pass recomputes the rest.
-
-    In sparse blocks `selective` is for the attention only: nearly all that experts keep are matrix products.
-    """
-    if mode == "none":
-        return
-    keywords: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # blocks draw no random numbers
-    if mode == "selective":
-        keywords["context_fn"] = partial(create_selective_checkpoint_contexts, _keeps)
-    for block in _blocks(model):
-        # experts that are an FSDP unit gather their weights once, but selection needs the same operations twice
-        is_sparse = any(isinstance(module, SparseFeedForward) for module in block.children())
-        region = block.get_submodule("attention") if mode == "selective" and is_sparse else block
-        region.forward = partial(checkpoint, region.forward, **keywords)  # type: ignore[method-assign]
-
-
-def _keeps(context: Any, operation: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in COSTLY else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def compile_blocks(model: nn.Module, mode: Literal["auto", "always", "never"], device: torch.device) -> None:
-    """Compile the blocks of the encoder and the decoder in place, if that pays and is possible.
-
-    `auto` compiles on a GPU. On a CPU a compiled step is 1.03 times as fast and the compiler takes about half a
-    minute, so only runs of more than twenty minutes gain: there it takes `always`. Parameter names don't change.
-
-    Raises:
-        ConfigError: `always`, but this machine has no compiler for the device.
-    """
-    if mode == "never" or (mode == "auto" and device.type != "cuda"):
-        return
-    missing = missing_compiler(device)
-    if missing and mode == "always":
-        raise ConfigError(f"compile=always needs {missing}; install it, or set compile=never")
-    if missing:
-        log.warning("not compiled: %s is missing", missing)
-        return
-    for block in _blocks(model):
-        block.compile()
-
-
-def missing_compiler(device: torch.device) -> str | None:
-    """What this machine lacks to compile for the device; None if nothing."""
-    if device.type == "cuda":
-        return None if importlib.util.find_spec("triton") else "the package triton"
-    names = [os.environ.get("CXX", "g++"), "clang++"]
-    return None if any(shutil.which(name) for name in names) else f"a C++ compiler ({' or '.join(names)})"

@@ -1,0 +1,49 @@
+"""Which blocks of a model are compiled, and whether this machine can."""
+
+import importlib.util
+import logging
+import os
+import shutil
+from typing import Literal
+
+import torch
+from torch import nn
+
+from mm1.config.base import ConfigError
+
+log = logging.getLogger("mm1")
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks of the encoder, and of the decoder if the model has one."""
+    towers = [part for name, part in model.named_children() if name in ("vision", "decoder")]
+    return [block for tower in towers for block in tower.get_submodule("blocks").children()]
+
+
+def compile_blocks(model: nn.Module, mode: Literal["auto", "always", "never"], device: torch.device) -> None:
+    """Compile the blocks of the encoder and the decoder in place, if that pays and is possible.
+
+    `auto` compiles on a GPU. On a CPU a compiled step is 1.03 times as fast and the compiler takes about half a
+    minute, so only runs of more than twenty minutes gain: there it takes `always`. Parameter names don't change.
+
+    Raises:
+        ConfigError: `always`, but this machine has no compiler for the device.
+    """
+    if mode == "never" or (mode == "auto" and device.type != "cuda"):
+        return
+    missing = missing_compiler(device)
+    if missing and mode == "always":
+        raise ConfigError(f"compile=always needs {missing}; install it, or set compile=never")
+    if missing:
+        log.warning("not compiled: %s is missing", missing)
+        return
+    for block in blocks_of(model):
+        block.compile()
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """What this machine lacks to compile for the device; None if nothing."""
+    if device.type == "cuda":
+        return None if importlib.util.find_spec("triton") else "the package triton"
+    names = [os.environ.get("CXX", "g++"), "clang++"]
+    return None if any(shutil.which(name) for name in names) else f"a C++ compiler ({' or '.join(names)})"
