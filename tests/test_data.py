@@ -1,4 +1,4 @@
-"""Document -> Encoded -> rows -> Batch: masks, cuts, isolation, the loader's one integer, bad input."""
+"""Document -> Encoded -> sequences -> Batch: masks, cuts, isolation, the loader's one integer, bad input."""
 
 import io
 import itertools
@@ -23,7 +23,7 @@ from mm1.data.tokenizer import load_tokenizer
 from mm1.document import IGNORED, Batch, Document, Image, Text
 
 TOKENIZER = load_tokenizer("sample")
-PLACES = 4
+IMAGE_TOKENS = 4
 
 
 def png(size: tuple[int, int] = (8, 8), colour: str = "red", mode: str = "RGB") -> bytes:
@@ -64,24 +64,24 @@ def test_a_chat_learns_its_answers_and_their_end_and_nothing_else():
         ),
         metadata={"form": "chat"},
     )
-    encoded = encode(chat, TOKENIZER, tile=TileSpec(16, PLACES))
+    encoded = encode(chat, TOKENIZER, tile=TileSpec(16, IMAGE_TOKENS))
     learned = encoded.tokens[encoded.train].tolist()
     end = TOKENIZER.end
     assert learned == [*TOKENIZER.encode("red"), end, *TOKENIZER.encode("no"), end]
     shown = "".join(TOKENIZER.symbol(token) for token in encoded.tokens.tolist())
-    image = "<|image|>" * PLACES
+    image = "<|image|>" * IMAGE_TOKENS
     assert shown == (f"<|begin|><|user|>{image}What colour?<|assistant|>red<|end|><|user|>Round?<|assistant|>no<|end|>")
 
 
 def test_a_chat_prompt_is_the_beginning_of_its_training_form():
     picture, question = Image(png()), "What colour?"
-    asked = encode(prompt([picture, Text(question)]), TOKENIZER, tile=TileSpec(16, PLACES), end=False)
+    opened = encode(prompt([picture, Text(question)]), TOKENIZER, tile=TileSpec(16, IMAGE_TOKENS), end=False)
     learned = encode(
         Document((picture, Text(question, train=False), Text("red")), metadata={"form": "chat"}),
         TOKENIZER,
-        tile=TileSpec(16, PLACES),
+        tile=TileSpec(16, IMAGE_TOKENS),
     )
-    assert learned.tokens[: len(asked.tokens)].tolist() == asked.tokens.tolist()
+    assert learned.tokens[: len(opened.tokens)].tolist() == opened.tokens.tolist()
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,17 +90,17 @@ def test_a_chat_prompt_is_the_beginning_of_its_training_form():
     sequence_length=st.integers(8, 64),
     max_images=st.integers(1, 5),
 )
-def test_cuts_lose_no_place_and_tear_no_image(pieces, sequence_length, max_images):
+def test_cuts_lose_no_position_and_split_no_image(pieces, sequence_length, max_images):
     document = Document(tuple(Image(b"x") if piece == "image" else Text(piece) for piece in pieces))
-    encoded = encode(document, TOKENIZER, tile=TileSpec(16, PLACES))
-    spans = Cutter(TOKENIZER, TileSpec(16, PLACES), sequence_length, max_images).cut(encoded)
+    encoded = encode(document, TOKENIZER, tile=TileSpec(16, IMAGE_TOKENS))
+    spans = Cutter(TOKENIZER, TileSpec(16, IMAGE_TOKENS), sequence_length, max_images).cut(encoded)
     assert [spans[0].start, *(span.stop for span in spans)] == [
         *(span.start for span in spans),
         len(encoded.tokens),
     ]
     for span in spans:
-        places = int((encoded.tokens[span.start : span.stop] == TOKENIZER.image).sum())
-        assert places == span.images * PLACES
+        image_tokens = int((encoded.tokens[span.start : span.stop] == TOKENIZER.image).sum())
+        assert image_tokens == span.images * IMAGE_TOKENS
         assert 0 < span.stop - span.start <= sequence_length
         assert span.images <= max_images
     assert sum(span.images for span in spans) == len(document.images)
@@ -108,14 +108,14 @@ def test_cuts_lose_no_place_and_tear_no_image(pieces, sequence_length, max_image
 
 def test_a_long_document_is_cut_after_a_line_where_one_ends_nearby():
     text = Document((Text("word " * 150 + "\n" + "more " * 80),))
-    encoded = encode(text, TOKENIZER, tile=TileSpec(16, PLACES))
+    encoded = encode(text, TOKENIZER, tile=TileSpec(16, IMAGE_TOKENS))
     line_end = int(np.flatnonzero(encoded.tokens == TOKENIZER.encode("\n")[0])[0]) + 1
-    spans = Cutter(TOKENIZER, TileSpec(16, PLACES), sequence_length=line_end + 1, max_images=1).cut(encoded)
+    spans = Cutter(TOKENIZER, TileSpec(16, IMAGE_TOKENS), sequence_length=line_end + 1, max_images=1).cut(encoded)
     assert spans[0].stop == line_end
 
 
 def test_targets_are_the_next_token_of_the_same_document_or_ignored(stores):
-    batch = Sequences(data(stores), tile=TileSpec(8, PLACES), seed=0, batch_size=12).batch(list(range(40)))
+    batch = Sequences(data(stores), tile=TileSpec(8, IMAGE_TOKENS), seed=0, batch_size=12).batch(list(range(40)))
     learned = batch.targets_BT != IGNORED
     next_token = batch.tokens_BT.roll(-1, 1)
     same_document = batch.document_BT == batch.document_BT.roll(-1, 1)
@@ -128,40 +128,40 @@ def test_targets_are_the_next_token_of_the_same_document_or_ignored(stores):
 
 
 def test_positions_start_at_zero_in_every_document(stores):
-    batch = Sequences(data(stores), tile=TileSpec(8, PLACES), seed=0, batch_size=12).batch(list(range(20)))
+    batch = Sequences(data(stores), tile=TileSpec(8, IMAGE_TOKENS), seed=0, batch_size=12).batch(list(range(20)))
     for row in range(20):
         for number in range(1, int(batch.document_BT[row].max()) + 1):
             positions = batch.position_BT[row][batch.document_BT[row] == number]
             assert positions.tolist() == list(range(len(positions)))
 
 
-def test_rows_hold_at_most_the_images_allowed_and_as_many_as_their_places_say(stores):
-    rows = Sequences(data(stores), tile=TileSpec(8, PLACES), seed=0, batch_size=12)
+def test_sequences_hold_at_most_the_images_allowed_and_as_many_as_their_image_tokens_say(stores):
+    sequences = Sequences(data(stores), tile=TileSpec(8, IMAGE_TOKENS), seed=0, batch_size=12)
     for number in range(40):
-        batch = rows.batch([number])
-        assert batch.images <= rows.data.max_images
-        assert int((batch.tokens_BT == TOKENIZER.image).sum()) == batch.images * PLACES
+        batch = sequences.batch([number])
+        assert batch.images <= sequences.data.max_images
+        assert int((batch.tokens_BT == TOKENIZER.image).sum()) == batch.images * IMAGE_TOKENS
 
 
 def test_each_source_gives_every_document_once_an_epoch(stores):
-    rows = Sequences(data(stores), tile=TileSpec(8, PLACES), seed=3, batch_size=12)
-    for source in rows.sources:
+    sequences = Sequences(data(stores), tile=TileSpec(8, IMAGE_TOKENS), seed=3, batch_size=12)
+    for source in sequences.sources:
         spans = np.concatenate([source.plan.sequence(k) for k in range(source.plan.epoch_sequences)])
         assert set(source.spans.document[spans].tolist()) == set(range(len(source.store)))
         assert len(spans) == len(source.spans)
 
 
 def test_every_aligned_window_of_the_run_holds_nine_nine_two(stores):
-    rows = Sequences(data(stores), tile=TileSpec(8, PLACES), seed=0, batch_size=12)
+    sequences = Sequences(data(stores), tile=TileSpec(8, IMAGE_TOKENS), seed=0, batch_size=12)
     for first in (0, 20, 10_000):
-        assert torch.bincount(rows.batch(list(range(first, first + 20))).source_B).tolist() == [9, 9, 2]
+        assert torch.bincount(sequences.batch(list(range(first, first + 20))).source_B).tolist() == [9, 9, 2]
 
 
 def stream(stores, *, start: int, steps: int) -> list[Batch]:
     """The micro-batches of `steps` steps, one after the other."""
-    rows = Sequences(data(stores), tile=TileSpec(8, PLACES), seed=1, batch_size=12)
-    found = itertools.islice(batches(rows, start_sequence=start * 12, batch_size=12, micro_batch_size=1), steps)
-    return [batch for step in found for batch in step]
+    sequences = Sequences(data(stores), tile=TileSpec(8, IMAGE_TOKENS), seed=1, batch_size=12)
+    stepped = itertools.islice(batches(sequences, start_sequence=start * 12, batch_size=12, micro_batch_size=1), steps)
+    return [batch for step in stepped for batch in step]
 
 
 def test_a_run_taken_up_later_reads_what_it_would_have_read(stores):
@@ -185,7 +185,7 @@ def test_a_corrupt_image_is_grey_named_and_shifts_nothing(stores, tmp_path):
         sources={"mixed": SourceConfig(store=str(tmp_path / "mixed.lance"))},
         sequence_length=64,
     )
-    batch = Sequences(config, tile=TileSpec(8, PLACES), seed=0, batch_size=12).batch([0])
+    batch = Sequences(config, tile=TileSpec(8, IMAGE_TOKENS), seed=0, batch_size=12).batch([0])
     assert batch.images == 2
     assert len(batch.broken) == 1
     assert batch.broken[0].startswith("mixed: torn, image 0: not a readable image")
@@ -197,7 +197,7 @@ def test_empty_captions_are_left_out_and_counted(tmp_path):
     documents = [Document((Image(png()), Text(text))) for text in ("a flag", "", "a house", " \n")]
     write_store(documents, tmp_path / "captions.lance")
     config = DataConfig(sources={"captions": SourceConfig(store=str(tmp_path / "captions.lance"))}, sequence_length=64)
-    (source,) = Sequences(config, tile=TileSpec(8, PLACES), seed=0, batch_size=12).sources
+    (source,) = Sequences(config, tile=TileSpec(8, IMAGE_TOKENS), seed=0, batch_size=12).sources
     assert sorted(source.spans.document.tolist()) == [0, 2]
     assert sum(source.dropped.values()) == 2
 
@@ -216,7 +216,7 @@ def test_a_source_without_anything_to_learn_is_refused(tmp_path):
     write_store([Document((Image(png()), Text("")))], tmp_path / "empty.lance")
     config = DataConfig(sources={"pictures": SourceConfig(store=str(tmp_path / "empty.lance"))})
     with pytest.raises(ValueError, match=r"'pictures'.*no document with text to learn"):
-        Sequences(config, tile=TileSpec(8, PLACES), seed=0, batch_size=12)
+        Sequences(config, tile=TileSpec(8, IMAGE_TOKENS), seed=0, batch_size=12)
 
 
 def test_a_truncated_store_is_refused_by_name(stores, tmp_path):
@@ -232,12 +232,12 @@ def test_a_store_truncated_after_it_was_measured_is_named_in_one_line(stores, tm
     held = tmp_path / "captions.lance"
     shutil.copytree(stores["captions"], held)
     config = DataConfig(sources={"held": SourceConfig(store=str(held))}, sequence_length=64, workers=1)
-    Sequences(config, tile=TileSpec(8, PLACES), seed=0, batch_size=2, folder=tmp_path / "index")
+    Sequences(config, tile=TileSpec(8, IMAGE_TOKENS), seed=0, batch_size=2, folder=tmp_path / "index")
     file = next((held / "data").glob("*.lance"))
     file.write_bytes(file.read_bytes()[:-200])
-    rows = Sequences(config, tile=TileSpec(8, PLACES), seed=0, batch_size=2, folder=tmp_path / "index")
+    sequences = Sequences(config, tile=TileSpec(8, IMAGE_TOKENS), seed=0, batch_size=2, folder=tmp_path / "index")
     with pytest.raises(StoreError, match=r"^cannot read documents of .*captions\.lance") as refused:
-        next(batches(rows, start_sequence=0, batch_size=2, micro_batch_size=1))
+        next(batches(sequences, start_sequence=0, batch_size=2, micro_batch_size=1))
     assert "Traceback" not in str(refused.value)
 
 

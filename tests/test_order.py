@@ -1,4 +1,4 @@
-"""The order of the shipped sample, byte for byte: any ranks, workers and start, with a curriculum; measures kept."""
+"""The order of the shipped sample, byte for byte: any ranks, workers and start, with a curriculum; indexes kept."""
 
 import hashlib
 import itertools
@@ -35,11 +35,11 @@ SAMPLE = DataConfig(
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory) -> Path:
-    """Where the sample's measures are kept for all tests of this page."""
+    """Where the sample's indexes are kept for all tests of this file."""
     return tmp_path_factory.mktemp("index")
 
 
-def rows(index: Path, data: DataConfig = SAMPLE) -> Sequences:
+def opened(index: Path, data: DataConfig = SAMPLE) -> Sequences:
     return Sequences(data, tile=TileSpec(24, 16), seed=1, batch_size=BATCH, folder=index / data.unit)
 
 
@@ -48,37 +48,37 @@ def digest(batch: Batch) -> str:
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in (*tensors, batch.source_B))).hexdigest()
 
 
-def global_batches(made: Sequences, *, start: int, world: int, workers: int) -> list[list[str]]:
+def global_batches(sequences: Sequences, *, start: int, world: int, workers: int) -> list[list[str]]:
     """Of each step what all its micro-batches are, whichever rank had them."""
-    made.data = made.data.model_copy(update={"workers": workers})
-    found: list[list[str]] = [[] for _ in range(STEPS)]
+    sequences.data = sequences.data.model_copy(update={"workers": workers})
+    digests: list[list[str]] = [[] for _ in range(STEPS)]
     for rank in range(world):
         stream = batches(
-            made, start_sequence=start * BATCH, batch_size=BATCH, micro_batch_size=MICRO, rank=rank, world=world
+            sequences, start_sequence=start * BATCH, batch_size=BATCH, micro_batch_size=MICRO, rank=rank, world=world
         )
         for step, parts in enumerate(itertools.islice(stream, STEPS)):
-            found[step] += [digest(batch) for batch in parts]
-    return [sorted(step) for step in found]
+            digests[step] += [digest(batch) for batch in parts]
+    return [sorted(step) for step in digests]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
 def test_every_rank_and_worker_count_reads_the_same_global_batches(index, world, workers):
-    made, start = rows(index), world % 4 + workers
-    assert global_batches(made, start=start, world=world, workers=workers) == _alone(made, start)
+    sequences, start = opened(index), world % 4 + workers
+    assert global_batches(sequences, start=start, world=world, workers=workers) == _alone(sequences, start)
 
 
-def _alone(made: Sequences, start: int) -> list[list[str]]:
+def _alone(sequences: Sequences, start: int) -> list[list[str]]:
     """The same by one process, one step after the other from the run's start."""
-    made.data = made.data.model_copy(update={"workers": 0})
-    stream = batches(made, start_sequence=0, batch_size=BATCH, micro_batch_size=MICRO)
+    sequences.data = sequences.data.model_copy(update={"workers": 0})
+    stream = batches(sequences, start_sequence=0, batch_size=BATCH, micro_batch_size=MICRO)
     steps = itertools.islice(stream, start, start + STEPS)
     return [sorted(digest(batch) for batch in step) for step in steps]
 
 
 def test_a_far_step_is_reached_at_once(index):
-    made = rows(index)
-    stream = batches(made, start_sequence=10**6 * BATCH, batch_size=BATCH, micro_batch_size=MICRO)
+    sequences = opened(index)
+    stream = batches(sequences, start_sequence=10**6 * BATCH, batch_size=BATCH, micro_batch_size=MICRO)
     assert {int(source) for batch in next(stream) for source in batch.source_B} == {1}  # the last stage's only source
 
 
@@ -91,82 +91,83 @@ def test_a_batch_says_which_sequences_of_the_run_it_holds(index, held_out):
     assert sorted(numbers) == list(range(BATCH, 2 * BATCH))
 
 
-def test_rows_hold_the_images_the_plan_counts(index):
-    made = rows(index)
+def test_sequences_have_the_images_that_the_plan_counts(index):
+    sequences = opened(index)
     for number in (*range(8), 10**9):
-        assert made.batch([number]).images == made.images(number)
+        assert sequences.batch([number]).images == sequences.images(number)
 
 
-def test_the_sample_fills_its_rows(index):
-    made = Sequences(
+def test_the_sample_fills_its_sequences(index):
+    sequences = Sequences(
         SAMPLE.model_copy(update={"sequence_length": 4096, "max_images": 64}),
         tile=TileSpec(24, 16),
         seed=1,
         batch_size=1,
     )
-    for source in made.sources:
-        places = int(source.spans.length.sum())
-        least = max(-(-places // 4096), -(-int(source.spans.images.sum()) // 64))
+    for source in sequences.sources:
+        positions = int(source.spans.length.sum())
+        least = max(-(-positions // 4096), -(-int(source.spans.images.sum()) // 64))
         assert source.plan.epoch_sequences <= least + 1
 
 
 def test_shares_in_tokens_are_realised_over_an_epoch(index):
     data = SAMPLE.model_copy(update={"unit": "tokens", "curriculum": []})
-    made = rows(index, data)
-    tokens = np.array(made.mixture.stages[0]) * [source.trained_per_sequence for source in made.sources]
+    sequences = opened(index, data)
+    tokens = np.array(sequences.mixture.stages[0]) * [source.trained_per_sequence for source in sequences.sources]
     assert tokens / tokens.sum() == pytest.approx([0.45, 0.45, 0.1], rel=0.006)
-    source = made.sources[0]
+    source = sequences.sources[0]
     counted = sum(
-        int((made.batch([n]).targets_BT != IGNORED).sum()) for n in _rows_of(made, 0, source.plan.epoch_sequences)
+        int((sequences.batch([n]).targets_BT != IGNORED).sum())
+        for n in _sequences_from(sequences, 0, source.plan.epoch_sequences)
     )
     assert counted == int(source.spans.trained.sum())
 
 
-def _rows_of(made: Sequences, origin: int, count: int) -> list[int]:
-    """The first `count` rows of the run that come from a source."""
-    numbers = (n for n in itertools.count() if made.mixture.source(n)[0] == origin)
+def _sequences_from(sequences: Sequences, origin: int, count: int) -> list[int]:
+    """The first `count` sequences of the run that a source gives."""
+    numbers = (n for n in itertools.count() if sequences.mixture.source(n)[0] == origin)
     return list(itertools.islice(numbers, count))
 
 
-def test_what_was_measured_is_kept_and_gives_the_same_rows(index, tmp_path, monkeypatch):
+def test_an_index_is_kept_and_gives_the_same_sequences(index, tmp_path, monkeypatch):
     first = Sequences(SAMPLE, tile=TileSpec(24, 16), seed=1, batch_size=BATCH, folder=tmp_path)
-    unkept = rows(index)
+    elsewhere = opened(index)
     monkeypatch.setattr("mm1.data.index.encode_many", None)  # a second start reads no text
     second = Sequences(SAMPLE, tile=TileSpec(24, 16), seed=1, batch_size=BATCH, folder=tmp_path)
     sent = pickle.loads(pickle.dumps(second))
     for number in (0, 3, 30, 77, 10**6):
-        assert len({digest(made.batch([number])) for made in (first, second, sent, unkept)}) == 1
+        assert len({digest(each.batch([number])) for each in (first, second, sent, elsewhere)}) == 1
     assert len(pickle.dumps(second)) < 20_000  # workers map the columns, they are not sent
 
 
-def test_another_store_under_the_same_name_is_noticed_and_measured_again(stores, tmp_path, caplog):
+def test_another_store_under_the_same_name_is_noticed_and_indexed_again(stores, tmp_path, caplog):
     held = tmp_path / "held.lance"
     data = DataConfig(sources={"held": SourceConfig(store=str(held))}, sequence_length=64)
 
-    def open_rows() -> Sequences:
+    def open_sequences() -> Sequences:
         return Sequences(data, tile=TileSpec(8, 4), seed=0, batch_size=1, folder=tmp_path / "index")
 
     shutil.copytree(stores["text"], held)
-    before = open_rows()
+    before = open_sequences()
     shutil.rmtree(held)
     shutil.copytree(stores["captions"], held)
-    for _ in range(2):  # at every start, not only when it is measured
+    for _ in range(2):  # at every start, not only when it is indexed
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="mm1"):
-            after = open_rows()
+            after = open_sequences()
         assert "the store is not the one this run began with" in caplog.text
     assert before.sources[0].spans.images.sum() == 0
     assert after.sources[0].spans.images.sum() == 40
 
 
 @pytest.mark.parametrize("spoiled", ["short column", "no column", "no about", "half an about"])
-def test_a_measure_that_a_crash_spoiled_is_made_again(stores, tmp_path, spoiled):
+def test_an_index_that_a_crash_spoiled_is_computed_again(stores, tmp_path, spoiled):
     data = DataConfig(sources={"text": SourceConfig(store=str(stores["text"]))}, sequence_length=64)
 
-    def open_rows() -> Sequences:
+    def open_sequences() -> Sequences:
         return Sequences(data, tile=TileSpec(8, 4), seed=0, batch_size=1, folder=tmp_path)
 
-    expected = digest(open_rows().batch([3]))
+    expected = digest(open_sequences().batch([3]))
     kept = next((tmp_path / "text").glob("*/about.json")).parent
     (tmp_path / "text" / "tmpkilled").mkdir()
     match spoiled:
@@ -178,7 +179,7 @@ def test_a_measure_that_a_crash_spoiled_is_made_again(stores, tmp_path, spoiled)
             (kept / "about.json").unlink()
         case "half an about":
             (kept / "about.json").write_text('{"key": {"for')
-    assert digest(open_rows().batch([3])) == expected
+    assert digest(open_sequences().batch([3])) == expected
     assert {path.name for path in (tmp_path / "text").iterdir()} == {kept.name, "lock"}
 
 
@@ -188,14 +189,14 @@ def test_the_old_name_of_the_unit_is_answered_with_the_new_one():
 
 
 @pytest.mark.parametrize(
-    ("curriculum", "said"),
+    ("curriculum", "message"),
     [
         ([{"step": 5, "shares": {"caption": 1}}], "names 'caption'; did you mean 'captions'"),
         ([{"step": 5, "shares": {"captions": 0}}], "one of them above 0"),
         ([{"step": 5, "shares": {"captions": 1}}, {"step": 5, "shares": {"text": 1}}], "order of steps"),
     ],
 )
-def test_a_curriculum_that_cannot_be_dealt_is_refused(curriculum, said):
+def test_a_curriculum_that_cannot_be_met_is_refused(curriculum, message):
     data = SAMPLE.model_dump(mode="json") | {"curriculum": curriculum}
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         parse({"data": data})

@@ -1,4 +1,4 @@
-"""A store tokenized once: the same rows as one that is not, other tokenizers refused by name, images untouched."""
+"""A store tokenized once: the same sequences as before, other tokenizers refused by name, images untouched."""
 
 import io
 import itertools
@@ -33,14 +33,14 @@ def store(request, stores, tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def other(tmp_path_factory) -> Path:
     """A tokenizer that gives other ids."""
-    told = json.loads(load_tokenizer("sample").path.read_text())
-    told["model"]["merges"] = told["model"]["merges"][:100]
+    content = json.loads(load_tokenizer("sample").path.read_text())
+    content["model"]["merges"] = content["model"]["merges"][:100]
     path = tmp_path_factory.mktemp("other") / "tokenizer.json"
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(content))
     return path
 
 
-def rows(store: Path, tokenizer: str = "sample", folder: Path | None = None) -> Sequences:
+def sequences(store: Path, tokenizer: str = "sample", folder: Path | None = None) -> Sequences:
     data = DataConfig(sources={"pages": SourceConfig(store=str(store))}, tokenizer=tokenizer, sequence_length=384)
     return Sequences(data, tile=TileSpec(16, 4), seed=0, batch_size=1, folder=folder)
 
@@ -49,15 +49,15 @@ def tokenize(store: Path, tokenizer: Tokenizer, name: str = "sample") -> list[st
     return tokenize_store(Store(store), tokenizer, name=name, progress=lambda count: None)
 
 
-def test_a_tokenized_store_gives_the_same_rows_without_tokenizing(store, monkeypatch):
-    before = [rows(store).batch([n]) for n in range(4)]
+def test_a_tokenized_store_gives_the_same_sequences_without_tokenizing(store, monkeypatch):
+    before = [sequences(store).batch([n]) for n in range(4)]
     tokenizer = load_tokenizer("sample")
     assert tokenize(store, tokenizer) == [
         *(f"tokens_{tokenizer.fingerprint}", f"length_{tokenizer.fingerprint}"),
         "image_sizes",
     ]
     monkeypatch.setattr(Tokenizer, "encode_many", lambda self, texts: [[] for _ in itertools.repeat(0, len(texts))])
-    after = [rows(store).batch([n]) for n in range(4)]
+    after = [sequences(store).batch([n]) for n in range(4)]
     for left, right in zip(before, after, strict=True):
         assert left.tokens_BT.tolist() == right.tokens_BT.tolist()
         assert left.targets_BT.tolist() == right.targets_BT.tolist()
@@ -67,8 +67,8 @@ def test_a_tokenized_store_gives_the_same_rows_without_tokenizing(store, monkeyp
 def test_its_columns_say_how_long_the_texts_and_how_large_the_images_are(store):
     tokenizer = load_tokenizer("sample")
     tokenize(store, tokenizer)
-    found = lance.dataset(str(store)).to_table().to_pylist()
-    for document, row in zip(Store(store).scan(), found, strict=True):
+    rows = lance.dataset(str(store)).to_table().to_pylist()
+    for document, row in zip(Store(store).scan(), rows, strict=True):
         plain = encode.encode(document, tokenizer, tile=TileSpec(16, 4))
         marks = int((plain.tokens < len(tokenizer.marks)).sum() - 4 * len(document.images))
         assert row[f"length_{tokenizer.fingerprint}"] == len(plain.tokens) - marks - 4 * len(document.images)
@@ -87,16 +87,16 @@ def test_the_files_of_texts_and_images_are_not_written_again(store):
     name = Store(store).fingerprint()
     tokenize(store, load_tokenizer("sample"))
     assert all(path.read_bytes() == data for path, data in before.items())
-    assert Store(store).fingerprint() == name  # the documents are the same: no run measures them again
+    assert Store(store).fingerprint() == name  # the documents are the same: no run indexes them again
 
 
 def test_another_tokenizers_tokens_are_refused_by_name_until_this_ones_are_added(store, other):
     tokenize(store, Tokenizer(other), name="web-32k")
     with pytest.raises(StoreError, match=r"\(web-32k\).*run's tokenizer is .*mm1 tokenize .*pages\.lance"):
-        rows(store)
-    assert rows(store, str(other)).batch([0]).images_NCYX.shape[1] == 3
+        sequences(store)
+    assert sequences(store, str(other)).batch([0]).images_NCYX.shape[1] == 3
     tokenize(store, load_tokenizer("sample"))
-    assert rows(store).batch([0]).tokens_BT.tolist() != rows(store, str(other)).batch([0]).tokens_BT.tolist()
+    assert sequences(store).batch([0]).tokens_BT.tolist() != sequences(store, str(other)).batch([0]).tokens_BT.tolist()
 
 
 def test_documents_appended_later_are_read_and_then_tokenized_too(store):
@@ -115,6 +115,6 @@ def test_documents_appended_later_are_read_and_then_tokenized_too(store):
 
 
 def test_the_command_says_what_it_added_and_then_that_nothing_is_to_do(store, capsys):
-    for said in ("added: tokens_", "already"):
+    for message in ("added: tokens_", "already"):
         app(["tokenize", str(store)], standalone_mode=False)
-        assert said in capsys.readouterr().out
+        assert message in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""New tokens: what the model and its tokenizer knew before stays."""
+"""New tokens leave what the model and its tokenizer did before."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def test_new_tokens_take_no_more_than_their_share_and_never_win(tie_embeddings):
     assert (after.argmax(-1) < 60).all()
 
 
-def test_room_enough_changes_nothing():
+def test_a_vocabulary_that_is_large_enough_stays_as_it_is():
     state = Decoder(DecoderConfig(vocabulary=60, width=16, layers=1, mlp_width=24)).state_dict()
     assert extended(state, 60)["embedding.weight"] is state["embedding.weight"]
 
@@ -57,10 +57,10 @@ def test_marks_come_behind_and_every_other_id_stays(tmp_path):
     marked = with_marks(json.loads(plain.to_str()))
     assert [token["id"] for token in marked["added_tokens"]] == [*range(5, 6 + len(MARKS))]
     (tmp_path / "tokenizer.json").write_text(json.dumps(marked))
-    made = Tokenizer(tmp_path)
-    assert made.encode("abba d") == plain.encode("abba d", add_special_tokens=False).ids
-    assert made.marks["end"] == 6
-    others = [made.marks[name] for name in MARKS if name != "end"]
+    loaded = Tokenizer(tmp_path)
+    assert loaded.encode("abba d") == plain.encode("abba d", add_special_tokens=False).ids
+    assert loaded.marks["end"] == 6
+    others = [loaded.marks[name] for name in MARKS if name != "end"]
     assert others == [*range(7, 7 + len(others))]
-    assert made.vocabulary == 7 + len(others)
-    assert not set(made.encode("<|image|>abc")) & set(made.marks.values())  # text never spells one
+    assert loaded.vocabulary == 7 + len(others)
+    assert not set(loaded.encode("<|image|>abc")) & set(loaded.marks.values())  # text never spells one
