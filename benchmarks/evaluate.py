@@ -221,9 +221,9 @@ def prompts_of(task: Task, subject: Subject, *, fixed: bool) -> list[Encoded]:
 
 def work_of_ours(prompts: Sequence[Encoded], ours: Ours) -> Work:
     """The engine's work: each different image once, and the tokens that went through the decoder."""
-    assert ours.engine.session is not None
+    assert ours.engine.prefix_cache is not None
     images = len({image for encoded in prompts for image in encoded.images})
-    return Work(images, ours.engine.session.computed + ours.engine.prefilled)
+    return Work(images, ours.engine.prefix_cache.computed + ours.engine.prefilled)
 
 
 def flops(model: MLLM, work: Work) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from PIL import Image as Pillow
 from rich.rule import Rule
 
 from mm1.checkpoint import Loaded, load_for_use
-from mm1.data.chat import prompt
+from mm1.data.chat_format import prompt
 from mm1.data.store import open_store
 from mm1.document import Document, Text
 from mm1.eval.harness import evaluate_run

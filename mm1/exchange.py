@@ -20,7 +20,7 @@ from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.model import ModelConfig
 from mm1.config.run import DataConfig, RunConfig
-from mm1.data.chat import TEMPLATE
+from mm1.data.chat_format import TEMPLATE
 from mm1.data.recorded import TOKENIZER, record_text, recorded_text
 from mm1.data.tokenizer import load_tokenizer
 from mm1.disk import sync

@@ -56,9 +56,9 @@ def interleaved(count: int, *, seed: int = 1) -> Iterator[Document]:
     """Pages of one to four pictures, each between sentences that speak of it."""
     for index in range(count):
         pieces: list[Text | Image] = [Text(f"Page {index}. ")]
-        for place in range(1 + index % 4):
-            data, label = picture(seed, 10 * index + place)
-            pieces += [Text(f"Figure {place + 1} shows {label}: "), Image(data), Text("as we said. ")]
+        for figure in range(1 + index % 4):
+            data, label = picture(seed, 10 * index + figure)
+            pieces += [Text(f"Figure {figure + 1} shows {label}: "), Image(data), Text("as we said. ")]
         yield Document(tuple(pieces), id=f"page-{index}", source="interleaved")
 
 
@@ -77,8 +77,8 @@ def texts(count: int, *, seed: int = 2) -> Iterator[Document]:
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Three small stores by name: 40 `captions`, 16 `interleaved` pages, 24 of `text`. Only for reading."""
     folder = tmp_path_factory.mktemp("stores")
-    made = {"captions": captions(40), "interleaved": interleaved(16), "text": texts(24)}
-    paths = {name: folder / f"{name}.lance" for name in made}
-    for name, documents in made.items():
+    documents_of = {"captions": captions(40), "interleaved": interleaved(16), "text": texts(24)}
+    paths = {name: folder / f"{name}.lance" for name in documents_of}
+    for name, documents in documents_of.items():
         write_store(documents, paths[name])
     return paths

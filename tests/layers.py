@@ -37,7 +37,18 @@ LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.n
 ORDER = {
     "config": ("base", "renamed", "options", "model", "run", "ablation"),
     "data": (
-        *("store", "chat", "chat_template", "tokenizer", "image", "preview", "tokenized", "encode", "pack", "plan"),
+        *(
+            "store",
+            "chat_format",
+            "chat_template",
+            "tokenizer",
+            "image",
+            "preview",
+            "tokenized",
+            "encode",
+            "pack",
+            "plan",
+        ),
         *("recorded", "index", "mixture", "microbatches", "loader"),
     ),
     "model": (
@@ -46,7 +57,7 @@ ORDER = {
     ),
     "objectives": ("loss", "next_token", "contrastive", "index"),
     "generate": (
-        *("prompt", "sampling", "threads", "session", "prompt_lookup", "request", "admission", "engine", "beam"),
+        *("prompt", "sampling", "threads", "prefix_cache", "prompt_lookup", "request", "admission", "engine", "beam"),
         "writer",
     ),
     "hf": ("names", "layouts", "vision", "encoder", "vocabulary", "convert", "llava", "files", "shards"),

@@ -11,14 +11,14 @@ from mm1.document import IGNORED, Batch
 from mm1.model.mllm import MLLM
 
 IMAGE = 3  # the image token
-PLACES = 4  # an image takes
+IMAGE_TOKENS = 4  # of a tile
 
 
 def config(**connector) -> ModelConfig:
     return ModelConfig(
         image_token_id=IMAGE,
         vision=VisionConfig(image_size=24, patch_size=6, width=24, layers=2, heads=2, mlp_width=40),
-        connector=ConnectorConfig(tokens=PLACES, width=16, depth=1, heads=2, **connector),
+        connector=ConnectorConfig(tokens=IMAGE_TOKENS, width=16, depth=1, heads=2, **connector),
         decoder=DecoderConfig(
             vocabulary=64, width=32, layers=2, heads=4, kv_heads=2, head_width=8, mlp_width=48, qk_norm=True
         ),
@@ -60,7 +60,7 @@ def run(stores: dict[str, Path]) -> RunConfig:
 
 @dataclass
 class Doc:
-    """Tokens with image places, and the images."""
+    """Tokens with image tokens among them, and the images."""
 
     tokens: list[int]
     images: list[torch.Tensor] = field(default_factory=list)
@@ -74,20 +74,20 @@ def image(seed: int, size: int = 24) -> torch.Tensor:
 def doc(*pieces, seed: int = 0) -> Doc:
     """A document of random text (an int: its length) and images ("image")."""
     generator = torch.Generator().manual_seed(seed)
-    made = Doc([])
+    document = Doc([])
     for piece in pieces:
         if piece == "image":
-            made.tokens += [IMAGE] * PLACES
-            made.images.append(image(1000 * seed + len(made.images)))
+            document.tokens += [IMAGE] * IMAGE_TOKENS
+            document.images.append(image(1000 * seed + len(document.images)))
         else:
-            made.tokens += torch.randint(4, 64, (piece,), generator=generator).tolist()
-    return made
+            document.tokens += torch.randint(4, 64, (piece,), generator=generator).tolist()
+    return document
 
 
-def pack(rows: list[list[Doc]], *, places: int | None = None, padding_images: int = 0) -> Batch:
-    """Rows of documents as a batch, filled up to `places`."""
-    places = places or max(sum(len(d.tokens) for d in row) for row in rows)
-    tokens, documents, positions = (torch.zeros(len(rows), places, dtype=torch.int64) for _ in range(3))
+def pack(rows: list[list[Doc]], *, length: int | None = None, padding_images: int = 0) -> Batch:
+    """Sequences of documents as a batch, padded to `length`."""
+    length = length or max(sum(len(d.tokens) for d in row) for row in rows)
+    tokens, documents, positions = (torch.zeros(len(rows), length, dtype=torch.int64) for _ in range(3))
     images = [picture for row in rows for d in row for picture in d.images]
     for b, row in enumerate(rows):
         at = 0

@@ -55,7 +55,7 @@ def packed() -> Batch:
         [doc("image", 90, seed=1), doc(30, "image", 100, seed=2)],
         [doc(120, seed=3), doc("image", 80, seed=4)],
     ]
-    batch = pack(sequences, places=256)
+    batch = pack(sequences, length=256)
     batch.targets_BT = torch.where(batch.document_BT > 0, batch.tokens_BT, batch.targets_BT)
     return batch
 

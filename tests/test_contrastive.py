@@ -40,7 +40,7 @@ def by_formula(model: ContrastiveModel, documents) -> torch.Tensor:
 def test_packed_loss_equals_the_formula(class_token):
     """Documents without an image or with two are in the sequences, but not in the loss."""
     model = build(class_token=class_token)
-    loss = model(pack(ROWS, places=60, padding_images=3))
+    loss = model(pack(ROWS, length=60, padding_images=3))
     pairs = [d for row in ROWS for d in row if len(d.images) == 1]
     assert loss.pairs == len(pairs) == 4
     torch.testing.assert_close(loss.loss, by_formula(model, pairs), atol=1e-4, rtol=1e-5)

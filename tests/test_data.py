@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image as Canvas
 
 from mm1.config.run import DataConfig, SourceConfig
-from mm1.data.chat import prompt
+from mm1.data.chat_format import prompt
 from mm1.data.encode import Cutter, encode
 from mm1.data.image import ImageError, load, load_boxes
 from mm1.data.loader import Sequences, batches

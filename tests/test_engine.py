@@ -9,11 +9,11 @@ from small import doc
 from test_generate import MODEL, PIECES, prompt, score, written_without_cache
 
 from mm1.config.model import SparseConfig
-from mm1.generate import admission, engine, session
+from mm1.generate import admission, engine, prefix_cache
 from mm1.generate.engine import Engine
+from mm1.generate.prefix_cache import Prefix, PrefixCache, prefill
 from mm1.generate.prompt import Features, Prompt, common_prefix, content, picture
 from mm1.generate.sampling import Choices, Decoding
-from mm1.generate.session import Prefix, Session, prefill
 from mm1.model.cache import Segment
 from mm1.model.mllm import MLLM
 
@@ -22,7 +22,7 @@ FOUR = Decoding(max_tokens=4)
 
 @pytest.fixture(autouse=True)
 def sharing_of_few_positions(monkeypatch):
-    for module in (admission, engine, session):
+    for module in (admission, engine, prefix_cache):
         monkeypatch.setattr(module, "MIN_SHARED", 3)
 
 
@@ -93,9 +93,9 @@ def test_fixed_shots_are_computed_once_and_images_encoded_once(monkeypatch):
     ours = Engine(MODEL, rows=2)
     ours.generate([joined(shots, one) for one in queries], Decoding(max_tokens=1))
     assert ours.prefilled == len(shots.tokens)
-    assert ours.session is not None
+    assert ours.prefix_cache is not None
     whole, last = len(queries[0].tokens), 1  # of two equal prompts the second needs only the last position's logits
-    assert ours.session.computed == 4 * whole + last
+    assert ours.prefix_cache.computed == 4 * whole + last
     assert sum(seen) == 2 + 4
     # other queries after the same shots: neither these nor the images are computed again
     ours.generate([joined(shots, doc(4, seed=number)) for number in (1, 2, 3)], Decoding(max_tokens=1))
@@ -111,23 +111,23 @@ def test_shots_of_two_queries_are_taken_over_without_a_common_prefix():
     prompts = [one for pair in pairs for one in pair]
     ours = Engine(MODEL, rows=3)
     ours.generate(prompts, Decoding(max_tokens=1))
-    assert ours.session is not None
-    assert (ours.prefilled, ours.session.computed) == (0, 4 * (10 + 6) + 4 * 6)
+    assert ours.prefix_cache is not None
+    assert (ours.prefilled, ours.prefix_cache.computed) == (0, 4 * (10 + 6) + 4 * 6)
 
 
 def test_choices_compute_their_question_once():
     question = joined(doc("image", 9, seed=1))
     ours = Engine(MODEL, rows=4)
     ours.score([(question, [5 + number, 6, 7]) for number in range(4)])
-    assert ours.session is not None
+    assert ours.prefix_cache is not None
     assert ours.prefilled == len(question.tokens) - 1  # each choice needs the last position's logits
-    assert ours.session.computed == 4 * 3
+    assert ours.prefix_cache.computed == 4 * 3
 
 
 def test_a_chat_continues_where_its_last_turn_ended():
     """The first prompt's row still holds it and what was written, though another prompt came in between."""
     first, other = joined(doc("image", 7, seed=1)), joined(doc(9, seed=2))
-    ours = Session(MODEL, rows=2, positions=40)
+    ours = PrefixCache(MODEL, rows=2, positions=40)
     for number, one in enumerate((first, other)):
         ours.admit([one], [number])
         ours.step({number: [9]})
@@ -137,7 +137,7 @@ def test_a_chat_continues_where_its_last_turn_ended():
     before = ours.computed
     with torch.no_grad():
         logits = MODEL.decoder.logits(ours.admit([again], [2]))
-        alone = MODEL.decoder.logits(Session(MODEL, rows=1, positions=40).admit([again], [0]))
+        alone = MODEL.decoder.logits(PrefixCache(MODEL, rows=1, positions=40).admit([again], [0]))
     assert ours.computed - before == 2
     torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
 
@@ -158,11 +158,11 @@ def test_large_passes_over_a_prefix_go_in_pieces(monkeypatch):
     assert (without - logits).abs().max() > 1e-3
 
 
-def test_a_prompt_without_the_sessions_prefix_is_refused():
+def test_a_prompt_without_the_caches_prefix_is_refused():
     shots = prompt(doc(9, seed=1))
     segment, _ = prefill(MODEL, shots, features=Features(MODEL))
     prefix = Prefix(content(shots, small.config()), segment)
-    ours = Session(MODEL, rows=1, positions=20, prefix=prefix)
+    ours = PrefixCache(MODEL, rows=1, positions=20, prefix=prefix)
     with pytest.raises(ValueError, match="the 9 positions that all rows share"):
         ours.admit([prompt(doc(12, seed=2))], [0])
 
@@ -183,7 +183,7 @@ def test_features_beyond_the_memory_are_dropped_oldest_first():
         one = picture(small.image(number))
         return type(one)(one.name, lambda: seen.append(number) or one.pixels())
 
-    size = small.PLACES * 32 * 4
+    size = small.IMAGE_TOKENS * 32 * 4
     features = Features(MODEL, memory=2 * size)
     first = features.of([named(1), named(2), named(1)])
     assert seen == [1, 2]
@@ -213,7 +213,7 @@ def test_only_choices_are_written(document, temperature, seed):
 def test_the_likeliest_allowed_token_is_taken_at_each_step():
     decoding = Decoding(choices=Choices([[n] for n in range(4, 30)]))
     (completion,) = Engine(MODEL).generate([prompt(doc(5, seed=1))], decoding)
-    logits = Session(MODEL, rows=1, positions=9).admit([prompt(doc(5, seed=1))], [0])
+    logits = PrefixCache(MODEL, rows=1, positions=9).admit([prompt(doc(5, seed=1))], [0])
     with torch.no_grad():
         assert completion.tokens == [4 + int(MODEL.decoder.logits(logits)[0, 4:30].argmax())]
 

@@ -7,7 +7,7 @@ from small import IMAGE, doc
 from test_engine import joined
 from test_generate import MODEL, prompt
 
-from mm1.generate import admission, engine, session
+from mm1.generate import admission, engine, prefix_cache
 from mm1.generate.engine import Engine
 from mm1.generate.prompt import Prompt
 from mm1.generate.request import EngineRequest, Event
@@ -16,7 +16,7 @@ from mm1.generate.sampling import Choices, Decoding
 
 @pytest.fixture(autouse=True)
 def sharing_of_few_positions(monkeypatch):
-    for module in (admission, engine, session):
+    for module in (admission, engine, prefix_cache):
         monkeypatch.setattr(module, "MIN_SHARED", 3)
 
 
@@ -107,7 +107,7 @@ def test_each_request_gets_what_it_gets_alone(actions, rows):
             assert expected.score is not None
             assert last.score.log_probability == pytest.approx(expected.score.log_probability, abs=1e-4)
             assert (last.score.tokens, last.score.greedy) == (expected.score.tokens, expected.score.greedy)
-    assert ours.session is None or ours.session.free == rows
+    assert ours.prefix_cache is None or ours.prefix_cache.free == rows
 
 
 def writing(one: Prompt, tokens: int = 9) -> EngineRequest:
@@ -118,10 +118,10 @@ def test_an_aborted_request_frees_its_row_at_once():
     ours = Engine(MODEL, rows=1)
     first, second = (ours.submit(writing(prompt(doc(length, seed=length)))) for length in (4, 5))
     ours.step()
-    assert ours.session is not None
-    assert ours.session.owners == [first]
+    assert ours.prefix_cache is not None
+    assert ours.prefix_cache.owners == [first]
     ours.abort(first)
-    assert ours.session.free == 1
+    assert ours.prefix_cache.free == 1
     ended, begun = sorted(ours.step(), key=lambda event: event.request_id)
     assert (ended.request_id, ended.reason) == (first, "aborted")
     assert (begun.request_id, begun.reason, len(begun.tokens)) == (second, None, 1)
@@ -132,17 +132,17 @@ def test_an_aborted_request_frees_its_row_at_once():
 
 
 def test_a_longer_request_joins_while_others_run():
-    """The session grows; the row in use keeps its keys, and nothing is computed again."""
+    """The cache grows; the row in use keeps its keys, and nothing is computed again."""
     short, long = writing(prompt(doc("image", 3, seed=1))), writing(prompt(doc(40, seed=2)))
     ours = Engine(MODEL, rows=2)
     ours.submit(short)
     ours.step()
-    assert ours.session is not None
-    before = ours.session
+    assert ours.prefix_cache is not None
+    before = ours.prefix_cache
     assert before.positions == len(short.prompt.tokens) + 9
     ours.submit(long)
     assert {event.request_id for event in ours.step()} == {1}
-    assert ours.session is before
+    assert ours.prefix_cache is before
     assert before.positions == 49
     assert before.computed == len(short.prompt.tokens) + 40
 
@@ -154,21 +154,21 @@ def test_a_request_without_the_shared_prefix_joins_while_others_run():
     for number in range(3):
         ours.submit(writing(joined(shots, doc(2, seed=5 + number))))
     ours.step()
-    assert ours.session is not None
-    assert ours.prefilled == ours.session.prefix_length == len(shots.tokens)
+    assert ours.prefix_cache is not None
+    assert ours.prefilled == ours.prefix_cache.prefix_length == len(shots.tokens)
     ours.submit(writing(joined(doc("image", 5, "image", seed=1), doc(9, seed=9))))
     ours.step()
-    assert ours.session.prefix_length == 13  # as much of the shots as it begins with
+    assert ours.prefix_cache.prefix_length == 13  # as much of the shots as it begins with
     ours.submit(writing(prompt(doc(6, seed=20))))
-    before = ours.session.computed
+    before = ours.prefix_cache.computed
     while ours.busy:
         ours.step()
-    assert ours.session.prefix_length == 0
+    assert ours.prefix_cache.prefix_length == 0
     # a row remembers the shots, though they were computed as a prefix
     ours.submit(writing(joined(shots, doc(2, seed=30)), 1))
-    before = ours.session.computed
+    before = ours.prefix_cache.computed
     ours.step()
-    assert ours.session.computed - before == 2
+    assert ours.prefix_cache.computed - before == 2
 
 
 def test_after_an_error_the_engine_is_idle_and_works(monkeypatch):

@@ -5,13 +5,13 @@ import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import IMAGE, PLACES, doc
+from small import IMAGE, IMAGE_TOKENS, doc
 
 from mm1.generate.engine import Engine
+from mm1.generate.prefix_cache import PrefixCache
 from mm1.generate.prompt import Prompt, picture
 from mm1.generate.request import Completion, Score
 from mm1.generate.sampling import Decoding, sample_tokens
-from mm1.generate.session import Session
 from mm1.model.cache import Cache
 
 MODEL = small.model(kind="c_abstractor")
@@ -121,7 +121,7 @@ def test_rows_come_and_go_without_touching_others():
     prompts = [prompt(doc("image", 4, seed=1)), prompt(doc(9, seed=2)), prompt(doc(2, "image", seed=3))]
     late = prompt(doc(1, "image", 2, seed=4))
     expected = [written_without_cache(p, 5) for p in (*prompts, late)]
-    session = Session(MODEL, rows=3, positions=20)
+    prefix_cache = PrefixCache(MODEL, rows=3, positions=20)
     written: list[list[int]] = [[], [], [], []]
 
     def take(owners, logits_BV):
@@ -129,15 +129,15 @@ def test_rows_come_and_go_without_touching_others():
             written[owner].append(token)
 
     def step():
-        owners, logits_BTV = session.step({owner: tokens[-1:] for owner, tokens in enumerate(written) if tokens})
+        owners, logits_BTV = prefix_cache.step({owner: tokens[-1:] for owner, tokens in enumerate(written) if tokens})
         take(owners, logits_BTV[:, 0])
 
     with torch.no_grad():
-        take([0, 1, 2], MODEL.decoder.logits(session.admit(prompts, [0, 1, 2])))
+        take([0, 1, 2], MODEL.decoder.logits(prefix_cache.admit(prompts, [0, 1, 2])))
         step()
-        session.release(0)
+        prefix_cache.release(0)
         step()
-        take([3], MODEL.decoder.logits(session.admit([late], [3])))
+        take([3], MODEL.decoder.logits(prefix_cache.admit([late], [3])))
     step()
     step()
     assert [len(tokens) for tokens in written] == [2, 5, 5, 3]
@@ -203,8 +203,8 @@ def test_tokens_are_drawn_as_often_as_they_should(temperature, top_p, expected):
 
 
 def test_images_that_do_not_fit_the_image_tokens_are_refused():
-    short = Prompt([IMAGE] * (PLACES - 1), [picture(small.image(0))])
-    none = Prompt([IMAGE] * PLACES)
+    short = Prompt([IMAGE] * (IMAGE_TOKENS - 1), [picture(small.image(0))])
+    none = Prompt([IMAGE] * IMAGE_TOKENS)
     for wrong in (short, none, Prompt([])):
         with pytest.raises(ValueError, match="image tokens"):
             generate([prompt(doc(3)), wrong], ENOUGH)
@@ -223,8 +223,8 @@ def test_a_score_needs_a_position_to_start_from():
             score([(one_prompt, continuation)])
 
 
-def test_a_full_session_says_so():
-    session = Session(MODEL, rows=1, positions=8)
-    session.admit([prompt(doc(3))], [0])
+def test_a_full_cache_says_so():
+    prefix_cache = PrefixCache(MODEL, rows=1, positions=8)
+    prefix_cache.admit([prompt(doc(3))], [0])
     with pytest.raises(ValueError, match="0 free rows"):
-        session.admit([prompt(doc(3))], [1])
+        prefix_cache.admit([prompt(doc(3))], [1])

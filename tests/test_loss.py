@@ -88,7 +88,7 @@ def test_parts_of_a_batch_add_up_to_it(monkeypatch):
     parts, first = [], 0
     for row in range(3):
         part = batch.map(lambda tensor: tensor)
-        images = int((batch.tokens_BT[row] == IMAGE).sum()) // small.PLACES
+        images = int((batch.tokens_BT[row] == IMAGE).sum()) // small.IMAGE_TOKENS
         for name in ("tokens_BT", "targets_BT", "document_BT", "position_BT", "source_B"):
             setattr(part, name, getattr(batch, name)[row : row + 1])
         part.images_NCYX, part.images, first = batch.images_NCYX[first : first + images], images, first + images

@@ -56,7 +56,7 @@ def test_a_mistaken_validation_store_is_named_before_the_first_step(run, tmp_pat
         config.override(run, ["validation_sequences=0"])
 
 
-def test_torn_checkpoints_make_room_for_those_of_a_run_that_begins_again(run, tmp_path):
+def test_torn_checkpoints_give_way_to_those_of_a_run_that_begins_again(run, tmp_path):
     train_run(run, tmp_path)
     for path in (tmp_path / "checkpoints").iterdir():
         (path / "whole.json").unlink()

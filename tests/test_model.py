@@ -3,7 +3,7 @@
 import pytest
 import small
 import torch
-from small import IMAGE, PLACES, ROWS, doc, pack
+from small import IMAGE, IMAGE_TOKENS, ROWS, doc, pack
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from mm1.config.base import choices
@@ -166,7 +166,7 @@ def test_without_images_the_encoder_gets_zero_gradients(kind, padding_images):
 def test_padding_changes_nothing():
     model = small.model(kind="c_abstractor")
     results = []
-    for batch in (pack(ROWS), pack([*ROWS, []], places=70, padding_images=3)):
+    for batch in (pack(ROWS), pack([*ROWS, []], length=70, padding_images=3)):
         model.zero_grad()
         hidden = documents_of(batch, model.hidden(batch))
         sum(weighted(x) for x in hidden).backward()
@@ -325,4 +325,4 @@ def test_bf16_is_near_fp32(kind, autocast):
 
 
 def test_an_image_takes_its_positions():
-    assert small.model().encode_images(torch.zeros(2, 3, 24, 24, dtype=torch.uint8)).shape == (2, PLACES, 32)
+    assert small.model().encode_images(torch.zeros(2, 3, 24, 24, dtype=torch.uint8)).shape == (2, IMAGE_TOKENS, 32)

@@ -199,7 +199,7 @@ def test_every_second_layer_is_sparse():
 
 
 def trained(rows) -> Batch:
-    batch = small.pack(rows, places=48)
+    batch = small.pack(rows, length=48)
     batch.targets_BT = torch.where(batch.document_BT > 0, batch.tokens_BT.roll(-1, 1), -100)
     return batch
 

@@ -20,15 +20,16 @@ from mm1.prepare.request import PrepareRequest
 # and names that a word of the field has replaced.
 SEGMENTS = {"place", "places", "room", "rooms", "house", "door", "answerer", "answerers"}
 NAMES = {
-    *("found", "made", "asked", "given", "chosen", "alike", "of_first", "gathered"),
+    *("found", "made", "asked", "given", "chosen", "of_first"),
     *("row_length", "batch_rows", "micro_rows", "row_images", "validation_rows", "recompute", "unrotated", "tied"),
     *("deviation", "balance_weight", "z_weight", "multipliers", "a_page", "full_shots", "text_shots"),
 }
 FILES = {
-    *("boards", "parts", "ranks", "experts", "rates", "deal", "measure", "template", "guess", "cells", "answerers"),
-    *("prose", "screen", "copies", "offer", "architecture", "fields"),
+    *("train/boards", "train/parts", "train/ranks", "train/experts", "train/rates", "train/offer"),
+    *("data/deal", "data/measure", "data/template", "model/guess", "eval/cells", "eval/answerers"),
+    *("prepare/prose", "prepare/screen", "prepare/copies"),
 }
-PHRASES = re.compile(r"\bin[ -]place\b|\btak(e|es|ing|en) place\b|\bdecimal places?\b|\bplace of\b")
+PHRASES = re.compile(r"place-items|\bin[ -]place\b|\btak(e|es|ing|en) place\b|\bdecimal places?\b|\bplace of\b")
 PAGE_WORDS = re.compile(
     r"\b(places?|rooms?|floors?|house|doors?|answerers?)\b"
     r"|\b(row_length|batch_rows|micro_rows|row_images|validation_rows|recompute|unrotated|balance_weight)\b"
@@ -61,13 +62,17 @@ def test_no_identifier_is_of_the_old_vocabulary():
         if short(path) in KEEPS_OLD_NAMES:
             continue
         for name, line in sorted(identifiers(path), key=lambda pair: pair[1]):
+            if name == "given" and "hypothesis" in path.read_text():
+                continue  # the decorator of a property test
             if name in NAMES or segments(name) & SEGMENTS:
                 faults.append(f"{short(path)}:{line} {name}")
     report(faults)
 
 
 def test_no_file_of_the_package_has_an_old_name():
-    report([short(path) for path in PACKAGE.rglob("*.py") if path.stem in FILES])
+    stems = {file.rpartition("/")[2] for file in FILES} - {"experts"}  # hf/experts.py converts Mixtral's
+    report([short(path) for path in PACKAGE.rglob("*.py") if path.stem in stems])
+    report([file for file in FILES if (PACKAGE / f"{file}.py").exists()])
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -10,9 +10,9 @@ from test_generate import MODEL, PROMPTS, prompt, written_without_cache
 
 from mm1.generate import engine, threads
 from mm1.generate.engine import Engine
+from mm1.generate.prefix_cache import PrefixCache
 from mm1.generate.prompt_lookup import PromptLookup, lookup
 from mm1.generate.sampling import Decoding
-from mm1.generate.session import Session
 from mm1.generate.threads import threads_for
 
 NINE = Decoding(max_tokens=9)
@@ -57,8 +57,8 @@ def test_drafts_save_passes_where_a_text_repeats(temperature, monkeypatch):
     decoding = Decoding(max_tokens=24, temperature=temperature, top_k=2, seed=3)
     prompts = [prompt(doc("image", 6, seed=seed)) for seed in range(3)]
     passes: list[int] = []
-    step = Session.step
-    monkeypatch.setattr(Session, "step", lambda self, tokens: passes.append(len(tokens)) or step(self, tokens))
+    step = PrefixCache.step
+    monkeypatch.setattr(PrefixCache, "step", lambda self, tokens: passes.append(len(tokens)) or step(self, tokens))
     drafted = Engine(MODEL, rows=2).generate(prompts, decoding)
     with_drafts = len(passes)
     monkeypatch.setattr(PromptLookup, "propose", lambda self, contents, *, most: {number: [] for number in contents})

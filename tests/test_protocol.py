@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import picture
 
-from mm1.data.chat import messages
+from mm1.data.chat_format import messages
 from mm1.document import Document, Image, Mark, Text
 from mm1.eval import fewshot, shots
 from mm1.eval.answers_page import write_page

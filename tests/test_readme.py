@@ -46,8 +46,8 @@ def text(page: str) -> str:
 def blocks(page: str) -> list[Block]:
     whole = text(page)
     return [
-        Block(page, whole.count("\n", 0, found.start()) + 1, found["language"], found["body"], bool(found["run"]))
-        for found in FENCE.finditer(whole)
+        Block(page, whole.count("\n", 0, match.start()) + 1, match["language"], match["body"], bool(match["run"]))
+        for match in FENCE.finditer(whole)
     ]
 
 
@@ -110,12 +110,12 @@ def check_verb(arguments: list[str]) -> None:
     if verb == "--help":
         return
     assert verb in group.commands, f"mm1 has no verb {verb!r}; it has {', '.join(group.commands)}"
-    given = group.commands[verb].make_context(verb, list(rest)).params
+    parameters = group.commands[verb].make_context(verb, list(rest)).params
     if verb in ("train", "budget"):
-        config.override(recipe(given["recipe"]), list(given["assignments"] or []))
+        config.override(recipe(parameters["recipe"]), list(parameters["assignments"] or []))
     if verb == "prepare":
         unknown = {
-            word.partition("=")[0] for word in given["words"] if "=" in word
+            word.partition("=")[0] for word in parameters["words"] if "=" in word
         } - PrepareRequest.model_fields.keys()
         assert not unknown, f"a preparation has no fields {unknown}"
 
@@ -182,8 +182,8 @@ def test_files_a_page_names_are_there(page: str):
 
 
 def test_the_map_shows_what_is_there():
-    """Every room of the package is spoken of in docs/design.md."""
+    """docs/design.md speaks of every file and package of mm1."""
     page = (ROOT / "docs/design.md").read_text()
-    rooms = {path.name for path in (ROOT / "mm1").iterdir() if not path.name.startswith("__")}
-    missing = [name for name in sorted(rooms) if not re.search(rf"\b{re.escape(name)}", page)]
+    packages = {path.name for path in (ROOT / "mm1").iterdir() if not path.name.startswith("__")}
+    missing = [name for name in sorted(packages) if not re.search(rf"\b{re.escape(name)}", page)]
     assert not missing, f"docs/design.md does not speak of {missing}"

@@ -54,15 +54,15 @@ def short(path: Path) -> str:
 
 def imports(path: Path) -> list[tuple[int, str]]:
     """Line and dotted name of every import of the package in a file, inside functions too."""
-    found = []
+    imported = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name) for alias in node.names]
+            imported += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level:
-            found.append((node.lineno, "." * node.level + (node.module or "")))
+            imported.append((node.lineno, "." * node.level + (node.module or "")))
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
-    return [(line, name) for line, name in found if name.startswith(("mm1.", "."))]
+            imported += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+    return [(line, name) for line, name in imported if name.startswith(("mm1.", "."))]
 
 
 def module_of(name: str) -> str:
@@ -298,6 +298,6 @@ def test_the_repository_names_no(pattern: str):
     faults = []
     for path, content in text_files():
         for line, text in enumerate(content.splitlines(), 1):
-            if found := re.search(pattern, text):
-                faults.append(f"{short(path)}:{line} says {found[0]}")
+            if match := re.search(pattern, text):
+                faults.append(f"{short(path)}:{line} says {match[0]}")
     report(faults)

@@ -20,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from mm1 import exchange
 from mm1.__main__ import main
 from mm1.checkpoint import Loaded, load_for_use
-from mm1.data.chat import prompt
+from mm1.data.chat_format import prompt
 from mm1.data.chat_template import ChatTemplate
 from mm1.data.encode import encode
 from mm1.data.tiles import TileSpec

@@ -42,7 +42,6 @@ PREPARE_FIELDS = {
 
 OPTIONS = {
     "--by": "--scoring",
-    "--row": "--sequence",
     "--full-shots": "--subimage-shots",
     "--text-shots": "--text-only-shots",
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mm1.data.chat import is_chat, messages, with_roles
+from mm1.data.chat_format import is_chat, messages, with_roles
 from mm1.data.tiles import TileSpec, tiled
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import Document, Encoded, Image, Mark, Text

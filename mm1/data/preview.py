@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image as Pillow
 
-from mm1.data.chat import is_chat, with_roles
+from mm1.data.chat_format import is_chat, with_roles
 from mm1.data.image import UNREADABLE
 from mm1.document import Document, Image, Mark
 

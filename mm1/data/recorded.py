@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from mm1.config.base import ConfigError
-from mm1.data.chat import TEMPLATE, is_chat
+from mm1.data.chat_format import TEMPLATE, is_chat
 from mm1.data.chat_template import ChatTemplate
 from mm1.data.store import Store
 from mm1.data.tokenizer import Tokenizer
@@ -20,7 +20,7 @@ TOKENIZER = "tokenizer.json"
 CHAT = "chat.json"
 
 ChatFormat = Literal["none", "marks", "template"]
-"""How a run reads a chat: it learned none, with our marks (`data/chat.py`), or as its own template writes it."""
+"""How a run reads a chat: it learned none, with our marks (`data/chat_format.py`), or as its own template writes it."""
 
 
 @dataclass(frozen=True, slots=True)

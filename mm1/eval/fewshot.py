@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from mm1.data import chat
+from mm1.data import chat_format as chat
 from mm1.document import Document, Image, Mark, Piece, Text
 from mm1.eval.metrics.references import Metric
 

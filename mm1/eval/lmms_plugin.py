@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 
 from mm1 import dist
 from mm1.checkpoint import load_for_use
-from mm1.data import chat
+from mm1.data import chat_format as chat
 from mm1.document import Document, Image, Piece, Text
 from mm1.eval.models import Ours, Request, model_name
 

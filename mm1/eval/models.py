@@ -24,7 +24,7 @@ import torch
 from PIL import Image as Pillow
 
 from mm1.checkpoint import Loaded, load_for_use
-from mm1.data.chat import messages
+from mm1.data.chat_format import messages
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import Document, Image, Mark, Text
 from mm1.eval.metrics.short_answers import LETTERS

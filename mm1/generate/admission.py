@@ -1,17 +1,17 @@
-"""In which order waiting requests enter a session, and how many at a time."""
+"""In which order waiting requests enter the prefix cache, and how many at a time."""
 
 from collections.abc import Sequence
 
+from mm1.generate.prefix_cache import MIN_SHARED, PrefixCache
 from mm1.generate.prompt import common_prefix
 from mm1.generate.request import ActiveRequest
-from mm1.generate.session import MIN_SHARED, Session
 
 POSITIONS_PER_PREFILL = 8192
 """Positions of one pass over new prompts, unless a single prompt has more."""
 
 
 def admission_order(requests: Sequence[ActiveRequest], prefix_length: int) -> list[ActiveRequest]:
-    """The requests, shortest first, but those together that have more than the session's prefix in common."""
+    """The requests, shortest first, but those together that have more than the cache's prefix in common."""
     groups: list[list[ActiveRequest]] = []
     for request in sorted(requests, key=lambda request: request.content.tobytes()):
         common = common_prefix(groups[-1][-1].content, request.content) if groups else 0
@@ -23,18 +23,18 @@ def admission_order(requests: Sequence[ActiveRequest], prefix_length: int) -> li
     return [request for group in groups for request in group]
 
 
-def next_wave(waiting: Sequence[ActiveRequest], session: Session) -> list[ActiveRequest]:
-    """The next waiting requests to prefill in one pass, at least one if the session has a free row.
+def next_wave(waiting: Sequence[ActiveRequest], prefix_cache: PrefixCache) -> list[ActiveRequest]:
+    """The next waiting requests to prefill in one pass, at least one if the cache has a free row.
 
     A request that begins like another one of the wave, and not yet like a row, waits until it can take over that one's
     keys and values.
     """
     wave: list[ActiveRequest] = []
     longest = 0
-    for request in waiting[: 4 * session.rows]:
-        cached = session.cached(request.content)
+    for request in waiting[: 4 * prefix_cache.rows]:
+        cached = prefix_cache.cached(request.content)
         longest = max(longest, len(request.content) - cached)
-        if len(wave) == session.free or (wave and longest * (len(wave) + 1) > POSITIONS_PER_PREFILL):
+        if len(wave) == prefix_cache.free or (wave and longest * (len(wave) + 1) > POSITIONS_PER_PREFILL):
             break
         if all(common_prefix(request.content, other.content) < cached + MIN_SHARED for other in wave):
             wave.append(request)

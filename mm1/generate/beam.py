@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from mm1.generate.prefix_cache import MIN_SHARED, Prefix, prefill, prefill_prefix
 from mm1.generate.prompt import Features, Prompt, common_prefix, content, whole_images
 from mm1.generate.request import Completion
 from mm1.generate.sampling import Decoding, without_image_token
-from mm1.generate.session import MIN_SHARED, Prefix, prefill, prefill_prefix
 from mm1.model.cache import Cache
 from mm1.model.mllm import MLLM
 

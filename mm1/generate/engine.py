@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from mm1.generate.admission import admission_order, next_wave
+from mm1.generate.prefix_cache import MIN_SHARED, PrefixCache, prefill_prefix
 from mm1.generate.prompt import Features, Prompt, common_prefix, whole_images
 from mm1.generate.prompt_lookup import PromptLookup
 from mm1.generate.request import ActiveRequest, Completion, EngineRequest, Event, Score
 from mm1.generate.sampling import Decoding, sample_tokens
-from mm1.generate.session import MIN_SHARED, Session, prefill_prefix
 from mm1.model.mllm import MLLM
 
 
@@ -34,10 +34,10 @@ class Engine:
     logits agree to seven digits can swap. With experts of limited capacity (`SparseConfig`) a position's result
     depends on its neighbours, and nothing here is exact.
 
-    Cache sizes: requests submitted to an idle engine get a session with their common prefix and room for the longest,
-    or the last session if it serves. Requests that come while others run join at the next step. One that needs more
-    positions makes the session grow, and one that doesn't begin with the shared prefix makes every row hold the rest
-    of that prefix itself; both only copy keys and values between two steps. The session then needs as much memory as
+    Cache sizes: requests submitted to an idle engine get a cache with their common prefix and room for the longest,
+    or the last cache if it serves. Requests that come while others run join at the next step. One that needs more
+    positions makes the cache grow, and one that doesn't begin with the shared prefix makes every row hold the rest
+    of that prefix itself; both only copy keys and values between two steps. The cache then needs as much memory as
     if all had been submitted together, and for a moment one more layer's keys. So no request waits for anything but
     a free row.
     """
@@ -45,7 +45,7 @@ class Engine:
     def __init__(self, model: MLLM, *, rows: int = 32, features: Features | None = None):
         self.model, self.rows = model, rows
         self.features = features or Features(model)
-        self.session: Session | None = None
+        self.prefix_cache: PrefixCache | None = None
         self.prefilled = 0  # positions of shared prefixes that went through the decoder
         self._numbers = itertools.count()
         self._requests: dict[int, ActiveRequest] = {}  # all that have not ended
@@ -92,12 +92,12 @@ class Engine:
         """
         try:
             self._join_arrivals()
-            if self._waiting and self.session is not None and self.session.free:
-                self._prefill(self.session)
-            elif self._requests and self.session is not None:
-                self._decode(self.session)
+            if self._waiting and self.prefix_cache is not None and self.prefix_cache.free:
+                self._prefill(self.prefix_cache)
+            elif self._requests and self.prefix_cache is not None:
+                self._decode(self.prefix_cache)
         except BaseException:  # a pass that was cut short leaves rows that hold less than they say
-            self.session, self._arrivals, self._waiting, self._lookup = None, [], [], PromptLookup()
+            self.prefix_cache, self._arrivals, self._waiting, self._lookup = None, [], [], PromptLookup()
             self._requests.clear()
             self._events.clear()
             raise
@@ -160,45 +160,47 @@ class Engine:
         """Drop a request that has ended, and free its row if it has one."""
         del self._requests[active.number]
         self._lookup.forget(active.number)
-        if self.session is not None and active.number in self.session.owners:
-            self.session.release(active.number)
+        if self.prefix_cache is not None and active.number in self.prefix_cache.owners:
+            self.prefix_cache.release(active.number)
 
     def _join_arrivals(self) -> None:
-        """Let the requests that were submitted since the last step wait for rows of a session with room for them."""
+        """Let the requests that were submitted since the last step wait for rows of a cache with room for them."""
         arrivals, self._arrivals = self._arrivals, []
         if arrivals:
-            session = self._session_for(arrivals, idle=len(arrivals) == len(self._requests))
-            self._waiting += admission_order(arrivals, session.prefix_length)
+            prefix_cache = self._cache_for(arrivals, idle=len(arrivals) == len(self._requests))
+            self._waiting += admission_order(arrivals, prefix_cache.prefix_length)
 
-    def _session_for(self, arrivals: Sequence[ActiveRequest], *, idle: bool) -> Session:
-        """The last session with room for the arrivals, or a new one if the engine is idle and that shares more."""
-        first, session = arrivals[0], self.session
+    def _cache_for(self, arrivals: Sequence[ActiveRequest], *, idle: bool) -> PrefixCache:
+        """The last cache with room for the arrivals, or a new one if the engine is idle and that shares more."""
+        first, prefix_cache = arrivals[0], self.prefix_cache
         shared = min(common_prefix(first.content, other.content) for other in arrivals)
         shared = min(shared, *(len(active.content) - active.outputs for active in arrivals))
         shared = whole_images(first.content, shared, image_tokens=self.model.config.connector.tokens)
         longest = max(active.max_length for active in arrivals)
-        if session is not None:
-            kept = min(shared, common_prefix(session.prefix.content, first.content)) if session.prefix else 0
-            more = len(arrivals) > 2 and shared >= session.prefix_length + MIN_SHARED
-            if not idle or (kept == session.prefix_length and not more):
-                session.fit(longest, prefix_length=kept)
-                return session
+        if prefix_cache is not None:
+            kept = min(shared, common_prefix(prefix_cache.prefix.content, first.content)) if prefix_cache.prefix else 0
+            more = len(arrivals) > 2 and shared >= prefix_cache.prefix_length + MIN_SHARED
+            if not idle or (kept == prefix_cache.prefix_length and not more):
+                prefix_cache.fit(longest, prefix_length=kept)
+                return prefix_cache
         prefix = None
         if len(arrivals) > 2 and shared >= MIN_SHARED:
             prefix = prefill_prefix(self.model, first.prompt, first.content, length=shared, features=self.features)
             self.prefilled += shared
-        self.session = session = None  # frees its memory before the next one takes more
+        self.prefix_cache = prefix_cache = None  # frees its memory before the next one takes more
         positions = longest - (shared if prefix else 0)
-        self.session = Session(self.model, rows=self.rows, positions=positions, features=self.features, prefix=prefix)
-        return self.session
+        self.prefix_cache = PrefixCache(
+            self.model, rows=self.rows, positions=positions, features=self.features, prefix=prefix
+        )
+        return self.prefix_cache
 
-    def _prefill(self, session: Session) -> None:
+    def _prefill(self, prefix_cache: PrefixCache) -> None:
         """Admit waiting requests: scores are then complete, the others have their first token."""
-        wave = next_wave(self._waiting, session)
+        wave = next_wave(self._waiting, prefix_cache)
         numbers = {active.number for active in wave}
         self._waiting = [active for active in self._waiting if active.number not in numbers]
         outputs = [active.outputs for active in wave]
-        hidden_AD = session.admit(
+        hidden_AD = prefix_cache.admit(
             [active.prompt for active in wave], [active.number for active in wave], outputs=outputs
         )
         written, last = [], []
@@ -213,14 +215,14 @@ class Engine:
             self._accept_tokens(written, self._logits(torch.cat(last)))
         self._events += [active.event() for active in wave]
 
-    def _decode(self, session: Session) -> None:
+    def _decode(self, prefix_cache: PrefixCache) -> None:
         """Continue all rows by a token, or by several where the draft tokens are what the model writes."""
-        running = {number: self._requests[number] for number in session.owners if number is not None}
+        running = {number: self._requests[number] for number in prefix_cache.owners if number is not None}
         drafts = self._lookup.propose(
-            {number: np.append(session.contents(number), active.next_token) for number, active in running.items()},
+            {number: np.append(prefix_cache.contents(number), active.next_token) for number, active in running.items()},
             most={number: active.max_draft for number, active in running.items()},
         )
-        numbers, logits_BTV = session.step(
+        numbers, logits_BTV = prefix_cache.step(
             {number: [active.next_token, *drafts[number]] for number, active in running.items()}
         )
         ongoing, accepted = list(enumerate(numbers)), 0
@@ -236,7 +238,7 @@ class Engine:
                     ahead.append((row, number))
                 else:
                     self._lookup.learn(number, drafted=len(draft), accepted=accepted)
-                    session.roll_back(number, len(draft) - accepted)
+                    prefix_cache.roll_back(number, len(draft) - accepted)
             ongoing, accepted = ahead, accepted + 1
         self._events += [active.event() for active in running.values()]
 

@@ -22,7 +22,7 @@ _CHAT = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-"""A conversation with the marks of `data/chat.py`. As in training, nothing is put between texts."""
+"""A conversation with the marks of `data/chat_format.py`. As in training, nothing is put between texts."""
 
 
 def chat_template(tokenizer: Tokenizer) -> str:

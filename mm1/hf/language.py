@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mm1.config.model import DecoderConfig
-from mm1.data.chat import TEMPLATE
+from mm1.data.chat_format import TEMPLATE
 from mm1.hf.convert import decoder_config_from_hf, decoder_from_hf
 from mm1.hf.gguf import Gguf
 from mm1.hf.vocabulary import Words, extended, read_words

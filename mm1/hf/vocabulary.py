@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer as HFTokenizer
 
-from mm1.data.chat import TEMPLATE
+from mm1.data.chat_format import TEMPLATE
 from mm1.data.chat_template import ChatTemplate
 from mm1.data.tokenizer import MARKS
 

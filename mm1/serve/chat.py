@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mm1.checkpoint import Loaded
 from mm1.config.base import missing
-from mm1.data.chat import prompt
+from mm1.data.chat_format import prompt
 from mm1.data.image import ImageError, load
 from mm1.document import Document, Image, Piece, Text
 from mm1.generate.writer import Writer

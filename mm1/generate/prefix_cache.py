@@ -1,4 +1,4 @@
-"""A key/value cache whose rows serve one prompt after another, and remember what they hold."""
+"""Prefix sharing: a key/value cache whose rows serve one prompt after another and remember what they hold."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def prefill_prefix(model: MLLM, prompt: Prompt, contents: np.ndarray, *, length:
     return Prefix(contents[:length], segment)
 
 
-class Session:
+class PrefixCache:
     """A cache of `rows` rows with `positions` each, after the positions of `prefix`, which all rows share.
 
     `admit` puts prompts into free rows, `step` continues all rows in use, `release` frees one. A row is in use by an
