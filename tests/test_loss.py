@@ -137,3 +137,9 @@ def test_infinite_logits_are_no_finite_loss():
     loss = cross_entropy(mllm, hidden, targets=targets, positions=positions, at_once=100)
     assert not loss.total.isfinite()
     assert loss.losses.isfinite().tolist() == [True, True, False, True]
+
+
+def test_a_detached_loss_keeps_no_graph():
+    losses = torch.ones(2, requires_grad=True) * 2
+    loss = Loss(losses.sum(), 2, losses, torch.ones(2), z=losses.sum()).detach()
+    assert not any(part is not None and part.requires_grad for part in (loss.total, loss.by_source, loss.z))

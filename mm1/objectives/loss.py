@@ -40,7 +40,7 @@ class Loss:
         """The same loss without its graph."""
         routing = None if self.routing is None else self.routing.detach()
         z = None if self.z is None else self.z.detach()
-        return replace(self, total=self.total.detach(), routing=routing, z=z)
+        return replace(self, total=self.total.detach(), by_source=self.by_source.detach(), routing=routing, z=z)
 
     @staticmethod
     def sum(losses: list["Loss"]) -> "Loss":
