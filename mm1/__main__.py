@@ -105,7 +105,7 @@ def budget(
 
 @app.command(epilog="Examples: `mm1 ablate connector --dry-run`, `mm1 ablate mix steps=200 --to runs/mix`")
 def ablate(
-    name: Annotated[str, typer.Argument(help="The ablation: connector or mix.")],
+    name: Annotated[str, typer.Argument(help="Name of an ablation, such as connector or mix.")],
     assignments: Assignments = None,
     to: To = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the arms and train nothing.")] = False,

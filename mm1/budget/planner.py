@@ -67,7 +67,7 @@ class Planner:
     def __init__(self, run: RunConfig, hardware: Hardware, *, precision: torch.dtype, batch: Batch | None = None):
         """`batch` is a real micro-batch; without it sequences are full, with `max_images` images each."""
         if not generates_text(run):
-            raise ConfigError(f"objective {run.objective} cannot be planned; only next_token can")
+            raise ConfigError(f"objective {run.objective} cannot be planned: it does not predict tokens")
         self.run, self.hardware, self.precision, self.batch = run, hardware, precision, batch
         with torch.device("meta"):
             mllm = MLLM(run.model)
