@@ -209,7 +209,7 @@ def ours(model: Pair, batches: dict[str, Batch], *, compiled: bool) -> Way:
     for ending, mode in (("", "never"), (", compiled", "always")):
         if mode == "never" or compiled:
             mllm = model.ours().to(device).train()
-            compile_blocks(mllm, mode, device)
+            compile_blocks(mllm, mode, device=device)
             way.models.append(mllm)
             for name, batch in batches.items():
                 whole = partial(our_loss, mllm, batch.to(device))

@@ -24,7 +24,7 @@ from mm1.budget.report import choose_budget, explain_misfit, make_planner, reque
 from mm1.config.model import SparseConfig
 from mm1.config.run import DataConfig, RunConfig, override
 from mm1.document import Batch
-from mm1.model import attention
+from mm1.model import attention_cpu
 from mm1.model.mllm import MLLM
 from mm1.objectives.next_token import NextToken
 from mm1.recipes.index import recipe
@@ -114,7 +114,7 @@ def test_simulated_arithmetic_is_the_meters(sparse: bool):
     assert flops["encoder"] == pytest.approx(formula.encoder * batch.images, rel=1e-6)
     assert flops["connector"] == pytest.approx(formula.connector * batch.images, rel=1e-6)
     # the simulation counts the pairs that attention by blocks computes, the meter those that see each other
-    beyond = formula.pair * batch.tokens_BT.numel() * (attention.BLOCK - 1) / 2
+    beyond = formula.pair * batch.tokens_BT.numel() * (attention_cpu.BLOCK - 1) / 2
     whole = formula.text([batch]) / formula.passes["decoder"] + beyond
     assert flops["decoder"] + flops["logits"] == pytest.approx(whole, rel=0.001)
 

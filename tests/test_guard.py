@@ -73,7 +73,9 @@ def test_a_step_that_is_not_finite_moves_nothing_and_the_run_goes_on(run, tmp_pa
     states: list[list[torch.Tensor]] = []
     build, judge = trained._build_learner, Guard.judge
     learners = []
-    monkeypatch.setattr(trained, "_build_learner", lambda *arguments: learners.append(build(*arguments)) or learners[0])
+    monkeypatch.setattr(
+        trained, "_build_learner", lambda *words, **fields: learners.append(build(*words, **fields)) or learners[0]
+    )
 
     def watched(self, step, **numbers):
         states.append(state(learners[0].objective.model, learners[0].optimizer))

@@ -169,10 +169,10 @@ def _disagree(rank: int, run: RunConfig) -> None:
         coordinator.check_same_start(run, 4)
         here = coordinator.Coordinator(data_rank=rank)
         with pytest.raises(dist.RankError, match="rank 1 is about to do step 8 in 0 micro-batches, rank 0 step 7"):
-            here.total_weight(6 + rank, [], 10)
+            here.total_weight(6 + rank, [], weight=10)
         with pytest.raises(dist.RankError, match="rank 1 has other sequences"):
-            coordinator.Coordinator().total_weight(6, [], 10 + rank)
-        assert here.total_weight(6, [], 10 + rank) == 21
+            coordinator.Coordinator().total_weight(6, [], weight=10 + rank)
+        assert here.total_weight(6, [], weight=10 + rank) == 21
 
 
 def test_ranks_that_disagree_are_named_before_they_wait_for_each_other(stores):
@@ -190,7 +190,7 @@ def _come_late(rank: int, report: Path) -> None:
         with here.running():
             here.enter("waiting for data", 3)
             time.sleep(4 * rank)
-            here.total_weight(2, [], 1)
+            here.total_weight(2, [], weight=1)
 
 
 def test_a_rank_that_hangs_is_reported_by_those_that_wait(tmp_path):

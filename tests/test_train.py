@@ -256,10 +256,10 @@ def test_compiled_blocks_learn_what_plain_ones_learn(run, tmp_path):
 def test_without_a_compiler_auto_goes_on_and_always_says_what_is_missing(run, monkeypatch, caplog):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    compile_blocks(MLLM(run.model), "auto", torch.device("cuda"))
+    compile_blocks(MLLM(run.model), "auto", device=torch.device("cuda"))
     assert "triton is missing" in caplog.text
     with pytest.raises(ConfigError, match=r"compile=always needs a C\+\+ compiler"):
-        compile_blocks(MLLM(run.model), "always", torch.device("cpu"))
+        compile_blocks(MLLM(run.model), "always", device=torch.device("cpu"))
 
 
 def test_a_sparse_run_starts_from_a_dense_one_logs_its_experts_and_resumes(run, tmp_path):

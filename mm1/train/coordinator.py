@@ -66,7 +66,7 @@ class Coordinator:
         """Note what this rank is doing, for the report if others wait for it. Steps are counted from 1."""
         self._progress, self._since = (phase, step), time.monotonic()
 
-    def total_weight(self, step: int, batches: list[Batch], weight: int) -> int:
+    def total_weight(self, step: int, batches: list[Batch], *, weight: int) -> int:
         """The weight of a step (from 0) over all data ranks, once all ranks have begun it.
 
         Raises:

@@ -62,7 +62,8 @@ class Guard:
         self._changes = {stage.step for stage in run.data.curriculum}
         for record in records:
             if "gradient_norm" in record or "skipped" in record:
-                self._note(record["step"] - 1, record.get("loss", math.nan), record.get("gradient_norm", math.nan))
+                loss, norm = record.get("loss", math.nan), record.get("gradient_norm", math.nan)
+                self._note(record["step"] - 1, loss=loss, norm=norm)
 
     @property
     def sound(self) -> bool:
@@ -78,15 +79,15 @@ class Guard:
         if self._is_in_spike(step):
             self._say(f"step {step + 1} skipped: a spike was here")
             return Verdict.skip
-        self._note(step, loss, norm)
+        self._note(step, loss=loss, norm=norm)
         if self._broken:
-            return self._skip(step, loss, norm)
+            return self._skip(step, loss=loss, norm=norm)
         return self._rewind(step, loss) if self._high >= self._settings.spike_steps else Verdict.learn
 
     def _is_in_spike(self, step: int) -> bool:
         return any(spike.first <= step + 1 <= spike.step for spike in self._spikes)
 
-    def _note(self, step: int, loss: float, norm: float) -> None:
+    def _note(self, step: int, *, loss: float, norm: float) -> None:
         """Count the step, unless it belongs to a spike on record."""
         if self._is_in_spike(step):
             return
@@ -108,7 +109,7 @@ class Guard:
         std = TO_STD * statistics.median(abs(loss - middle) for loss in self._usual)
         return middle + self._settings.spike * std
 
-    def _skip(self, step: int, loss: float, norm: float) -> Verdict:
+    def _skip(self, step: int, *, loss: float, norm: float) -> Verdict:
         problem = f"step {step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}; not finite"
         if self._broken < self._settings.skips:
             self._say(f"{problem}. Skipped ({self._broken} of {self._settings.skips} in a row)")

@@ -72,7 +72,7 @@ class Trainer:
                 last checkpoint is untouched.
         """
         weight = sum(self.objective.weight(batch) for batch in batches)
-        weight = self.coordinator.total_weight(self.done, batches, weight)
+        weight = self.coordinator.total_weight(self.done, batches, weight=weight)
         learning_rate = rate(self.run.optim, self.done, steps=self.run.steps, peak=self._peak)
         set_rate(self.optimizer, learning_rate)
         losses = []

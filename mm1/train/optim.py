@@ -96,14 +96,14 @@ class Adafactor(torch.optim.Optimizer):
         step += 1
         new = float(step) ** -0.8  # weight of this step's squares: 1 at the first step
         if gradient.ndim < 2:
-            return gradient * _mean(state, "all", squares, new=new).rsqrt()
-        rows = _mean(state, "rows", parts.reduced(squares.sum(-1)), new=new)
-        columns = _mean(state, "columns", parts.reduced(squares.sum(-2)), new=new)
+            return gradient * _mean(state, "all", squares=squares, new=new).rsqrt()
+        rows = _mean(state, "rows", squares=parts.reduced(squares.sum(-1)), new=new)
+        columns = _mean(state, "columns", squares=parts.reduced(squares.sum(-2)), new=new)
         share = rows / parts.reduced(rows.sum(-1, keepdim=True))
         return gradient * share.rsqrt()[..., None] * columns.rsqrt()[..., None, :]
 
 
-def _mean(state: dict[str, torch.Tensor], name: str, squares: torch.Tensor, *, new: float) -> torch.Tensor:
+def _mean(state: dict[str, torch.Tensor], name: str, *, squares: torch.Tensor, new: float) -> torch.Tensor:
     return state.setdefault(name, torch.zeros_like(squares)).lerp_(squares, new)
 
 

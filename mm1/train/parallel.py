@@ -124,7 +124,7 @@ def parallelize(model: nn.Module, run: RunConfig, *, dims: ParallelDims, precisi
         for experts in _experts(model):
             parallelize_module(experts, dims.sparse["ep"], ExpertParallel())
     checkpoint_activations(model, run.parallel.activation_checkpointing)
-    compile_blocks(model, run.compile, dist.device())
+    compile_blocks(model, run.compile, device=dist.device())
     if dims.dense is not None:
         _shard(model, dims, precision=precision)
 

@@ -114,7 +114,7 @@ def _train_from(
     start: checkpoint.Checkpoint | None, run: RunConfig, *, folder: Path, dims: ParallelDims, data: Data
 ) -> bool:
     """Train from a checkpoint on, or from the beginning; whether the last step is done (see `train`)."""
-    learner = _build_learner(run, data.train.names, dims)
+    learner = _build_learner(run, data.train.names, dims=dims)
     model = learner.objective.model
     if start:
         checkpoint.resume(start, model, learner.optimizer)
@@ -122,7 +122,7 @@ def _train_from(
     else:
         _start_from(run, model)
     # only now: a mistake in what was opened above claims no folder
-    dist.on_rank_zero(lambda: _claim(run, folder, data.train))
+    dist.on_rank_zero(lambda: _claim(run, folder, sequences=data.train))
     done = start.step if start else 0
     stream = batches(
         data.train,
@@ -160,7 +160,7 @@ def _check_folder(run: RunConfig, folder: Path) -> None:
     check_tokenizer(folder, load_tokenizer(run.data.tokenizer))
 
 
-def _claim(run: RunConfig, folder: Path, sequences: Sequences) -> None:
+def _claim(run: RunConfig, folder: Path, *, sequences: Sequences) -> None:
     """Make the folder this run's: write all that is needed to use it, the config last."""
     record_text(folder, sequences.tokenizer, chat_format=chat_format_of(source.store for source in sequences.sources))
     config.save(run, folder / "config.json")
@@ -174,7 +174,7 @@ def _check_vocabulary(run: RunConfig, sequences: Sequences) -> None:
         )
 
 
-def _build_learner(run: RunConfig, sources: list[str], dims: ParallelDims) -> Learner:
+def _build_learner(run: RunConfig, sources: list[str], *, dims: ParallelDims) -> Learner:
     """The run's objective with a new model, and its optimizer."""
     precision = _precision(run, dist.device())
     with torch.device("meta"):  # so that no rank needs memory for the whole model
