@@ -97,5 +97,5 @@ def test_a_saved_run_is_the_run_that_was_saved(tmp_path):
 
 
 def test_an_override_that_hits_a_group_lists_its_fields():
-    with pytest.raises(ConfigError, match=r"model\.vision, model\.connector, model\.decoder"):
+    with pytest.raises(ConfigError, match=r"model\.vision, model\.tiling, model\.connector, model\.decoder"):
         config.override(RunConfig(), ["model=3"])
