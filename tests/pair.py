@@ -31,8 +31,11 @@ class Pair:
             process.start()
 
     def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.processes[rank].pid or 0, number)
+        """Send a signal to a rank that runs; the number of one that has ended may be another process's by now."""
+        process = self.processes[rank]
+        if process.is_alive() and process.pid:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
 
     def end(self, seconds: float = 120) -> list[int | None]:
         """The exit codes of all; ranks that still run after so many seconds are killed."""
