@@ -40,7 +40,7 @@ format: .venv/.dev ## format the code and sort its imports
 	$(BIN)/ruff format .
 
 bench: .venv/.bench ## run every benchmark, one after the other
-	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; PYTHONPATH=. $(BIN)/python $$file; done
 
 clean: ## remove the environment, caches and build outputs; runs/ stays
 	rm -rf .venv build dist mm1.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
