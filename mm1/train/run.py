@@ -15,7 +15,7 @@ from mm1.config.model import SparseConfig
 from mm1.config.run import RunConfig
 from mm1.data.loader import Sequences, batches, sequences_of
 from mm1.data.recorded import chat_format_of, check_tokenizer, record_text
-from mm1.data.tokenizer import load_tokenizer
+from mm1.data.tokenizer import Tokenizer, load_tokenizer
 from mm1.model.layers import sharded_like
 from mm1.model.mllm import MLLM
 from mm1.model.moe import upcycled
@@ -62,8 +62,9 @@ def train_run(run: RunConfig, folder: Path) -> Path:
 
 def _train_run(run: RunConfig, folder: Path) -> Path:
     objective_of(run).check(run)
-    run = _with_image_token(run)
-    _check_folder(run, folder)
+    tokenizer = load_tokenizer(run.data.tokenizer)
+    run = _with_image_token(run, tokenizer)
+    _check_folder(run, folder, tokenizer=tokenizer)
     dist.prepare_process()
     dims = parallel_dims(run)
     newest = checkpoint.latest(folder, run.checkpoints.folder)
@@ -80,13 +81,13 @@ def _train_run(run: RunConfig, folder: Path) -> Path:
     return folder
 
 
-def _with_image_token(run: RunConfig) -> RunConfig:
+def _with_image_token(run: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     """The run with the image token of its tokenizer.
 
     Raises:
         ConfigError: the run has another one.
     """
-    image = load_tokenizer(run.data.tokenizer).image
+    image = tokenizer.image
     if run.model.image_token_id not in (None, image):
         raise ConfigError(
             f"model.image_token_id is {run.model.image_token_id}, but the image token of {run.data.tokenizer} is "
@@ -145,7 +146,7 @@ def _train_from(
             trainer.saver.wait()
 
 
-def _check_folder(run: RunConfig, folder: Path) -> None:
+def _check_folder(run: RunConfig, folder: Path, *, tokenizer: Tokenizer) -> None:
     """Check that the folder holds this run with its tokenizer, or no run yet."""
     recorded = folder / "config.json"
     if not recorded.exists():
@@ -157,7 +158,7 @@ def _check_folder(run: RunConfig, folder: Path) -> None:
     if changed:
         lines = "\n".join(f"  {name}: {theirs!r} there, {ours!r} now" for name, (theirs, ours) in changed.items())
         raise ConfigError(f"{folder} holds another run:\n{lines}\nUse another --to folder, or remove this one.")
-    check_tokenizer(folder, load_tokenizer(run.data.tokenizer))
+    check_tokenizer(folder, tokenizer)
 
 
 def _claim(run: RunConfig, folder: Path, *, sequences: Sequences) -> None:
