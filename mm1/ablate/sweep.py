@@ -9,7 +9,7 @@ from rich.table import Table
 from mm1.config.ablation import Ablation
 from mm1.config.run import RunConfig, differences, override
 from mm1.disk import write_whole
-from mm1.train.log import console, read_metrics
+from mm1.train.log import console, last_validation, read_metrics
 from mm1.train.run import train_run
 
 
@@ -47,19 +47,12 @@ def run_ablation(planned: Planned, folder: Path) -> dict[str, dict[str, float] |
     losses: dict[str, dict[str, float] | str] = {}
     for name, run in planned.arms.items():
         try:
-            losses[name] = _held_out_losses(train_run(run, folder / "arms" / name))
+            losses[name] = last_validation(read_metrics(train_run(run, folder / "arms" / name)))
         except (ValueError, RuntimeError, OSError, FloatingPointError) as error:
             losses[name] = f"{type(error).__name__}: {error}"
             console.print(f"arm {name} failed: {error}", highlight=False)
         write_whole(folder / "ablation.json", json.dumps(losses, indent=1) + "\n")
     return losses
-
-
-def _held_out_losses(run: Path) -> dict[str, float]:
-    """The last validation of a finished run: loss in nats a token, by store."""
-    last = [record for record in read_metrics(run) if any(name.startswith("validation/") for name in record)][-1]
-    prefix = "validation/"
-    return {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
 
 
 def table(planned: Planned, losses: dict[str, dict[str, float] | str] | None = None) -> Table:

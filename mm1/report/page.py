@@ -21,7 +21,7 @@ from mm1.report.mix import UNITS, SourceTotals, source_totals
 from mm1.report.progress import incidents, marked_steps, progress, series
 from mm1.report.samples import SampleAnswer, sample_answers
 from mm1.report.templates import load_template
-from mm1.train.log import read_metrics
+from mm1.train.log import last_validation, read_metrics
 
 MEDIANS = (
     ("tokens_per_second", "tokens per second", "{:,.0f}"),
@@ -120,12 +120,7 @@ def _training(folder: Path, run: RunConfig, records: Sequence[dict[str, Any]]) -
         loss=Markup(_loss_figure(folder, run, records)) if records else Markup(""),
         progress=Markup(progress(folder.name, records, marked=marked_steps(folder, records))),
         incidents=incidents(folder, records),
-        held_out={
-            name.removeprefix("validation/"): record[name]
-            for record in records
-            for name in record
-            if name.startswith("validation/")
-        },
+        held_out=last_validation(records),
         mix=source_totals(run, records),
     )
 

@@ -120,3 +120,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines if _step(line) < float("inf")]
+
+
+def last_validation(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The last value of each validation metric in a run's records, by its name without `validation/`."""
+    prefix = "validation/"
+    return {name.removeprefix(prefix): record[name] for record in records for name in record if name.startswith(prefix)}
