@@ -6,6 +6,7 @@ import torch
 from mm1.config.run import RunConfig
 from mm1.model.sizes import non_embedding_parameters
 from mm1.objectives.index import objective_of
+from mm1.recipes.ablations import ABLATIONS, ablation
 from mm1.recipes.index import RECIPES, recipe
 from mm1.scaling import law
 from mm1.train import optim, schedule
@@ -38,6 +39,12 @@ def test_a_recipe_carries_its_own_name_and_survives_its_json(name):
     run = recipe(name)
     assert run.recipe == name
     assert RunConfig.model_validate_json(run.model_dump_json()) == run
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_arm_of_an_ablation_is_a_run_that_can_be_built(name):
+    for arm, run in ablation(name, "stages").runs().items():
+        assert sum(parameter.numel() for parameter in build(run).parameters()) > 0, arm
 
 
 @pytest.mark.parametrize("recipe_name", ["tiny", "mm1_3b", "mm1_30b", "mm1_7b_moe"])

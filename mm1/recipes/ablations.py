@@ -10,13 +10,19 @@ from mm1.recipes.tiny import tiny, tiny_encoder, tiny_language
 def connector(stages: str) -> Ablation:
     """MM1, figure 4: kinds of connector and numbers of image tokens. `stages` is the folder the arms start from."""
     kinds = ("average", "attention", "c_abstractor")
+
+    def arm(kind: str, tokens: int) -> Arm:
+        changes = (f"model.connector.kind={kind}", f"model.connector.tokens={tokens}")
+        # attention divides the connector's width of 128 into heads, which the other kinds don't have
+        return Arm(f"{kind}-{tokens}", (*changes, "model.connector.heads=4") if kind == "attention" else changes)
+
     return Ablation(
         name="connector",
         question="Does the kind of connector matter, or the number of image tokens?",
         stages=(tiny_encoder(), tiny_language()),
         base=tiny(stages),
         arms=tuple(
-            Arm(f"{kind}-{tokens}", (f"model.connector.kind={kind}", f"model.connector.tokens={tokens}"))
+            arm(kind, tokens)
             for tokens in (4, 16)
             for kind in kinds
             if (kind, tokens) != ("c_abstractor", 16)  # the base
