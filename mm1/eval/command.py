@@ -94,7 +94,7 @@ class EvalCommand:
     def _check(self) -> None:
         protocol = self.shots.protocol
         if protocol.text_only_shots and self.shots.counts != (0,):
-            raise ValueError("--text-only-shots shows what stands for zero shots elsewhere: give it with --shots 0")
+            raise ValueError("--text-only-shots is the zero-shot form of other papers: give it with --shots 0")
         if protocol.beams > 1 and protocol.scoring == "loglikelihood":
             raise ValueError("--beams is for generated answers; --scoring loglikelihood generates none")
         if self.runner.kind == "ray" and dist.world() > 1:
