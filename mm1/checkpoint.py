@@ -26,7 +26,7 @@ from torch import nn
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from mm1 import dist
@@ -67,7 +67,9 @@ class Saver:
         self.step: int | None = None  # of the last checkpoint
         self._thread: Thread | None = None
         self._failure: BaseException | None = None
-        self._stager = DefaultStager(StagingOptions(*[False] * 4)) if settings.background else None
+        # pinning takes as long as copying, so pinned copies are kept; torch 2.11's DefaultStager takes one state only
+        keep = dist.device().type == "cuda"
+        self._stager = BlockingAsyncStager(cache_staged_state_dict=keep) if settings.background else None
 
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Write the state after `step` steps; then remove later checkpoints, and old ones that need not be kept.

@@ -93,6 +93,23 @@ def test_a_stopped_run_continues_bit_for_bit(run, tmp_path, monkeypatch):
     assert [m["step"] for m in read_metrics(tmp_path / "stopped")] == list(range(1, 9))
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_checkpoint_in_the_background_holds_the_state_of_its_step(tmp_path, monkeypatch, device):
+    monkeypatch.setattr(checkpoint.dist, "device", lambda: torch.device(device))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # needs a GPU
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    saver = checkpoint.Saver(tmp_path, checkpoint.CheckpointConfig(keep=3))
+    for step in (1, 2, 3):
+        model.weight.data.fill_(step)
+        saver.save(step, model, optimizer)
+        model.weight.data.fill_(-1)
+    saver.wait()
+    for saved in checkpoint._all(str(tmp_path / "checkpoints")):
+        checkpoint.resume(saved, model, optimizer)
+        assert (model.weight == saved.step).all()
+
+
 def test_a_run_killed_by_force_continues_to_the_same_weights(run, tmp_path):
     folder, recorded = tmp_path / "killed", tmp_path / "run.json"
     run.steps = 40
