@@ -103,6 +103,14 @@ def budget(
         raise ValueError(explain_misfit(planner, choice))
 
 
+@app.command(epilog="Examples: `mm1 doctor`, `mm1 doctor --json > machine.json`")
+def doctor(to_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say what this machine has, what a run will use of it, and what is missing with the command that installs it."""
+    from mm1.doctor import describe_machine
+
+    typer.echo(describe_machine(as_json=to_json))
+
+
 @app.command(epilog="Examples: `mm1 ablate connector --dry-run`, `mm1 ablate mix steps=200 --to runs/mix`")
 def ablate(
     name: Annotated[str, typer.Argument(help="Name of an ablation, such as connector or mix.")],

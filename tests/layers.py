@@ -26,7 +26,7 @@ LAYERS = (
     Layer(("generate", "checkpoint"), "inference engine; weights on disk"),
     Layer(("recipes", "exchange"), "named runs; published models in, runs out"),
     Layer(("prepare", "train", "eval", "serve"), "one verb each"),
-    Layer(("budget", "report"), "what a run will take; what it did"),
+    Layer(("budget", "report", "doctor"), "what a run will take; what it did; what is here"),
     Layer(("demo", "ablate"), "many runs"),
     Layer(("__main__",), "the command line"),
 )

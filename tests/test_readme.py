@@ -161,7 +161,7 @@ def test_the_verbs_of_the_readme_run_as_they_stand(tmp_path: Path):
             answer = run([sys.executable, "-m", "mm1", *arguments, *SHORTER.get(arguments[0], [])], tmp_path)
             assert answer.returncode == 0, f"{shlex.join(arguments)}:\n{answer.stderr}"
             done.add(arguments[0])
-    assert done == {"train", "eval", "chat", "show", "report", "export", "tokenize", "ablate"}
+    assert done == {"train", "eval", "chat", "show", "report", "export", "tokenize", "ablate", "doctor"}
 
 
 @pytest.mark.parametrize("page", PAGES)
