@@ -52,6 +52,7 @@ def demo(
 
 @app.command(
     epilog="Examples: `mm1 train tiny steps=300 optim.learning_rate=1e-3 --to runs/longer`, "
+    "`mm1 train mine.py:wide`, "
     "`torchrun --nproc-per-node 8 -m mm1 train mm1_3b parallel.activation_checkpointing=selective --to runs/3b`"
 )
 def train(

@@ -111,7 +111,7 @@ def check_verb(arguments: list[str]) -> None:
         return
     assert verb in group.commands, f"mm1 has no verb {verb!r}; it has {', '.join(group.commands)}"
     parameters = group.commands[verb].make_context(verb, list(rest)).params
-    if verb in ("train", "budget"):
+    if verb in ("train", "budget") and ".py" not in parameters["recipe"] and "/" not in parameters["recipe"]:
         config.override(recipe(parameters["recipe"]), list(parameters["assignments"] or []))
     if verb == "prepare":
         unknown = {

@@ -27,7 +27,9 @@ class Dtype(StrEnum):
     fp16 = "fp16"
 
 
-Recipe = Annotated[str, typer.Argument(help="A recipe's name, or a config.json of an earlier run.")]
+Recipe = Annotated[
+    str, typer.Argument(help="A recipe's name, FILE.py[:FUNCTION] of yours, or the config.json of an earlier run.")
+]
 Assignments = Annotated[list[str] | None, typer.Argument(metavar="[FIELD=VALUE ...]", help="Fields to change.")]
 To = Annotated[Path | None, typer.Option("--to", help="Folder to write to.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, for example runs/demo/tiny.")]

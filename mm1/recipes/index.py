@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 from mm1.config.base import ConfigError, nearest
-from mm1.config.run import RunConfig
+from mm1.config.run import RunConfig, parse
 from mm1.recipes import mm1, tiny
+from mm1.recipes.file import load_function, names_file
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "tiny_encoder": tiny.tiny_encoder,
@@ -20,11 +21,15 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 
 
 def recipe(name: str) -> RunConfig:
-    """The run of the recipe `name`.
+    """The run of the recipe `name`, or of a function of a user's file: `FILE.py` or `FILE.py:FUNCTION`.
 
     Raises:
-        ConfigError: there is no such recipe; the message has the nearest name.
+        ConfigError: there is no such recipe (the message has the nearest name) or function, or the run is not valid.
     """
+    if names_file(name):
+        function = load_function(name, RunConfig)
+        # from its JSON form, since that is all that a run's folder records; its `recipe` is the function's name
+        return parse(function().model_dump(mode="json", warnings=False) | {"recipe": function.name})
     if name not in RECIPES:
         raise ConfigError(f"no recipe {name!r}; {nearest(name, list(RECIPES))}")
     return RECIPES[name]()
