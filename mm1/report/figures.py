@@ -1,10 +1,7 @@
-"""Figures of a run as inline SVG. Text has the colour of the page around it, so one drawing serves light and dark."""
+"""Figures of a run as inline SVG."""
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -13,30 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from mm1.eval.results import TaskScore
+from mm1.report.drawing import COLOURS, STYLE, legend, svg
 
 SKIPPED, REWOUND = "#b8a13a", "#d03b3b"
 """Colours of lines at steps that the run skipped, and at steps where it went back from a spike of the loss."""
-
-COLOURS = ("#3f7fd1", "#d9822b", "#2f9e6e", "#b5559b", "#8d8136", "#5f6fb8", "#c2554d")
-"""One for each source, readable on white and on near-black."""
-
-_INK = "#010203"  # replaced by `currentColor` when the drawing is done
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "mm1",
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#8888887f",
-    "grid.linewidth": 0.4,
-    "legend.frameon": False,
-}
-
 
 POINTS = 1000
 """Most points of a curve, so that the page of a month-long run still opens. Marked steps are all drawn."""
@@ -72,7 +49,7 @@ def losses(
 
     `curves` and `held_out` map a source to (step, loss) pairs; a source has the same colour in both.
     """
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(7.4, 3.0), layout="constrained")
         axes = figure.add_subplot()
         for number, source in enumerate(dict.fromkeys([*curves, *held_out])):
@@ -88,13 +65,13 @@ def losses(
         axes.set_xlabel("step")
         axes.set_ylabel(f"loss (nats per {unit})")
         axes.set_xlim(left=0)
-        _legend(axes)
-        return _svg(figure, name)
+        legend(axes)
+        return svg(figure, name)
 
 
 def panels(name: str, panels: Sequence[Panel], *, marked: MarkedSteps) -> str:
     """SVG of small drawings over the same steps, two in a line."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         rows = -(-len(panels) // 2)
         figure = Figure(figsize=(7.4, 1.9 * rows + 0.2), layout="constrained")
         grid = figure.subplots(rows, 2, sharex=True, squeeze=False)
@@ -120,7 +97,7 @@ def panels(name: str, panels: Sequence[Panel], *, marked: MarkedSteps) -> str:
             axes.set_visible(False)
         for axes in grid[-1]:
             axes.set_xlabel("step")
-        return _svg(figure, name)
+        return svg(figure, name)
 
 
 def _mark(axes: Axes, marked: MarkedSteps) -> None:
@@ -131,7 +108,7 @@ def _mark(axes: Axes, marked: MarkedSteps) -> None:
 
 def scores(name: str, cells: Sequence[TaskScore]) -> str:
     """SVG of one task's score over shots with 95 % intervals; hollow points are blind scores."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(4.2, 2.7), layout="constrained")
         axes = figure.add_subplot()
         _points(axes, cells, [cell.score for cell in cells], colour=COLOURS[0], label="score", filled=True)
@@ -141,8 +118,8 @@ def scores(name: str, cells: Sequence[TaskScore]) -> str:
         axes.set_xlabel("shots")
         axes.set_ylabel(cells[0].task.replace("_", " "))
         axes.set_ylim(bottom=0)
-        _legend(axes)
-        return _svg(figure, name)
+        legend(axes)
+        return svg(figure, name)
 
 
 def shares(
@@ -157,7 +134,7 @@ def shares(
 
     `curves` and `requested` map a source to (step, share) pairs.
     """
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(7.4, 2.3), layout="constrained")
         axes = figure.add_subplot()
         for number, source in enumerate(dict.fromkeys([*curves, *requested])):
@@ -170,8 +147,8 @@ def shares(
         axes.set_ylabel(f"share of {what}")
         axes.set_xlim(0, steps)
         axes.set_ylim(0, 1)
-        _legend(axes)
-        return _svg(figure, name)
+        legend(axes)
+        return svg(figure, name)
 
 
 def _points(
@@ -208,18 +185,3 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     index = np.arange(len(values))
     low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
     return (sums[high] - sums[low]) / (high - low)
-
-
-def _legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, borderaxespad=0, handlelength=1.4)
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The SVG element without its XML head; `name` makes ids unique on a page with several figures."""
-    file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{re.sub(r'[^a-z0-9]+', '-', name.lower())}-", svg)
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', svg, count=1)
