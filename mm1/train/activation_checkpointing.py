@@ -1,5 +1,6 @@
 """Activation checkpointing: what blocks keep of the forward pass, and what the backward pass recomputes."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -41,7 +42,16 @@ def checkpoint_activations(model: nn.Module, mode: Literal["none", "selective", 
         # experts that are an FSDP unit gather their weights once, but selection needs the same operations twice
         is_sparse = any(isinstance(module, SparseFeedForward) for module in block.children())
         region = block.get_submodule("attention") if mode == "selective" and is_sparse else block
-        region.forward = partial(checkpoint, region.forward, **keywords)  # type: ignore[method-assign]
+        region.forward = _checkpointed(region.forward, keywords)  # type: ignore[method-assign]
+
+
+def _checkpointed(forward: Callable[..., Any], keywords: dict[str, Any]) -> Callable[..., Any]:
+    """`forward` with its activations checkpointed, as a plain function: the compiler doesn't look into a `partial`."""
+
+    def recomputed(*inputs: Any, **named: Any) -> Any:
+        return checkpoint(forward, *inputs, **named, **keywords)
+
+    return recomputed
 
 
 def _keeps(context: Any, operation: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:

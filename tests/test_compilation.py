@@ -1,0 +1,119 @@
+"""Compiled blocks stay whole: no graph breaks, whatever the backward pass recomputes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import small
+import torch
+from pair import Pair
+from torch._dynamo.utils import counters
+
+from mm1 import dist
+from mm1.config.model import SparseConfig
+from mm1.config.run import ParallelConfig, RunConfig
+from mm1.model.attention import dense_mask
+from mm1.model.mllm import MLLM
+from mm1.train import parallel
+from mm1.train.activation_checkpointing import checkpoint_activations
+from mm1.train.compilation import blocks_of
+
+POSITIONS = 24
+
+
+def built(*, sparse: bool, mode: str) -> MLLM:
+    """A small model whose blocks are checkpointed; experts in bf16, all that the compiler takes."""
+    config = small.config()
+    config.decoder.sparse = SparseConfig(experts=4, every=2) if sparse else SparseConfig()
+    model = MLLM(config)
+    model.initialise(0)
+    checkpoint_activations(model, mode)  # type: ignore[arg-type]
+    return model.bfloat16() if sparse else model
+
+
+def gradients(model: MLLM) -> list[torch.Tensor]:
+    """A loss over every output of both towers, and the gradients of all that it depends on."""
+    images_NCYX = torch.randint(0, 256, (2, 3, 24, 24), generator=torch.Generator().manual_seed(0)).byte()
+    tokens_BT = torch.randint(4, 64, (2, POSITIONS), generator=torch.Generator().manual_seed(1))
+    document_BT = torch.arange(POSITIONS).expand(2, -1) // 10 + 1
+    features_NPE = model.vision(images_NCYX)
+    hidden_BTD, layers = model.decoder.routed(
+        model.decoder.embed(tokens_BT),
+        torch.arange(POSITIONS).expand(2, -1) % 10,
+        mask=dense_mask(document_BT),
+        real_BT=document_BT > 0,
+    )
+    loss = features_NPE.float().square().sum() + hidden_BTD.float().square().sum()
+    loss = loss + sum((layer.balance + layer.z for layer in layers), torch.zeros(()))
+    loss.backward()
+    return [loss.detach(), *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)]
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("mode", ["none", "selective", "full"])
+def test_every_block_is_one_graph_under_activation_checkpointing(mode, sparse):
+    plain, compiled = gradients(built(sparse=sparse, mode="none")), built(sparse=sparse, mode=mode)
+    torch.compiler.reset()
+    counters.clear()
+    for block in blocks_of(compiled):
+        block.compile(backend="aot_eager")
+    for ours, theirs in zip(gradients(compiled), plain, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    assert not counters["graph_break"]
+    kinds = 1 + (2 if sparse else 1)  # blocks that differ: the encoder's; the dense and the sparse ones of the decoder
+    assert counters["stats"]["unique_graphs"] >= kinds
+    assert counters["frames"]["ok"] == counters["frames"]["total"] == counters["stats"]["unique_graphs"]
+
+
+def _shard_and_count(rank: int, results: Path, layouts: dict[str, dict]) -> None:
+    """Losses of two steps, compiled and not, and the graph breaks, of each layout."""
+    compiler = torch.compile
+    torch.compile = lambda *positional, **named: compiler(*positional, **named | {"backend": "aot_eager"})  # type: ignore[assignment]
+    outcomes = {}
+    with dist.connected():
+        for name, layout in layouts.items():
+            run = RunConfig(model=small.config(), precision="bf16", batch_size=2, micro_batch_size=1)
+            run.parallel = ParallelConfig(**layout)
+            run.model.decoder.sparse = SparseConfig(experts=4, every=2) if "sparse" in name else SparseConfig()
+            outcomes[name] = [_steps(run, rank), _steps(run.model_copy(update={"compile": "always"}), rank)]
+    results.with_suffix(f".{rank}").write_text(json.dumps(outcomes))
+
+
+def _steps(run: RunConfig, rank: int) -> tuple[list[float], dict[str, int]]:
+    torch.compiler.reset()
+    counters.clear()
+    dims = parallel.parallel_dims(run)
+    with torch.device("meta"):
+        model = MLLM(run.model)
+    parallel.parallelize(model, run, dims=dims, precision=torch.bfloat16)
+    parallel.init_weights(model, 0)
+    batch = small.pack([[small.doc("image", 12, seed=rank)]])
+    losses = []
+    for _ in range(2):
+        hidden_BTD, _ = model(batch)
+        loss = hidden_BTD.float().square().sum()
+        loss.backward()
+        losses.append(float(loss))
+        norm = parallel.clip(model.parameters(), largest=1e9)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter -= 1e-3 * parameter.grad / norm
+                    parameter.grad = None
+    return losses, dict(counters["graph_break"])
+
+
+SHARDED = {
+    f"{kind} {mode}": {"activation_checkpointing": mode} | layout
+    for mode in ("none", "selective", "full")
+    for kind, layout in {"dense": {}, "sparse": {}}.items()
+}
+
+
+def test_blocks_are_whole_graphs_on_two_ranks_that_share_weights(tmp_path):
+    pair = Pair(_shard_and_count, tmp_path / "outcomes", SHARDED)
+    assert pair.end() == [0, 0], pair.messages()
+    for rank in range(2):
+        for name, (plain, compiled) in json.loads((tmp_path / f"outcomes.{rank}").read_text()).items():
+            assert compiled[1] == {}, name
+            assert compiled[0] == pytest.approx(plain[0], rel=1e-6), name
