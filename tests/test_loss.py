@@ -10,7 +10,7 @@ from mm1.document import IGNORED, Batch
 from mm1.model.mllm import MLLM
 from mm1.objectives import next_token
 from mm1.objectives.loss import Loss
-from mm1.objectives.next_token import NextToken, cross_entropy
+from mm1.objectives.next_token import NextToken, cross_entropy, log_sum_by_parts, log_sum_by_softmax
 
 VOCABULARY = 64
 CHUNKS = (1, 2 * next_token.ALIGNED * VOCABULARY, 2**20)
@@ -76,6 +76,26 @@ def test_loss_and_gradients_are_those_of_whole_logits(tie_embeddings, z_loss_wei
         assert metrics.get("z_loss", 0) == pytest.approx(float(z.detach()) / len(losses))
         with torch.no_grad():
             torch.testing.assert_close(objective.loss(batch).total, loss.total.detach(), atol=0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_two_ways_to_the_probabilities_agree(axis):
+    logits = torch.randn(70, 50, generator=torch.Generator().manual_seed(0)) * 8
+    ours, theirs = (way(logits.clone(), axis) for way in (log_sum_by_parts, log_sum_by_softmax))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours, (logits.logsumexp(axis), logits.softmax(axis)), rtol=1e-6, atol=1e-6)
+
+
+def test_loss_and_gradients_are_the_same_in_both_ways(monkeypatch):
+    mllm, batch = model(tie_embeddings=False), packed_batch()
+    objective, results = NextToken(mllm, ["one", "two"], z_loss_weight=0.01), []
+    for way in (log_sum_by_parts, log_sum_by_softmax):
+        monkeypatch.setattr(next_token, "log_sum_by_parts", way)
+        loss = objective.loss(batch)
+        results.append((loss.total, loss.by_source, loss.z, gradients(mllm, loss.total + loss.z)))
+    torch.testing.assert_close(results[0][:3], results[1][:3], rtol=1e-6, atol=0)
+    largest = max(float(gradient.abs().max()) for gradient in results[0][3].values())
+    torch.testing.assert_close(results[0][3], results[1][3], rtol=0, atol=1e-6 * largest)
 
 
 def test_parts_of_a_batch_add_up_to_it(monkeypatch):
