@@ -93,6 +93,37 @@ def test_health_is_that_of_the_residual_stream(run, batch, is_compiled):
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_what_compiles_itself_stays_compiled_while_health_looks():
+    """Else FlexAttention would hold the scores of all pairs of positions."""
+    model, ran = small.model(), []
+
+    def backend_of(name):
+        def run_and_count(graph):
+            return lambda *inputs: ran.append(name) or graph.forward(*inputs)
+
+        return lambda graph, inputs: run_and_count(graph)
+
+    mlp = torch.compile(lambda x: torch.relu(x) * 2, backend=backend_of("inside"))
+    block = model.decoder.blocks[0]
+    block.feed_forward.forward = mlp  # stands for attention, which compiles itself on a GPU only
+    for each in (*model.vision.blocks, *model.decoder.blocks):
+        each.compile(backend=backend_of("block"))
+    batch = small.pack(small.ROWS)
+
+    def forward(batch: Batch) -> None:
+        with torch.no_grad():
+            model.hidden(batch)
+
+    forward(batch)
+    assert "block" in ran
+    ran.clear()
+    Health(model, forward, every=1).look(0, [batch])
+    assert set(ran) == {"inside"}
+    ran.clear()
+    forward(batch)
+    assert "block" in ran
+
+
 def test_huge_values_are_counted():
     stream = torch.nn.Identity()
     model = torch.nn.ModuleDict({"part": stream})

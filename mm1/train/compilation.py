@@ -4,6 +4,8 @@ import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -39,6 +41,23 @@ def compile_blocks(model: nn.Module, mode: Literal["auto", "always", "never"], *
         return
     for block in blocks_of(model):
         block.compile()
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """A context in which no module of the model runs compiled.
+
+    What modules compile for themselves stays compiled: without it FlexAttention would hold the scores of all pairs of
+    positions, several GiB. `torch.compiler.set_stance("force_eager")` would turn that off too.
+    """
+    compiled = {module: module._compiled_call_impl for module in model.modules() if module._compiled_call_impl}
+    try:
+        for module in compiled:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
 
 
 def missing_compiler(device: torch.device) -> str | None:

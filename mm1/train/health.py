@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mm1.document import Batch
+from mm1.train.compilation import uncompiled
 from mm1.train.parallel import gradient_norm
 
 HUGE = 20.0
@@ -46,8 +47,8 @@ class Health:
         with ExitStack() as hooks:
             for name, module in sites(self._model).items():
                 hooks.callback(module.register_forward_hook(record(name)).remove)
-            with torch.compiler.set_stance("force_eager"):  # blocks would be compiled again for every set of hooks
-                self._forward(batch)
+            hooks.enter_context(uncompiled(self._model))  # it would be compiled again for every set of hooks
+            self._forward(batch)
         names = ("rms", "huge", "dead")
         return {
             f"health/{site}/{metric}": value
