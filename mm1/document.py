@@ -113,6 +113,8 @@ class Batch:
     source_B     int64   the source of each sequence (index into the run's sources)
     sequence_B   int64   the number of each sequence in the run: with the seed, what an objective draws by
     broken       names   the pictures that could not be decoded and are grey instead
+    trained_R    int64   the trained positions of the flat batch, if they are counted already: on a GPU that waits for
+                         all work before it
     """
 
     tokens_BT: torch.Tensor
@@ -124,6 +126,7 @@ class Batch:
     source_B: torch.Tensor
     sequence_B: torch.Tensor
     broken: tuple[str, ...] = ()
+    trained_R: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`; copies from pinned memory do not block."""
@@ -138,3 +141,8 @@ class Batch:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {k: change(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
         return Batch(**changed)
+
+
+def trained_positions(targets_BT: torch.Tensor) -> torch.Tensor:
+    """The positions [R] of the flat batch that have a target, in order."""
+    return (targets_BT.flatten() != IGNORED).nonzero().squeeze(1)

@@ -125,6 +125,8 @@ def test_targets_are_the_next_token_of_the_same_document_or_ignored(stores):
     assert torch.equal(batch.targets_BT[learned], next_token[learned])
     assert not (batch.targets_BT == TOKENIZER.image).any()
     assert not learned[batch.document_BT == 0].any()
+    assert batch.trained_R is not None
+    assert batch.trained_R.tolist() == np.flatnonzero(learned).tolist()
 
 
 def test_positions_start_at_zero_in_every_document(stores):

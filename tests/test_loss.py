@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from small import IMAGE
 
-from mm1.document import IGNORED, Batch
+from mm1.document import IGNORED, Batch, trained_positions
 from mm1.model.mllm import MLLM
 from mm1.objectives import next_token
 from mm1.objectives.loss import Loss
@@ -117,6 +117,16 @@ def test_parts_of_a_batch_add_up_to_it(monkeypatch):
     torch.testing.assert_close(Loss.sum(parts).total, whole.total)
     added = {name: p.grad for name, p in mllm.named_parameters() if p.grad is not None}
     torch.testing.assert_close(added, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_positions_that_come_with_the_batch_are_not_looked_for():
+    mllm, batch = model(tie_embeddings=True), packed_batch()
+    objective = NextToken(mllm, ["one", "two"])
+    searched = objective.loss(batch)
+    batch.trained_R = trained_positions(batch.targets_BT)
+    assert torch.equal(objective.loss(batch).total, searched.total)
+    batch.trained_R = batch.trained_R[:5]
+    assert objective.loss(batch).weight == 5
 
 
 def test_no_trained_position_is_no_loss_and_no_gradient():

@@ -25,7 +25,7 @@ from mm1.data.mixture import Mixture, sequence_shares
 from mm1.data.store import StoreError, open_store
 from mm1.data.tiles import TileSpec, tile_spec
 from mm1.data.tokenizer import load_tokenizer
-from mm1.document import IGNORED, Batch, Encoded, Image
+from mm1.document import IGNORED, Batch, Encoded, Image, trained_positions
 
 
 class Sequences:
@@ -121,6 +121,7 @@ class Sequences:
             source_B=torch.tensor(origins),
             sequence_B=torch.tensor(numbers, dtype=torch.int64),
             broken=tuple(broken),
+            trained_R=trained_positions(targets_BT),
         )
 
     def _spans(self, source: Source, k: int) -> Iterator[tuple[str, Encoded]]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from mm1.config.run import RunConfig
-from mm1.document import IGNORED, Batch
+from mm1.document import IGNORED, Batch, trained_positions
 from mm1.model.mllm import MLLM
 from mm1.model.moe import Routing
 from mm1.objectives.loss import Loss, ModelPart, Objective
@@ -46,7 +46,7 @@ class NextToken(Objective):
     def loss(self, batch: Batch) -> Loss:
         hidden_BTD, layers = self.model(batch)
         targets = batch.targets_BT.flatten()
-        trained = (targets != IGNORED).nonzero().squeeze(1)
+        trained = trained_positions(targets) if batch.trained_R is None else batch.trained_R
         entropy = cross_entropy(
             self.model,
             hidden_BTD.flatten(0, 1),
