@@ -15,6 +15,8 @@ import typer
 from mm1.config.options import (
     Assignments,
     Dtype,
+    Precise,
+    PrecisionName,
     Recipe,
     RunFolder,
     RunnerName,
@@ -161,9 +163,7 @@ def evaluate(
     similar_shots: Annotated[bool, typer.Option("--similar-shots", help="Shots with similar images: RICES.")] = False,
     text_only_shots: Annotated[int, typer.Option(help="At zero shots: examples without images.", min=0)] = 0,
     reasoning: Annotated[bool, typer.Option("--reasoning", help="Chain-of-thought shots.")] = False,
-    subimage_shots: Annotated[
-        int | None, typer.Option(help="Query and last N shots also as sub-images.", min=0)
-    ] = None,
+    subimage_shots: Annotated[int | None, typer.Option(help="Query, last N shots also as sub-images.", min=0)] = None,
     scoring: Annotated[
         str, typer.Option(help="generate an answer, or rank the choices by loglikelihood.")
     ] = "generate",
@@ -171,6 +171,7 @@ def evaluate(
     judge: Annotated[str, typer.Option(help="Server whose model judges open answers, http://.../v1.")] = "",
     judge_model: Annotated[str, typer.Option(help="The judge's name on its server.")] = "",
     model: Annotated[str, typer.Option(help="The model's name on an http:// server.")] = "",
+    precision: Precise = PrecisionName.auto,
     compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Compare two runs query by query instead.")] = None,
     to: To = None,
 ) -> None:
@@ -197,7 +198,7 @@ def evaluate(
         beams=beams,
     )
     EvalCommand(
-        model=ModelAddress(what, model),
+        model=ModelAddress(what, model, precision.value),
         tasks=TaskOptions(tuple(names), limit, seed, data, split, one_of(form, "--form", ("", "plain", "chat"))),
         shots=ShotOptions(tuple(counts), trials, protocol),
         judge=ModelAddress(judge, judge_model),
@@ -212,12 +213,14 @@ def chat(
     question: Annotated[str, typer.Argument(help="What to ask, or the text to continue.")],
     image: Annotated[list[Path] | None, typer.Option(help="An image; give the option again for more.")] = None,
     tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 64,
+    precision: Precise = PrecisionName.auto,
 ) -> None:
     """Ask a trained run about images. A run that was not fine-tuned on chats continues the text instead."""
     from mm1.checkpoint import load_for_use
     from mm1.serve.chat import answer
 
-    typer.echo(answer(load_for_use(folder), question, images=image or [], tokens=tokens))
+    loaded = load_for_use(folder, precision=precision.value)
+    typer.echo(answer(loaded, question, images=image or [], tokens=tokens))
 
 
 @app.command(

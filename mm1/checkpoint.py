@@ -308,8 +308,8 @@ class Loaded:
     sees: bool = True
 
 
-def load_for_use(folder: Path) -> Loaded:
-    """The multimodal model of a run's newest checkpoint, with its tokenizer.
+def load_for_use(folder: Path, *, precision: dist.Precision = "auto") -> Loaded:
+    """The multimodal model of a run's newest checkpoint, in this precision, with its tokenizer.
 
     Everything is read from the run's folder (and its `checkpoints.folder`): no training store, no other file.
 
@@ -323,8 +323,9 @@ def load_for_use(folder: Path) -> Loaded:
     checkpoint = newest(folder)
     sees = any(name.startswith("model.vision.") for name in _reader(checkpoint).read_metadata().state_dict_metadata)
     _load_part(checkpoint, model, "" if sees else "decoder", grid=run.model.vision.grid)
-    text = recorded_text(folder)
-    return Loaded(run, folder, checkpoint.step, model.to(dist.device()).eval(), text.tokenizer, text.chats, sees)
+    text, device = recorded_text(folder), dist.device()
+    model.to(device, dist.resolve_precision(precision, device)).eval()
+    return Loaded(run, folder, checkpoint.step, model, text.tokenizer, text.chats, sees)
 
 
 def _location(run: Path, folder: str) -> str:

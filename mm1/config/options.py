@@ -18,6 +18,14 @@ class RunnerName(StrEnum):
     ray = "ray"
 
 
+class PrecisionName(StrEnum):
+    """What a loaded run computes in; `auto`: bf16 on a GPU, fp32 on a CPU."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class Dtype(StrEnum):
     """The type of exported weights; `stored`: as the checkpoint has them."""
 
@@ -32,6 +40,7 @@ Recipe = Annotated[
 ]
 Assignments = Annotated[list[str] | None, typer.Argument(metavar="[FIELD=VALUE ...]", help="Fields to change.")]
 To = Annotated[Path | None, typer.Option("--to", help="Folder to write to.")]
+Precise = Annotated[PrecisionName, typer.Option("--precision", help="auto: bf16 on a GPU, fp32 on a CPU.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, for example runs/demo/tiny.")]
 
 

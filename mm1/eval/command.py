@@ -25,10 +25,15 @@ TEXT = "text"
 
 @dataclass(frozen=True, slots=True)
 class ModelAddress:
-    """A run's folder, hf:FOLDER, or the http://... of a server with the model's name there."""
+    """A run's folder, hf:FOLDER, or the http://... of a server with the model's name there; `precision` is for runs."""
 
     address: str
     model: str = ""
+    precision: dist.Precision = "auto"
+
+    def open(self, *, with_images: bool = True) -> Model:
+        """The model there."""
+        return open_model(self.address, model=self.model, with_images=with_images, precision=self.precision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ class EvalCommand:
         """
         self._check()
         tasks = self._tasks()
-        model = open_model(self.model.address, model=self.model.model, with_images=bool(tasks))
+        model = self.model.open(with_images=bool(tasks))
         console = Console()
         if TEXT in self.tasks.names:
             self._score_text(model, console)
@@ -88,7 +93,7 @@ class EvalCommand:
 
     def jobs(self) -> list[AnswerJob]:
         """One job per file of answers of this command, with a model that is opened for them."""
-        model = open_model(self.model.address, model=self.model.model)
+        model = self.model.open()
         return answer_jobs(model, self._tasks(), settings=self._settings(), shots=self.shots.counts)
 
     def _check(self) -> None:

@@ -26,11 +26,14 @@ from PIL import Image as Pillow
 from mm1.checkpoint import Loaded, load_for_use
 from mm1.data.chat_format import messages
 from mm1.data.tokenizer import Tokenizer
+from mm1.dist import Precision
 from mm1.document import Document, Image, Mark, Text
 from mm1.eval.metrics.short_answers import LETTERS
 from mm1.generate.writer import Writer, until
 from mm1.hf.files import modelling_file
 from mm1.model.mllm import MLLM
+
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 Done = Callable[[int], None]
 """Is called with the number of requests that were answered since its last call."""
@@ -274,28 +277,31 @@ class HttpModel(Model):
         return 0  # only the server has the tokenizer
 
 
-def open_model(what: str, *, model: str = "", with_images: bool = True) -> Model:
+def open_model(what: str, *, model: str = "", with_images: bool = True, precision: Precision = "auto") -> Model:
     """The model that `what` names: a run's folder, hf:FOLDER, or the http://... of a server.
 
-    `model` is its name on the server. `with_images`: prompts will have images.
+    `model` is its name on the server. `with_images`: prompts will have images. `precision` is that of a run.
 
     Raises:
         ValueError: there is no model that can answer.
     """
+    if precision != "auto" and what.startswith(("http://", "https://", "hf:")):
+        raise ValueError(f"--precision is for mm1's runs; {what} computes in the type of its own weights, leave it out")
     if what.startswith(("http://", "https://")):
         return HttpModel(what, model=model)
     if what.startswith("hf:"):
         return HfModel(Path(what.removeprefix("hf:")))
-    loaded = load_for_use(Path(what))
+    loaded = load_for_use(Path(what), precision=precision)
     if with_images and not loaded.sees:
         raise ValueError(f"{what} holds a language model, which takes no pictures; --tasks text scores it")
     return Ours(loaded.model, loaded.tokenizer, name=model_name(loaded))
 
 
 def model_name(loaded: Loaded) -> str:
-    """Step, weights and tokenizer of a run; another training in the same folder has another name."""
+    """Step, weights, tokenizer and precision of a run; another training in the same folder has another name."""
     index = loaded.folder / "checkpoints" / f"step-{loaded.step}" / "whole.json"
-    return f"step {loaded.step}, weights {_digest([index])}, tokenizer {loaded.tokenizer.fingerprint}"
+    precision = PRECISIONS[loaded.model.decoder.embedding.weight.dtype]
+    return f"step {loaded.step}, weights {_digest([index])}, tokenizer {loaded.tokenizer.fingerprint}, {precision}"
 
 
 def _data_url(image: Image) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def _check_vocabulary(run: RunConfig, sequences: Sequences) -> None:
 
 def _build_learner(run: RunConfig, sources: list[str], *, dims: ParallelDims) -> Learner:
     """The run's objective with a new model, and its optimizer."""
-    precision = _precision(run, dist.device())
+    precision = dist.resolve_precision(run.precision, dist.device())
     with torch.device("meta"):  # so that no rank needs memory for the whole model
         objective = objective_of(run).build(run, sources)
     freeze(objective.model, run.frozen)
@@ -187,13 +187,6 @@ def _build_learner(run: RunConfig, sources: list[str], *, dims: ParallelDims) ->
     if peak == "law":
         peak = law(non_embedding_parameters(run.model.decoder))
     return Learner(run, objective, optim.build(objective.model, run.optim, peak=peak), peak, precision)
-
-
-def _precision(run: RunConfig, device: torch.device) -> torch.dtype:
-    """bf16 on a GPU; fp32 on a CPU, where bf16 runs at half the speed."""
-    if run.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[run.precision]
 
 
 def _start_from(run: RunConfig, model: nn.Module) -> None:
