@@ -57,8 +57,8 @@ ORDER = {
     ),
     "objectives": ("loss", "next_token", "contrastive", "index"),
     "generate": (
-        *("prompt", "sampling", "threads", "prefix_cache", "prompt_lookup", "request", "admission", "engine", "beam"),
-        "writer",
+        *("prompt", "sampling", "threads", "decode_step", "prefix_cache", "prompt_lookup", "request", "admission"),
+        *("engine", "beam", "writer"),
     ),
     "hf": ("names", "layouts", "vision", "encoder", "vocabulary", "convert", "llava", "files", "shards"),
     "train": (

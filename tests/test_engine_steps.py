@@ -68,7 +68,10 @@ def alone(request: EngineRequest) -> Event:
 @settings(max_examples=60, deadline=None)
 @given(ACTIONS, st.integers(1, 4))
 def test_each_request_gets_what_it_gets_alone(actions, rows):
-    ours = Engine(MODEL, rows=rows)
+    check_all_get_what_they_get_alone(Engine(MODEL, rows=rows), actions)
+
+
+def check_all_get_what_they_get_alone(ours: Engine, actions) -> None:
     requests: dict[int, EngineRequest] = {}
     aborted: set[int] = set()
     events: dict[int, list[Event]] = {}
@@ -107,7 +110,7 @@ def test_each_request_gets_what_it_gets_alone(actions, rows):
             assert expected.score is not None
             assert last.score.log_probability == pytest.approx(expected.score.log_probability, abs=1e-4)
             assert (last.score.tokens, last.score.greedy) == (expected.score.tokens, expected.score.greedy)
-    assert ours.prefix_cache is None or ours.prefix_cache.free == rows
+    assert ours.prefix_cache is None or ours.prefix_cache.free == ours.rows
 
 
 def writing(one: Prompt, tokens: int = 9) -> EngineRequest:

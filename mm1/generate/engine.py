@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from mm1.generate.admission import admission_order, next_wave
+from mm1.generate.decode_step import DecodeStep, step_for
 from mm1.generate.prefix_cache import MIN_SHARED, PrefixCache, prefill_prefix
 from mm1.generate.prompt import Features, Prompt, common_prefix, whole_images
 from mm1.generate.prompt_lookup import PromptLookup
@@ -42,8 +43,11 @@ class Engine:
     a free row.
     """
 
-    def __init__(self, model: MLLM, *, rows: int = 32, features: Features | None = None):
-        self.model, self.rows = model, rows
+    def __init__(
+        self, model: MLLM, *, rows: int = 32, features: Features | None = None, decode: DecodeStep | None = None
+    ):
+        """`decode` does the decoding steps; by default in the way of the model's device."""
+        self.model, self.rows, self.decode = model, rows, decode or step_for(model)
         self.features = features or Features(model)
         self.prefix_cache: PrefixCache | None = None
         self.prefilled = 0  # positions of shared prefixes that went through the decoder
@@ -187,10 +191,16 @@ class Engine:
         if len(arrivals) > 2 and shared >= MIN_SHARED:
             prefix = prefill_prefix(self.model, first.prompt, first.content, length=shared, features=self.features)
             self.prefilled += shared
+        self.decode.forget()
         self.prefix_cache = prefix_cache = None  # frees its memory before the next one takes more
         positions = longest - (shared if prefix else 0)
         self.prefix_cache = PrefixCache(
-            self.model, rows=self.rows, positions=positions, features=self.features, prefix=prefix
+            self.model,
+            rows=self.rows,
+            positions=positions,
+            features=self.features,
+            prefix=prefix,
+            decode=self.decode,
         )
         return self.prefix_cache
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mm1.generate.decode_step import DecodeStep, step_for
 from mm1.generate.prompt import Features, Prompt, common_prefix, content, embed_from, whole_images
-from mm1.generate.threads import threads_for
 from mm1.model.cache import Cache, Segment
 from mm1.model.mllm import MLLM
 
@@ -68,9 +68,11 @@ class PrefixCache:
         positions: int,
         features: Features | None = None,
         prefix: Prefix | None = None,
+        decode: DecodeStep | None = None,
     ):
         self.model, self.rows, self.positions = model, rows, positions
         self.features = features or Features(model)
+        self.decode = decode or step_for(model)
         self.prefix = prefix
         weight = model.decoder.embedding.weight
         self.device = weight.device
@@ -114,6 +116,7 @@ class PrefixCache:
         contents[:, moved : moved + self.positions] = self._content
         self._content, self.positions = contents, positions
         self._length += moved
+        self.decode.forget()
         old, self.cache = self.cache, Cache((), ())
         layers = [list(old.keys), list(old.values)]
         del old  # so that each layer's memory is free when its copy is complete
@@ -229,12 +232,10 @@ class PrefixCache:
         self._content[row_B1, own_BT] = tokens_BT
         self._length[row_B1] += news_B1
         self.computed += int(news_B1.sum())
-        position_BT = torch.from_numpy(own_BT + self.prefix_length).to(self.device)
-        cache = self.cache.view(slice(0, len(owners)), int(own_BT.max()) + 1)
-        with threads_for(self.model.decoder, own_BT.size):
-            x_BTD = self.model.decoder.embed(torch.from_numpy(tokens_BT).to(self.device))
-            hidden_BTD = self.model.decoder(x_BTD, position_BT, cache=cache)
-            return owners, self.model.decoder.logits(hidden_BTD).float()
+        spare = slice(len(owners), min(self.decode.rows(len(owners)), self.rows))
+        # a free row that is full forgets its last position, so that it has a slot to spare
+        self._length[spare] = np.minimum(self._length[spare], self.positions - 1)
+        return owners, self.decode(self.cache, tokens_BT, own_BT, spare=self._length[spare])
 
     def roll_back(self, owner: int, positions: int) -> None:
         """Drop the last positions of the owner's row."""

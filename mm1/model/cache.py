@@ -52,6 +52,16 @@ class Cache:
         keys, values = (tuple(like.new_zeros(shape) for _ in range(config.layers)) for _ in range(2))
         return cls(keys, values, tuple(shared))
 
+    @property
+    def length(self) -> int:
+        """Slots of a row."""
+        return self.keys[0].shape[2]
+
+    @property
+    def shared_length(self) -> int:
+        """Positions of the shared segments."""
+        return sum(segment.length for segment in self.shared)
+
     def view(self, rows: slice, length: int) -> "Cache":
         """The first `length` slots of some rows; writing to the view writes to this cache."""
         keys, values = (tuple(x[rows, :, :length] for x in layers) for layers in (self.keys, self.values))
@@ -75,7 +85,7 @@ class Cache:
 
     def reading(self, position_BT: torch.Tensor, rows: Sequence[int] | None = None) -> "Reading":
         """One pass of new tokens at `position_BT` of `rows`, or of all rows."""
-        length, shared = self.keys[0].shape[2], sum(segment.length for segment in self.shared)
+        length, shared = self.length, self.shared_length
         slot_BT = position_BT - shared if shared else position_BT
         rows_B = None if rows is None else torch.tensor(rows, device=position_BT.device)
         count, news = position_BT.shape
@@ -88,6 +98,16 @@ class Cache:
             seen_B1TL = (slot_L <= slot_BT[..., None])[:, None]
         return Reading(self, row_B1, slot_BT, seen_B1TL, fresh=fresh, rows=rows_B)
 
+    def static_reading(self, slot_BT: torch.Tensor, slots: int) -> "Reading":
+        """One pass of new tokens in `slot_BT` of all rows, which see the first `slots` slots at most.
+
+        Neither shapes nor branches depend on what `slot_BT` holds, so a CUDA graph can record the pass. Slots after
+        the first `slots` may be written; then their own token doesn't see them.
+        """
+        row_B1 = torch.arange(len(slot_BT), device=slot_BT.device)[:, None]
+        seen_B1TL = (torch.arange(slots, device=slot_BT.device) <= slot_BT[..., None])[:, None]
+        return Reading(self, row_B1, slot_BT, seen_B1TL, fresh=False, rows=None, slots=slots)
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -99,6 +119,7 @@ class Reading:
     seen_B1TL: torch.Tensor | None  # the slots each query sees; None: all
     fresh: bool  # the rows were empty before
     rows: torch.Tensor | None
+    slots: int | None = None  # the first slots that are read; None: all
 
     def attend(self, layer: int, q_BTHW: torch.Tensor, *, k_BTKW: torch.Tensor, v_BTKW: torch.Tensor) -> torch.Tensor:
         """Attention of the new tokens, [B, T, H, W], after their keys and values are written to the cache."""
@@ -109,7 +130,9 @@ class Reading:
             return attention(q_BTHW, k_BTKW, v_BLKW=v_BTKW, mask=Causal())
         if self.rows is not None:
             keys_BKLW, values_BKLW = keys_BKLW[self.rows], values_BKLW[self.rows]
-        if self.cache.shared:
+        if self.slots is not None:  # by products: with a mask, SDPA on a GPU would copy the keys for every query head
+            keys_BKLW, values_BKLW = keys_BKLW[:, :, : self.slots], values_BKLW[:, :, : self.slots]
+        if self.cache.shared or self.slots is not None:
             return self._with_shared(layer, q_BTHW, keys_BKLW=keys_BKLW, values_BKLW=values_BKLW)
         out_BHTW = F.scaled_dot_product_attention(
             q_BTHW.transpose(1, 2),
@@ -128,7 +151,7 @@ class Reading:
         Juravsky et al., Hydragen (arXiv 2402.05099), section 3, with one softmax instead of two that are combined.
         """
         rows, news, heads, _ = q_BTHW.shape
-        length = keys_BKLW.shape[2] + sum(segment.length for segment in self.cache.shared)
+        length = keys_BKLW.shape[2] + self.cache.shared_length
         step = max(1, SCORES_AT_ONCE // (rows * heads * length))
         segments = [(segment.keys[layer], segment.values[layer]) for segment in self.cache.shared]
         outs = []
