@@ -32,6 +32,16 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def ranks_here() -> int:
+    """How many of them run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def device() -> torch.device:
     """The accelerator of this rank, else the CPU."""
     if torch.cuda.is_available():

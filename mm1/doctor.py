@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from mm1.config.run import RunConfig
+from mm1 import dist
+from mm1.data.loader import default_workers
 from mm1.train.compilation import missing_compiler
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -63,7 +64,7 @@ def inspect() -> Machine:
     compilers = [shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cc")]
     browsers = [shutil.which(name) for name in (os.environ.get("CHROMIUM", "chromium"), *BROWSERS)]
     return Machine(
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=dist.cores(),
         memory=_memory(),
         disk=shutil.disk_usage(".").free,
         versions=_versions(),
@@ -131,6 +132,7 @@ def resources(machine: Machine) -> dict[str, str]:
 def settings(machine: Machine) -> dict[str, str]:
     """What a run with default settings uses, as text, by the setting."""
     on_gpu = bool(machine.gpus)
+    workers = default_workers(machine.cores, max(1, len(machine.gpus)))
     compiles = on_gpu and not machine.missing_compiler
     if compiles:
         compiling = "the blocks of encoder and decoder"
@@ -145,7 +147,7 @@ def settings(machine: Machine) -> dict[str, str]:
         "precision": "bf16" if on_gpu else "fp32",
         "compile": compiling,
         "attention": "FlexAttention" if on_gpu else "blocks of queries, within documents",
-        "loader": f"{_count(RunConfig().data.workers, 'worker process', 'worker processes')} a rank",
+        "loader": f"{_count(workers, 'worker process', 'worker processes')} a rank",
         "fp8": "possible" if supports_fp8(machine) else "no: needs compute capability 8.9 or higher",
     }
 

@@ -16,7 +16,7 @@ from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.chat_format import prompt
 from mm1.data.encode import Cutter, encode
 from mm1.data.image import ImageError, load, load_boxes
-from mm1.data.loader import Sequences, batches
+from mm1.data.loader import Sequences, batches, workers_of
 from mm1.data.store import Store, StoreError, open_store, write_store
 from mm1.data.tiles import TileSpec
 from mm1.data.tokenizer import load_tokenizer
@@ -241,6 +241,17 @@ def test_a_store_truncated_after_it_was_measured_is_named_in_one_line(stores, tm
     with pytest.raises(StoreError, match=r"^cannot read documents of .*captions\.lance") as refused:
         next(batches(sequences, start_sequence=0, batch_size=2, micro_batch_size=1))
     assert "Traceback" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "workers"), [(1, 1, 1), (2, 1, 1), (2, 2, 1), (4, 1, 3), (16, 1, 8), (192, 8, 8), (64, 8, 7)]
+)
+def test_a_rank_loads_with_its_share_of_the_cores_less_one(cores, ranks, workers, monkeypatch):
+    monkeypatch.setattr("mm1.dist.cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert workers_of(DataConfig()) == workers
+    assert workers_of(DataConfig(workers=0)) == 0
+    assert workers_of(DataConfig(workers=20)) == 20
 
 
 def test_a_store_that_is_not_there_is_named():

@@ -8,12 +8,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mm1 import doctor
+from mm1 import dist, doctor
 from mm1.__main__ import app
 from mm1.config.run import RunConfig
+from mm1.data.loader import default_workers
 from mm1.doctor import Gpu, Machine, lines, missing, settings
 from mm1.model import attention
-from mm1.train import run as train_run
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 85 * 10**9, (9, 0))
 A100 = Gpu("NVIDIA A100-SXM4-40GB", 42 * 10**9, (8, 0))
@@ -45,9 +45,9 @@ def test_fp8_needs_every_gpu_to_have_it():
 def test_the_settings_are_those_of_a_run(machine: Machine, device: str):
     said = settings(machine)
     assert said["device"].split(",")[0] == device
-    precision = train_run._precision(RunConfig(), torch.device(device))
+    precision = dist.resolve_precision(RunConfig().precision, torch.device(device))
     assert said["precision"] == {torch.bfloat16: "bf16", torch.float32: "fp32"}[precision]
-    assert said["loader"].split()[0] == str(RunConfig().data.workers)
+    assert said["loader"].split()[0] == str(default_workers(machine.cores, max(1, len(machine.gpus))))
 
 
 def test_the_attention_on_a_cpu_is_the_one_it_says():

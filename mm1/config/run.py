@@ -39,7 +39,7 @@ class DataConfig(Config):
     tokenizer: str = "sample"  # a tokenizer.json, a folder with one, or `sample`
     sequence_length: int = Field(512, gt=1)  # T, in tokens
     max_images: int = Field(32, ge=0)  # of a sequence
-    workers: int = Field(1, ge=0)  # processes that load data; 0: the training process does
+    workers: int | None = Field(None, ge=0)  # processes that load data on a rank; 0: it does; null: from the cores
 
     @field_validator("unit", mode="before")
     @classmethod

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mm1 import dist
 from mm1.config.run import DataConfig, RunConfig
 from mm1.data.encode import Cutter, encode_many
 from mm1.data.image import ImageError, load_boxes
@@ -26,6 +27,9 @@ from mm1.data.store import StoreError, open_store
 from mm1.data.tiles import TileSpec, tile_spec
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import IGNORED, Batch, Encoded, Image, trained_positions
+
+MAX_WORKERS = 8
+"""Processes that load data for a rank by default, at most. So many decode several times what a GPU trains on."""
 
 
 class Sequences:
@@ -191,6 +195,16 @@ class MicroBatches(Dataset[Batch | StoreError]):
             return error
 
 
+def workers_of(data: DataConfig) -> int:
+    """How many processes load data for this rank."""
+    return default_workers(dist.cores(), dist.ranks_here()) if data.workers is None else data.workers
+
+
+def default_workers(cores: int, ranks: int) -> int:
+    """How many load data for each of a machine's ranks by default: its share of the cores, less one for itself."""
+    return min(max(1, cores // ranks - 1), MAX_WORKERS)
+
+
 def _end_with_the_run(worker: int) -> None:
     """End this worker process when the run's process ends, however it was killed.
 
@@ -228,7 +242,7 @@ def batches(
             for offsets in of_rank(micro_batches(images, micro_batch_size=micro_batch_size), rank=rank, world=world):
                 yield [first + offset for offset in offsets]
 
-    workers = sequences.data.workers
+    workers = workers_of(sequences.data)
     start = get_context("forkserver")  # Lance's threads don't survive a fork; the server has none, but torch is loaded
     start.set_forkserver_preload(["mm1.data.loader"])
     stream = iter(

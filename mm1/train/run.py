@@ -13,7 +13,7 @@ from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.model import SparseConfig
 from mm1.config.run import RunConfig
-from mm1.data.loader import Sequences, batches, sequences_of
+from mm1.data.loader import Sequences, batches, sequences_of, workers_of
 from mm1.data.recorded import chat_format_of, check_tokenizer, record_text
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
 from mm1.model.layers import sharded_like
@@ -133,6 +133,8 @@ def _train_from(
         rank=dims.data_rank,
         world=dims.data_ranks,
     )
+    cores = f"this machine's cores: {dist.cores()}, ranks: {dist.ranks_here()}"
+    console.print(f"{folder.name}  data.workers={workers_of(run.data)} ({cores})", highlight=False)
     trainer = Trainer(learner, folder, dims=dims, held_out=data.held_out, done=done)
     with trainer.log:
         try:
