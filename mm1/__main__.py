@@ -219,8 +219,7 @@ def chat(
     from mm1.checkpoint import load_for_use
     from mm1.serve.chat import answer
 
-    loaded = load_for_use(folder, precision=precision.value)
-    typer.echo(answer(loaded, question, images=image or [], tokens=tokens))
+    typer.echo(answer(load_for_use(folder, precision=precision.value), question, images=image or [], tokens=tokens))
 
 
 @app.command(
