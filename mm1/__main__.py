@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mm1.ablate import law_command
 from mm1.config.options import (
     Assignments,
     Dtype,
@@ -36,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="An open MM1: train, evaluate and use multimodal language models.",
 )
+app.add_typer(law_command.app, name="law")
 
 
 @app.command(epilog="Example: `mm1 demo --to runs/demo`")

@@ -62,7 +62,16 @@ ORDER = {
     ),
     "hf": ("names", "layouts", "vision", "encoder", "vocabulary", "convert", "llava", "files", "shards"),
     "train": (
-        *("parameters", "optim", "schedule", "compilation", "activation_checkpointing", "expert_parallel", "parallel"),
+        *(
+            "inputs",
+            "parameters",
+            "optim",
+            "schedule",
+            "compilation",
+            "activation_checkpointing",
+            "expert_parallel",
+            "parallel",
+        ),
         *("coordinator", "trackers", "log", "meter", "guard", "health", "profile", "loop", "run"),
     ),
     "budget": ("simulate", "hardware", "parallel_layout", "sharding", "planner", "report"),
@@ -71,8 +80,8 @@ ORDER = {
         *("tasks", "task_evaluation", "harness"),
         *("text_suite", "answers_page", "ray_workers", "command", "lmms_plugin"),
     ),
-    "report": ("templates", "sequence", "figures", "progress", "findings", "samples", "mix", "page"),
-    "ablate": ("sweep", "runner", "law", "page"),
+    "report": ("templates", "drawing", "sequence", "figures", "progress", "findings", "samples", "mix", "page"),
+    "ablate": ("sweep", "runner", "rate_search", "law", "law_record", "law_figure", "law_command", "page"),
 }
 
 PAGES = ("README.md", "docs/design.md")

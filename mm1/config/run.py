@@ -72,7 +72,7 @@ class DataConfig(Config):
 
 class OptimConfig(Config):
     kind: Literal["adamw", "adafactor", "muon"] = "adamw"  # muon: for hidden matrices, adamw for the rest
-    learning_rate: float | Literal["law"] = "law"  # law: by scaling.py from the run's own parameter count
+    learning_rate: float | str = "law"  # law: the paper's, at the run's parameters; law:FILE: one of `mm1 law fit`
     lr_multipliers: dict[str, float] = Field(default_factory=dict)  # part or pattern of names -> factor
     weight_decay: float = 0.1  # multiplied by the learning rate at every step, as in torch
     betas: tuple[float, float] = (0.9, 0.95)  # of adamw
@@ -82,6 +82,13 @@ class OptimConfig(Config):
     decay_fraction: float = Field(0.1, gt=0, le=1)  # the last part of the steps, in which wsd decays
     final_fraction: float = 0.1  # cosine and wsd end at this fraction of the peak
     clip_norm: float = 1.0
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _is_rate_or_law(cls, value: float | str) -> float | str:
+        if isinstance(value, str) and value != "law" and not value.startswith("law:"):
+            raise ValueError("expected a number, law (the paper's), or law:FILE (which `mm1 law fit` writes)")
+        return value
 
 
 class ParallelConfig(Config):

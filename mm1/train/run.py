@@ -21,7 +21,7 @@ from mm1.model.mllm import MLLM
 from mm1.model.moe import upcycled
 from mm1.model.sizes import non_embedding_parameters
 from mm1.objectives.index import objective_of
-from mm1.scaling import law
+from mm1.scaling import peak_rate
 from mm1.train import optim
 from mm1.train.coordinator import Stopped, check_same_start
 from mm1.train.log import console
@@ -63,7 +63,7 @@ def train_run(run: RunConfig, folder: Path) -> Path:
 def _train_run(run: RunConfig, folder: Path) -> Path:
     objective_of(run).check(run)
     tokenizer = load_tokenizer(run.data.tokenizer)
-    run = _with_image_token(run, tokenizer)
+    run = _with_rate(_with_image_token(run, tokenizer))
     _check_folder(run, folder, tokenizer=tokenizer)
     dist.prepare_process()
     dims = parallel_dims(run)
@@ -95,6 +95,14 @@ def _with_image_token(run: RunConfig, tokenizer: Tokenizer) -> RunConfig:
         )
     run = run.model_copy(deep=True)
     run.model.image_token_id = image
+    return run
+
+
+def _with_rate(run: RunConfig) -> RunConfig:
+    """The run with the rate that the law of a file gives, so that its folder needs no such file."""
+    if str(run.optim.learning_rate).startswith("law:"):
+        run = run.model_copy(deep=True)
+        run.optim.learning_rate = peak_rate(run.optim.learning_rate, non_embedding_parameters(run.model.decoder))
     return run
 
 
@@ -185,9 +193,7 @@ def _build_learner(run: RunConfig, sources: list[str], *, dims: ParallelDims) ->
     freeze(objective.model, run.frozen)
     parallelize(objective.model, run, dims=dims, precision=precision)
     init_weights(objective.model, run.seed)
-    peak = run.optim.learning_rate
-    if peak == "law":
-        peak = law(non_embedding_parameters(run.model.decoder))
+    peak = peak_rate(run.optim.learning_rate, non_embedding_parameters(run.model.decoder))
     return Learner(run, objective, optim.build(objective.model, run.optim, peak=peak), peak, precision)
 
 
