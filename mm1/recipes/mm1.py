@@ -10,6 +10,9 @@ from mm1.config.model import ModelConfig
 from mm1.config.run import DataConfig, OptimConfig, RunConfig, SourceConfig
 from mm1.model import sizes
 
+PUBLISHED = {"vit_h_14_378": "apple/DFN5B-CLIP-ViT-H-14-378"}
+"""The published model that the run of this name, from which these recipes start, can be imported from."""
+
 
 def mm1_3b(root: str = "runs") -> RunConfig:
     return _pretraining("mm1_3b", sizes.mm1_3b(), language=f"{root}/language_3b", root=root)

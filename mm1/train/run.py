@@ -24,6 +24,7 @@ from mm1.objectives.index import objective_of
 from mm1.scaling import peak_rate
 from mm1.train import optim
 from mm1.train.coordinator import Stopped, check_same_start
+from mm1.train.inputs import check_inputs
 from mm1.train.log import console
 from mm1.train.loop import Learner, Trainer, train
 from mm1.train.parallel import ParallelDims, init_weights, parallel_dims, parallelize
@@ -62,6 +63,7 @@ def train_run(run: RunConfig, folder: Path) -> Path:
 
 def _train_run(run: RunConfig, folder: Path) -> Path:
     objective_of(run).check(run)
+    check_inputs(run, folder)
     tokenizer = load_tokenizer(run.data.tokenizer)
     run = _with_rate(_with_image_token(run, tokenizer))
     _check_folder(run, folder, tokenizer=tokenizer)

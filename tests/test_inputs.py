@@ -1,0 +1,89 @@
+"""What is missing before a run can start: all of it at once, each with the command that makes it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import small
+
+from mm1.config import run as config
+from mm1.config.base import ConfigError
+from mm1.data.store import SAMPLE, StoreError
+from mm1.recipes.index import recipe
+from mm1.train.inputs import check_inputs
+from mm1.train.run import train_run
+
+
+def test_a_paper_recipe_without_its_inputs_lists_them_all_with_commands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as raised:
+        train_run(recipe("mm1_3b"), tmp_path / "run")
+    head, *lines = str(raised.value).splitlines()
+    assert head == "6 inputs of mm1_3b are missing:"
+    assert [line.strip() for line in lines] == [
+        "no document store at captions.lance",
+        "mm1 prepare YOUR_FILES --to captions, then data.sources.captions.store=captions/images.lance",
+        "no document store at interleaved.lance",
+        "mm1 prepare YOUR_FILES --to interleaved, then data.sources.interleaved.store=interleaved/images.lance",
+        "no document store at text.lance",
+        "mm1 prepare YOUR_FILES --to text, then data.sources.text.store=text/text.lance",
+        "no tokenizer at tokenizer.json; expected a tokenizer.json or a folder with one",
+        "mm1 import LANGUAGE_MODEL --to runs/model, then data.tokenizer=runs/model",
+        "no run at runs/vit_h_14_378",
+        "mm1 import apple/DFN5B-CLIP-ViT-H-14-378 --to runs/vit_h_14_378, or mm1 train RECIPE --to "
+        "runs/vit_h_14_378; start_from={} starts from random weights",
+        "no run at runs/language_3b",
+        "mm1 import LANGUAGE_MODEL --to runs/language_3b, or mm1 train RECIPE --to runs/language_3b; "
+        "start_from={} starts from random weights",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_starts_that_are_recipes_name_the_command_that_trains_them(tmp_path):
+    with pytest.raises(ConfigError, match=rf"mm1 train tiny_language --to {tmp_path}/tiny_language"):
+        check_inputs(
+            config.override(
+                recipe("tiny"),
+                [f'start_from={{"decoder":"{tmp_path}/tiny_language","vision":"{tmp_path}/tiny_encoder"}}'],
+            ),
+            tmp_path / "run",
+        )
+
+
+def test_a_single_missing_input_keeps_its_own_error(stores, tmp_path):
+    run = small.run(stores)
+    run.data.validation = {"pages": str(tmp_path / "pages.lance")}
+    with pytest.raises(StoreError, match=r"no document store at .*then data\.validation\.pages=pages/images\.lance"):
+        check_inputs(run, tmp_path / "run")
+
+
+def test_a_broken_input_is_named_without_a_command(stores, tmp_path):
+    run = small.run(stores)
+    (tmp_path / "broken.lance").mkdir()
+    (tmp_path / "broken.json").write_text("{")
+    run.data.sources["text"].store = str(tmp_path / "broken.lance")
+    run.data.tokenizer = str(tmp_path / "broken.json")
+    with pytest.raises(ConfigError) as raised:
+        check_inputs(run, tmp_path / "run")
+    assert "broken.lance is not a readable document store" in str(raised.value)
+    assert "broken.json is not a tokenizer.json" in str(raised.value)
+    assert "mm1 " not in str(raised.value)
+
+
+def test_a_run_that_was_started_needs_its_starts_no_more(stores, tmp_path):
+    run = small.run(stores)
+    run.steps = 2
+    train_run(run, tmp_path / "first")
+    later = config.override(run, [f"start_from.model={tmp_path / 'first'}"])
+    train_run(later, tmp_path / "second")
+    shutil.rmtree(tmp_path / "first")
+    (tmp_path / "second/checkpoints/step-2/whole.json").stat()
+    assert train_run(later, tmp_path / "second") == tmp_path / "second"
+    with pytest.raises(Exception, match="no run at"):
+        train_run(later, tmp_path / "third")
+
+
+def test_whole_inputs_pass(stores, tmp_path):
+    run = small.run(stores)
+    run.data.tokenizer = str(SAMPLE)
+    check_inputs(run, Path(tmp_path))
