@@ -55,8 +55,7 @@ def demo(
 
 
 @app.command(
-    epilog="Examples: `mm1 train tiny steps=300 optim.learning_rate=1e-3 --to runs/longer`, "
-    "`mm1 train mine.py:wide`, "
+    epilog="Examples: `mm1 train tiny steps=300 --to runs/longer`, `mm1 train mine.py:wide`, "
     "`torchrun --nproc-per-node 8 -m mm1 train mm1_3b parallel.activation_checkpointing=selective --to runs/3b`"
 )
 def train(
@@ -359,11 +358,10 @@ def import_model(
 
 def _run(recipe: str, assignments: list[str] | None) -> "RunConfig":
     """The run that a command's arguments describe."""
-    from mm1.config import run as config
+    from mm1.config.run import override
     from mm1.recipes.index import recipe as find_recipe
 
-    run = config.load(Path(recipe)) if recipe.endswith(".json") else find_recipe(recipe)
-    return config.override(run, assignments or [])
+    return override(find_recipe(recipe), assignments or [])
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """Every recipe by its name, for `mm1 train NAME`."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from mm1.config.base import ConfigError, nearest
-from mm1.config.run import RunConfig, parse
+from mm1.config.run import RunConfig, load, parse
 from mm1.recipes import mm1, tiny
 from mm1.recipes.file import load_function, names_file
 
@@ -21,11 +22,14 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 
 
 def recipe(name: str) -> RunConfig:
-    """The run of the recipe `name`, or of a function of a user's file: `FILE.py` or `FILE.py:FUNCTION`.
+    """The run of the recipe `name`, of a user's file (`FILE.py` or `FILE.py:FUNCTION`), or of a recorded `FILE.json`.
 
     Raises:
-        ConfigError: there is no such recipe (the message has the nearest name) or function, or the run is not valid.
+        ConfigError: there is no such recipe (the message has the nearest name), function or file, or the run is not
+            valid.
     """
+    if name.endswith(".json"):
+        return load(Path(name))
     if names_file(name):
         function = load_function(name, RunConfig)
         # from its JSON form, since that is all that a run's folder records; its `recipe` is the function's name
