@@ -13,10 +13,12 @@ import torch
 
 from mm1 import checkpoint
 from mm1.config.base import ConfigError
+from mm1.config.model import ConnectorConfig
 from mm1.config.run import RunConfig
 from mm1.data.loader import Sequences
 from mm1.data.tiles import tile_spec
 from mm1.document import Batch
+from mm1.model.connector import KINDS
 from mm1.model.mllm import MLLM
 from mm1.train.health import Health
 from mm1.train.log import read_metrics
@@ -138,6 +140,7 @@ def test_mfu_counts_images_and_padding_separately(run, batch):
     metrics = meter.step([batch])
     vision, whole, padded = (metrics[name] for name in ("mfu/vision", "mfu", "hfu"))
     cost = costs(run)
+    assert metrics["flops"] == pytest.approx(whole * metrics["step_seconds"] * 1e9)
     possible = metrics["step_seconds"] * 1e9
     assert vision * possible == pytest.approx(3 * batch.images * (cost.encoder + cost.connector))
     assert (whole - vision) * possible == pytest.approx(cost.text([batch]))
@@ -161,6 +164,12 @@ def test_mfu_counts_images_and_padding_separately(run, batch):
 def test_frozen_parts_cost_the_passes_they_need(run, frozen, passes):
     run.frozen = frozen
     assert tuple(costs(run).passes.values()) == passes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_connector_has_a_cost(run, kind):
+    run.model.connector = ConnectorConfig(kind=kind, tokens=4, width=16, heads=2)
+    assert costs(run).connector > 0
 
 
 def test_peak_memory_is_that_of_the_process():

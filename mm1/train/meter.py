@@ -88,7 +88,7 @@ def layer_parameters(decoder: DecoderConfig, layer: int) -> int:
 def _image_cost(model: ModelConfig, *, with_connector: bool) -> float:
     size = model.vision.image_size
     with torch.device("meta"):
-        mllm = MLLM(model)
+        mllm = MLLM(model).requires_grad_(False)  # torch's counter hooks gradients, which attention pooling has none of
         images_NCYX = torch.zeros(1, 3, size, size, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         if with_connector:
@@ -137,8 +137,8 @@ class Meter:
     def step(self, batches: list[Batch]) -> dict[str, float]:
         """The metrics of a step: throughput of real content, waiting, padding, MFU, memory, sequences and images.
 
-        `mfu` is the arithmetic that training on real content needs, over what the device can do in that time;
-        `mfu/vision` is the images' share in it, and `hfu` counts padded positions and images as content.
+        `flops` is the arithmetic that training on real content needs, `mfu` the same over what the device can do in
+        that time; `mfu/vision` is the images' share in it, and `hfu` counts padded positions and images as content.
         """
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
@@ -146,6 +146,7 @@ class Meter:
         real = sum(int((batch.document_BT > 0).sum()) for batch in batches)
         images = sum(batch.images for batch in batches)
         vision, possible = self._costs.vision(images), seconds * self._peak
+        flops = self._costs.text(batches) + vision
         padded = self._costs.vision(sum(len(batch.images_NCYX) for batch in batches))
         metrics = {
             "step_seconds": seconds,
@@ -153,7 +154,8 @@ class Meter:
             "tokens_per_second": real / seconds,
             "images_per_second": images / seconds,
             "padding": 1 - real / positions,
-            "mfu": (self._costs.text(batches) + vision) / possible,
+            "flops": flops,
+            "mfu": flops / possible,
             "mfu/vision": vision / possible,
             "hfu": (self._costs.text(batches, with_padding=True) + padded) / possible,
             "memory_gib": peak_memory() / 2**30,
@@ -186,7 +188,7 @@ def over_ranks(metrics: list[dict[str, float]]) -> dict[str, float]:
         values = [each[name] for each in metrics]
         if name in ("step_seconds", "data_wait", "memory_gib"):
             merged[name] = max(values)
-        elif name.endswith("_per_second") or name.startswith(("sequences/", "images/")):
+        elif name == "flops" or name.endswith("_per_second") or name.startswith(("sequences/", "images/")):
             merged[name] = sum(values)
         else:
             merged[name] = sum(values) / len(values)
