@@ -5,14 +5,13 @@ Commands import the packages they need themselves, so that `mm1 --help` answers 
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mm1.ablate import law_command
+from mm1.ablate.command import ablate
 from mm1.config.options import (
     Assignments,
     Dtype,
@@ -49,8 +48,9 @@ def demo(
     If it is stopped, the same command continues it.
     """
     from mm1.demo import run_demo
+    from mm1.train.continued import continues
 
-    with _continues():
+    with continues():
         run_demo(to)
 
 
@@ -69,10 +69,11 @@ def train(
     set the parallelism. On SIGTERM it saves a checkpoint and exits with code 143.
     """
     from mm1 import dist
+    from mm1.train.continued import continues
     from mm1.train.run import train_run
 
     run = _run(recipe, assignments)
-    with _continues():
+    with continues():
         folder = train_run(run, to or Path("runs") / run.recipe)
     if dist.rank() == 0:
         typer.echo(f"trained: {folder}")
@@ -115,29 +116,10 @@ def doctor(to_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     typer.echo(describe_machine(as_json=to_json))
 
 
-@app.command(epilog="Examples: `mm1 ablate connector --dry-run`, `mm1 ablate mix steps=200 --to runs/mix`")
-def ablate(
-    name: Annotated[str, typer.Argument(help="Name of an ablation, such as connector or mix.")],
-    assignments: Assignments = None,
-    to: To = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the arms and train nothing.")] = False,
-) -> None:
-    """Train the arms of an ablation one after another and compare their held-out losses.
-
-    Stages that all arms start from are trained once. Given again, the same command continues a stopped ablation.
-    """
-    from mm1.ablate.sweep import plan, run_ablation, table
-    from mm1.recipes.ablations import ablation
-    from mm1.train.log import console
-
-    folder = to or Path("runs") / f"ablate-{name}"
-    planned = plan(ablation(name, str(folder / "stages")), assignments or [])
-    console.print(table(planned))
-    if dry_run:
-        return
-    with _continues():
-        losses = run_ablation(planned, folder)
-    console.print(table(planned, losses))
+app.command(
+    epilog="Examples: `mm1 ablate connector --dry-run`, `mm1 ablate mix --workers 2 --to runs/mix`, "
+    "`mm1 ablate connector --seeds 1 steps=20`, `mm1 ablate encoder --scale paper --dry-run`"
+)(ablate)
 
 
 @app.command(
@@ -362,21 +344,6 @@ def _run(recipe: str, assignments: list[str] | None) -> "RunConfig":
     from mm1.recipes.index import recipe as find_recipe
 
     return override(find_recipe(recipe), assignments or [])
-
-
-@contextmanager
-def _continues() -> Iterator[None]:
-    """Say how to continue after Ctrl-C and SIGTERM; Typer would exit without a message."""
-    from mm1.train.coordinator import Stopped
-
-    try:
-        yield
-    except Stopped as stopped:
-        typer.echo(f"{stopped}, which is saved; the same command continues", err=True)
-        raise typer.Exit(143) from None
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command continues from the last checkpoint", err=True)
-        raise typer.Exit(130) from None
 
 
 def main() -> None:

@@ -72,16 +72,31 @@ ORDER = {
             "expert_parallel",
             "parallel",
         ),
-        *("coordinator", "trackers", "log", "meter", "guard", "health", "profile", "loop", "run"),
+        *("coordinator", "trackers", "log", "meter", "guard", "health", "profile", "loop", "run", "continued"),
     ),
     "budget": ("simulate", "hardware", "parallel_layout", "sharding", "planner", "report"),
     "eval": (
-        *("metrics", "fewshot", "blind", "baselines", "shots", "data", "models", "caption_loss", "judge", "results"),
+        *(
+            "metrics",
+            "fewshot",
+            "blind",
+            "baselines",
+            "shots",
+            "data",
+            "models",
+            "caption_loss",
+            "answer_likelihood",
+            "judge",
+            "results",
+        ),
         *("tasks", "task_evaluation", "harness"),
         *("text_suite", "answers_page", "ray_workers", "command", "lmms_plugin"),
     ),
     "report": ("templates", "drawing", "sequence", "figures", "progress", "findings", "samples", "mix", "page"),
-    "ablate": ("sweep", "runner", "rate_search", "law", "law_record", "law_figure", "law_command", "page"),
+    "ablate": (
+        *("rate_search", "plan", "costs", "measures", "runner", "intervals", "comparison", "drawing", "page", "sweep"),
+        *("command", "law", "law_record", "law_figure", "law_command"),
+    ),
 }
 
 PAGES = ("README.md", "docs/design.md")

@@ -1,12 +1,17 @@
 """Every recipe, built without memory: its parameters, its learning rate, its shares. Numbers that must not move."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from fixtures.ablations import ablation_record
 
+from mm1.ablate.plan import make_plan
 from mm1.config.run import RunConfig
 from mm1.model.sizes import non_embedding_parameters
 from mm1.objectives.index import objective_of
-from mm1.recipes.ablations import ABLATIONS, ablation
+from mm1.recipes.ablations.index import ABLATIONS, ablation
 from mm1.recipes.index import RECIPES, recipe
 from mm1.scaling import law
 from mm1.train import optim, schedule
@@ -41,10 +46,19 @@ def test_a_recipe_carries_its_own_name_and_survives_its_json(name):
     assert RunConfig.model_validate_json(run.model_dump_json()) == run
 
 
+@pytest.mark.parametrize("scale", ["tiny", "paper"])
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_every_arm_of_an_ablation_is_a_run_that_can_be_built(name):
-    for arm, run in ablation(name, "stages").runs().items():
-        assert sum(parameter.numel() for parameter in build(run).parameters()) > 0, arm
+def test_every_arm_of_an_ablation_is_a_run_that_can_be_built(name, scale, tmp_path):
+    runs = make_plan(ablation(name, scale), tmp_path, seeds=1).runs.values()
+    for run in {one.run.model_dump_json(include={"model", "objective"}): one.run for one in runs}.values():
+        assert sum(parameter.numel() for parameter in build(run).parameters()) > 0
+
+
+@pytest.mark.parametrize("scale", ["tiny", "paper"])
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_the_configs_of_an_ablation_are_those_they_were(name, scale):
+    golden = json.loads((Path(__file__).parent / "fixtures" / "ablations.json").read_text())
+    assert ablation_record(name, scale) == golden[scale][name]
 
 
 @pytest.mark.parametrize("recipe_name", ["tiny", "mm1_3b", "mm1_30b", "mm1_7b_moe"])

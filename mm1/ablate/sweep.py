@@ -1,69 +1,91 @@
-"""An ablation, run: its stages once, then every arm, and a table of their held-out losses."""
+"""An ablation from its name to its page: say what will be trained, train and score it, compare."""
 
-import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table
+from rich.table import Column, Table
 
-from mm1.config.ablation import Ablation
-from mm1.config.run import RunConfig, differences, override
-from mm1.disk import write_whole
-from mm1.train.log import console, last_validation, read_metrics
-from mm1.train.run import train_run
+from mm1.ablate.comparison import compare_arms, sentence
+from mm1.ablate.costs import DEVICES, Cost, Devices, predict
+from mm1.ablate.measures import all_measures, write_results
+from mm1.ablate.page import FORMATS, write_page
+from mm1.ablate.plan import Plan, load_plan, make_plan, save_plan
+from mm1.ablate.runner import run_all
+from mm1.cluster import Runner
+from mm1.recipes.ablations.index import ablation
+from mm1.train.log import console
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """The runs of an ablation: stages by recipe, arms by name, each arm's differences from the base."""
+class Request:
+    """Which ablation, at which scale, with how many seeds, with which changes to all arms, in which folder."""
 
-    stages: dict[str, RunConfig]
-    arms: dict[str, RunConfig]
-    changes: dict[str, str]
+    name: str
+    scale: str
+    seeds: int
+    assignments: tuple[str, ...]
+    folder: Path
+
+    def plan(self) -> Plan:
+        """All that will be trained.
+
+        Raises:
+            ConfigError: there is no such ablation, or an assignment that is no override of its stages.
+        """
+        return make_plan(
+            ablation(self.name, self.scale),
+            self.folder,
+            seeds=self.seeds,
+            assignments=self.assignments,
+            scale=self.scale,
+        )
 
 
-def plan(ablation: Ablation, assignments: list[str]) -> Planned:
-    """What `run_ablation` will train, with `assignments` (`steps=20`) applied to every stage and arm.
+def run_ablation(request: Request, *, runner: Runner, dry_run: bool) -> dict[str, str]:
+    """Print what `request` takes, then do it unless it is a dry run; the message of each run that failed."""
+    plan, devices = request.plan(), DEVICES[request.scale]
+    for part in announcement(plan, predict(plan, devices), devices):
+        console.print(part, highlight=False, soft_wrap=True)
+    if dry_run:
+        return {}
+    save_plan(plan, request.folder)
+    failed = run_all(plan, request.folder, runner=runner)
+    write_results(plan, request.folder)
+    for name, reason in failed.items():
+        console.print(f"failed: {name}: {reason}", highlight=False, soft_wrap=True)
+    if any(all_measures(plan, request.folder).values()):
+        console.print(sentence(compare_arms(plan, request.folder)), highlight=False)
+        console.print(f"page: {write_page(plan, request.folder, failed)}", highlight=False, soft_wrap=True)
+    return failed
+
+
+def print_table(folder: Path, form: str) -> None:
+    """Print the table of the runs in `folder` that are finished, as `csv` or `latex`.
 
     Raises:
-        ConfigError: an arm or an assignment that is no override of its run.
+        ValueError: there is no ablation, or no run of it is finished.
     """
-    arms = {name: override(run, assignments) for name, run in ablation.runs().items()}
-    changes = {
-        name: ", ".join(f"{field}={new}" for field, (_, new) in differences(arms["base"], run).items())
-        for name, run in arms.items()
-    }
-    return Planned({stage.recipe: override(stage, assignments) for stage in ablation.stages}, arms, changes)
+    sys.stdout.write(FORMATS[form](compare_arms(load_plan(folder), folder)))
 
 
-def run_ablation(planned: Planned, folder: Path) -> dict[str, dict[str, float] | str]:
-    """Each arm's held-out losses by validation store, or why it failed; also in `folder/ablation.json`.
-
-    A run that is finished is not trained again, so the same call continues a stopped ablation. A failed arm stops no
-    other.
-    """
-    for name, run in planned.stages.items():
-        train_run(run, folder / "stages" / name)
-    losses: dict[str, dict[str, float] | str] = {}
-    for name, run in planned.arms.items():
-        try:
-            losses[name] = last_validation(read_metrics(train_run(run, folder / "arms" / name)))
-        except (ValueError, RuntimeError, OSError, FloatingPointError) as error:
-            losses[name] = f"{type(error).__name__}: {error}"
-            console.print(f"arm {name} failed: {error}", highlight=False)
-        write_whole(folder / "ablation.json", json.dumps(losses, indent=1) + "\n")
-    return losses
-
-
-def table(planned: Planned, losses: dict[str, dict[str, float] | str] | None = None) -> Table:
-    """Arms and their differences from the base, with their losses where there are some."""
-    stores = sorted({store for values in (losses or {}).values() if isinstance(values, dict) for store in values})
-    shown = Table(*("arm", "differs from the base in", *stores))
-    for name, changes in planned.changes.items():
-        values = (losses or {}).get(name)
-        if isinstance(values, str):
-            cells = [values[:60]] * bool(stores)
-        else:
-            cells = [f"{values[store]:.4f}" if values and store in values else "" for store in stores]
-        shown.add_row(name, changes, *cells)
-    return shown
+def announcement(plan: Plan, costs: dict[str, Cost], devices: Devices) -> Sequence[str | Table]:
+    """What will be trained: arms with their differences and time, then the sums."""
+    per_hour, unit = (60, "minutes") if devices.kind == "cpu" else (1, "GPU-hours")
+    times = {name: cost.hours * per_hour for name, cost in costs.items()}
+    table = Table("arm", Column("differs from the base in", overflow="fold"), Column(f"{unit} a run", justify="right"))
+    for arm in plan.arms:
+        table.add_row(arm.name, arm.difference, f"{times[arm.runs[0]]:,.1f}")
+    stages = [name for name, one in plan.runs.items() if not one.scored]
+    shared = ", ".join(f"{name} ({times[name]:,.1f} {unit})" for name in stages) or "none that is trained here"
+    where = "this machine" if devices.kind == "cpu" else f"{devices.count} x {devices.kind}"
+    total, memory = sum(times.values()), max(cost.memory for cost in costs.values())
+    return (
+        f"{plan.name}: {plan.question}",
+        table,
+        f"stages that arms start from: {shared}",
+        f"{len(plan.runs)} runs: {len(plan.arms)} arms x {len(plan.seeds)} seeds and {len(stages)} stages",
+        f"predicted for {where}: {total:,.0f} {unit} of training, at most {memory / 1e9:.1f} GB of memory; "
+        "scoring comes on top",
+    )

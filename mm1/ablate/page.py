@@ -1,0 +1,145 @@
+"""The page of an ablation: `ablation.html` in its folder, and its table as CSV and LaTeX."""
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from mm1.ablate.comparison import Cell, Comparison, cautions, compare_arms, label, sentence, shown
+from mm1.ablate.drawing import draw
+from mm1.ablate.measures import LIKELIHOOD
+from mm1.ablate.plan import Plan, PlannedArm
+from mm1.disk import write_whole
+from mm1.report.findings import MINUS
+from mm1.report.templates import load_template
+from mm1.train.log import read_metrics
+
+FILE = "ablation.html"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCost:
+    """What training took: hours in steps, and floating-point operations of real content."""
+
+    hours: float
+    flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One arm on the page: its runs that have a report, what they took together, its cells in the table's order."""
+
+    arm: PlannedArm
+    seeds: int
+    cells: list[Cell | None]
+    reports: list[tuple[int, str]]
+    cost: MeasuredCost
+
+
+def write_page(plan: Plan, folder: Path, failed: dict[str, str]) -> Path:
+    """Write `ablation.html` of all runs that are finished, and return its path.
+
+    Raises:
+        ValueError: none is finished.
+    """
+    comparison = compare_arms(plan, folder)
+    path = folder / FILE
+    template = load_template("page.html", package="mm1.ablate", label=label, shown=shown)
+    stages = [name for name, one in plan.runs.items() if not one.scored and (folder / name).is_dir()]
+    write_whole(
+        path,
+        template.render(
+            plan=plan,
+            sentence=sentence(comparison),
+            cautions=cautions(comparison),
+            drawings=_drawings(comparison),
+            columns=comparison.columns,
+            rows=_rows(comparison, comparison.columns, folder),
+            tasks=[name for name in comparison.measures if name not in comparison.columns],
+            task_rows=_rows(comparison, [n for n in comparison.measures if n not in comparison.columns], folder),
+            stages=[(name, measured_cost(folder / name)) for name in stages],
+            failed=failed,
+        ),
+    )
+    return path
+
+
+def _drawings(comparison: Comparison) -> list[Markup]:
+    """One drawing of likelihoods, one of scores, one of losses, as far as they were measured."""
+    columns = comparison.columns
+    losses = [name for name in columns if name.startswith("loss/")]
+    likelihoods = [name for name in columns if name.endswith(LIKELIHOOD)]
+    scores = [name for name in columns if name not in {*losses, *likelihoods}]
+    return [Markup(draw(comparison, names)) for names in (scores, likelihoods, losses) if names]
+
+
+def _rows(comparison: Comparison, names: list[str], folder: Path) -> list[Row]:
+    rows = []
+    for arm in comparison.plan.arms:
+        cells = comparison.cells.get(arm.name, {})
+        reports = [
+            (seed, f"{name}/report.html")
+            for seed, name in arm.runs.items()
+            if (folder / name / "report.html").is_file()
+        ]
+        costs = [measured_cost(folder / name) for name in arm.runs.values()]
+        cost = MeasuredCost(sum(one.hours for one in costs), sum(one.flops for one in costs))
+        rows.append(Row(arm, comparison.seeds.get(arm.name, 0), [cells.get(name) for name in names], reports, cost))
+    return rows
+
+
+def measured_cost(run: Path) -> MeasuredCost:
+    """What the training of a run took, from its metrics."""
+    records = [record for record in read_metrics(run) if "step_seconds" in record]
+    return MeasuredCost(
+        hours=sum(record["step_seconds"] for record in records) / 3600,
+        flops=sum(record.get("flops", 0.0) for record in records),
+    )
+
+
+def table_csv(comparison: Comparison) -> str:
+    """The main table: each measure with its interval, and its difference from the base with its interval."""
+    file = io.StringIO()
+    lines = csv.writer(file, lineterminator="\n")
+    parts = ("", " low", " high", " - base", " - base low", " - base high")
+    lines.writerow(["arm", "changes", "seeds", *(name + part for name in comparison.columns for part in parts)])
+    for arm in comparison.plan.arms:
+        cells = comparison.cells.get(arm.name)
+        if cells is not None:
+            numbers = [
+                number
+                for name in comparison.columns
+                for one in (cells[name].value, cells[name].difference)
+                for number in (("", "", "") if one is None else (one.mean, one.low, one.high))
+            ]
+            lines.writerow([arm.name, arm.difference, comparison.seeds[arm.name], *numbers])
+    return file.getvalue()
+
+
+def table_latex(comparison: Comparison) -> str:
+    """The main table for booktabs; bold where the interval of the difference from the base excludes 0."""
+    columns = comparison.columns
+    lines = [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule"]
+    lines += [" & ".join(["arm", *(_escaped(label(name)) for name in columns)]) + r" \\", r"\midrule"]
+    for arm in comparison.plan.arms:
+        cells = comparison.cells.get(arm.name)
+        if cells is not None:
+            shown_cells = [_latex_cell(cells[name], name) for name in columns]
+            lines.append(" & ".join([_escaped(arm.name), *shown_cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _latex_cell(cell: Cell, name: str) -> str:
+    mean, bracket, rest = shown(cell.value, name).replace(MINUS, "$-$").partition(" [")
+    mean = rf"\textbf{{{mean}}}" if cell.verdict else mean
+    return mean + (rf" {{\scriptsize [{rest}}}" if bracket else "")
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{letter}" if letter in "#$%&_{}" else letter for letter in text)
+
+
+FORMATS: dict[str, Callable[[Comparison], str]] = {"csv": table_csv, "latex": table_latex}

@@ -1,0 +1,217 @@
+"""The runs of an ablation, trained and scored: one after the other here, in several processes, or on Ray.
+
+A run that fails stops no other, except those that start from it. Nothing is kept about what is done but the run folders
+themselves, so that the same call continues a stopped one.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import torch
+
+from mm1.ablate.measures import measure, write_results
+from mm1.ablate.plan import Plan, load_plan
+from mm1.cluster import Runner, connect_ray
+from mm1.report.page import report
+from mm1.train.coordinator import Stopped
+from mm1.train.log import console
+from mm1.train.run import train_run
+
+LOG = "ablation.log"
+"""What a run in a process of its own printed, in its folder."""
+
+Start = Callable[[str], None]
+"""Does the run of this name in the ablation's folder and returns when it is done."""
+
+
+class RunFailed(RuntimeError):
+    """A run that ended with an error; the message is the last line that it printed."""
+
+
+def run_all(plan: Plan, folder: Path, *, runner: Runner) -> dict[str, str]:
+    """Do all runs of the plan in `folder`; the message of each that failed, by its name.
+
+    Raises:
+        ValueError: the Ray cluster can't be reached.
+        Stopped, KeyboardInterrupt: the user stopped it; what was done is saved.
+    """
+    if runner.kind == "native" and runner.workers == 1:
+        return _one_by_one(plan, folder)
+    if runner.kind == "ray":
+        return _side_by_side(plan, folder, at_once=runner.workers, start=_on_ray(folder, runner))
+    processes = _Processes(folder, runner.workers)
+    try:
+        return _side_by_side(plan, folder, at_once=runner.workers, start=processes.start)
+    finally:
+        processes.stop()
+
+
+def do_run(folder: Path, name: str) -> None:
+    """Train, score and report one run of the ablation in `folder`, or what is left of that."""
+    plan = load_plan(folder)
+    one = plan.runs[name]
+    train_run(one.run, folder / name)
+    if one.scored:
+        measure(one, folder / name, plan.evaluation)
+    if not (folder / name / "report.html").is_file():
+        report(folder / name)
+
+
+def _one_by_one(plan: Plan, folder: Path) -> dict[str, str]:
+    failed: dict[str, str] = {}
+    for name, one in plan.runs.items():
+        if reason := _reason_not_to_start(one.needs, failed):
+            failed[name] = reason
+        else:
+            began = time.monotonic()
+            error = None
+            try:
+                do_run(folder, name)
+            except Exception as problem:  # whatever it is, the other arms can still be compared
+                if isinstance(problem, Stopped):
+                    raise
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                (folder / name / LOG).write_text(traceback.format_exc())
+                error = failed[name] = f"{type(problem).__name__}: {problem}"
+            _report(plan, folder, name, error=error, seconds=time.monotonic() - began)
+    return failed
+
+
+def _side_by_side(plan: Plan, folder: Path, *, at_once: int, start: Start) -> dict[str, str]:
+    """Do all runs, `at_once` of them at a time, each after those it needs."""
+    failed: dict[str, str] = {}
+    waiting, done, running = dict(plan.runs), set[str](), dict[Future, tuple[str, float]]()
+    with ThreadPoolExecutor(at_once) as pool:
+        while waiting or running:
+            for name, one in list(waiting.items()):
+                if reason := _reason_not_to_start(one.needs, failed):
+                    failed[name] = reason
+                    del waiting[name]
+                elif len(running) < at_once and done.issuperset(one.needs):
+                    del waiting[name]
+                    running[pool.submit(start, name)] = name, time.monotonic()
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name, began = running.pop(future)
+                error = future.exception()
+                if error is None:
+                    done.add(name)
+                else:
+                    failed[name] = str(error)
+                seconds = time.monotonic() - began
+                _report(plan, folder, name, error=failed.get(name), seconds=seconds)
+    return failed
+
+
+def _reason_not_to_start(needs: tuple[str, ...], failed: dict[str, str]) -> str | None:
+    missing = [need for need in needs if need in failed]
+    return f"not started: {missing[0]} failed" if missing else None
+
+
+def _report(plan: Plan, folder: Path, name: str, *, error: str | None, seconds: float) -> None:
+    """Say what became of a run, and bring `results.csv` up to date."""
+    number = list(plan.runs).index(name) + 1
+    what = f"failed: {error}" if error else f"done in {seconds / 60:.1f} minutes"
+    console.print(f"run {number} of {len(plan.runs)}  {name}  {what}", highlight=False, soft_wrap=True)
+    if not error and plan.runs[name].scored:
+        write_results(plan, folder)
+
+
+class _Processes:
+    """Runs in processes of their own, each with its share of the cores and a GPU of its own if there are GPUs."""
+
+    def __init__(self, folder: Path, workers: int):
+        self.folder, self._lock = folder, threading.Lock()
+        self._running: set[subprocess.Popen] = set()
+        self._gpus = list(range(torch.cuda.device_count()))
+        if self._gpus and workers > len(self._gpus):
+            raise ValueError(f"--workers {workers}, but there are {len(self._gpus)} GPUs; each run needs one")
+        self._threads = str(max(1, (os.cpu_count() or 1) // workers))
+        self._is_stopped = False
+
+    def start(self, name: str) -> None:
+        """Do the run in a new process.
+
+        Raises:
+            RunFailed: the process failed.
+        """
+        with self._lock:
+            if self._is_stopped:
+                raise RunFailed("stopped")
+            gpu = self._gpus.pop() if self._gpus else None
+            process = self._open(name, gpu)
+            self._running.add(process)
+        status = process.wait()
+        with self._lock:
+            self._running.discard(process)
+            if gpu is not None:
+                self._gpus.append(gpu)
+        if status:
+            lines = (self.folder / name / LOG).read_text(errors="replace").strip().splitlines()
+            raise RunFailed(lines[-1] if lines else f"exit status {status}")
+
+    def _open(self, name: str, gpu: int | None) -> subprocess.Popen:
+        environment = {**os.environ, "OMP_NUM_THREADS": self._threads}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        (self.folder / name).mkdir(parents=True, exist_ok=True)
+        code = "import sys; from mm1.ablate.runner import child; child(*sys.argv[1:])"
+        command = [sys.executable, "-c", code, str(self.folder), name, str(os.getpid())]
+        with (self.folder / name / LOG).open("w") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def stop(self) -> None:
+        """End the runs that still go on; each saves what it did."""
+        with self._lock:
+            self._is_stopped = True
+            for process in self._running:
+                process.terminate()
+
+
+def child(folder: str, name: str, parent: str) -> None:
+    """What a process of `_Processes` does. It ends when its parent does, even if that is killed."""
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+    do_run(Path(folder), name)
+
+
+def _on_ray(folder: Path, runner: Runner) -> Start:
+    """Runs on the GPUs of a Ray cluster, or on its cores if it has no GPU.
+
+    `mm1` must be installed on every machine; the ablation's folder and the data must be seen by all.
+    """
+    cpus = os.cpu_count() or 1
+    ray = connect_ray(runner, cpus=max(cpus, runner.workers))
+    needs = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": max(1, cpus // runner.workers)}
+    # a machine that is lost is no fault of the run, which continues from its last checkpoint on another one
+    remote = ray.remote(max_retries=3, max_calls=1, **needs)(_do_remote)
+    working = os.getcwd()
+
+    def start(name: str) -> None:
+        try:
+            ray.get(remote.remote(working, str(folder), name))
+        except ray.exceptions.RayTaskError as error:
+            raise RunFailed(f"{type(error.cause).__name__}: {error.cause}") from error
+        except ray.exceptions.RayError as error:
+            raise RunFailed(str(error).strip().splitlines()[-1]) from error
+        if not (folder / name / "config.json").is_file():
+            raise RunFailed("its folder is not on this machine; give --to a folder that all machines see")
+
+    return start
+
+
+def _do_remote(working: str, folder: str, name: str) -> None:
+    os.chdir(working)
+    do_run(Path(folder), name)
