@@ -1,6 +1,7 @@
 """Compiled blocks stay whole: no graph breaks, whatever the backward pass recomputes."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from mm1 import dist
 from mm1.config.model import SparseConfig
 from mm1.config.run import ParallelConfig, RunConfig
 from mm1.model.attention import dense_mask
+from mm1.model.connector import KINDS
 from mm1.model.mllm import MLLM
 from mm1.train import parallel
 from mm1.train.activation_checkpointing import checkpoint_activations
-from mm1.train.compilation import blocks_of
+from mm1.train.compilation import blocks_of, compile_blocks
 
 POSITIONS = 24
 
@@ -63,6 +65,28 @@ def test_every_block_is_one_graph_under_activation_checkpointing(mode, sparse):
     kinds = 1 + (2 if sparse else 1)  # blocks that differ: the encoder's; the dense and the sparse ones of the decoder
     assert counters["stats"]["unique_graphs"] >= kinds
     assert counters["frames"]["ok"] == counters["frames"]["total"] == counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_encoder_and_connector_compile_once_for_any_number_of_tiles(kind, monkeypatch):
+    """Once with gradients and once without; two is the least that a loader gives."""
+    graphs: list = []
+    most = 6 if kind == "c_abstractor" else 4  # a CPU's convolution has another kernel from 16 on
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    model = small.model(kind=kind)
+    torch.compiler.reset()
+    compile_blocks(model, "always", device=torch.device("cpu"))
+    for tiles in (5, 2, 3, 7, 11, 13, 20, 29, 31):
+        images_NCYX = torch.zeros(tiles, 3, 24, 24, dtype=torch.uint8)
+        model.encode_images(images_NCYX).sum().backward()
+        with torch.no_grad():
+            model.encode_images(images_NCYX)
+        assert len(graphs) <= most
 
 
 def _shard_and_count(rank: int, results: Path, layouts: dict[str, dict]) -> None:

@@ -178,6 +178,16 @@ def test_padding_changes_nothing():
         torch.testing.assert_close(gradient, padded_gradients[name], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_have_the_same_features_bit_for_bit_beside_any_padding(kind):
+    model, images_NCYX = small.model(kind=kind), pack(ROWS).images_NCYX
+    black_NCYX = torch.zeros(5, *images_NCYX.shape[1:], dtype=torch.uint8)
+    alone = model.encode_images(images_NCYX)
+    for count in (1, 2, 5):
+        beside = model.encode_images(torch.cat((images_NCYX, black_NCYX[:count])))
+        assert torch.equal(beside[: len(images_NCYX)], alone)
+
+
 def test_the_backward_is_bitwise_repeatable():
     """A killed run must resume bit for bit; several threads, as in training."""
     before = torch.get_num_threads()

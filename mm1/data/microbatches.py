@@ -39,9 +39,9 @@ def of_rank(batches: Sequence[list[int]], *, rank: int, world: int) -> list[list
 def padded(images: int) -> int:
     """How many tiles the encoder computes for `images` real ones: less than 5 % more, of few sizes for compiled code.
 
-    At least 1, so that every rank runs the encoder.
+    At least 2: every rank runs the encoder, and the compiler takes a single one as a shape of its own.
     """
-    size = 1
+    size = 2
     while size < images:
         size = max(size + 1, size * 21 // 20)
     return size
