@@ -57,18 +57,23 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
 
 
 @contextmanager
-def connected(*, patience: timedelta | None = None) -> Iterator[None]:
-    """Connect the ranks that torchrun started; do nothing for a single process, or if they are connected.
+def connected(*, patience: timedelta | None = None, alone: bool = False) -> Iterator[None]:
+    """Connect the ranks that torchrun started; do nothing if they are connected.
 
-    A rank that waits for others gives up after `patience`; torch's default is half an hour, with NCCL ten minutes.
+    A single process needs no connection; `alone` makes a group of it, which FSDP needs. A rank that waits for others
+    gives up after `patience`; torch's default is half an hour, with NCCL ten minutes.
     """
-    if world() == 1 or torch_dist.is_initialized():
+    if torch_dist.is_initialized() or (world() == 1 and not alone):
         yield
         return
     if device().type == "cuda":
         torch.cuda.set_device(device())
     # messages go by gloo even if gradients go by NCCL, so that they don't wait for the device
-    torch_dist.init_process_group("cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo", timeout=patience)
+    backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
+    if world() == 1:  # no address to meet others at
+        torch_dist.init_process_group(backend, timeout=patience, store=torch_dist.HashStore(), rank=0, world_size=1)
+    else:
+        torch_dist.init_process_group(backend, timeout=patience)
     try:
         yield
     finally:

@@ -145,15 +145,15 @@ def test_even_work_has_balance_one_and_a_single_busy_expert_as_many_as_there_are
     assert single["experts/idle"] == 0.5
 
 
-def test_the_router_stays_in_fp32_under_autocast():
-    built, x_BTD = layer(experts=64), inputs()
+def test_the_router_computes_in_fp32_among_bf16():
+    built, x_BTD = layer(experts=64).bfloat16(), inputs().bfloat16()
     with torch.no_grad():
-        exact_BTD, exact = built(x_BTD, REAL)
-        with torch.autocast("cpu", torch.bfloat16):
-            rounded_BTD, routing = built(x_BTD, REAL)
+        rounded_BTD, routing = built(x_BTD, REAL)
+        exact_BTD, exact = built.float()(x_BTD.float(), REAL)  # of the same rounded weights
+    assert rounded_BTD.dtype == torch.bfloat16
     for ours, theirs in zip(routing, exact, strict=True):
         assert torch.equal(ours, theirs)
-    assert not torch.equal(rounded_BTD, exact_BTD)
+    assert not torch.equal(rounded_BTD.float(), exact_BTD)
     torch.testing.assert_close(rounded_BTD.float(), exact_BTD, atol=0.05, rtol=0.05)
 
 

@@ -110,13 +110,12 @@ class Planner:
 
     def _segments(self, layout: ParallelLayout) -> list[StepSegment]:
         """One micro-batch on one rank. Full sequences are alike: one is simulated and its numbers are multiplied."""
-        key = (layout.tp, layout.activation_checkpointing, layout.ranks == 1)
+        key = (layout.tp, layout.activation_checkpointing)
         if key not in self._simulated:
             local = _run_of_rank(self.run, layout)
             self._simulated[key] = simulate(
                 local,
                 self.batch or full_sequences(self.run, 1),
-                weights=torch.float32 if layout.ranks == 1 else self.precision,
                 precision=self.precision,
                 prepare=lambda mllm: _prepare(mllm, local, self.precision),
             )
@@ -176,7 +175,7 @@ class Planner:
 
     def _gathered_bytes(self, layout: ParallelLayout, root: UnitSizes, *, unit: UnitSizes, backward: bool) -> float:
         """Bytes of gathered weights and whole gradients: of the root, the current block and the next one."""
-        if layout.ranks == 1:
+        if layout.ranks == 1 and self.precision == torch.float32:
             return 0.0
         size = self.precision.itemsize
         total = root.gathered * size

@@ -143,19 +143,19 @@ def _encoder_depth(model: ModelConfig) -> int:
 
 
 def simulate(
-    run: RunConfig, batch: Batch, *, weights: torch.dtype, precision: torch.dtype, prepare: Callable[[MLLM], None]
+    run: RunConfig, batch: Batch, *, precision: torch.dtype, prepare: Callable[[MLLM], None]
 ) -> list[StepSegment]:
     """The segments of one micro-batch through the whole model, forward and backward, in order.
 
-    Only the shape of `batch` and the number of its trained tokens count. Weights have the type `weights`, arithmetic
-    is done in `precision`. Gradients of weights are freed as soon as they exist. `prepare` changes the shallow model
-    before it runs.
+    Only the shape of `batch` and the number of its trained tokens count. Weights and activations have the type
+    `precision`. Gradients of weights are freed as soon as they exist. `prepare` changes the shallow model before it
+    runs.
     """
     mask = document_mask(batch.document_BT)
     trained = int((batch.targets_BT != IGNORED).sum())
     low_precision = precision != torch.float32
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.autocast("cpu", precision, enabled=low_precision):
-        mllm = _build(shallow(run.model), weights)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        mllm = _build(shallow(run.model), precision)
         prepare(mllm)
         for parameter in mllm.parameters():
             if parameter.requires_grad:
@@ -187,10 +187,7 @@ def _loss(mllm: MLLM, batch: Batch, *, mask: Mask, positions: torch.Tensor, low_
 
 
 def _fuse_norms(mllm: MLLM) -> None:
-    """Compute norms as a GPU does in low precision: RMSNorm in one kernel, LayerNorm in fp32 by autocast."""
-
-    def layer_norm(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+    """Compute RMSNorm as a GPU does in low precision, in one kernel."""
 
     def rms_norm(norm: RMSNorm, x: torch.Tensor) -> torch.Tensor:
         return _FusedNorm.apply(x, norm.weight.to(x.dtype))
@@ -198,8 +195,6 @@ def _fuse_norms(mllm: MLLM) -> None:
     for module in mllm.modules():
         if isinstance(module, RMSNorm):
             module.forward = partial(rms_norm, module)  # type: ignore[method-assign]
-        elif isinstance(module, nn.LayerNorm):
-            module.forward = partial(layer_norm, module)  # type: ignore[method-assign]
 
 
 def _use_one_expert(mllm: MLLM) -> None:

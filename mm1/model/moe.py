@@ -91,9 +91,6 @@ class Linears(nn.Module):
         weight_JOI = (
             self.weight.to_local() if isinstance(self.weight, DTensor) else self.weight
         )  # of this rank's experts
-        if torch.is_autocast_enabled(device):  # it has no rule for the grouped product
-            dtype = torch.get_autocast_dtype(device)
-            x_AI, weight_JOI = x_AI.to(dtype), weight_JOI.to(dtype)
         if device not in ("cpu", "cuda"):
             return looped(x_AI, weight_JOI, ends_J=ends_J)
         if torch.compiler.is_compiling() and x_AI.dtype != torch.bfloat16:  # the only type the compiler supports here
@@ -159,8 +156,7 @@ class SparseFeedForward(nn.Module):
 
     def forward(self, x_BTD: torch.Tensor, real_BT: torch.Tensor | None) -> tuple[torch.Tensor, LayerRouting | None]:
         # in fp32: logits rounded to bf16 change choices and make training unstable (ST-MoE, section 3.3)
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            logits_BTJ = F.linear(x_BTD.float(), self.router.weight.float())
+        logits_BTJ = F.linear(x_BTD.float(), self.router.weight.float())
         choice = self._choose(logits_BTJ, real_BT)
         through = self._all if self.sparse.capacity is None else self._within_capacity
         y_AD = through(x_BTD, choice)

@@ -46,7 +46,7 @@ class Trainer:
         """`held_out` are the validation sets by name; `done` steps were done before."""
         self.run, self.done, self.held_out = learner.run, done, held_out
         self.objective, self.model, self.optimizer = learner.objective, learner.objective.model, learner.optimizer
-        self._peak, self._precision, self._device = learner.peak, learner.precision, dist.device()
+        self._peak, self._device = learner.peak, dist.device()
         run = self.run
         self.saver = Saver(folder, run.checkpoints)
         self.coordinator = Coordinator(data_rank=dims.data_rank)
@@ -54,7 +54,7 @@ class Trainer:
         self.log = RunLog(folder, start=done, steps=run.steps, trackers=trackers)
         records = dist.on_rank_zero(lambda: read_metrics(folder))
         # the ranks of a tensor-parallel group count the same tokens and share the work
-        self.meter = Meter(run, peak=dims.tp * peak_flops(self._device, self._precision))
+        self.meter = Meter(run, peak=dims.tp * peak_flops(self._device, learner.precision))
         self.guard = Guard(run, folder, say=self.log.say, forget=self.saver.forget, records=records)
         self.health = Health(self.model, lambda batch: self.mean_loss([batch]), every=run.health_every)
         self.broken_images = max((record.get("broken_images", 0) for record in records), default=0)
@@ -130,8 +130,7 @@ class Trainer:
         return Loss.sum(losses).metrics([])
 
     def _loss(self, batch: Batch) -> Loss:
-        with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
-            return self.objective.loss(batch.to(self._device))
+        return self.objective.loss(batch.to(self._device))
 
     def _measure(self, batches: list[Batch]) -> dict[str, float]:
         """The metrics of the meter over all ranks, and the broken images so far."""

@@ -40,7 +40,7 @@ log = logging.getLogger("mm1")
 
 @dataclass(frozen=True, slots=True)
 class ParallelDims:
-    """The grid of ranks, and this rank's groups in it; a single rank has no mesh."""
+    """The grid of ranks, and this rank's groups in it. A single rank in fp32 has no mesh: it casts nothing."""
 
     dp_replicate: int
     dp_shard: int
@@ -76,7 +76,7 @@ def parallel_dims(run: RunConfig) -> ParallelDims:
             "field"
         )
     _check_divisible(run, parallel, dp_shard=dp_shard)
-    if world == 1:
+    if world == 1 and dist.resolve_precision(run.precision, dist.device()) == torch.float32:
         return ParallelDims(1, 1, 1, 1, None, None)
     device = dist.device().type
     names = ("dp_replicate", "dp_shard", "tp")
@@ -157,6 +157,11 @@ def _experts(model: nn.Module) -> list[nn.Module]:
 def _shard(model: nn.Module, dims: ParallelDims, *, precision: torch.dtype) -> None:
     """Apply FSDP2: every block is a unit, and so is the rest of every part but the decoder.
 
+    It alone decides the types, on one rank too: weights are stored in fp32 and gathered in `precision`, which is then
+    the type of all activations. Modules compute in fp32 what needs it: rotary angles, router logits, losses, and the
+    statistics of norms and softmax. torch's autocast would choose a type for each operation, other ones from release
+    to release, and keep the residual stream in fp32 on one rank only.
+
     The decoder's embedding and output belong to the root, whose weights stay gathered until the end of the backward
     pass: logits are computed after its forward pass. Gradients are summed in fp32 and not averaged, since the loss of
     a step is already divided by the weight of the whole step.
@@ -196,7 +201,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """The norm of the gradients over all ranks, however they are sharded: elements with copies count once."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if dist.world() == 1:
-        return nn.utils.get_total_norm(gradients)
+        return nn.utils.get_total_norm([_local(gradient) for gradient in gradients])
     squares: list[torch.Tensor] = []
     for gradient in gradients:
         copies = 1
@@ -209,12 +214,18 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
 
 
 def clip(parameters: Iterable[nn.Parameter], *, largest: float) -> float:
-    """The norm of the gradients before they are scaled down to a norm of at most `largest`."""
+    """The norm of the gradients before they are scaled down to a norm of at most `largest`.
+
+    The host waits once, for the norm and the factor; gradients with a smaller norm are not touched.
+    """
     parameters = [*parameters]
     norm = gradient_norm(parameters)
-    gradients = [_local(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
-    return float(norm)
+    factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+    norm_read, factor_read = torch.stack((norm, factor)).tolist()
+    if factor_read < 1:
+        gradients = [_local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        torch._foreach_mul_(gradients, factor)
+    return norm_read
 
 
 def _local(x: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,7 @@ def train_run(run: RunConfig, folder: Path) -> Path:
     if dist.rank() > 0:  # rank 0 speaks for all
         console.quiet = True
         logging.getLogger("mm1").setLevel(logging.ERROR)
-    with dist.connected():
+    with dist.connected(alone=dist.resolve_precision(run.precision, dist.device()) != torch.float32):
         return _train_run(run, folder)
 
 
