@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from small import run as small_run
 
-from mm1.ablate import measures, runner
+from mm1.ablate import measures, runner, sweep
+from mm1.ablate.costs import Cost
 from mm1.ablate.plan import load_plan, make_plan, save_plan
 from mm1.cluster import Runner
 from mm1.config.ablation import Ablation, Arm, Evaluation, Stage
@@ -128,6 +129,19 @@ def test_results_have_the_facts_of_their_arm(small, tmp_path):
     assert {arm["name"]: arm["parameters"] for arm in recorded["arms"]} == {
         row["arm"]: int(row["parameters"]) for row in rows
     }
+
+
+def test_a_continued_ablation_predicts_nothing_and_a_new_one_says_what_it_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "run_all", lambda plan, folder, *, runner: {})
+    monkeypatch.setattr(sweep, "predict", lambda plan, devices: dict.fromkeys(plan.runs, Cost(hours=0.5, memory=3e9)))
+    request = sweep.Request("frozen", "tiny", seeds=1, assignments=(), folder=tmp_path)
+    sweep.run_ablation(request, runner=Runner(), dry_run=False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "6 runs: 4 arms x 1 seeds and 2 stages" in said
+    assert "180 minutes of training, at most 3.0 GB of memory" in said
+    monkeypatch.setattr(sweep, "predict", lambda plan, devices: 1 / 0)
+    sweep.run_ablation(request, runner=Runner(), dry_run=False)
+    assert "frozen continues: 0 of 4 runs of arms are done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("scale", ["tiny", "paper"])

@@ -221,6 +221,11 @@ def save_plan(plan: Plan, folder: Path) -> None:
     write_whole(folder / FILE, json.dumps(data, indent=1) + "\n")
 
 
+def is_planned(plan: Plan, folder: Path) -> bool:
+    """Whether `folder` is of this plan already."""
+    return (folder / FILE).is_file() and load_plan(folder) == plan
+
+
 def load_plan(folder: Path) -> Plan:
     """The plan in `folder/ablation.json`.
 

@@ -4,6 +4,7 @@ A run that fails stops no other, except those that start from it. Nothing is kep
 themselves, so that the same call continues a stopped one.
 """
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,9 +12,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -28,12 +31,25 @@ from mm1.train.run import train_run
 LOG = "ablation.log"
 """What a run in a process of its own printed, in its folder."""
 
-Start = Callable[[str], None]
-"""Does the run of this name in the ablation's folder and returns when it is done."""
-
 
 class RunFailed(RuntimeError):
     """A run that ended with an error; the message is the last line that it printed."""
+
+
+class _Workers(Protocol):
+    """What does `count` runs at a time."""
+
+    count: int
+
+    def start(self, name: str) -> None:
+        """Do the run of this name in the ablation's folder, and return when it is done.
+
+        Raises:
+            RunFailed: the run ended with an error.
+        """
+
+    def stop(self) -> None:
+        """End the runs that still go on."""
 
 
 def run_all(plan: Plan, folder: Path, *, runner: Runner) -> dict[str, str]:
@@ -43,15 +59,24 @@ def run_all(plan: Plan, folder: Path, *, runner: Runner) -> dict[str, str]:
         ValueError: the Ray cluster can't be reached.
         Stopped, KeyboardInterrupt: the user stopped it; what was done is saved.
     """
-    if runner.kind == "native" and runner.workers == 1:
-        return _one_by_one(plan, folder)
-    if runner.kind == "ray":
-        return _side_by_side(plan, folder, at_once=runner.workers, start=_on_ray(folder, runner))
-    processes = _Processes(folder, runner.workers)
-    try:
-        return _side_by_side(plan, folder, at_once=runner.workers, start=processes.start)
-    finally:
-        processes.stop()
+    with _sole_user(folder) as lock:
+        if runner.kind == "ray":
+            return _side_by_side(plan, folder, workers=_Ray(folder, runner))
+        if runner.workers == 1:
+            return _one_by_one(plan, folder)
+        return _side_by_side(plan, folder, workers=_Processes(folder, runner.workers, lock))
+
+
+@contextmanager
+def _sole_user(folder: Path) -> Iterator[int]:
+    """Wait until no process of another call, or of one that was killed, works in `folder`; the file they inherit."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"waiting for the runs of another call in {folder} to end", highlight=False)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
 
 
 def do_run(folder: Path, name: str) -> None:
@@ -85,28 +110,30 @@ def _one_by_one(plan: Plan, folder: Path) -> dict[str, str]:
     return failed
 
 
-def _side_by_side(plan: Plan, folder: Path, *, at_once: int, start: Start) -> dict[str, str]:
-    """Do all runs, `at_once` of them at a time, each after those it needs."""
+def _side_by_side(plan: Plan, folder: Path, *, workers: "_Workers") -> dict[str, str]:
+    """Do all runs, as many at a time as there are workers, each after those it needs."""
     failed: dict[str, str] = {}
     waiting, done, running = dict(plan.runs), set[str](), dict[Future, tuple[str, float]]()
-    with ThreadPoolExecutor(at_once) as pool:
-        while waiting or running:
-            for name, one in list(waiting.items()):
-                if reason := _reason_not_to_start(one.needs, failed):
-                    failed[name] = reason
-                    del waiting[name]
-                elif len(running) < at_once and done.issuperset(one.needs):
-                    del waiting[name]
-                    running[pool.submit(start, name)] = name, time.monotonic()
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name, began = running.pop(future)
-                error = future.exception()
-                if error is None:
-                    done.add(name)
-                else:
-                    failed[name] = str(error)
-                seconds = time.monotonic() - began
-                _report(plan, folder, name, error=failed.get(name), seconds=seconds)
+    with ThreadPoolExecutor(workers.count) as pool:
+        try:
+            while waiting or running:
+                for name, one in list(waiting.items()):
+                    if reason := _reason_not_to_start(one.needs, failed):
+                        failed[name] = reason
+                        del waiting[name]
+                    elif len(running) < workers.count and done.issuperset(one.needs):
+                        del waiting[name]
+                        running[pool.submit(workers.start, name)] = name, time.monotonic()
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name, began = running.pop(future)
+                    if error := future.exception():
+                        failed[name] = str(error)
+                    else:
+                        done.add(name)
+                    _report(plan, folder, name, error=failed.get(name), seconds=time.monotonic() - began)
+        except BaseException:
+            workers.stop()  # else the pool would wait for them
+            raise
     return failed
 
 
@@ -127,8 +154,10 @@ def _report(plan: Plan, folder: Path, name: str, *, error: str | None, seconds: 
 class _Processes:
     """Runs in processes of their own, each with its share of the cores and a GPU of its own if there are GPUs."""
 
-    def __init__(self, folder: Path, workers: int):
-        self.folder, self._lock = folder, threading.Lock()
+    def __init__(self, folder: Path, workers: int, inherited: int):
+        """`inherited` is a file that the processes keep open as long as they live."""
+        self.folder, self.count, self._inherited = folder, workers, inherited
+        self._lock = threading.Lock()
         self._running: set[subprocess.Popen] = set()
         self._gpus = list(range(torch.cuda.device_count()))
         if self._gpus and workers > len(self._gpus):
@@ -165,7 +194,9 @@ class _Processes:
         code = "import sys; from mm1.ablate.runner import child; child(*sys.argv[1:])"
         command = [sys.executable, "-c", code, str(self.folder), name, str(os.getpid())]
         with (self.folder / name / LOG).open("w") as log:
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            return subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, pass_fds=[self._inherited]
+            )
 
     def stop(self) -> None:
         """End the runs that still go on; each saves what it did."""
@@ -187,29 +218,34 @@ def child(folder: str, name: str, parent: str) -> None:
     do_run(Path(folder), name)
 
 
-def _on_ray(folder: Path, runner: Runner) -> Start:
+class _Ray:
     """Runs on the GPUs of a Ray cluster, or on its cores if it has no GPU.
 
     `mm1` must be installed on every machine; the ablation's folder and the data must be seen by all.
     """
-    cpus = os.cpu_count() or 1
-    ray = connect_ray(runner, cpus=max(cpus, runner.workers))
-    needs = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": max(1, cpus // runner.workers)}
-    # a machine that is lost is no fault of the run, which continues from its last checkpoint on another one
-    remote = ray.remote(max_retries=3, max_calls=1, **needs)(_do_remote)
-    working = os.getcwd()
 
-    def start(name: str) -> None:
+    def __init__(self, folder: Path, runner: Runner):
+        cpus = os.cpu_count() or 1
+        self.folder, self.count = folder, runner.workers
+        self._ray = connect_ray(runner, cpus=max(cpus, runner.workers))
+        has_gpus = self._ray.cluster_resources().get("GPU")
+        needs = {"num_gpus": 1} if has_gpus else {"num_cpus": max(1, cpus // runner.workers)}
+        # a machine that is lost is no fault of the run, which continues on another one from its last checkpoint
+        self._remote = self._ray.remote(max_retries=3, max_calls=1, **needs)(_do_remote)
+
+    def start(self, name: str) -> None:
+        errors = self._ray.exceptions
         try:
-            ray.get(remote.remote(working, str(folder), name))
-        except ray.exceptions.RayTaskError as error:
+            self._ray.get(self._remote.remote(os.getcwd(), str(self.folder), name))
+        except errors.RayTaskError as error:
             raise RunFailed(f"{type(error.cause).__name__}: {error.cause}") from error
-        except ray.exceptions.RayError as error:
+        except errors.RayError as error:
             raise RunFailed(str(error).strip().splitlines()[-1]) from error
-        if not (folder / name / "config.json").is_file():
+        if not (self.folder / name / "config.json").is_file():
             raise RunFailed("its folder is not on this machine; give --to a folder that all machines see")
 
-    return start
+    def stop(self) -> None:
+        self._ray.shutdown()
 
 
 def _do_remote(working: str, folder: str, name: str) -> None:

@@ -11,7 +11,7 @@ from mm1.ablate.comparison import compare_arms, sentence
 from mm1.ablate.costs import DEVICES, Cost, Devices, predict
 from mm1.ablate.measures import all_measures, write_results
 from mm1.ablate.page import FORMATS, write_page
-from mm1.ablate.plan import Plan, load_plan, make_plan, save_plan
+from mm1.ablate.plan import Plan, is_planned, load_plan, make_plan, save_plan
 from mm1.ablate.runner import run_all
 from mm1.cluster import Runner
 from mm1.recipes.ablations.index import ablation
@@ -44,10 +44,17 @@ class Request:
 
 
 def run_ablation(request: Request, *, runner: Runner, dry_run: bool) -> dict[str, str]:
-    """Print what `request` takes, then do it unless it is a dry run; the message of each run that failed."""
+    """Print what `request` takes, then do it unless it is a dry run; the message of each run that failed.
+
+    A stopped ablation is continued, and nothing is predicted again.
+    """
     plan, devices = request.plan(), DEVICES[request.scale]
-    for part in announcement(plan, predict(plan, devices), devices):
-        console.print(part, highlight=False, soft_wrap=True)
+    if not dry_run and is_planned(plan, request.folder):
+        done = sum(len(of_arm) for of_arm in all_measures(plan, request.folder).values())
+        console.print(f"{plan.name} continues: {done} of {len(plan.arms) * len(plan.seeds)} runs of arms are done")
+    else:
+        for part in announcement(plan, predict(plan, devices), devices):
+            console.print(part, highlight=False, soft_wrap=True)
     if dry_run:
         return {}
     save_plan(plan, request.folder)
