@@ -130,12 +130,29 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def prepare_process() -> None:
-    """Make steps of this process repeatable and fast.
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Inside, a step repeats bit for bit on the same kind of device, also in another process.
 
-    Kernels are deterministic, so that a resumed run repeats a step bit for bit. glibc returns large blocks to the
-    kernel whenever they are freed; keeping them made a training step 1.2 times as fast. Its threshold can keep blocks
-    of up to 32 MB only, so no block is mapped on its own.
+    On a GPU an operation without a deterministic kernel is an error. With warnings instead, torch would take the faster
+    backward passes of attention, which add up in any order (ATen/native/transformers/cuda/attention_backward.cu), and
+    cuDNN's attention (sdp_utils.cpp beside it). Compiled kernels are chosen without timing them. cuBLAS needs a fixed
+    workspace, which it reads when CUDA starts.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=device().type != "cuda")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def prepare_process() -> None:
+    """Make steps of this process repeatable where that costs nothing, and fast.
+
+    glibc returns large blocks to the kernel whenever they are freed; keeping them made a training step 1.2 times as
+    fast. Its threshold can keep blocks of up to 32 MB only, so no block is mapped on its own.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
     # filling new memory with NaN is a debugging aid that costs 5 % of a step

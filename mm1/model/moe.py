@@ -240,12 +240,13 @@ def _figures(logits_BTJ: torch.Tensor, choice: Choice, *, real_BT: torch.Tensor)
     experts = logits_BTJ.shape[-1]
     real_BT1 = real_BT[..., None].to(logits_BTJ.dtype)
     tokens_B1 = real_BT1.sum(1).clamp(min=1)
-    first_BJ = (F.one_hot(choice.expert_BTZ[..., 0], experts) * real_BT1).sum(1) / tokens_B1
+    chosen_BTZJ = choice.expert_BTZ[..., None] == torch.arange(experts, device=logits_BTJ.device)
+    first_BJ = (chosen_BTZJ[:, :, 0] * real_BT1).sum(1) / tokens_B1
     mean_BJ = (logits_BTJ.softmax(-1) * real_BT1).sum(1) / tokens_B1
     z_B = (logits_BTJ.logsumexp(-1).square() * real_BT1[..., 0]).sum(1) / tokens_B1[:, 0]
     done_BTZ = (choice.kept_BTZ & real_BT[..., None]).to(logits_BTJ.dtype)
-    load_BJ = torch.zeros_like(first_BJ).scatter_add_(1, choice.expert_BTZ.flatten(1), done_BTZ.flatten(1))
-    load_BJ = load_BJ / (tokens_B1 * done_BTZ.shape[2])
+    # a sum, not a scatter: deterministic on a GPU
+    load_BJ = (chosen_BTZJ * done_BTZ[..., None]).sum((1, 2)) / (tokens_B1 * done_BTZ.shape[2])
     return LayerRouting(experts * (first_BJ * mean_BJ).sum(), z_B.sum(), load_BJ.sum(0))
 
 

@@ -57,7 +57,9 @@ def train_run(run: RunConfig, folder: Path) -> Path:
     if dist.rank() > 0:  # rank 0 speaks for all
         console.quiet = True
         logging.getLogger("mm1").setLevel(logging.ERROR)
-    with dist.connected(alone=dist.resolve_precision(run.precision, dist.device()) != torch.float32):
+    precision = dist.resolve_precision(run.precision, dist.device())
+    dist.prepare_process()
+    with dist.repeatable(), dist.connected(alone=precision != torch.float32):
         return _train_run(run, folder)
 
 
@@ -67,7 +69,6 @@ def _train_run(run: RunConfig, folder: Path) -> Path:
     tokenizer = load_tokenizer(run.data.tokenizer)
     run = _with_rate(_with_image_token(run, tokenizer))
     _check_folder(run, folder, tokenizer=tokenizer)
-    dist.prepare_process()
     dims = parallel_dims(run)
     newest = checkpoint.latest(folder, run.checkpoints.folder)
     check_same_start(run, newest.step if newest else None)
