@@ -130,7 +130,7 @@ def _steps(run: RunConfig, rank: int) -> tuple[list[float], dict[str, int]]:
 SHARDED = {
     f"{kind} {mode}": {"activation_checkpointing": mode} | layout
     for mode in ("none", "selective", "full")
-    for kind, layout in {"dense": {}, "sparse": {}}.items()
+    for kind, layout in {"dense": {}, "sparse": {}, "sparse, distributed": {"ep": 2}}.items()
 }
 
 

@@ -71,13 +71,18 @@ class DecoderBlock(nn.Module):
         mask: Mask | Reading,
         real_BT: torch.Tensor | None,
     ) -> tuple[torch.Tensor, LayerRouting | None]:
-        y_BTD = self.attention_norm(x_BTD)
-        x_BTD = x_BTD + self.attention(y_BTD, angles=angles, mask=mask)
-        y_BTD = self.feed_forward_norm(x_BTD)
+        x_BTD, y_BTD = self.attend(x_BTD, angles=angles, mask=mask)
         if isinstance(self.feed_forward, SwiGLU):
             return x_BTD + self.feed_forward(y_BTD), None
         y_BTD, routing = self.feed_forward(y_BTD, real_BT)
         return x_BTD + y_BTD, routing
+
+    def attend(
+        self, x_BTD: torch.Tensor, *, angles: tuple[torch.Tensor, torch.Tensor], mask: Mask | Reading
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The hidden states after attention, and what the feed-forward takes of them."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles=angles, mask=mask)
+        return x_BTD, self.feed_forward_norm(x_BTD)
 
 
 class Decoder(nn.Module):

@@ -139,6 +139,17 @@ class Choice:
     kept_BTZ: torch.Tensor  # false where the expert was full
 
 
+class Assignment(NamedTuple):
+    """The tokens for all experts, and what is needed to bring the experts' outputs back to their tokens."""
+
+    x_AD: torch.Tensor  # sorted by expert
+    ends_J: torch.Tensor  # where each expert's tokens end
+    back_A: torch.Tensor  # the row of `x_AD` for each assignment, in the order of the tokens
+    order_A: torch.Tensor | None  # its inverse; None with a capacity, where rows may be empty
+    weight_BTZ: torch.Tensor
+    routing: LayerRouting | None
+
+
 class SparseFeedForward(nn.Module):
     """The weighted sum of each token's experts, [B, T, D], and the figures of the choice if `real_BT` is given.
 
@@ -155,14 +166,26 @@ class SparseFeedForward(nn.Module):
         self.experts = Experts(config, scale=scale)
 
     def forward(self, x_BTD: torch.Tensor, real_BT: torch.Tensor | None) -> tuple[torch.Tensor, LayerRouting | None]:
+        assignment = self.assign(x_BTD, real_BT)
+        return self.combine(self.experts(assignment.x_AD, assignment.ends_J), assignment), assignment.routing
+
+    def assign(self, x_BTD: torch.Tensor, real_BT: torch.Tensor | None) -> Assignment:
+        """Which tokens go to which expert."""
         # in fp32: logits rounded to bf16 change choices and make training unstable (ST-MoE, section 3.3)
         logits_BTJ = F.linear(x_BTD.float(), self.router.weight.float())
         choice = self._choose(logits_BTJ, real_BT)
+        routing = None if real_BT is None else _figures(logits_BTJ, choice, real_BT=real_BT)
         through = self._all if self.sparse.capacity is None else self._within_capacity
-        y_AD = through(x_BTD, choice)
-        y_BTZD = y_AD.unflatten(0, choice.expert_BTZ.shape)
-        y_BTD = (y_BTZD * choice.weight_BTZ[..., None].to(y_AD.dtype)).sum(2)
-        return y_BTD, None if real_BT is None else _figures(logits_BTJ, choice, real_BT=real_BT)
+        return through(x_BTD, choice, routing)
+
+    def combine(self, y_AD: torch.Tensor, assignment: Assignment) -> torch.Tensor:
+        """The output of each token, [B, T, D], from those of its experts, which are sorted by expert."""
+        back_A, order_A, weight_BTZ = assignment.back_A, assignment.order_A, assignment.weight_BTZ
+        if order_A is None:
+            y_AD = F.pad(y_AD, (0, 0, 0, 1)).index_select(0, back_A)
+        else:
+            y_AD = Permute.apply(y_AD, back_A, order_A, 1)
+        return (y_AD.unflatten(0, weight_BTZ.shape) * weight_BTZ[..., None].to(y_AD.dtype)).sum(2)
 
     def _choose(self, logits_BTJ: torch.Tensor, real_BT: torch.Tensor | None) -> Choice:
         weight_BTZ, expert_BTZ = logits_BTJ.softmax(-1).topk(self.sparse.top_k, dim=-1)
@@ -180,17 +203,17 @@ class SparseFeedForward(nn.Module):
         assert self.sparse.capacity is not None
         return math.ceil(expert_BTZ.shape[1] * self.sparse.capacity / self.sparse.experts)
 
-    def _all(self, x_BTD: torch.Tensor, choice: Choice) -> torch.Tensor:
-        """The output [A, D] of every assignment, in the order of the tokens."""
+    def _all(self, x_BTD: torch.Tensor, choice: Choice, routing: LayerRouting | None) -> Assignment:
+        """Every token to all of its experts."""
         expert_A = choice.expert_BTZ.flatten()
         sorted_A, order_A = expert_A.sort(stable=True)
         back_A = torch.empty_like(order_A).scatter_(0, order_A, torch.arange(len(order_A), device=order_A.device))
         ends_J = torch.searchsorted(sorted_A, torch.arange(self.sparse.experts, device=expert_A.device), right=True)
         x_AD = Permute.apply(x_BTD.flatten(0, 1), order_A, back_A, self.sparse.top_k)
-        return Permute.apply(self.experts(x_AD, ends_J.to(torch.int32)), back_A, order_A, 1)
+        return Assignment(x_AD, ends_J.to(torch.int32), back_A, order_A, choice.weight_BTZ, routing)
 
-    def _within_capacity(self, x_BTD: torch.Tensor, choice: Choice) -> torch.Tensor:
-        """The same, zero where an assignment was dropped. The work is the same for any choice."""
+    def _within_capacity(self, x_BTD: torch.Tensor, choice: Choice, routing: LayerRouting | None) -> Assignment:
+        """The same without what was dropped, whose row is one past the end. The work is the same for any choice."""
         sequences, length, _ = x_BTD.shape
         limit, experts = self._tokens_per_expert(choice.expert_BTZ), self.sparse.experts
         rank_BTZ = _queue(choice.expert_BTZ, choice.kept_BTZ, experts=experts)
@@ -202,7 +225,7 @@ class SparseFeedForward(nn.Module):
         token_of_slot = torch.full((none + 1,), sequences * length, device=x_BTD.device).scatter_(0, slot_A, token_A)
         x_SD = F.pad(x_BTD.flatten(0, 1), (0, 0, 0, 1)).index_select(0, token_of_slot[:-1])
         ends_J = torch.arange(1, experts + 1, device=x_BTD.device, dtype=torch.int32) * (sequences * limit)
-        return F.pad(self.experts(x_SD, ends_J), (0, 0, 0, 1)).index_select(0, slot_A)
+        return Assignment(x_SD, ends_J, slot_A, None, choice.weight_BTZ, routing)
 
 
 class Permute(torch.autograd.Function):

@@ -10,8 +10,11 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from mm1.config.base import ConfigError
+from mm1.model.decoder import DecoderBlock
+from mm1.model.moe import SparseFeedForward
 
 log = logging.getLogger("mm1")
 
@@ -44,7 +47,7 @@ def compile_blocks(model: nn.Module, mode: Literal["auto", "always", "never"], *
         _compile_for_any_number(module)
     for block in blocks_of(model):
         if block not in of_tiles:
-            block.compile()
+            _compile(block)
 
 
 def _modules_of_tiles(model: nn.Module) -> list[nn.Module]:
@@ -68,6 +71,22 @@ def _compile_for_any_number(module: nn.Module) -> None:
         return compiled(x, *inputs, **named)
 
     module._compiled_call_impl = call
+
+
+def _compile(block: nn.Module) -> None:
+    """Compile a block as a whole; one whose experts are distributed over ranks in four pieces.
+
+    Before and after these experts tokens are exchanged, which waits for the host, and FSDP gathers their weights apart
+    from the block's. Neither can be compiled, and a break of the graph would leave it to chance what is.
+    """
+    sparse = next((module for module in block.children() if isinstance(module, SparseFeedForward)), None)
+    if sparse is None or not isinstance(sparse.experts.gate.weight, DTensor):
+        block.compile()
+        return
+    assert isinstance(block, DecoderBlock)
+    pieces: list[tuple[Any, str]] = [(block, "attend"), (sparse, "assign"), (sparse, "combine")]
+    for module, method in [*pieces, (sparse.experts, "forward")]:
+        setattr(module, method, torch.compile(getattr(module, method)))
 
 
 @contextmanager

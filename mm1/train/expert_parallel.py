@@ -1,4 +1,14 @@
-"""Expert parallelism: each rank has some experts whole; tokens are sent to the ranks of their experts and back."""
+"""Expert parallelism: each rank has some experts whole; tokens are sent to the ranks of their experts and back.
+
+How many tokens go where is known on the device only, after the router, but both NCCL and gloo want the numbers from the
+host. So the host waits once in the forward pass of each sparse layer, for one small copy of all numbers; the backward
+pass waits for nothing. Exchanges of a fixed size would wait for nothing at all, but without a capacity every rank must
+then have room for all tokens of all ranks, and sends and computes as many: `ep` times the traffic. An exchange that
+reads its sizes on the device needs NVSHMEM.
+
+The wait can't be compiled. So a layer with distributed experts is compiled in pieces around the exchange
+(`compilation.py`).
+"""
 
 from dataclasses import dataclass
 
@@ -47,10 +57,12 @@ class ExpertParallel(ParallelStyle):
         counts_J = torch.diff(ends_J, prepend=ends_J.new_zeros(1)).to(torch.int64)
         # how many tokens come from each rank for each of the experts here
         received_J = all_to_all_single(counts_J, None, None, group).view(ranks, -1)
-        sent, received = counts_J.view(ranks, -1).sum(1).tolist(), received_J.sum(1).tolist()
+        sent, received = torch.stack((counts_J.view(ranks, -1).sum(1), received_J.sum(1))).tolist()
         x_AD = all_to_all_single_autograd(x_AD, received, sent, group)
         experts = torch.arange(received_J.shape[1], device=x_AD.device)
-        order_A = experts.repeat(ranks).repeat_interleave(received_J.flatten()).argsort(stable=True)
+        # the size is given, or the host would wait for it again
+        expert_A = experts.repeat(ranks).repeat_interleave(received_J.flatten(), output_size=sum(received))
+        order_A = expert_A.argsort(stable=True)
         back_A = torch.empty_like(order_A).scatter_(0, order_A, torch.arange(len(order_A), device=x_AD.device))
         self._exchange = _Exchange(sent, received, order_A, back_A)
         return Permute.apply(x_AD, order_A, back_A, 1), received_J.sum(0).cumsum(0).to(torch.int32)
