@@ -21,6 +21,10 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+DRAWN_AT_ONCE = {"cuda": 1 << 17}
+"""Random numbers of one call, by device; all of a tensor where there is none."""
+
+
 class RMSNorm(nn.Module):
     """The input divided by its root mean square over the last axis, in fp32, times a weight."""
 
@@ -115,19 +119,22 @@ def residual_scale(layers: int) -> float:
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
-    """Fill every parameter from `seed` and its own name, so that device, order and sharding don't matter.
+    """Fill every parameter from `seed` and its own name, so that order and sharding don't matter.
 
     Matrices are normal with variance 1 / inputs, embeddings and learned vectors normal with a standard deviation of
-    0.02, norms one, biases zero.
+    0.02, norms one, biases zero. Each rank draws the whole tensor where the parameter is, so a GPU, which draws
+    hundreds of times as fast, has other numbers than a CPU.
     """
     for prefix, module in model.named_modules():
         for leaf, parameter in module.named_parameters(prefix=prefix, recurse=False):
             mean, std = _initial(module, leaf.rpartition(".")[2])
             digest = hashlib.sha256(f"{seed} {leaf}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            value = torch.full(parameter.shape, mean)
+            generator = torch.Generator(parameter.device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            value = torch.full(parameter.shape, mean, device=parameter.device)
             if std:
-                value.normal_(mean, std, generator=generator)
+                # how a GPU divides more numbers among its generator's streams depends on how many cores it has
+                for part in value.flatten().split(DRAWN_AT_ONCE.get(value.device.type, value.numel())):
+                    part.normal_(mean, std, generator=generator)
             parameter.copy_(sharded_like(value, parameter))
 
 

@@ -29,7 +29,7 @@ class MLLM(nn.Module):
             parameter.requires_grad_(False)
 
     def initialise(self, seed: int) -> None:
-        """Fill every parameter from `seed`; the same numbers on every device and for every sharding."""
+        """Fill every parameter from `seed`; the same numbers for every sharding, others on a GPU than on a CPU."""
         initialise(self, seed)
 
     def encode_images(self, images_NCYX: torch.Tensor) -> torch.Tensor:

@@ -191,10 +191,14 @@ def _shard(model: nn.Module, dims: ParallelDims, *, precision: torch.dtype) -> N
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, seed: int) -> None:
-    """Allocate the model on this rank's device and fill it with its initial weights, the same for every grid."""
+def init_weights(model: nn.Module, seed: int | None) -> None:
+    """Allocate the model on this rank's device and fill it with its initial weights, the same for every grid.
+
+    Without a `seed` the weights are left as they are in memory: a checkpoint will be loaded over them.
+    """
     model.to_empty(device=dist.device())
-    model.initialise(seed)  # type: ignore[operator]
+    if seed is not None:
+        model.initialise(seed)  # type: ignore[operator]
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:

@@ -126,7 +126,7 @@ def _train_from(
     start: checkpoint.Checkpoint | None, run: RunConfig, *, folder: Path, dims: ParallelDims, data: Data
 ) -> bool:
     """Train from a checkpoint on, or from the beginning; whether the last step is done (see `train`)."""
-    learner = _build_learner(run, data.train.names, dims=dims)
+    learner = _build_learner(run, data.train.names, dims=dims, seed=None if start else run.seed)
     model = learner.objective.model
     if start:
         checkpoint.resume(start, model, learner.optimizer)
@@ -188,14 +188,14 @@ def _check_vocabulary(run: RunConfig, sequences: Sequences) -> None:
         )
 
 
-def _build_learner(run: RunConfig, sources: list[str], *, dims: ParallelDims) -> Learner:
-    """The run's objective with a new model, and its optimizer."""
+def _build_learner(run: RunConfig, sources: list[str], *, dims: ParallelDims, seed: int | None) -> Learner:
+    """The run's objective with a new model, and its optimizer. `seed` draws its weights; None draws nothing."""
     precision = dist.resolve_precision(run.precision, dist.device())
     with torch.device("meta"):  # so that no rank needs memory for the whole model
         objective = objective_of(run).build(run, sources)
     freeze(objective.model, run.frozen)
     parallelize(objective.model, run, dims=dims, precision=precision)
-    init_weights(objective.model, run.seed)
+    init_weights(objective.model, seed)
     peak = peak_rate(run.optim.learning_rate, non_embedding_parameters(run.model.decoder))
     return Learner(run, objective, optim.build(objective.model, run.optim, peak=peak), peak, precision)
 
