@@ -48,6 +48,13 @@ def test_each_seed_trains_the_seeded_stages_again_and_no_others(small, tmp_path)
     assert {one.run.seed for one in plan.runs.values() if not one.scored} == {0}
 
 
+def test_an_arm_may_take_its_rate_from_a_fitted_law(small, tmp_path):
+    (tmp_path / "law.json").write_text(json.dumps({"exponent": -0.5, "intercept": 0.0}))
+    arm = Arm("law", (f"optim.learning_rate=law:{tmp_path}/law.json",))
+    planned = make_plan(replace(small, arms=(arm,)), tmp_path, seeds=1).arms[1]
+    assert planned.learning_rate == pytest.approx(planned.parameters**-0.5)
+
+
 def test_a_start_that_an_arm_leaves_out_is_not_trained(small, tmp_path):
     alone = replace(small, base=Arm("base", ("start_from={}",)), arms=())
     assert [one.stage for one in make_plan(alone, tmp_path, seeds=1).runs.values()] == ["multimodal"]

@@ -228,7 +228,9 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
     assert "3,000,000,000 parameters: 5.83e-05, by MM1's law" in said[0]
     assert re.search(r"exponent -0\.\d+ \[-0\.\d+, -0\.\d+\]; MM1's, -0\.4214, is inside", said[1])
     assert re.search(r"left out: 5,000,000 parameters, predicted .*the predicted rate costs 0\.00\d+ of loss", said[2])
+    assert "weight decay: 0.1 of the rate" in said[0]
     assert "law by 8shot" in said[3]
+    assert "weight decay: not recorded" in said[4]
     assert "extrapolated: the law was fitted from 300,000 to 5,000,000 parameters" in said[4]
     files = {path.name for path in (tmp_path / "runs/learning_rate").iterdir()}
     laws = {f"{name}.{kind}" for name in ("law", "law-8shot", "law-without-largest") for kind in ("json", "svg")}

@@ -87,12 +87,13 @@ def predict(
     law: Annotated[Path | None, typer.Option(help="A law.json of `mm1 law fit`; without it the paper's law.")] = None,
 ) -> None:
     """Predict the peak learning rate of a size, with its 95 % interval where the law was fitted here."""
-    from mm1.ablate.law_record import load_law
+    from mm1.ablate.law_record import load_law, recorded_weight_decays
     from mm1.scaling import PAPER
 
     paper = f"{PAPER.rate(parameters):.3g}"
     if law is None:
         typer.echo(f"{parameters:,.0f} parameters: {paper}, by MM1's law; the paper gives no interval")
+        typer.echo("weight decay: 0.1 of the rate, MM1's lambda = 0.1 eta; the paper's rule for all sizes")
         return
     fitted = load_law(law)
     typer.echo(f"{parameters:,.0f} parameters: {_shown(fitted.rate(parameters))}, by {law}; MM1's law: {paper}")
@@ -102,6 +103,7 @@ def predict(
             f"extrapolated: the law was fitted from {sizes[0]:,} to {sizes[-1]:,} parameters, and the interval holds "
             "only as far as it is a straight line"
         )
+    typer.echo(_decay_line(recorded_weight_decays(law)))
 
 
 def _table(law: "FittedLaw") -> "Table":

@@ -59,5 +59,10 @@ def load_law(path: Path) -> FittedLaw:
     return law
 
 
+def recorded_weight_decays(path: Path) -> list[float]:
+    """The weight decays of the runs that the law in a file was fitted to."""
+    return json.loads(path.read_text())["weight_decays"]
+
+
 def _pair(interval: Interval) -> list[float]:
     return [interval.low, interval.high]

@@ -29,7 +29,7 @@ from mm1.config.base import ConfigError
 from mm1.config.run import RunConfig, differences, override, parse
 from mm1.disk import write_whole
 from mm1.model.sizes import non_embedding_parameters
-from mm1.scaling import law
+from mm1.scaling import peak_rate
 
 FILE = "ablation.json"
 
@@ -183,12 +183,11 @@ def _planned_arm(builder: _Builder, arm: Arm, runs: dict[int, str]) -> PlannedAr
                 changes[field if stage == builder.names[-1] else f"{stage}:{field}"] = value
     last = ours[builder.names[-1]]
     parameters = non_embedding_parameters(last.model.decoder)
-    rate = last.optim.learning_rate
     return PlannedArm(
         name=arm.name,
         changes=changes,
         parameters=parameters,
-        learning_rate=law(parameters) if isinstance(rate, str) else rate,
+        learning_rate=peak_rate(last.optim.learning_rate, parameters),
         runs=runs,
         group=arm.group,
         at=arm.at,
