@@ -19,9 +19,13 @@ from mm1.ablate.intervals import interval
 from mm1.ablate.law import LawError, fit_law
 from mm1.ablate.rate_search import read_search
 from mm1.eval.metrics.statistics import Interval
+from mm1.recipes.ablations.index import ABLATIONS
 from mm1.scaling import PAPER
 
 DOCS = Path(__file__).parent
+MEASURES = ("0shot", "4shot", "8shot", "0shot-likelihood", "8shot-likelihood", "loss/captions", "loss/text")
+"""The columns of the tables of all arms."""
+
 FEW, ZERO, TEXT, TUNED = "8shot-likelihood", "0shot-likelihood", "loss/text", "0shot-likelihood"
 
 Values = Callable[..., np.ndarray]
@@ -320,7 +324,29 @@ def page(folder: Path) -> str:
                 f"| {one.says} | {_linked(one.ablation, folder)} | `{one.measure}` | {one.value} | {one.verdict} |"
                 for one in shown
             ]
+    for ablation in ABLATIONS:
+        if (folder / f"{ablation}.csv").is_file():
+            lines += ["", f"## All arms of {_linked(ablation, folder)}", "", *_arms(folder / f"{ablation}.csv")]
     return "\n".join(lines) + "\n"
+
+
+def _arms(path: Path) -> list[str]:
+    """The table of all arms: the mean over seeds of each measure over all tasks."""
+    tables = {measure: by_arm for measure in MEASURES if (by_arm := _by_arm(path, measure))}
+    seeds = {arm: len(of_arm) for by_arm in tables.values() for arm, of_arm in by_arm.items()}
+    lines = [f"| arm | seeds | {' | '.join(tables)} |", "|---" * (2 + len(tables)) + "|"]
+    for arm, count in seeds.items():
+        cells = [_mean(by_arm.get(arm, {}), measure) for measure, by_arm in tables.items()]
+        lines.append(f"| {arm} | {count} | {' | '.join(cells)} |")
+    return lines
+
+
+def _mean(values: dict[int, float], measure: str) -> str:
+    """The mean over seeds: a score with one decimal, a loss (which is kept negative) or a likelihood with three."""
+    if not values:
+        return ""
+    mean = float(np.mean([*values.values()]))
+    return f"{mean:.1f}" if measure.endswith("shot") else f"{-mean if measure.startswith('loss') else mean:.3f}"
 
 
 def _linked(ablation: str, folder: Path) -> str:

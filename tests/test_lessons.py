@@ -96,3 +96,11 @@ def test_the_law_is_that_of_the_fit(lessons, tmp_path):
     (finding,) = lessons.findings(lesson, tmp_path)
     assert finding.verdict == "not resolved"
     assert "a law needs at least two sizes" in finding.value
+
+
+def test_all_arms_of_a_run_ablation_are_shown_with_their_means(lessons, tmp_path):
+    write(tmp_path, "mix", {"9:9:2": [3.0, 3.2], "captions alone": [3.25, 3.35]}, measure="loss/text")
+    page = lessons.page(tmp_path)
+    assert "## All arms of `mix`\n\n| arm | seeds | loss/text |\n|---|---|---|\n| 9:9:2 | 2 | 3.100 |\n" in page
+    assert "| captions alone | 2 | 3.300 |" in page
+    assert "All arms of `connector`" not in page
