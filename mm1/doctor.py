@@ -135,7 +135,7 @@ def settings(machine: Machine) -> dict[str, str]:
     workers = default_workers(machine.cores, max(1, len(machine.gpus)))
     compiles = on_gpu and not machine.missing_compiler
     if compiles:
-        compiling = "the connector and the blocks of encoder and decoder"
+        compiling = "encoder, connector, and the embedding and blocks of the decoder"
     elif on_gpu:
         compiling = f"nothing: {machine.missing_compiler} is missing"
     else:

@@ -62,7 +62,7 @@ class Vision(nn.Module):
         class token.
         """
         used = self.config.layers + 1 + self.config.feature_layer
-        x_NQE = self._embed(images_NCYX)
+        x_NQE = self.embed(images_NCYX)
         mask = None if prefix_N is None else prefix_mask(prefix_N, x_NQE.shape[1])
         for block in self.blocks[:used]:
             x_NQE = block(x_NQE, mask)
@@ -72,7 +72,7 @@ class Vision(nn.Module):
 
     def summary(self, images_NCYX: torch.Tensor) -> torch.Tensor:
         """One feature per image, [N, E]: the class token, or the mean of the patches; after the last norm."""
-        x_NQE = self._embed(images_NCYX)
+        x_NQE = self.embed(images_NCYX)
         for block in self.blocks:
             x_NQE = block(x_NQE)
         if self.config.class_token:
@@ -101,7 +101,8 @@ class Vision(nn.Module):
         """The number of tokens before the patches."""
         return self.config.class_token + self.config.registers
 
-    def _embed(self, images_NCYX: torch.Tensor) -> torch.Tensor:
+    def embed(self, images_NCYX: torch.Tensor) -> torch.Tensor:
+        """The input of the first block, [N, Q, E]: patches with their positions, after class token and registers."""
         x_NPE = self.patch_norm(self.patch(self._patches(images_NCYX).to(self.patch.weight.dtype)))
         grid, images = self.grid_of(images_NCYX), len(x_NPE)
         if self.position_PE is None:
