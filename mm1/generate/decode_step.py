@@ -109,7 +109,8 @@ class _Pass:
             return self._compute()
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, pool=self._pool):
+            # thread_local: other threads, such as a server's, may use the GPU meanwhile
+            with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
                 self._logits_BTV = self._compute()
         self._graph.replay()
         return self._logits_BTV
