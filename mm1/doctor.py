@@ -14,6 +14,7 @@ import torch
 from mm1 import dist
 from mm1.data.loader import default_workers
 from mm1.train.compilation import missing_compiler
+from mm1.train.float8 import FP8_SINCE
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -22,14 +23,12 @@ PURPOSES = {
     "ray": "--runner ray",
     "tensorboard": "tensorboard=true",
     "wandb": "wandb=PROJECT",
+    "fp8": "fp8=true",
     "gguf": "mm1 import FILE.gguf",
     "hf": "mm1 eval hf:FOLDER",
     "lm-eval": "mm1 eval --tasks text",
 }
 """What needs the packages of an extra of pyproject.toml. Extras for developers are not reported."""
-
-FP8_SINCE = (8, 9)
-"""The first compute capability with fp8 matrix products (NVIDIA's Ada and Hopper)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,7 @@ ORDER = {
             "optim",
             "schedule",
             "compilation",
+            "float8",
             "activation_checkpointing",
             "expert_parallel",
             "parallel",

@@ -138,6 +138,7 @@ class RunConfig(Config):
     frozen: list[str] = Field(default_factory=list)  # parts (vision, decoder.blocks.0) or patterns (*.norm.*)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "always", "never"] = "auto"
+    fp8: bool = False  # matrix products of the blocks in float8 (train/float8.py)
     checkpoint_every: int = Field(100, ge=1)  # steps
     checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)

@@ -24,6 +24,7 @@ from mm1.objectives.index import objective_of
 from mm1.scaling import peak_rate
 from mm1.train import optim
 from mm1.train.coordinator import Stopped, check_same_start
+from mm1.train.float8 import check_float8, use_float8
 from mm1.train.inputs import check_inputs
 from mm1.train.log import console
 from mm1.train.loop import Learner, Trainer, train
@@ -65,6 +66,7 @@ def train_run(run: RunConfig, folder: Path) -> Path:
 
 def _train_run(run: RunConfig, folder: Path) -> Path:
     objective_of(run).check(run)
+    check_float8(run, dist.device())
     check_inputs(run, folder)
     tokenizer = load_tokenizer(run.data.tokenizer)
     run = _with_rate(_with_image_token(run, tokenizer))
@@ -194,6 +196,8 @@ def _build_learner(run: RunConfig, sources: list[str], *, dims: ParallelDims, se
     with torch.device("meta"):  # so that no rank needs memory for the whole model
         objective = objective_of(run).build(run, sources)
     freeze(objective.model, run.frozen)
+    if run.fp8:
+        use_float8(objective.model)
     parallelize(objective.model, run, dims=dims, precision=precision)
     init_weights(objective.model, seed)
     peak = peak_rate(run.optim.learning_rate, non_embedding_parameters(run.model.decoder))
