@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo images sample test test-long test-oldest check format bench clean
+.PHONY: help demo images sample test test-long test-oldest check format gpu bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -43,8 +43,11 @@ format: $(VENV)/.dev ## format the code and sort its imports
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
 
+gpu: $(VENV)/.dev ## measure one GPU: right, fast, how much memory (docs/gpu.md); without a GPU everything is scaled down
+	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py $(ARGS)
+
 bench: $(VENV)/.bench ## run every benchmark, one after the other
-	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; PYTHONPATH=. $(BIN)/python $$file; done
+	@set -e; for file in $(filter-out benchmarks/gpu_%.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$file"; PYTHONPATH=. $(BIN)/python $$file; done
 
 clean: ## remove the environment, caches and build outputs; runs/ stays
 	rm -rf .venv .venv-oldest build dist mm1.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
