@@ -9,11 +9,13 @@ import pytest
 import small
 
 from mm1.__main__ import main
+from mm1.ablate.plan import make_plan
 from mm1.checkpoint import load_for_use
 from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.run import RunConfig
 from mm1.exchange import export_run
+from mm1.recipes.ablations.index import ablation
 from mm1.recipes.index import recipe
 from mm1.recipes.tiny import tiny
 
@@ -129,13 +131,25 @@ def test_a_run_goes_on_is_used_and_exported_without_its_file(stores, tmp_path, m
     export_run(tmp_path / "runs/mine", tmp_path / "export")
 
 
-def test_the_pages_own_file_is_a_recipe(tmp_path):
+def page_file(name: str, folder: Path) -> str:
+    """A file of docs/recipes.md, written to a folder."""
     page = (ROOT / "docs/recipes.md").read_text()
-    (body,) = re.findall(r"<!-- file: wide\.py -->\n```python\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "wide.py").write_text(body)
-    run = recipe(f"{tmp_path}/wide.py:wide")
+    (body,) = re.findall(rf"<!-- file: {re.escape(name)} -->\n```python\n(.*?)```", page, re.DOTALL)
+    (folder / name).write_text(body)
+    return str(folder / name)
+
+
+def test_the_pages_own_file_is_a_recipe(tmp_path):
+    file = page_file("wide.py", tmp_path)
+    run = recipe(f"{file}:wide")
     assert config.differences(tiny("runs/demo"), run) == {
         "model.connector.width": (128, 256),
         "recipe": ("tiny", "wide"),
     }
-    assert recipe(f"{tmp_path}/wide.py:wide_cold").optim.warmup_steps == 0
+    assert recipe(f"{file}:wide_cold").optim.warmup_steps == 0
+
+
+def test_the_pages_own_ablation_is_planned(tmp_path):
+    plan = make_plan(ablation(page_file("rates.py", tmp_path), "tiny"), tmp_path, seeds=3)
+    assert [arm.learning_rate for arm in plan.arms] == [0.001, 0.0003, 0.003]
+    assert len(plan.runs) == 9
