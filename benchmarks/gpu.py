@@ -12,9 +12,10 @@
     shots      queries after eight fixed shots
     encoder    images a second
     train      a real `mm1 train` of the sample with its loader, stopped and resumed
+    fp8        dense with matrix products in float8; it runs if it is named, or with --tiny
 
-Without names all parts run, in less than eight minutes on an H100. Each has a time limit; one that fails prints its
-error, and the others go on. A figure is a line of JSON as soon as it is known; at the end comes a table for
+Without names all parts but the last run, in less than eight minutes on an H100. Each has a time limit; one that fails
+prints its error, and the others go on. A figure is a line of JSON as soon as it is known; at the end comes a table for
 docs/gpu.md with the predicted value beside each. `--tiny` runs everything scaled down, on a CPU too: it shows that the
 parts work, and its times mean nothing. Sequences, pictures and weights are random, but for `train`.
 """
@@ -48,6 +49,7 @@ PARTS: dict[str, tuple[Callable[[Figures], None], int]] = {
     "shots": (gpu_inference.shots, 60),
     "encoder": (gpu_inference.encoder, 30),
     "train": (gpu_training.train, 90),
+    "fp8": (gpu_training.fp8, 90),
 }
 """Each part and the seconds of a GPU after which it is stopped."""
 
@@ -133,12 +135,12 @@ def main() -> None:
     with dist.repeatable():  # it sets what cuBLAS reads when CUDA starts
         figures = Figures(tiny=options.tiny, to=options.to)
     if options.predictions:
-        gpu_training.predict(figures, gpu_training.runs(tiny=False))
+        gpu_training.predict(figures)
         print(table(figures))
         return
     dist.prepare_process()
     console.quiet = True  # the log of the runs
-    succeeded = run_parts(figures, options.parts or list(PARTS))
+    succeeded = run_parts(figures, options.parts or [name for name in PARTS if options.tiny or name != "fp8"])
     shutil.rmtree(figures.folder)
     print(f"\n{figures.card}, torch {torch.__version__}\n\n{table(figures)}")
     if not succeeded:

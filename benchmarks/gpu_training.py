@@ -29,6 +29,7 @@ from mm1.objectives import next_token
 from mm1.objectives.index import objective_of
 from mm1.objectives.next_token import LOGITS, NextToken, cross_entropy
 from mm1.train import optim
+from mm1.train.float8 import check_float8, use_float8
 from mm1.train.log import read_metrics
 from mm1.train.loop import Learner, Trainer
 from mm1.train.parallel import init_weights, parallel_dims, parallelize
@@ -133,6 +134,7 @@ def runs(tiny: bool) -> dict[str, RunConfig]:
     selective.parallel.activation_checkpointing = "selective"
     return {
         "dense": synthetic_run(base_model(tiny)),
+        "dense, fp8": synthetic_run(base_model(tiny)).model_copy(update={"fp8": True}),
         "selective, 2 sequences": selective,
         "sparse": synthetic_run(sparse_model(tiny)),
     }
@@ -145,7 +147,7 @@ def micro_batches(run: RunConfig) -> list[Batch]:
     return [sequences(run, images, seed=seed) for seed, images in enumerate(counts)]
 
 
-def predict(figures: Figures, names: Iterable[str]) -> None:
+def predict(figures: Figures, names: Iterable[str] = ("dense", "selective, 2 sequences", "sparse")) -> None:
     """Note what `mm1 budget` predicts of one H100 for these of the `runs`."""
     for name in names:
         run = runs(tiny=False)[name]
@@ -160,6 +162,16 @@ def dense(figures: Figures) -> None:
         if figures.on_gpu:
             count_waits(figures, trainer, batches)
             time_kernels(figures, trainer, batches)
+
+
+def fp8(figures: Figures) -> None:
+    """The same with matrix products in float8, on a GPU that has them."""
+    name = "dense, fp8"
+    run = runs(figures.tiny)[name]
+    if figures.on_gpu:
+        check_float8(run, figures.device)
+    with training(run):
+        steps(figures, name, run)
 
 
 def selective(figures: Figures) -> None:
@@ -179,7 +191,7 @@ def steps(figures: Figures, name: str, run: RunConfig) -> tuple[Trainer, list[Ba
     """Do steps of a run by its own trainer, and record what its metrics say of the last three of them."""
     batches = micro_batches(run)
     kind = next((kind for kind in GPUS if kind.upper() in figures.card), "" if figures.on_gpu else "cpu")
-    if kind:
+    if kind and not run.fp8:  # the budget knows the speed of bf16 only
         budget(figures, name, run, batches, kind=kind)
     figures.forget()
     with tempfile.TemporaryDirectory() as folder:
@@ -207,6 +219,8 @@ def learner_of(run: RunConfig) -> Learner:
     precision, peak = dist.resolve_precision(run.precision, dist.device()), 1e-4
     with torch.device("meta"):
         objective = objective_of(run).build(run, list(run.data.sources))
+    if run.fp8:
+        use_float8(objective.model, emulate=dist.device().type == "cpu")
     parallelize(objective.model, run, dims=parallel_dims(run), precision=precision)
     init_weights(objective.model, run.seed)
     return Learner(run, objective, optim.build(objective.model, run.optim, peak=peak), peak, precision)
