@@ -12,6 +12,10 @@ import pytest
 import torch
 
 from mm1 import checkpoint
+from mm1.ablate.plan import make_plan, save_plan
+from mm1.ablate.runner import run_all
+from mm1.cluster import Runner
+from mm1.recipes.ablations.index import ablation
 from mm1.train.log import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +72,19 @@ def test_an_ablation_killed_at_ten_moments_ends_the_same(file, tmp_path, workers
             process.wait()
     assert ablate(file, killed, workers).wait() == 0
     assert_same_end(whole, killed)
+
+
+@pytest.mark.long
+def test_an_ablation_on_ray_ends_like_one_in_this_process(file, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    plans = {}
+    for kind in ("native", "ray"):
+        folder = tmp_path / kind
+        plans[kind] = make_plan(ablation(str(file), "tiny"), folder, seeds=1)
+        save_plan(plans[kind], folder)
+        assert not run_all(plans[kind], folder, runner=Runner(kind, workers=2 if kind == "ray" else 1))
+    assert_same_end(tmp_path / "native", tmp_path / "ray")
 
 
 def assert_same_end(whole: Path, killed: Path) -> None:

@@ -18,6 +18,7 @@ from mm1.ablate.measures import Measures, write_results
 from mm1.ablate.page import FORMATS, write_page
 from mm1.ablate.plan import Plan, make_plan, save_plan
 from mm1.config.ablation import Ablation, Arm, Evaluation, Stage
+from mm1.report.findings import MINUS
 
 EVALUATION = Evaluation(tasks=("captions", "vqa"), shots=(0, 8), limit=50)
 OFFSETS = {"base": 0.0, "same": 0.0, "better_&": 1.0, "worse": -1.0}
@@ -84,10 +85,11 @@ def test_the_mean_over_tasks_is_that_of_their_means(comparison):
 
 def test_the_sentence_claims_no_more_than_the_intervals(comparison):
     said = sentence(comparison)
-    better, _, rest = said.partition(" better; ")
-    assert re.search(r"better_& \(\+(0\.9|1\.0)", better)
-    assert re.search("worse \\(\N{MINUS SIGN}(0\\.9|1\\.0)", rest)
-    assert said.endswith("; for 1 other arm no difference is shown.")
+    number = r"0\.9\d+|1\.0\d+"
+    better, worse, rest = said.split("; ")
+    assert re.search(rf"base\. Better: better_& \(\+({number}) \[", better)
+    assert re.match(rf"worse: worse \({MINUS}({number}) \[", worse)
+    assert rest == "no difference is shown for 1 other arm."
     assert "same" not in said
 
 

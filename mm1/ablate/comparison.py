@@ -1,7 +1,7 @@
 """The arms of an ablation compared: each measure with its interval, and the paired difference from the base."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,9 +89,9 @@ def _cell(name: str, ours: dict[int, Measures], base: dict[int, Measures] | None
     return Cell(value, difference(mine, theirs) if shared else None, lower)
 
 
-def _parts(name: str, measures) -> list[np.ndarray]:
+def _parts(name: str, of_seeds: Iterable[Measures]) -> list[np.ndarray]:
     """The values [seeds, queries] of a measure; of each task, if it is a mean over tasks."""
-    measures = list(measures)
+    measures = list(of_seeds)
     if name.startswith("loss/"):
         return [np.array([[one.losses[name.removeprefix("loss/")]] for one in measures])]
     parts = averages(measures[0].queries).get(name, [name]) if measures else []
@@ -109,19 +109,16 @@ def sentence(comparison: Comparison) -> str:
         cell = comparison.cells.get(arm.name, {}).get(name)
         if cell is not None:
             verdicts[cell.verdict].append(f"{arm.name} ({shown(cell.difference, name, sign=True)})")
-    said = [
-        f"{' and '.join(arms)} {word}"
-        for word, arms in (("better", verdicts["better"]), ("worse", verdicts["worse"]))
-        if arms
-    ]
+    said = [f"{word}: {', '.join(verdicts[word])}" for word in ("better", "worse") if verdicts[word]]
     unsure = len(verdicts[""])
     if not any(verdicts.values()):
         return "There is nothing to compare with the base yet."
-    start = f"{label(name).capitalize()}, compared with {plan.base.name}: "
+    start = f"{label(name).capitalize()}, compared with {plan.base.name}. "
     if not said:
-        return f"{start}no difference is shown; every interval holds 0 or there is no interval."
-    rest = f"; for {unsure} other arm{'s' * (unsure > 1)} no difference is shown" if unsure else ""
-    return f"{start}{'; '.join(said)}{rest}."
+        return f"{start}No difference is shown: every interval holds 0, or there is no interval."
+    rest = [f"no difference is shown for {unsure} other arm{'s' * (unsure > 1)}"] * bool(unsure)
+    claims = "; ".join([*said, *rest])
+    return f"{start}{claims[0].upper()}{claims[1:]}."
 
 
 def _best_of_each_group(comparison: Comparison, groups: Sequence[str]) -> str:

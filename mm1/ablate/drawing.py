@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from mm1.ablate.comparison import Comparison, label
 from mm1.ablate.plan import PlannedArm
-from mm1.report.drawing import COLOURS, STYLE, legend, svg
+from mm1.report.drawing import COLOURS, STYLE, svg
 
 SPREAD = 20
 """An axis whose largest number is so many times the smallest is logarithmic."""
@@ -24,13 +24,14 @@ def draw(comparison: Comparison, measures: Sequence[str]) -> str:
     has_axis = all(arm.at is not None for arm in arms)
     with rc_context({**STYLE, "axes.grid.axis": "both" if has_axis else "x"}):
         height = 2.8 if has_axis else 0.9 + 0.2 * len(arms)
-        figure = Figure(figsize=(max(4.2, 2.4 * len(measures)), height), layout="constrained")
+        figure = Figure(figsize=(max(5.0, 2.4 * len(measures)), height), layout="constrained")
         panels = figure.subplots(1, len(measures), squeeze=False, sharey=not has_axis)[0]
         for axes, measure in zip(panels, measures, strict=True):
             (_lines if has_axis else _rows)(axes, comparison, measure, arms=arms, colours=colours)
-            axes.set_title("\n".join(label(measure).split(" at ")), fontsize=9, loc="left")
+            title = label(measure).replace(" of the right answer", "").replace(" at ", "\n")
+            axes.set_title(title, fontsize=9, loc="left")
         if has_axis and len(groups) > 1:
-            legend(panels[0])
+            figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
         return svg(figure, f"{comparison.plan.name}-{'-'.join(measures)}")
 
 

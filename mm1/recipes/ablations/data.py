@@ -9,6 +9,7 @@ def mix(scale: Scale) -> Ablation:
 
     The paper does not say whether the arms of 5a have text; here they have a tenth, as the base has. The captions of
     5d are synthetic ones (VeCap); the shipped sample has none, so at tiny scale one of its two sources is left out.
+    Tiny, three seeds: about 50 minutes on two cores (predicted).
     """
 
     def arm(name: str, captions: int, interleaved: int, *, text: int, group: str) -> Arm:
