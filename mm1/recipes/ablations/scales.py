@@ -21,6 +21,7 @@ TUNED_TASKS = ("vqav2", "textvqa", "scienceqa", "mmmu", "mathvista", "mme", "mmb
 """The benchmarks of the fine-tuned models (MM1, section 5) that need no judge."""
 
 TINY_STEPS = 250
+"""Steps of the multimodal stage at tiny scale, a quarter of the demo's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Scale:
     """The base of all ablations and the sizes they choose from.
 
     tuning           makes the stage of fine-tuning; `tuned_evaluation` scores what comes out of it
+    encoder_stages   stages of the comparison of `encoders`, whose base has the encoder `base_encoder`
     images, tokens   the lower and the higher resolution, the fewer and the more image tokens, of the connector's grid
     interleaved      weights of the sources that interleaved pages come from
     one_making       the source of captions, and the pattern of those of a single making
@@ -49,6 +51,7 @@ class Scale:
     evaluation: Evaluation
     tuning: Callable[[], Stage]
     tuned_evaluation: Evaluation
+    encoder_stages: tuple[Stage, ...]
     base_encoder: str
     encoders: tuple[Encoder, ...]
     images: tuple[int, int]
@@ -115,6 +118,11 @@ def tiny() -> Scale:
         evaluation=Evaluation(),
         tuning=_tiny_tuning,
         tuned_evaluation=Evaluation(tasks=("easy_vqa",), shots=(0,), limit=300),
+        encoder_stages=(
+            Stage("encoder", demo.tiny_encoder(), seeded=True),
+            Stage("language", demo.tiny_language()),
+            Stage("multimodal", multimodal, seeded=True),
+        ),
         base_encoder="base-96",
         encoders=(
             Encoder("small-96", small),
@@ -180,6 +188,8 @@ def paper() -> Scale:
     base.recipe, base.model = "mm1_ablation", sizes.ablation_base()
     base.start_from = {"vision": "runs/vit_l_14_336", "decoder": "runs/language_1_2b"}
     base.data.validation = {name: f"{name}-test.lance" for name in ("captions", "interleaved", "text")}
+    larger = base.model_copy(deep=True)
+    larger.model.decoder, larger.start_from["decoder"] = sizes.decoder_2_9b(), "runs/language_3b"
     large, huge = sizes.vit_l_14_336(), sizes.vit_h_14_378()
     return Scale(
         name="paper",
@@ -187,6 +197,7 @@ def paper() -> Scale:
         evaluation=Evaluation(tasks=PAPER_TASKS, limit=5000, data="benchmarks"),
         tuning=_paper_tuning,
         tuned_evaluation=Evaluation(tasks=TUNED_TASKS, shots=(0,), limit=5000, data="benchmarks"),
+        encoder_stages=(Stage("multimodal", larger, seeded=True),),
         base_encoder="ViT-L 336 DFN+VeCap",
         encoders=(
             Encoder("ViT-L 224 DFN+VeCap", _at(large, 224)),
