@@ -1,6 +1,7 @@
 """One precision whatever the layout: fp32 master weights, bf16 weights and activations, fp32 where it is needed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,13 @@ import small
 import torch
 from pair import Pair
 
-from mm1 import dist
+from mm1 import checkpoint, dist
 from mm1.config import run as config
 from mm1.config.model import SparseConfig
 from mm1.config.run import RunConfig
 from mm1.train import parallel
 from mm1.train.log import read_metrics
+from mm1.train.run import train_run
 
 
 def _train(rank: int, folder: Path) -> None:
@@ -81,6 +83,26 @@ def test_types_and_losses_are_the_same_on_one_rank_and_on_two(stores, tmp_path, 
     norms, theirs = ([record["gradient_norm"] for record in records] for records in (alone, shared))
     assert norms[:1] == pytest.approx(theirs[:1], rel=1e-4)
     assert norms == pytest.approx(theirs, rel=1e-3)
+
+
+def test_every_kind_of_run_trains_and_resumes_on_a_mesh_of_one_rank(stores, tmp_path):
+    changes = {
+        "adamw": [f"data.validation.captions={stores['captions']}"],
+        "adafactor": ["optim.kind=adafactor"],
+        "muon": ["optim.kind=muon", "parallel.activation_checkpointing=selective"],
+        "frozen": ['frozen=["vision", "decoder.embedding"]', "parallel.activation_checkpointing=full"],
+        "contrastive": ["objective=contrastive", "data.sources.text.share=0"],
+    }
+    for name, changed in changes.items():
+        run = config.override(small.run(stores), [*changed, "precision=bf16", "steps=2", "checkpoint_every=1"])
+        train_run(run, tmp_path / name)
+        whole = checkpoint.Weights(tmp_path / name)
+        shutil.rmtree(tmp_path / name / "checkpoints/step-2")
+        train_run(run, tmp_path / name)
+        again = checkpoint.Weights(tmp_path / name)
+        assert {value.dtype for value in again.shapes.values()} == {torch.float32}
+        for weight in whole.shapes:
+            assert torch.equal(whole.read(weight), again.read(weight)), (name, weight)
 
 
 def _clip(rank: int, results: Path) -> None:
