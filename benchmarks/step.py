@@ -208,7 +208,7 @@ def ours(model: Pair, batches: dict[str, Batch], *, compiled: bool) -> Way:
     mode: Literal["never", "always"]
     for ending, mode in (("", "never"), (", compiled", "always")):
         if mode == "never" or compiled:
-            mllm = model.ours().to(device).train()
+            mllm = model.ours().to(device, dist.resolve_precision("auto", device)).train()
             compile_blocks(mllm, mode, device=device)
             way.models.append(mllm)
             for name, batch in batches.items():
@@ -234,17 +234,17 @@ def decoder_loss(model: MLLM, batch: Batch) -> torch.Tensor:
 
 def timed(way: Way, name: str, *, backward: bool) -> tuple[float, float]:
     """Seconds of one step, and its loss."""
-    device = dist.device()
     for model in way.models:
         model.zero_grad(set_to_none=True)
-    clock = clock_of(device)
+    clock, on_gpu = clock_of(dist.device()), dist.device().type == "cuda"
+    theirs = on_gpu and not isinstance(way.models[0], MLLM)  # ours has weights in bf16, as FSDP2 gives them
     start = clock()
-    with torch.set_grad_enabled(backward), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with torch.set_grad_enabled(backward), torch.autocast(dist.device().type, torch.bfloat16, enabled=theirs):
         loss = way.steps[name]()
     if backward:
         loss.backward()
-    value = float(loss.detach())  # on a GPU this waits for the forward pass, and the lines below for the rest
-    if device.type == "cuda":
+    value = float(loss.detach())  # on a GPU this waits for the forward pass, and the line below for the rest
+    if on_gpu:
         torch.cuda.synchronize()
     return clock() - start, value
 

@@ -31,6 +31,7 @@ from mm1.document import Batch
 from mm1.objectives.next_token import LOGITS, NextToken, cross_entropy
 from mm1.train import optim
 from mm1.train.meter import costs
+from mm1.train.parallel import clip, parallel_dims, parallelize
 
 TOLERANCE = 1e-3
 """Of the loss of a step: another order of sums makes a difference of 1e-6 at first, which grows in training."""
@@ -48,25 +49,31 @@ def turns(options: argparse.Namespace) -> Iterator[list[float]]:
     if options.way == "mm1":
         dist.prepare_process()
         ours = model.ours().to(device).train()
+        run = RunConfig(model=ours.config, compile="never")
+        parallelize(ours, run, dims=parallel_dims(run), precision=dist.resolve_precision("auto", device))
         objective, trained = NextToken(ours, ["captions"]), ours
         optimizer = optim.build(trained, OPTIM, peak=RATE)
     else:
         trained = model.theirs.to(device).train()
         optimizer = torch.optim.AdamW(trained.parameters(), lr=RATE, betas=OPTIM.betas, weight_decay=0.0, fused=True)
-    clock, precision = clock_of(device), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    # theirs is in bf16 by autocast, as in their trainer; ours by FSDP2
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    clock = clock_of(device)
     for step in range(options.steps):
         batch = batch_of(options, step)
         inputs = {name: value.to(device) for name, value in inputs_of(batch, model.config).items()}
         batch = batch.to(device)
         start = clock()
-        with precision:
-            if options.way == "mm1":
-                weight, sequences = objective.weight(batch), len(batch.tokens_BT)
-                loss = objective.loss(batch).scaled(weight=weight, sequences=sequences)
-            else:
+        if options.way == "mm1":
+            weight, sequences = objective.weight(batch), len(batch.tokens_BT)
+            loss = objective.loss(batch).scaled(weight=weight, sequences=sequences)
+            loss.backward()
+            clip(trained.parameters(), largest=OPTIM.clip_norm)
+        else:
+            with autocast:
                 loss = their_loss(trained, inputs)
-        loss.backward()
-        float(torch.nn.utils.clip_grad_norm_(trained.parameters(), OPTIM.clip_norm))
+            loss.backward()
+            float(torch.nn.utils.clip_grad_norm_(trained.parameters(), OPTIM.clip_norm))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         value = float(loss.detach())
@@ -87,8 +94,9 @@ def serve(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     steps = turns(options)
     print(json.dumps([]), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(ceiling() if line.strip() == "peak" else next(steps)), flush=True)
+    with dist.connected(alone=dist.device().type == "cuda"):
+        for line in sys.stdin:
+            print(json.dumps(ceiling() if line.strip() == "peak" else next(steps)), flush=True)
 
 
 def peak_of_loss(options: argparse.Namespace) -> None:

@@ -155,36 +155,32 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_RD, weight_VD, target_R, z_loss_weight, at_once):
-        device = x_RD.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_RD.dtype
-        ctx.dtypes = x_RD.dtype, weight_VD.dtype
-        weight_VD = weight_VD.to(dtype)
-        positions, x_RD, target_R = _aligned(x_RD.to(dtype), target_R)
+        ctx.dtype = dtype = x_RD.dtype  # the weight's too
+        positions, x_RD, target_R = _aligned(x_RD, target_R)
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         grad_x_RD = torch.empty_like(x_RD) if needs_x else None
         # a sum over chunks: in float32, also of bfloat16 products
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
         losses_R, log_sum_R = (x_RD.new_empty(len(x_RD), dtype=torch.float32) for _ in range(2))
         chunk = max(1, at_once // len(weight_VD) // ALIGNED) * ALIGNED
-        with torch.autocast(device, enabled=False):
-            for first in range(0, len(x_RD), chunk):
-                here = slice(first, first + chunk)
-                x_PD, target_1P = x_RD[here], target_R[None, here]
-                logits_VP = (weight_VD @ x_PD.t()).float()
-                target_logit_P = logits_VP.gather(0, target_1P)[0]
-                log_sum_P, grad_VP = log_sum_by_parts(logits_VP, 0)
-                losses_R[here], log_sum_R[here] = log_sum_P - target_logit_P, log_sum_P
-                if z_loss_weight:
-                    grad_VP *= 1 + 2 * z_loss_weight * log_sum_P
-                grad_VP = grad_VP.scatter_(0, target_1P, grad_VP.gather(0, target_1P) - 1).to(dtype)
-                if grad_x_RD is not None:
-                    torch.mm(grad_VP.t(), weight_VD, out=grad_x_RD[here])
-                if grad_weight_VD is None:
-                    continue
-                if dtype == torch.float32:
-                    grad_weight_VD.addmm_(grad_VP, x_PD)
-                else:
-                    grad_weight_VD += grad_VP @ x_PD
+        for first in range(0, len(x_RD), chunk):
+            here = slice(first, first + chunk)
+            x_PD, target_1P = x_RD[here], target_R[None, here]
+            logits_VP = (weight_VD @ x_PD.t()).float()
+            target_logit_P = logits_VP.gather(0, target_1P)[0]
+            log_sum_P, grad_VP = log_sum_by_parts(logits_VP, 0)
+            losses_R[here], log_sum_R[here] = log_sum_P - target_logit_P, log_sum_P
+            if z_loss_weight:
+                grad_VP *= 1 + 2 * z_loss_weight * log_sum_P
+            grad_VP = grad_VP.scatter_(0, target_1P, grad_VP.gather(0, target_1P) - 1).to(dtype)
+            if grad_x_RD is not None:
+                torch.mm(grad_VP.t(), weight_VD, out=grad_x_RD[here])
+            if grad_weight_VD is None:
+                continue
+            if dtype == torch.float32:
+                grad_weight_VD.addmm_(grad_VP, x_PD)
+            else:
+                grad_weight_VD += grad_VP @ x_PD
         ctx.save_for_backward(None if grad_x_RD is None else grad_x_RD[:positions], grad_weight_VD)
         losses_R, z = losses_R[:positions], z_loss_weight * log_sum_R[:positions].square().sum()
         ctx.mark_non_differentiable(losses_R, z)
@@ -193,6 +189,6 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, _losses, scale, _z):
-        grads = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         # in place: they serve once, and a second matrix as large as the output's would cost a pass of memory
-        return *(None if grad is None else grad.mul_(scale).to(dtype) for grad, dtype in grads), None, None, None
+        grads = (None if grad is None else grad.mul_(scale).to(ctx.dtype) for grad in ctx.saved_tensors)
+        return *grads, None, None, None
