@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from small import run as small_run
 
+from mm1.__main__ import main
 from mm1.ablate import measures, runner, sweep
 from mm1.ablate.costs import Cost
 from mm1.ablate.plan import load_plan, make_plan, save_plan
@@ -95,7 +96,9 @@ def test_more_seeds_continue_an_ablation_and_other_runs_are_refused(small, tmp_p
     save_plan(make_plan(small, tmp_path, seeds=1), tmp_path)
     (tmp_path / "arms/base/seed-0").mkdir(parents=True)
     (tmp_path / "arms/base/seed-0/config.json").write_text("{}")
-    save_plan(make_plan(small, tmp_path, seeds=2), tmp_path)
+    plan = make_plan(small, tmp_path, seeds=2, assignments=["data.workers=3", "checkpoints.keep=7"])
+    save_plan(plan, tmp_path)
+    assert plan.runs.keys() == make_plan(small, tmp_path, seeds=2).runs.keys()
     with pytest.raises(ConfigError, match="batch_size: 4 there, 2 now"):
         save_plan(make_plan(small, tmp_path, seeds=2, assignments=["batch_size=2"]), tmp_path)
 
@@ -149,6 +152,28 @@ def test_a_continued_ablation_predicts_nothing_and_a_new_one_says_what_it_takes(
     monkeypatch.setattr(sweep, "predict", lambda plan, devices: 1 / 0)
     sweep.run_ablation(request, runner=Runner(), dry_run=False)
     assert "frozen continues: 0 of 4 runs of arms are done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["frozen", "--seeds", "1"], 3, "failed: arms/both-frozen/seed-0: ValueError: no"),
+        (["frozn"], 2, "no ablation 'frozn'; did you mean 'frozen'?"),
+        (["frozen", "--scale", "huge"], 2, "--scale is tiny or paper; found 'huge'"),
+        (["frozen", "tuning:steps=3"], 2, "no stage 'tuning' for 'tuning:steps=3'"),
+        (["frozen", "--csv"], 2, "it has no ablation.json"),
+    ],
+)
+def test_the_command_ends_with_the_code_of_what_happened(tmp_path, monkeypatch, capsys, words, code, message):
+    monkeypatch.setattr(sweep, "predict", lambda plan, devices: dict.fromkeys(plan.runs, Cost(hours=0.5, memory=3e9)))
+    failed = {"arms/both-frozen/seed-0": "ValueError: no"}
+    monkeypatch.setattr(sweep, "run_all", lambda plan, folder, *, runner: failed)
+    monkeypatch.setattr("sys.argv", ["mm1", "ablate", *words, "--to", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == code
+    said = capsys.readouterr()
+    assert message in said.out + said.err
 
 
 @pytest.mark.parametrize("scale", ["tiny", "paper"])

@@ -30,6 +30,7 @@ from mm1.config.run import RunConfig, differences, override, parse
 from mm1.disk import write_whole
 from mm1.model.sizes import non_embedding_parameters
 from mm1.scaling import peak_rate
+from mm1.train.run import decides
 
 FILE = "ablation.json"
 
@@ -158,8 +159,7 @@ class _Builder:
                 needs.append(needed)
                 digests.append(digest)
                 starts[part] = str(self.folder / needed)
-        # without defaults: a field that a later version adds must not make it another run
-        content = [run.model_dump(mode="json", exclude_defaults=True), digests]
+        content = [_deciding(run), digests]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         run.start_from = starts
         folder = f"arms/{_folder_name(arm.name)}/seed-{seed}" if scored else f"stages/{stage_name}-{digest[:8]}"
@@ -259,12 +259,22 @@ def load_plan(folder: Path) -> Plan:
 def _check_same_runs(there: Plan, now: Plan, folder: Path) -> None:
     for name in there.runs.keys() & now.runs.keys():
         changed = differences(there.runs[name].run, now.runs[name].run)
+        changed = {field: values for field, values in changed.items() if decides(field)}
         if changed and (folder / name / "config.json").exists():
             lines = "\n".join(f"  {field}: {old!r} there, {new!r} now" for field, (old, new) in changed.items())
             raise ConfigError(
                 f"{folder} holds another ablation: the run {name} differs:\n{lines}\n"
                 "Use another --to folder, or remove this one."
             )
+
+
+def _deciding(run: RunConfig) -> dict[str, Any]:
+    """The config of a run without fields that decide nothing of its weights, and without those that have their default:
+    a field that a later version adds must not make it another run."""
+    content = run.model_dump(mode="json", exclude_defaults=True)
+    content = {name: value for name, value in content.items() if decides(name)}
+    content["data"] = {name: value for name, value in content.get("data", {}).items() if decides(f"data.{name}")}
+    return content
 
 
 def _folder_name(name: str) -> str:

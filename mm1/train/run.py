@@ -161,15 +161,18 @@ def _train_from(
             trainer.saver.wait()
 
 
+def decides(field: str) -> bool:
+    """Whether a sequence, a loss or a weight depends on the field of this dotted name."""
+    return field not in FREE and field.partition(".")[0] not in FREE
+
+
 def _check_folder(run: RunConfig, folder: Path, *, tokenizer: Tokenizer) -> None:
     """Check that the folder holds this run with its tokenizer, or no run yet."""
     recorded = folder / "config.json"
     if not recorded.exists():
         return
     changed = config.differences(config.load(recorded), run)
-    changed = {
-        name: values for name, values in changed.items() if name not in FREE and name.partition(".")[0] not in FREE
-    }
+    changed = {name: values for name, values in changed.items() if decides(name)}
     if changed:
         lines = "\n".join(f"  {name}: {theirs!r} there, {ours!r} now" for name, (theirs, ours) in changed.items())
         raise ConfigError(f"{folder} holds another run:\n{lines}\nUse another --to folder, or remove this one.")
