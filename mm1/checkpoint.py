@@ -5,7 +5,6 @@ shards, with a `whole.json` that lists every file's SHA-256. It is written under
 disk, so a folder with the final name is complete; one that was damaged later is detected and skipped.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -36,7 +35,7 @@ from mm1.config.model import Grid
 from mm1.config.run import CheckpointConfig, RunConfig
 from mm1.data.recorded import recorded_text
 from mm1.data.tokenizer import Tokenizer
-from mm1.disk import sync
+from mm1.disk import digest, make_anew, remove, sync
 from mm1.model.connector import CAbstractor
 from mm1.model.layers import resize_positions, sharded_like
 from mm1.model.mllm import MLLM
@@ -107,7 +106,7 @@ class Saver:
         if dist.rank() == 0:
             for checkpoint in reversed(_all(self._location)):
                 if checkpoint.step > step:
-                    _remove(checkpoint.path)
+                    remove(checkpoint.path)
 
     def _try(self, step: int, content: dict[str, Any]) -> None:
         try:
@@ -123,7 +122,7 @@ class Saver:
         damaged = [other for other in checkpoints if other.step > step]  # a whole one would have been resumed from
         older = [other for other in checkpoints if other.step <= step][: -self._settings.keep]
         for old in damaged + [other for other in older if not every or other.step % every]:
-            _remove(old.path)
+            remove(old.path)
 
 
 def save_weights(run: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -140,7 +139,7 @@ def _write(run: Path, step: int, content: dict[str, Any], *, location: str, grou
     final = f"{location}/step-{step}"
     part = final if _is_remote(location) else f"{final}.part"
     try:
-        dist.on_rank_zero(lambda: _make_anew(part), group)
+        dist.on_rank_zero(lambda: make_anew(part), group)
         writer = dcp.FileSystemWriter(part) if part != final else FsspecWriter(part, sync_files=False)
         with _single_process():
             dcp.save(content, storage_writer=writer, process_group=group, no_dist=group is None)
@@ -148,7 +147,7 @@ def _write(run: Path, step: int, content: dict[str, Any], *, location: str, grou
         dist.on_rank_zero(lambda: _finish(part, final, {"step": step, "files": files}), group)
     except (Exception, CheckpointException) as error:  # DCP's is not an Exception
         if dist.rank() == 0:
-            _remove(part)
+            remove(part)
         others = [other.path for other in _all(location) if other.step != step]
         safe = f"the last whole checkpoint is {others[-1]}" if others else "there is no earlier checkpoint"
         free = "" if part == final else f"; {shutil.disk_usage(run).free / 2**30:.1f} GiB free"
@@ -158,18 +157,12 @@ def _write(run: Path, step: int, content: dict[str, Any], *, location: str, grou
         ) from error
 
 
-def _make_anew(part: str) -> None:
-    _remove(part)
-    files, path = url_to_fs(part)
-    files.makedirs(path, exist_ok=True)
-
-
 def _digests(part: str, *, rank: int) -> dict[str, str]:
     """The checksums of the files that this rank wrote, by name: its shards; for rank 0 also DCP's metadata."""
     files, path = url_to_fs(part)
     names = [name.rpartition("/")[2] for name in files.ls(path, detail=False)]
     mine = [name for name in names if name.startswith(f"__{rank}_") or (rank == 0 and name == ".metadata")]
-    return {name: _digest(part, name) for name in mine}
+    return {name: digest(part, name) for name in mine}
 
 
 def _finish(part: str, final: str, whole: dict[str, Any]) -> None:
@@ -178,7 +171,7 @@ def _finish(part: str, final: str, whole: dict[str, Any]) -> None:
         file.write(json.dumps(whole, indent=1))
     if part != final:
         sync(Path(part))
-        _remove(final)
+        remove(final)
         Path(part).rename(final)
 
 
@@ -346,12 +339,6 @@ def _all(location: str) -> list[Checkpoint]:
     return [Checkpoint(kind(f"{location}/step-{step}"), step) for step in steps]
 
 
-def _remove(path: Path | str) -> None:
-    files, root = url_to_fs(str(path))
-    if files.exists(root):
-        files.rm(root, recursive=True)
-
-
 def _problem(path: str) -> str | None:
     """What is wrong with a checkpoint, None if nothing is; each rank checks some of the files."""
     files, root = url_to_fs(path)
@@ -362,25 +349,16 @@ def _problem(path: str) -> str | None:
         return f"whole.json cannot be read ({error})"
 
     def check() -> str | None:
-        for number, (name, digest) in enumerate(sorted(listed.items())):
+        for number, (name, expected) in enumerate(sorted(listed.items())):
             if number % dist.world() != dist.rank():
                 continue
             if not files.isfile(f"{root}/{name}"):
                 return f"{name} is missing"
-            if _digest(path, name) != digest:
+            if digest(path, name) != expected:
                 return f"{name} is not what was written (checksum differs)"
         return None
 
     return next((problem for problem in dist.all_gather_object(check()) if problem), None)
-
-
-def _digest(folder: str, name: str) -> str:
-    files, root = url_to_fs(folder)
-    with files.open(f"{root}/{name}", "rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

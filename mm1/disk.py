@@ -1,7 +1,10 @@
-"""Files that are complete or absent on disk, whenever a process is killed."""
+"""Files that are complete or absent on disk, whenever a process is killed; and folders of disks and object stores."""
 
+import hashlib
 import os
 from pathlib import Path
+
+from fsspec.core import url_to_fs
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -17,3 +20,27 @@ def sync(folder: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
+
+
+def remove(folder: Path | str) -> None:
+    """Remove a folder, or what is at an address of an object store, if it is there."""
+    files, path = url_to_fs(str(folder))
+    if files.exists(path):
+        files.rm(path, recursive=True)
+
+
+def make_anew(folder: str) -> None:
+    """Make an empty folder, in place of one that may be there."""
+    remove(folder)
+    files, path = url_to_fs(folder)
+    files.makedirs(path, exist_ok=True)
+
+
+def digest(folder: str, name: str) -> str:
+    """The SHA-256 of a file of a folder, on a disk or in an object store."""
+    files, path = url_to_fs(folder)
+    with files.open(f"{path}/{name}", "rb") as stream:
+        sha = hashlib.sha256()
+        while block := stream.read(1 << 22):
+            sha.update(block)
+    return sha.hexdigest()
