@@ -300,19 +300,29 @@ def tokenize(
     typer.echo(f"added: {', '.join(added)}" if added else f"{store} has the tokens of {loaded.fingerprint} already")
 
 
-@app.command(epilog="Example: `mm1 export runs/demo/tiny_sft --to published/tiny_sft`")
+@app.command(
+    epilog="Examples: `mm1 export runs/demo/tiny_sft --to published/tiny_sft`, "
+    "`mm1 export runs/adapted --adapter --to published/adapter`"
+)
 def export(
     folder: RunFolder,
     to: Annotated[Path, typer.Option("--to", help="Folder to write to.")],
     dtype: Annotated[Dtype, typer.Option(help="Type of the weights; stored: as in the checkpoint.")] = Dtype.stored,
     shard_size: Annotated[str, typer.Option(help="Size of the largest file.")] = "5GB",
+    adapter: Annotated[bool, typer.Option("--adapter", help="Of a run with LoRA only the adapter, for PEFT.")] = False,
 ) -> None:
     """Write a run's newest checkpoint in the layout of Hugging Face's `transformers`.
 
     It becomes a LLaVA, Llama, Qwen, Mixtral, CLIP, ... if it is one, else a model with its own modelling file.
+    LoRA is merged into the weights; --adapter writes it alone, in PEFT's layout.
     """
-    from mm1.exchange import export_run
+    from mm1.exchange import export_adapter, export_run
     from mm1.hf.shards import bytes_of
+
+    if adapter:
+        base = export_adapter(folder, to, dtype=dtype.value)
+        typer.echo(f"exported: {to} (for `peft`, on the export of {base})")
+        return
 
     form = export_run(folder, to, dtype=dtype.value, shard_bytes=bytes_of(shard_size))
     how = "" if form.native else ", which needs trust_remote_code=True"

@@ -11,7 +11,7 @@ import re
 import shutil
 import warnings
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +31,13 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from mm1 import dist
 from mm1.config import run as config
 from mm1.config.base import ConfigError
-from mm1.config.model import Grid
 from mm1.config.run import CheckpointConfig, RunConfig
 from mm1.data.recorded import recorded_text
 from mm1.data.tokenizer import Tokenizer
 from mm1.disk import digest, make_anew, remove, sync
 from mm1.model.connector import CAbstractor
 from mm1.model.layers import resize_positions, sharded_like
+from mm1.model.lora import FACTORS, is_adapter, merge
 from mm1.model.mllm import MLLM
 from mm1.model.vision import Vision
 from mm1.objectives.index import generates_text
@@ -225,21 +225,26 @@ def load_part(run: Path, model: nn.Module, part: str = "") -> Checkpoint:
     """Load the weights of a run's newest checkpoint into `model`: all, or only those of one `part`.
 
     Position embeddings are resized to the model's image size, since MM1 fine-tunes at a higher resolution (section 5).
+    The run's adapters are merged into its weights; those of `model` stay as they are.
 
     Raises:
         CheckpointError: the run has no whole checkpoint, or its part has other names or shapes.
     """
     checkpoint = newest(run)
-    _load_part(checkpoint, model, part, grid=config.load(run / "config.json").model.vision.grid)
+    _load_part(checkpoint, model, part, run=config.load(run / "config.json"))
     return checkpoint
 
 
-def _load_part(checkpoint: Checkpoint, model: nn.Module, part: str, *, grid: Grid) -> None:
-    """The same from one checkpoint, whose position embeddings belong to the patches of `grid`."""
-    prefix = f"model.{part}." if part else "model."
+def _load_part(checkpoint: Checkpoint, model: nn.Module, part: str, *, run: RunConfig) -> None:
+    """The same from one checkpoint of `run`."""
+    prefix, grid = f"model.{part}." if part else "model.", run.model.vision.grid
     stored = _reader(checkpoint).read_metadata().state_dict_metadata
-    state = {name: value for name, value in model.state_dict().items() if f"model.{name}".startswith(prefix)}
-    read = dict(state)
+    whole = {name: value for name, value in model.state_dict().items() if f"model.{name}".startswith(prefix)}
+    state = {name: value for name, value in whole.items() if not is_adapter(name)}
+    adapters = {
+        name: torch.empty(x.size) for name, x in _adapters(stored).items() if f"model.{name}".startswith(prefix)
+    }
+    read = state | adapters
     for name, value in state.items():
         size = getattr(stored.get(f"model.{name}"), "size", None)
         if name.endswith("position_PE") and size is not None and size[1:] == value.shape[1:]:
@@ -259,29 +264,46 @@ def _load_part(checkpoint: Checkpoint, model: nn.Module, part: str, *, grid: Gri
             antialias = isinstance(module, Vision) and module.config.antialias
             resized_PE = resize_positions(read[name], grid, to=module.grid, antialias=antialias)
             value.copy_(sharded_like(resized_PE, value))
+    if run.lora is not None:
+        merge(state, {name: read[name] for name in adapters}, scale=run.lora.scale)
+
+
+def _adapters(stored: Mapping[str, Any]) -> dict[str, TensorStorageMetadata]:
+    """The matrices of adapters among the tensors of a checkpoint, by their names in the model."""
+    return {
+        name.removeprefix("model."): x for name, x in stored.items() if name.startswith("model.") and is_adapter(name)
+    }
 
 
 class Weights:
     """The weights of a run's newest checkpoint, read one by one. `shapes` are the tensors without content.
 
+    Adapters are no weights of their own but merged into those of their layers, unless `merged` is False.
+
     Raises:
         CheckpointError: the run has no whole checkpoint.
     """
 
-    def __init__(self, run: Path):
+    def __init__(self, run: Path, *, merged: bool = True):
         self._checkpoint = newest(run)
         stored = _reader(self._checkpoint).read_metadata().state_dict_metadata
-        self.shapes = {
+        self._tensors = {
             name.removeprefix("model."): torch.empty(x.size, dtype=x.properties.dtype, device="meta")
             for name, x in stored.items()
             if name.startswith("model.") and isinstance(x, TensorStorageMetadata)
         }
+        self.shapes = {name: x for name, x in self._tensors.items() if not (merged and is_adapter(name))}
+        self._lora = config.load(run / "config.json").lora if merged else None
 
     def read(self, name: str) -> torch.Tensor:
-        read = torch.empty_like(self.shapes[name], device="cpu")
+        factors = [name.removesuffix(".weight") + factor for factor in FACTORS] if self._lora else []
+        factors = [factor for factor in factors if factor in self._tensors]
+        read = {each: torch.empty_like(self._tensors[each], device="cpu") for each in (name, *factors)}
         with _single_process():
-            dcp.load({"model": {name: read}}, storage_reader=_reader(self._checkpoint), no_dist=True)
-        return read
+            dcp.load({"model": read}, storage_reader=_reader(self._checkpoint), no_dist=True)
+        if self._lora:
+            merge(read, {factor: read[factor] for factor in factors}, scale=self._lora.scale)
+        return read[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +337,7 @@ def load_for_use(folder: Path, *, precision: dist.Precision = "auto") -> Loaded:
     model = MLLM(run.model)
     checkpoint = newest(folder)
     sees = any(name.startswith("model.vision.") for name in _reader(checkpoint).read_metadata().state_dict_metadata)
-    _load_part(checkpoint, model, "" if sees else "decoder", grid=run.model.vision.grid)
+    _load_part(checkpoint, model, "" if sees else "decoder", run=run)
     text, device = recorded_text(folder), dist.device()
     model.to(device, dist.resolve_precision(precision, device)).eval()
     return Loaded(run, folder, checkpoint.step, model, text.tokenizer, text.chats, sees)

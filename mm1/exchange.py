@@ -8,29 +8,32 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from mm1.checkpoint import Weights, save_weights
 from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.model import ModelConfig
-from mm1.config.run import DataConfig, RunConfig
+from mm1.config.run import DataConfig, LoRAConfig, RunConfig
 from mm1.data.chat_format import TEMPLATE
 from mm1.data.recorded import TOKENIZER, record_text, recorded_text
 from mm1.data.tokenizer import load_tokenizer
 from mm1.disk import sync
-from mm1.hf import encoder, files, llava
+from mm1.hf import adapter, encoder, files, llava
 from mm1.hf.convert import decoder_config_to_hf, decoder_from_hf, decoder_to_hf
 from mm1.hf.language import Language, downloaded, read_language, tensors_of, with_words
 from mm1.hf.layouts import layout_of, vision_from_hf, vision_to_hf
 from mm1.hf.shards import Group, State, write_shards
 from mm1.hf.vision import vision_config_to_hf
 from mm1.hf.vocabulary import Words, read_words
+from mm1.model.lora import is_adapter
 from mm1.model.mllm import MLLM
 from mm1.objectives.index import generates_text
 
@@ -77,10 +80,7 @@ def export_run(run_folder: Path, to: Path, *, dtype: str = "stored", shard_bytes
         "sequence_length": run.data.sequence_length,
         "model": run.model.model_dump(mode="json"),
     }
-    half = to.with_name(f".{to.name}.part")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir(parents=True)
-    try:
+    with _appears_whole(to) as half:
         write_shards(
             half,
             [Group(group, form.rename) for group in _groups(names)],
@@ -91,12 +91,74 @@ def export_run(run_folder: Path, to: Path, *, dtype: str = "stored", shard_bytes
         for name, content in _small_files(run_folder, run, part, form).items():
             text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             (half / name).write_text(text)
+    return form
+
+
+def export_adapter(run_folder: Path, to: Path, *, dtype: str = "stored") -> Path:
+    """Write the adapters of a run's newest checkpoint, and its connector, to the folder `to` in the layout of PEFT.
+
+    They belong to the export of the run that this one started from, whose folder comes back.
+
+    Raises:
+        ConfigError: there is no run, it has no adapters, or more than adapters and connector tell it from its start.
+        CheckpointError: nothing is trained yet.
+    """
+    run = config.load(run_folder / "config.json")
+    weights = Weights(run_folder, merged=False)
+    others = {path.name for path in to.iterdir()} - {adapter.CONFIG, adapter.WEIGHTS} if to.is_dir() else set()
+    if others:
+        raise ConfigError(
+            f"{to} holds {min(others)}, which no adapter has; use another --to folder, or remove this one"
+        )
+    part = _part(run, weights)
+    lora, base = _adapter_base(run, run_folder, part=part)
+    form = _form(run, part, [name for name in weights.shapes if not is_adapter(name)])
+    names = [name for name in weights.shapes if is_adapter(name)]
+    if part == "model":
+        names += [name for name in weights.shapes if name.startswith("connector.")]
+    target = DTYPES[dtype]
+    tensors = adapter.adapter_to_hf({name: weights.read(name).to(target) for name in names}, form.rename)
+    with _appears_whole(to) as half:
+        save_file(tensors, half / adapter.WEIGHTS, metadata={"format": "pt"})
+        (half / adapter.CONFIG).write_text(json.dumps(adapter.adapter_config(lora, tensors), indent=2) + "\n")
+    return base
+
+
+def _adapter_base(run: RunConfig, folder: Path, *, part: str) -> tuple[LoRAConfig, Path]:
+    """The adapters' settings, and the run whose export they belong to.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    merged = "leave --adapter out to export merged weights"
+    if run.lora is None:
+        raise ConfigError(f"{folder} was trained without adapters (lora is null); {merged}")
+    if more := sorted({*run.lora.full} - {"connector"}):
+        raise ConfigError(f"{folder} trained {', '.join(more)} in full (lora.full), which no adapter holds; {merged}")
+    start = run.start_from.get("decoder" if part == "decoder" and "model" not in run.start_from else "model")
+    if start is None or (part == "model" and len(run.start_from) > 1):
+        raise ConfigError(f"{folder} starts from {run.start_from or 'random weights'}, no whole model; {merged}")
+    recorded = Path(start) / "config.json"
+    shapes = [each.model for each in (run, *([config.load(recorded)] if recorded.is_file() else []))]
+    plain = [shape.decoder if part == "decoder" else shape.model_copy(update={"image_token_id": 0}) for shape in shapes]
+    if plain[0] != plain[-1]:
+        raise ConfigError(f"{folder} has other model.* fields than {start}, from which it starts; {merged}")
+    return run.lora, Path(start)
+
+
+@contextmanager
+def _appears_whole(to: Path) -> Iterator[Path]:
+    """A folder to write in, which takes the place of `to` at the end; after an error it is gone."""
+    half = to.with_name(f".{to.name}.part")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir(parents=True)
+    try:
+        yield half
         sync(half)
         shutil.rmtree(to, ignore_errors=True)
         half.rename(to)
     finally:
         shutil.rmtree(half, ignore_errors=True)
-    return form
 
 
 def _check_free(to: Path) -> None:

@@ -19,6 +19,7 @@ from mm1.config.run import RunConfig
 from mm1.document import IGNORED, Batch
 from mm1.model.mllm import MLLM
 from mm1.objectives.index import generates_text
+from mm1.train.adapters import add_adapters, check_adapters
 from mm1.train.meter import costs
 from mm1.train.parallel import ParallelDims, parallelize
 from mm1.train.parameters import freeze, matching
@@ -69,8 +70,11 @@ class Planner:
         if not generates_text(run):
             raise ConfigError(f"objective {run.objective} cannot be planned: it does not predict tokens")
         self.run, self.hardware, self.precision, self.batch = run, hardware, precision, batch
+        check_adapters(run)
         with torch.device("meta"):
             mllm = MLLM(run.model)
+        if run.lora is not None:
+            add_adapters(mllm, run.lora)
         freeze(mllm, run.frozen)
         self.units: dict[str, list[Weight]] = {"": []}
         for name, parameter in mllm.named_parameters():
@@ -266,7 +270,9 @@ def _run_of_rank(run: RunConfig, layout: ParallelLayout) -> RunConfig:
 
 
 def _prepare(mllm: MLLM, run: RunConfig, precision: torch.dtype) -> None:
-    """Freeze and wrap the model as a run on one rank does."""
+    """Adapt, freeze and wrap the model as a run on one rank does."""
+    if run.lora is not None:
+        add_adapters(mllm, run.lora)
     freeze(mllm, [pattern for pattern in run.frozen if matching(pattern, dict(mllm.named_parameters()))])
     parallelize(mllm, run, dims=ParallelDims(1, 1, 1, 1, None, None), precision=precision)
 

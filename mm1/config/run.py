@@ -101,6 +101,19 @@ class ParallelConfig(Config):
     activation_checkpointing: Literal["none", "selective", "full"] = "none"  # recompute activations in the backward
 
 
+class LoRAConfig(Config):
+    """Adapters of the decoder's linear layers (train/adapters.py). All other weights stay, but for those of `full`."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)  # an adapter's product counts alpha / rank times
+    targets: list[str] = Field(["decoder.blocks"])  # its linear layers: parts or patterns (*.attention.query)
+    full: list[str] = Field(["connector"])  # trained in full: parts or patterns of parameters
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
 class CheckpointConfig(Config):
     """Where and how checkpoints are kept. No sequence and no loss depends on it."""
 
@@ -136,6 +149,7 @@ class RunConfig(Config):
     micro_batch_size: int = Field(8, ge=1)  # sequences of one forward pass
     start_from: dict[Literal["vision", "decoder", "model"], str] = Field(default_factory=dict)  # part -> run folder
     frozen: list[str] = Field(default_factory=list)  # parts (vision, decoder.blocks.0) or patterns (*.norm.*)
+    lora: LoRAConfig | None = None  # null: weights are trained in full
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "always", "never"] = "auto"
     fp8: bool = False  # matrix products of the blocks in float8 (train/float8.py)
@@ -234,11 +248,13 @@ def _assign(data: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
     group = data
     for name in parents:
-        group = group.setdefault(name, {})
+        if group.get(name) is None:  # absent, or a group that is off
+            group[name] = {}
+        group = group[name]
         if not isinstance(group, dict):
             hint = nearest(path, _names(data))
             raise ConfigError(f"no field {path!r} in a run: {name!r} is a single value; {hint}")
-    if isinstance(group.get(last), dict) and not isinstance(value, dict):
+    if isinstance(group.get(last), dict) and not isinstance(value, dict | None):
         inside = ", ".join(f"{path}.{name}" for name in group[last]) or f"{path}.NAME"
         raise ConfigError(f"{path!r} is a group of fields; set one of them: {inside}")
     group[last] = value
@@ -278,5 +294,5 @@ def _names_beside(path: tuple[int | str, ...]) -> list[str]:
     groups: dict[str, type[Config]] = {"sources": SourceConfig, "curriculum": Stage}
     inside = groups.get(str(path[1])) if len(path) == 4 else None
     if inside is None or path[0] != "data":
-        return _names(RunConfig().model_dump(mode="json"))
+        return _names(RunConfig(lora=LoRAConfig()).model_dump(mode="json"))
     return [".".join(map(str, (*path[:3], name))) for name in inside.model_fields]

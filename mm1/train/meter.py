@@ -61,18 +61,20 @@ def costs(run: RunConfig) -> Costs:
         prediction=2.0 * decoder.width * decoder.vocabulary if "logits" in parts else 0.0,
         encoder=encoder,
         connector=_image_cost(run.model, with_connector=True) - encoder if "connector" in parts else 0.0,
-        passes=_passes(run.frozen),
+        passes=_passes(run),
     )
 
 
-def _passes(frozen: list[str]) -> dict[str, int]:
-    """The passes by part. A part with some frozen parameters counts as if it had none."""
-    trained = {part: part not in frozen for part in ("vision", "connector", "decoder")}
+def _passes(run: RunConfig) -> dict[str, int]:
+    """The passes by part. A part with some frozen parameters counts as if it had none; adapters are too thin to count,
+    but their gradients go through the layers."""
+    full = ("vision", "connector", "decoder") if run.lora is None else run.lora.full
+    trained = {part: part in full and part not in run.frozen for part in ("vision", "connector", "decoder")}
     before = trained["vision"] or trained["connector"]
     return {
         "vision": 3 if trained["vision"] else 1,
         "connector": 1 + trained["connector"] + before,
-        "decoder": 1 + trained["decoder"] + (before or trained["decoder"]),
+        "decoder": 1 + trained["decoder"] + (before or trained["decoder"] or run.lora is not None),
     }
 
 

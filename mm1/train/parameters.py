@@ -17,8 +17,8 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)]
 
 
-def require_matching(pattern: str, names: Iterable[str], *, field: str) -> list[str]:
-    """The names that match `pattern`, which is a value of `field`.
+def require_matching(pattern: str, names: Iterable[str], *, field: str, kind: str = "parameter") -> list[str]:
+    """The names that match `pattern`, which is a value of `field`; `kind` is what has such names.
 
     Raises:
         ConfigError: there is none; the message has the nearest name.
@@ -29,7 +29,7 @@ def require_matching(pattern: str, names: Iterable[str], *, field: str) -> list[
     parts = {name.rsplit(".", depth)[0] for name in names for depth in range(name.count(".") + 1)}
     near = get_close_matches(pattern.rstrip(".*"), sorted(parts), n=1, cutoff=0.5)
     outer = sorted({name.partition(".")[0] for name in names})
-    raise ConfigError(f"{field}: {pattern!r} is no parameter of this model; {nearest(pattern, near or outer)}")
+    raise ConfigError(f"{field}: {pattern!r} is no {kind} of this model; {nearest(pattern, near or outer)}")
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -17,12 +17,14 @@ from mm1.data.loader import Sequences, batches, sequences_of, workers_of
 from mm1.data.recorded import chat_format_of, check_tokenizer, record_text
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
 from mm1.model.layers import sharded_like
+from mm1.model.lora import is_adapter
 from mm1.model.mllm import MLLM
 from mm1.model.moe import upcycled
 from mm1.model.sizes import non_embedding_parameters
 from mm1.objectives.index import objective_of
 from mm1.scaling import peak_rate
 from mm1.train import optim
+from mm1.train.adapters import add_adapters, check_adapters
 from mm1.train.coordinator import Stopped, check_same_start
 from mm1.train.float8 import check_float8, use_float8
 from mm1.train.inputs import check_inputs
@@ -67,6 +69,7 @@ def train_run(run: RunConfig, folder: Path) -> Path:
 def _train_run(run: RunConfig, folder: Path) -> Path:
     objective_of(run).check(run)
     check_float8(run, dist.device())
+    check_adapters(run)
     check_inputs(run, folder)
     tokenizer = load_tokenizer(run.data.tokenizer)
     run = _with_rate(_with_image_token(run, tokenizer))
@@ -198,6 +201,8 @@ def _build_learner(run: RunConfig, sources: list[str], *, dims: ParallelDims, se
     precision = dist.resolve_precision(run.precision, dist.device())
     with torch.device("meta"):  # so that no rank needs memory for the whole model
         objective = objective_of(run).build(run, sources)
+    if run.lora is not None:
+        add_adapters(objective.model, run.lora)
     freeze(objective.model, run.frozen)
     if run.fp8:
         use_float8(objective.model)
@@ -230,7 +235,8 @@ def _upcycle(run: RunConfig, folder: Path, *, model: nn.Module, part: str) -> ch
     shape.decoder.sparse = SparseConfig()
     dense = MLLM(shape)
     origin = checkpoint.load_part(folder, dense, part)
-    weights = {name: value for name, value in model.state_dict().items() if name.startswith(part)}
+    state = model.state_dict().items()
+    weights = {name: value for name, value in state if name.startswith(part) and not is_adapter(name)}
     for name, value in upcycled(dense.state_dict(), weights).items():
         weights[name].copy_(value if value is weights[name] else sharded_like(value, weights[name]))
     return origin

@@ -1,0 +1,267 @@
+"""Adapters: nothing changes at the first step, only they learn, and a run with them is used like any other."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import small
+import torch
+from pair import Pair, train_all
+
+from mm1 import checkpoint, exchange
+from mm1.budget.hardware import GPUS
+from mm1.budget.parallel_layout import ParallelLayout, layouts
+from mm1.budget.planner import Planner
+from mm1.config import run as config
+from mm1.config.base import ConfigError
+from mm1.config.model import ConnectorConfig, SparseConfig, VisionConfig
+from mm1.config.run import LoRAConfig, RunConfig
+from mm1.model.lora import LoRALinear, is_adapter
+from mm1.train.adapters import add_adapters, check_adapters
+from mm1.train.log import read_metrics
+from mm1.train.meter import costs
+from mm1.train.parameters import trained
+from mm1.train.run import train_run
+
+LORA = LoRAConfig(rank=4, alpha=8)
+
+
+def run_of(stores: dict[str, Path], **fields) -> RunConfig:
+    """Eight steps with adapters of the small decoder, at a rate at which they learn something."""
+    run = small.run(stores)
+    run.lora, run.optim.learning_rate, run.precision = LORA, 3e-3, "fp32"
+    return run.model_copy(update=fields, deep=True)
+
+
+@pytest.fixture(scope="module")
+def base(stores, tmp_path_factory) -> Path:
+    """A run whose weights are all trained, to start from."""
+    run = small.run(stores)
+    run.steps = 2
+    return train_run(run, tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="module")
+def tuned(stores, base, tmp_path_factory) -> Path:
+    """The same run, fine-tuned by adapters."""
+    return train_run(run_of(stores, start_from={"model": str(base)}), tmp_path_factory.mktemp("tuned") / "tuned")
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a run's newest checkpoint, adapters beside their layers."""
+    weights = checkpoint.Weights(folder, merged=False)
+    return {name: weights.read(name) for name in weights.shapes}
+
+
+def test_new_adapters_change_no_logit():
+    plain, adapted = small.model(), small.model()
+    add_adapters(adapted, LORA)
+    adapted.initialise(0)
+    batch = small.pack(small.ROWS)
+    with torch.no_grad():
+        assert torch.equal(plain.hidden(batch), adapted.hidden(batch))
+        for name, parameter in adapted.named_parameters():
+            if is_adapter(name):
+                parameter.add_(0.1)
+        assert not torch.allclose(plain.hidden(batch), adapted.hidden(batch), atol=1e-2)
+
+
+def test_adapters_stand_beside_every_linear_layer_of_the_blocks_but_routers():
+    model = small.config()
+    model.decoder.sparse = SparseConfig(experts=4, every=2)
+    mllm = small.MLLM(model)
+    add_adapters(mllm, LORA)
+    attention = [f"attention.{name}" for name in ("query", "key", "value", "out")]
+    expected = {f"decoder.blocks.{layer}.{name}" for layer in (0, 1) for name in attention}
+    expected |= {f"decoder.blocks.0.feed_forward.{name}" for name in ("gate", "up", "down")}
+    assert {name for name, module in mllm.named_modules() if isinstance(module, LoRALinear)} == expected
+    assert {name.partition(".")[0] for name in trained(mllm) if not is_adapter(name)} == {"connector"}
+
+
+def test_targets_and_full_parts_are_patterns():
+    mllm = small.model()
+    add_adapters(mllm, LoRAConfig(targets=["decoder.blocks.1", "*.query"], full=["vision.norm.weight", "decoder.norm"]))
+    layers = [name for name, module in mllm.named_modules() if isinstance(module, LoRALinear)]
+    assert len(layers) == 8
+    assert "decoder.blocks.0.attention.query" in layers
+    assert {name for name in trained(mllm) if not is_adapter(name)} == {"vision.norm.weight", "decoder.norm.weight"}
+    for wrong, words in (
+        (LoRAConfig(targets=["decoder.blocks.9"]), "lora.targets: 'decoder.blocks.9' is no linear layer"),
+        (
+            LoRAConfig(full=["conector"]),
+            "lora.full: 'conector' is no parameter of this model; did you mean 'connector'",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            add_adapters(small.model(), wrong)
+
+
+def test_only_adapters_and_the_connector_move(base, tuned):
+    before, after = stored(base), stored(tuned)
+    assert {name for name in after if is_adapter(name)} == after.keys() - before.keys()
+    moved = {name.partition(".")[0] for name, x in before.items() if not torch.equal(x, after[name])}
+    assert moved == {"connector"}
+    assert all(after[name].abs().sum() > 0 for name in after if name.endswith(".lora_B.weight"))
+
+
+def test_a_merged_model_says_what_the_unmerged_one_says(tuned):
+    run = config.load(tuned / "config.json")
+    unmerged = small.MLLM(run.model)
+    add_adapters(unmerged, LORA)
+    unmerged.load_state_dict(stored(tuned))
+    merged = checkpoint.load_for_use(tuned).model
+    assert not any(is_adapter(name) for name in merged.state_dict())
+    tokens_BT = torch.randint(4, 4096, (2, 48), generator=torch.Generator().manual_seed(0))
+    position_BT = torch.arange(48).expand(2, -1)
+    with torch.no_grad():
+        left, right = (
+            each.decoder.logits(each.decoder(each.decoder.embed(tokens_BT), position_BT)) for each in (merged, unmerged)
+        )
+    torch.testing.assert_close(left, right, atol=1e-5, rtol=0)
+    weights = checkpoint.Weights(tuned)
+    assert weights.shapes.keys() == merged.state_dict().keys()
+    for name, x in merged.state_dict().items():
+        assert torch.equal(weights.read(name), x), name
+
+
+def test_a_run_that_starts_from_adapters_starts_from_the_merged_weights(stores, tuned, tmp_path):
+    """With adapters of its own, which start at zero, and without."""
+    expected = checkpoint.load_for_use(tuned).model.state_dict()
+    for name, lora in (("again", LORA), ("full", None)):
+        run = run_of(stores, start_from={"model": str(tuned)}, lora=lora, steps=1)
+        run.optim.learning_rate = 0.0
+        started = stored(train_run(run, tmp_path / name))
+        assert all(torch.equal(started[name], x) for name, x in expected.items())
+        assert len(started) > len(expected) if lora else len(started) == len(expected)
+        assert not any(started[name].any() for name in started if name.endswith(".lora_B.weight"))
+
+
+def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(stores, base, tuned, tmp_path):
+    """The optimizer of the checkpoint holds what is trained, and nothing else."""
+    folder = tmp_path / "resumed"
+    shutil.copytree(tuned, folder)
+    shutil.rmtree(folder / "checkpoints/step-8")
+    train_run(config.load(folder / "config.json"), folder)
+    whole, resumed = stored(tuned), stored(folder)
+    assert all(torch.equal(whole[name], x) for name, x in resumed.items())
+    newest = checkpoint.newest(folder)
+    names = {name for name in checkpoint._reader(newest).read_metadata().state_dict_metadata if "exp_avg" in name}
+    learned = {name for name in whole if is_adapter(name) or name.startswith("connector.")}
+    assert {name.removeprefix("optimizer.state.").rpartition(".")[0] for name in names} == learned
+
+
+def test_settings_that_adapters_cannot_have_are_refused(stores):
+    for changes, words in (
+        (["parallel.tp=2"], "parallel.tp is 2, but adapters are not split"),
+        (["fp8=true"], "fp8=true replaces the linear layers"),
+        (["objective=contrastive"], "contrastive trains an encoder"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            check_adapters(config.override(run_of(stores), changes))
+
+
+def test_adapters_are_set_on_the_command_line(stores):
+    run = config.override(small.run(stores), ["lora.rank=8"])
+    assert run.lora == LoRAConfig(rank=8)
+    assert config.override(run, ["lora=null"]).lora is None
+    with pytest.raises(ConfigError, match=r"no field 'lora.rnk' in a run; did you mean 'lora.rank'"):
+        config.override(run, ["lora.rnk=8"])
+
+
+def test_a_budget_counts_moments_of_what_is_trained_only(stores):
+    run = run_of(stores)
+    with torch.device("meta"):
+        mllm = small.MLLM(run.model)
+    add_adapters(mllm, LORA)
+    numbers = sum(parameter.numel() for parameter in trained(mllm).values())
+    total = sum(parameter.numel() for parameter in mllm.parameters())
+    memory = Planner(run, GPUS["h100"], precision=torch.bfloat16).budget(ParallelLayout(micro_batch_size=2)).memory
+    assert (memory["moments"], memory["weights"]) == (8 * numbers, 4 * total)
+    assert {layout.tp for layout in layouts(run, 2, node=8)} == {1}
+    assert costs(run).passes == {"vision": 1, "connector": 3, "decoder": 2}
+
+
+@pytest.mark.long
+def test_two_ranks_learn_what_one_rank_learns(stores, base, tmp_path):
+    """Frozen weights and adapters share FSDP's units; a resume on another number of ranks goes on as before."""
+    run = run_of(stores, start_from={"model": str(base)}, micro_batch_size=1)
+    train_run(run, tmp_path / "one")
+    config.save(run, tmp_path / "run.json")
+    jobs = [(tmp_path / "run.json", tmp_path / "two")]
+    pair = Pair(train_all, jobs)
+    assert pair.end(300) == [0, 0], pair.messages()
+    shutil.copytree(tmp_path / "two", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved/checkpoints/step-8")
+    train_run(run, tmp_path / "moved")
+    for folder in ("two", "moved"):
+        for left, right in zip(read_metrics(tmp_path / folder), read_metrics(tmp_path / "one"), strict=True):
+            assert left["loss"] == pytest.approx(right["loss"], abs=1e-5), folder
+            assert left["gradient_norm"] == pytest.approx(right["gradient_norm"], rel=1e-4), folder
+
+
+@pytest.mark.parametrize("kind", ["average", "mlp"])
+def test_peft_loads_the_adapter_and_says_what_the_run_says(stores, tmp_path, kind):
+    """On the export of the run it started from, native (a LLaVA) or with our modelling file; and merged, without it."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    first = small.run(stores)
+    first.steps, first.precision = 1, "fp32"
+    if kind == "mlp":
+        first.model.vision = VisionConfig(
+            image_size=16,
+            patch_size=8,
+            width=16,
+            layers=2,
+            heads=1,
+            mlp_width=32,
+            feature_layer=-2,
+            activation="gelu_tanh",
+        )
+        first.model.connector = ConnectorConfig(kind="mlp", tokens=4)
+    train_run(first, tmp_path / "first")
+    second = first.model_copy(deep=True)
+    second.lora, second.start_from = LORA, {"model": str(tmp_path / "first")}
+    second.steps, second.optim.learning_rate = 8, 3e-3
+    train_run(second, tmp_path / "second")
+    assert exchange.export_adapter(tmp_path / "second", tmp_path / "adapter") == tmp_path / "first"
+    for run in ("first", "second"):
+        exchange.export_run(tmp_path / run, tmp_path / f"{run} exported")
+
+    def opened(name: str):
+        auto = transformers.AutoModelForImageTextToText
+        return auto.from_pretrained(tmp_path / f"{name} exported", trust_remote_code=True).eval()
+
+    loaded = checkpoint.load_for_use(tmp_path / "second")
+    image = loaded.model.config.image_token
+    tokens_BT = torch.tensor([[5, *[image] * 4, 200, 300, 17, 9]])
+    pixels_NCYX = torch.randint(0, 256, (1, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+    batch = small.pack([[small.Doc(tokens_BT[0].tolist(), [pixels_NCYX[0]])]])
+    inputs = {"input_ids": tokens_BT, "pixel_values": (pixels_NCYX.float() / 255 - 0.5) / 0.5}
+    adapted = peft.PeftModel.from_pretrained(opened("first"), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        expected = loaded.model.decoder.logits(loaded.model.hidden(batch))
+        plain = opened("first")
+        assert type(plain).__name__.startswith("Llava" if kind == "mlp" else "MM1")
+        before = plain(**inputs).logits
+        assert (before - expected).abs().max() > 1e-2
+        torch.testing.assert_close(adapted(**inputs).logits, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(opened("second")(**inputs).logits, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(adapted.merge_and_unload()(**inputs).logits, expected, atol=1e-5, rtol=0)
+    assert all(parameter.dtype == torch.float32 for parameter in adapted.parameters())
+
+
+def test_an_adapter_that_no_base_fits_is_refused(stores, base, tuned, tmp_path):
+    run = config.load(tuned / "config.json")
+    for change, words in (
+        ({"lora": None}, "was trained without adapters"),
+        ({"lora": LoRAConfig(full=["connector", "vision"])}, "trained vision in full"),
+        ({"start_from": {"vision": str(base)}}, "no whole model; leave --adapter out"),
+        ({"model": small.config()}, "has other model.* fields than"),
+    ):
+        shutil.copytree(tuned, tmp_path / "run", dirs_exist_ok=True)
+        config.save(run.model_copy(update=change), tmp_path / "run/config.json")
+        with pytest.raises(ConfigError, match=words):
+            exchange.export_adapter(tmp_path / "run", tmp_path / "adapter")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/notes.txt").touch()
+    with pytest.raises(ConfigError, match=r"taken holds notes\.txt"):
+        exchange.export_adapter(tuned, tmp_path / "taken")
