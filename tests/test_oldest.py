@@ -17,7 +17,7 @@ def requirements(name: str) -> list[Requirement]:
     """What an extra needs, and what the extras of ours that it names need."""
     needed = []
     for requirement in map(Requirement, PROJECT["optional-dependencies"][name]):
-        inner = [each for extra in requirement.extras for each in requirements(extra)]
+        inner = [each for extra in sorted(requirement.extras) for each in requirements(extra)]
         needed += inner if requirement.name == "mm1" else [requirement]
     return needed
 
