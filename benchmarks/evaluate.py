@@ -140,7 +140,8 @@ class Theirs:
         tokens_T = torch.from_numpy(encoded.tokens).long()
         x_TD = self.decoder.get_input_embeddings()(tokens_T)
         if encoded.images:
-            pixels = torch.stack([torch.from_numpy(load(image.data, config.image_size)) for image in encoded.images])
+            images = [load(tile.image.data, config.image_size) for tile in encoded.images]
+            pixels = torch.stack([torch.from_numpy(pixels_CYX) for pixels_CYX in images])
             hidden = self.vision((pixels / 255 - self.mean) / self.std).last_hidden_state
             features_NSD = self.connector(hidden[:, -config.grid.cells :], config.grid)
             x_TD = x_TD.masked_scatter((tokens_T == image)[:, None], features_NSD)
@@ -197,7 +198,7 @@ class Ours:
 
     def prompt(self, encoded: Encoded) -> Prompt:
         size = self.subject.model.config.vision.image_size
-        images = [Picture(str(hash(image)), partial(pixels, image.data, size)) for image in encoded.images]
+        images = [Picture(str(hash(tile)), partial(pixels, tile.image.data, size)) for tile in encoded.images]
         return Prompt(encoded.tokens.tolist(), images)
 
     def answer(self, prompts: Sequence[Encoded], *, tokens: int, ends: bool = True) -> list[list[int]]:

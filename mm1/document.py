@@ -38,19 +38,43 @@ class Text:
 
 
 Box = tuple[int, int, int, int]
-"""Left, top, right and bottom of a part of a picture, in pixels of the decoded picture; right and bottom excluded."""
+"""Left, top, right and bottom of a part of a picture, in pixels of the upright picture; right and bottom excluded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
     """A picture, or the part of one in `box`: encoded bytes (JPEG, PNG or WebP), undecoded until a worker needs them.
 
-    Pixels are counted as the file stores them: an orientation in its EXIF data is not applied.
+    Pixels are counted in the picture as viewers show it, turned as its EXIF data say. `in_tiles` decides whether the
+    model's tiling cuts it (True) or shows an overview of it (False); None leaves that to the tiling.
     """
 
     data: bytes
     box: Box | None = None  # None: the whole picture
     size: tuple[int, int] | None = field(default=None, compare=False, repr=False)  # width and height, if known
+    in_tiles: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a tile is made of its picture.
+
+    The picture is resized to each of `sizes` (width, height) in turn. The tile is the square of the last whose left top
+    corner is `corner`; what lies outside of it is black. `cell` is the tile's row and column among the tiles of its
+    picture, from 1; (0, 0) is the overview, which shows the whole picture.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    corner: tuple[int, int] = (0, 0)
+    cell: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What the encoder sees at once: an image and how the tile is cut from it."""
+
+    image: Image
+    cut: Cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +115,15 @@ class Encoded:
 
     `tokens` (int32, one per position) has the image token wherever an image feature goes; `train` (bool, same length)
     marks the tokens that the model learns to predict; `images` are the tiles in the order of their tokens, and
-    `pictures` (same length) says by a number which picture of the document each tile belongs to.
+    `pictures` (same length) says by a number which picture of the document each tile belongs to. `extents` are the
+    positions [start, stop) of each picture, with the text around its tiles; a part of a document has none.
     """
 
     tokens: np.ndarray
     train: np.ndarray
-    images: tuple[Image, ...]
+    images: tuple[Tile, ...]
     pictures: tuple[int, ...]
+    extents: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from PIL import Image as Canvas
 from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.chat_format import prompt
 from mm1.data.encode import Cutter, encode
-from mm1.data.image import ImageError, load, load_boxes
+from mm1.data.image import ImageError, load
 from mm1.data.loader import Sequences, batches, workers_of
 from mm1.data.store import Store, StoreError, open_store, write_store
 from mm1.data.tiles import TileSpec
@@ -306,15 +306,13 @@ def test_a_box_shows_that_part_of_the_picture_and_nothing_else(x, y):
     alone = io.BytesIO()
     whole.crop(box).save(alone, format="PNG")
     assert (load(data, 8, box=box) == load(alone.getvalue(), 8)).all()
-    assert (load_boxes(data, 8, [None, box])[1] == load(data, 8, box=box)).all()
-    assert (load_boxes(data, 8, [box, None])[1] == load(data, 8)).all()
 
 
 def test_a_box_of_a_jpeg_that_is_decoded_smaller_shows_the_same_part():
     whole, data = striped("JPEG", 960, 640)
     box = (480, 0, 960, 320)
     expected = np.asarray(whole.crop(box).resize((32, 32), Canvas.Resampling.BICUBIC)).transpose(2, 0, 1)
-    shown = load_boxes(data, 32, [box])[0]
+    shown = load(data, 32, box=box)
     assert np.abs(shown[:2].astype(int) - expected[:2]).max() <= 4
 
 

@@ -20,9 +20,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mm1"
 CODE = ("mm1", "sample_build", "tests", "benchmarks")
 
-# A dict named KINDS (or OBJECTIVES) holds one class, or function, for each value of this field.
+# These dicts hold one class, function or preset for each value of the field; the dict is KINDS where none is named.
 KINDS = {
     "mm1.data.tiles": (architecture.TilingConfig, "kind"),
+    "mm1.data.tiles:GRIDS": (architecture.TilingConfig, "grid"),
+    "mm1.data.tiles:FITS": (architecture.TilingConfig, "fit"),
+    "mm1.data.tiles:ORDERS": (architecture.TilingConfig, "order"),
+    "mm1.data.tiles:INDICATORS": (architecture.TilingConfig, "indicators"),
     "mm1.model.connector": (architecture.ConnectorConfig, "kind"),
     "mm1.train.optim": (config.OptimConfig, "kind"),
     "mm1.train.schedule": (config.OptimConfig, "schedule"),
@@ -216,9 +220,11 @@ def test_every_kind_has_its_class():
     }
     unknown = sorted(defining - KINDS.keys())
     assert not unknown, f"{unknown[0]} has such a dict: name the config field it belongs to in this file's KINDS"
-    for module, (model, field) in KINDS.items():
-        (classes,) = (value for name, value in vars(importlib.import_module(module)).items() if name in DICTS)
-        assert sorted(classes) == sorted(base.choices(model, field)), f"the dict of {module} and {field!r} differ"
+    for where, (model, field) in KINDS.items():
+        module, _, of_name = where.partition(":")
+        names = {of_name} if of_name else DICTS
+        (classes,) = (value for name, value in vars(importlib.import_module(module)).items() if name in names)
+        assert sorted(classes) == sorted(base.choices(model, field)), f"the dict of {where} and {field!r} differ"
 
 
 def test_only_the_dict_of_objectives_knows_their_names():

@@ -1,9 +1,12 @@
 """Pictures of many tiles: which ones, how they are packed, and that a run trains on them."""
 
+import hashlib
 import io
 import json
 import pickle
 import shutil
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import lance
@@ -18,19 +21,21 @@ from mm1.config.run import DataConfig, SourceConfig
 from mm1.config.run import load as load_run
 from mm1.data import loader
 from mm1.data.encode import Cutter, encode
-from mm1.data.image import load, load_boxes
+from mm1.data.image import load_tiles
 from mm1.data.loader import Sequences
 from mm1.data.store import Store, write_store
-from mm1.data.tiles import TileSpec, quarters, tiled, tiles
+from mm1.data.tiles import KINDS, TileSpec, quarters, tiled, tiles
 from mm1.data.tokenized import tokenize_store
 from mm1.data.tokenizer import load_tokenizer
-from mm1.document import Document, Image, Text
+from mm1.document import Batch, Cut, Document, Image, Text
+from mm1.generate.writer import Writer
+from mm1.model.mllm import MLLM
 from mm1.report.sequence import checks, run_sequence_page
 from mm1.train.log import read_metrics
 from mm1.train.run import train_run
 
 TOKENIZER = load_tokenizer("sample")
-MM1 = TileSpec(16, 4, "mm1")
+MM1 = TileSpec(16, 4, KINDS["mm1"])
 SIZES = [(40, 24), (8, 8), (16, 16), (17, 9), (120, 30)]
 
 
@@ -65,10 +70,13 @@ def sequences(store: Path, *, tile: TileSpec = MM1, folder: Path | None = None, 
 
 
 def test_the_tiles_are_the_picture_and_its_quarters_in_reading_order():
-    assert tiles(40, 24, MM1) == (None, (0, 0, 20, 12), (20, 0, 40, 12), (0, 12, 20, 24), (20, 12, 40, 24))
-    assert tiles(3, 17, MM1) == (None, (0, 0, 2, 9), (1, 0, 3, 9), (0, 8, 2, 17), (1, 8, 3, 17))
-    assert tiles(16, 16, MM1) == tiles(1, 3, MM1) == (None,)
-    assert tiles(4000, 3000, TileSpec(16, 4)) == (None,)
+    whole, *parts = tiles(40, 24, MM1)
+    assert whole == Cut(((16, 16),))
+    assert [part.corner for part in parts] == [(0, 0), (16, 0), (0, 16), (16, 16)]
+    assert [part.cell for part in parts] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert {part.sizes for part in parts} == {((32, 32),)}
+    assert tiles(3, 17, MM1) == tiles(40, 24, MM1)
+    assert tiles(16, 16, MM1) == tiles(1, 3, MM1) == tiles(4000, 3000, TileSpec(16, 4)) == (whole,)
 
 
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000))
@@ -85,10 +93,10 @@ def test_quarters_are_equally_large_inside_the_picture_and_cover_it(width, heigh
 
 
 def test_a_part_of_a_picture_and_an_unreadable_one_are_one_tile():
-    part = Image(png(40, 40), (0, 0, 30, 30))
-    assert tiled(part, MM1) == (part,)
-    assert tiled(Image(b"torn"), MM1) == (Image(b"torn"),)
-    assert len(tiled(Image(b"torn", size=(40, 40)), MM1)) == 5  # a size that is known is not read again
+    images = (Image(png(40, 40), (0, 0, 30, 30)), Image(b"torn"), Image(b"torn", size=(40, 40)))
+    pictures = tiled(Document(images), MM1)
+    assert [len(one.tiles) for one in pictures] == [1, 1, 5]  # a size that is known is not read again
+    assert [one.tiles[0].image for one in pictures] == [*images]
 
 
 @settings(max_examples=60, deadline=None)
@@ -140,8 +148,8 @@ def test_every_sequence_has_the_positions_and_the_pixels_of_its_tiles(captions):
             shown[position] = shown.get(position, 0) + int(opened.sources[0].spans.images[span])
             if position < 20:
                 (image,) = documents[position].images
-                for box in tiles(*SIZES[position % 5], MM1):
-                    assert (next(pixels) == load(image.data, 16, box=box)).all()
+                for tile in load_tiles(image, tiles(*SIZES[position % 5], MM1), size=16):
+                    assert (next(pixels) == tile).all()
             else:
                 for _ in range(int(opened.sources[0].spans.images[span])):
                     next(pixels)
@@ -151,14 +159,72 @@ def test_every_sequence_has_the_positions_and_the_pixels_of_its_tiles(captions):
 def test_a_picture_of_many_tiles_is_decoded_once(captions, monkeypatch):
     opened = sequences(captions)
     calls: list[int] = []
-    monkeypatch.setattr(
-        "mm1.data.loader.load_boxes",
-        lambda data, size, boxes: calls.append(len(boxes)) or load_boxes(data, size, boxes),
-    )
+
+    def counted(image, cuts, *, size):
+        calls.append(len(cuts))
+        return load_tiles(image, cuts, size=size)
+
+    monkeypatch.setattr("mm1.data.loader.load_tiles", counted)
     batch = opened.batch([*range(opened.sources[0].plan.epoch_sequences)])
     assert sorted(calls) == sorted([5] * 14 + [1] * 9)  # 12 large and 8 small captions; 2 large and 1 torn on the page
     assert len(batch.broken) == 1
     assert "page, image 1: not a readable image" in batch.broken[0]
+
+
+def test_a_prompt_decodes_a_picture_of_many_tiles_once(monkeypatch):
+    config = small.config()
+    config.tiling.kind, config.decoder.vocabulary, config.image_token_id = "mm1", TOKENIZER.vocabulary, TOKENIZER.image
+    model = MLLM(config)
+    model.initialise(0)
+    calls: list[int] = []
+
+    def counted(image, cuts, *, size):
+        calls.append(len(cuts))
+        return load_tiles(image, cuts, size=size)
+
+    monkeypatch.setattr("mm1.generate.writer.load_tiles", counted)
+    documents = [Document((Image(png(90, 50, seed=n)), Text(" a picture"))) for n in range(3)]
+    writer = Writer(model, TOKENIZER, rows=3)
+    together = writer.losses(documents)
+    assert calls == [5, 5, 5]
+    assert writer.prompt_tokens(documents[0]) > 5 * 4
+    alone = [float(Writer(model, TOKENIZER, rows=1).losses([document])[0]) for document in documents]
+    assert together.tolist() == pytest.approx(alone, abs=1e-5)
+    assert writer.features([document.images[0] for document in documents]).shape == (3, config.decoder.width)
+    assert calls[6:] == [1, 1, 1] or calls[6:] == []  # overviews that are encoded already
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
+def test_sequences_of_every_tiling_are_the_same_for_any_ranks_workers_and_start(captions, kind, tmp_path):
+    tile = TileSpec(16, 4, replace(KINDS[kind], max_tiles=min(9, KINDS[kind].max_tiles)))
+    opened = sequences(captions, tile=tile, folder=tmp_path, sequence_length=1024, max_images=24)
+
+    def of_steps(*, start: int, world: int, workers: int) -> list[list[str]]:
+        opened.data = opened.data.model_copy(update={"workers": workers})
+        digests: list[list[str]] = [[] for _ in range(2)]
+        for rank in range(world):
+            stream = loader.batches(
+                opened, start_sequence=4 * start, batch_size=4, micro_batch_size=1, rank=rank, world=world
+            )
+            for step, parts in enumerate(islice(stream, 2)):
+                digests[step] += [digest(batch) for batch in parts]
+        return [sorted(step) for step in digests]
+
+    alone = of_steps(start=0, world=1, workers=0), of_steps(start=1, world=1, workers=0)
+    assert alone[0][1] == alone[1][0]
+    for world in (2, 4):
+        assert of_steps(start=1, world=world, workers=0) == alone[1]
+    if kind == "mm1_5":
+        assert of_steps(start=1, world=1, workers=2) == alone[1]
+    for number in range(opened.sources[0].plan.epoch_sequences):
+        batch = opened.batch([number])
+        assert batch.images == opened.images(number)
+        assert all(check.passed for check in checks(batch, TOKENIZER.image))
+
+
+def digest(batch: Batch) -> str:
+    tensors = (batch.tokens_BT, batch.targets_BT, batch.document_BT, batch.position_BT, batch.images_NCYX)
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
 def test_a_column_of_sizes_gives_the_same_sequences_without_reading_images(captions, monkeypatch):
@@ -190,7 +256,7 @@ def test_the_index_of_another_tiling_is_kept_beside_and_workers_find_the_same_ti
     assert int(cut.sources[0].spans.images.sum()) == 14 * 5 + 9
     keys = [json.loads(path.read_text())["key"] for path in (tmp_path / "index").glob("captions/*/about.json")]
     (plain,) = [key for key in keys if "tiling" not in key]
-    assert [key for key in keys if "tiling" in key] == [plain | {"tiling": "mm1", "tile_size": 16}]
+    assert [key for key in keys if "tiling" in key] == [plain | {"tiling": asdict(KINDS["mm1"]), "tile_size": 16}]
     sent = pickle.loads(pickle.dumps(cut))
     assert (sent.batch([0, 1]).images_NCYX == cut.batch([0, 1]).images_NCYX).all()
 
@@ -198,7 +264,7 @@ def test_the_index_of_another_tiling_is_kept_beside_and_workers_find_the_same_ti
 def test_pictures_that_no_sequence_can_hold_are_refused_with_the_numbers(captions):
     with pytest.raises(ValueError, match=r"pictures of 5 tiles, but data\.max_images is 4; set it to 5"):
         sequences(captions, max_images=4)
-    with pytest.raises(ValueError, match=r"5 tiles, 4 positions each, .* but data\.sequence_length is 21"):
+    with pytest.raises(ValueError, match=r"5 tiles, 20 positions each .* but data\.sequence_length is 21"):
         sequences(captions, sequence_length=21)
 
 
@@ -214,5 +280,5 @@ def test_a_run_trains_on_tiles_and_shows_them(captions, tmp_path):
     assert max(record["images/captions"] for record in records) > 4  # of four sequences
     page = run_sequence_page(tmp_path / "run", 0)
     opened = loader.sequences_of(load_run(tmp_path / "run" / "config.json"), tmp_path / "run")
-    assert opened.tile == TileSpec(16, 4, "mm1")
+    assert opened.tile == MM1
     assert page.count("4 positions from") == opened.images(0) > 4

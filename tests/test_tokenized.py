@@ -54,7 +54,7 @@ def test_a_tokenized_store_gives_the_same_sequences_without_tokenizing(store, mo
     tokenizer = load_tokenizer("sample")
     assert tokenize(store, tokenizer) == [
         *(f"tokens_{tokenizer.fingerprint}", f"length_{tokenizer.fingerprint}"),
-        "image_sizes",
+        "upright_sizes",
     ]
     monkeypatch.setattr(Tokenizer, "encode_many", lambda self, texts: [[] for _ in itertools.repeat(0, len(texts))])
     after = [sequences(store).batch([n]) for n in range(4)]
@@ -72,8 +72,8 @@ def test_its_columns_say_how_long_the_texts_and_how_large_the_images_are(store):
         plain = encode.encode(document, tokenizer, tile=TileSpec(16, 4))
         marks = int((plain.tokens < len(tokenizer.marks)).sum() - 4 * len(document.images))
         assert row[f"length_{tokenizer.fingerprint}"] == len(plain.tokens) - marks - 4 * len(document.images)
-        sizes = [size for size in row["image_sizes"] if size is not None]
-        assert len(row["image_sizes"]) == len(document.pieces)
+        sizes = [size for size in row["upright_sizes"] if size is not None]
+        assert len(row["upright_sizes"]) == len(document.pieces)
         assert [(s["height"], s["width"]) for s in sizes] == [sized(image.data) for image in document.images]
 
 
@@ -110,7 +110,7 @@ def test_documents_appended_later_are_read_and_then_tokenized_too(store):
     assert tokenize(store, tokenizer)
     opened = Store(store, tokens=tokenizer.fingerprint)
     assert opened.take([len(opened) - 2])[0].pieces[0].ids == tokenizer.encode("said later")
-    assert not lance.dataset(str(store)).count_rows("image_sizes IS NULL")
+    assert not lance.dataset(str(store)).count_rows("upright_sizes IS NULL")
     assert tokenize(store, tokenizer) == []
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.model import SparseConfig
 from mm1.config.run import RunConfig, Stage
+from mm1.data.image import load_tiles
 from mm1.data.loader import Sequences
 from mm1.data.tiles import tile_spec
+from mm1.document import Cut, Image
 from mm1.model.mllm import MLLM
 from mm1.objectives.loss import Loss
 from mm1.objectives.next_token import NextToken
@@ -247,15 +250,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sequence(run, tmp
 
 def test_a_thousandth_broken_image_stops_the_run(run, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "MAX_BROKEN", 3)
-    monkeypatch.setattr("mm1.data.loader.load_boxes", _broken)
+    monkeypatch.setattr("mm1.data.loader.load_tiles", _broken)
     with pytest.raises(ValueError, match="3 images of this run could not be decoded, the last captions: caption-"):
         train_run(run, tmp_path)
 
 
-def _broken(data: bytes, size: int, boxes: list):
-    from mm1.data.image import load_boxes
-
-    return load_boxes(b"not an image", size, boxes)
+def _broken(image: Image, cuts: Sequence[Cut], *, size: int):
+    return load_tiles(Image(b"not an image"), cuts, size=size)
 
 
 @pytest.mark.skipif(missing_compiler(torch.device("cpu")) is not None, reason="no C++ compiler on this machine")

@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,8 +18,10 @@ class Config(BaseModel):
 
 
 def choices(model: type[Config], field_name: str) -> tuple[str, ...]:
-    """The values a `Literal` field may take."""
-    return get_args(model.model_fields[field_name].annotation)
+    """The values that a `Literal` field may take besides null."""
+    annotation = model.model_fields[field_name].annotation
+    literals = [part for part in get_args(annotation) if get_origin(part) is Literal]
+    return get_args(literals[0] if literals else annotation)
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from mm1.config.base import Config
 
 
 class Grid(NamedTuple):
-    """Rows and columns of the patches or of the image tokens of one image, which are numbered row by row."""
+    """Rows and columns of a picture's tiles, or of the patches or image tokens of one tile, numbered row by row."""
 
     rows: int
     columns: int
@@ -73,9 +73,25 @@ class VisionConfig(Config):
 
 
 class TilingConfig(Config):
-    """How a picture becomes tiles, each an image of the encoder (`data/tiles.py`)."""
+    """How a picture becomes tiles, each an image of the encoder: docs/tiles.md, `data/tiles.py`.
 
-    kind: Literal["none", "mm1"] = "none"  # none: a picture is one tile; mm1: an overview and its four quarters
+    `kind` names a preset of all fields after it; one that is null has the preset's value.
+    """
+
+    kind: Literal["none", "mm1", "mm1_5", "llava_next", "internvl", "idefics3"] = "none"  # none: a picture is one tile
+    # how many rows and columns: always 1 x 1; 2 x 2; the least padding; one of LLaVA-NeXT's shapes with the most pixels
+    # used; the nearest aspect; the longer side always the same number of tiles
+    grid: Literal["one", "quarters", "padding", "pixels", "nearest_aspect", "longer_side"] | None = None
+    # how the picture fills them: its aspect is lost; kept, with black around it, also in the overview or not there;
+    # lost, in two steps (Idefics3)
+    fit: Literal["squeeze", "pad", "pad_tiles", "squeeze_twice"] | None = None
+    order: Literal["overview_first", "overview_last"] | None = None
+    indicators: Literal["none", "index", "row_column"] | None = None  # text around tiles that says which is which
+    min_tiles: int | None = Field(None, ge=1)  # without the overview
+    max_tiles: int | None = Field(None, ge=1)  # without the overview; in training
+    use_max_tiles: int | None = Field(None, ge=1)  # in evaluation, chat and serving
+    full_images: int | None = Field(None, ge=0)  # of a document only the last so many pictures are cut; null: all
+    max_document_images: int | None = Field(None, ge=0)  # documents of more pictures show overviews only
 
 
 class ConnectorConfig(Config):

@@ -1,12 +1,14 @@
 """Document -> Encoded: token ids, loss mask and tiles; and the cutting of long documents into spans."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 
 from mm1.data.chat_format import is_chat, messages, with_roles
-from mm1.data.tiles import TileSpec, tiled
+from mm1.data.tiles import TiledPicture, TileSpec, tiled
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import Document, Encoded, Image, Mark, Text
 
@@ -14,7 +16,8 @@ from mm1.document import Document, Encoded, Image, Mark, Text
 def encode(document: Document, tokenizer: Tokenizer, *, tile: TileSpec, end: bool = True) -> Encoded:
     """The document as token ids: `<|begin|>`, its pieces, `<|end|>`.
 
-    A picture takes `tile.tokens` positions for each of its tiles. `end=False` leaves the document open, as a prompt is.
+    A picture takes `tile.tokens` positions for each of its tiles, and those of the text that the tiling puts around
+    them, which is never trained. `end=False` leaves the document open, as a prompt is.
     `<|end|>` is trained only after trained text. A conversation to be continued is written by the tokenizer's own
     template if it has one.
     """
@@ -39,15 +42,14 @@ def _assemble(
     """One document encoded; `ids` gives the tokens of the next text that has none."""
     marks, teaches = tokenizer.marks, _teaches(document)
     tokens, train = [*tokenizer.begin], [False] * len(tokenizer.begin)
-    images: list[Image] = []
-    tile_counts: list[int] = []
+    pictures = tiled(document, tile)
+    extents: list[tuple[int, int]] = []
     for piece in document.pieces:
         if isinstance(piece, Image):
-            parts = tiled(piece, tile)
-            tokens += [tokenizer.image] * (tile.tokens * len(parts))
-            train += [False] * (tile.tokens * len(parts))
-            images += parts
-            tile_counts.append(len(parts))
+            added = _picture_tokens(pictures[len(extents)], tokenizer, tile)
+            extents.append((len(tokens), len(tokens) + len(added)))
+            tokens += added
+            train += [False] * len(added)
         elif isinstance(piece, Mark):
             tokens.append(marks[piece.name])
             train.append(piece.train)
@@ -58,24 +60,38 @@ def _assemble(
     if end and tokens[-1:] != [marks["end"]]:
         tokens.append(marks["end"])
         train.append(teaches)
-    return Encoded(np.array(tokens, np.int32), np.array(train, bool), tuple(images), _numbered(tile_counts))
+    return _encoded(tokens, train, pictures, extents)
 
 
 def _by_template(document: Document, tokenizer: Tokenizer, tile: TileSpec) -> Encoded:
-    """The conversation as the tokenizer's template writes it, with an image token for each picture."""
-    pictures = [tiled(image, tile) for image in document.images]
-    tile_counts = iter([len(parts) for parts in pictures])
+    """The conversation as the tokenizer's template writes it, with the tokens of each picture for its image token."""
+    pictures = tiled(document, tile)
+    extents: list[tuple[int, int]] = []
     tokens: list[int] = []
     for token in tokenizer.conversation(messages(document)):
-        tokens += [token] * (tile.tokens * next(tile_counts) if token == tokenizer.image else 1)
-    images = tuple(part for parts in pictures for part in parts)
-    numbers = _numbered([len(parts) for parts in pictures])
-    return Encoded(np.array(tokens, np.int32), np.zeros(len(tokens), bool), images, numbers)
+        if token == tokenizer.image:
+            added = _picture_tokens(pictures[len(extents)], tokenizer, tile)
+            extents.append((len(tokens), len(tokens) + len(added)))
+            tokens += added
+        else:
+            tokens.append(token)
+    return _encoded(tokens, [False] * len(tokens), pictures, extents)
 
 
-def _numbered(tile_counts: Sequence[int]) -> tuple[int, ...]:
-    """For each tile the number of its picture."""
-    return tuple(number for number, count in enumerate(tile_counts) for _ in range(count))
+def _picture_tokens(picture: TiledPicture, tokenizer: Tokenizer, tile: TileSpec) -> list[int]:
+    """The image tokens of a picture's tiles with the tokens of the text around them."""
+    tokens: list[int] = []
+    for text in picture.texts[:-1]:
+        tokens += [*tokenizer.indicator(text), *[tokenizer.image] * tile.tokens]
+    return [*tokens, *tokenizer.indicator(picture.texts[-1])]
+
+
+def _encoded(
+    tokens: list[int], train: list[bool], pictures: Sequence[TiledPicture], extents: Sequence[tuple[int, int]]
+) -> Encoded:
+    images = tuple(one for picture in pictures for one in picture.tiles)
+    numbers = tuple(number for number, picture in enumerate(pictures) for _ in picture.tiles)
+    return Encoded(np.array(tokens, np.int32), np.array(train, bool), images, numbers, tuple(extents))
 
 
 def _teaches(document: Document) -> bool:
@@ -105,7 +121,8 @@ class Cutter:
         """The spans of a document, each fitting a sequence; one span if the whole document fits.
 
         A cut falls after a line, else a sentence, else a word piece, within the last 1/32 of a sequence. It never falls
-        inside a tile, nor between the tiles of a picture that fits a sequence. No position and no tile is lost.
+        inside a tile, nor inside a picture that fits a sequence: between its tiles or in the text around them. No
+        position and no tile is lost.
         """
         seen = np.concatenate([[0], np.cumsum(encoded.tokens == self.tokenizer.image)])  # image tokens before each
         spans, start = [], 0
@@ -120,17 +137,19 @@ class Cutter:
 
     def _best_stop(self, encoded: Encoded, seen: np.ndarray, *, start: int, stop: int) -> int:
         """The best position to cut at, at most `stop`."""
-        inside = int(seen[stop]) % self.tile.tokens  # tokens of a tile that the cut would split
-        tile = int(seen[stop]) // self.tile.tokens  # the tile that the cut would split or stand before
-        pictures = encoded.pictures
-        first = pictures.index(pictures[tile]) if tile < len(pictures) else tile
-        before = inside + (tile - first) * self.tile.tokens  # tokens of a picture that the cut would split
-        if 0 < before < stop - start:
-            return stop - before  # the picture moves to the next span, whole
-        if inside or before:
-            return stop - inside
+        number = bisect_left(encoded.extents, stop, key=itemgetter(0)) - 1  # of the last picture that starts before
+        if number >= 0 and stop < encoded.extents[number][1]:
+            first = encoded.extents[number][0]
+            if first > start:
+                return first  # the picture moves to the next span, whole
+            return stop - int(seen[stop]) % self.tile.tokens  # it fits no sequence: its tiles stay whole
         window = max(1, (stop - start) // 32)
         quality = self.tokenizer.breaks[encoded.tokens[stop - window : stop]]
+        for first, end in encoded.extents[number::-1] if number >= 0 else ():
+            if end <= stop - window:
+                break
+            # a line that ends inside of a picture is no place to cut
+            quality[max(0, first - (stop - window)) : max(0, end - 1 - (stop - window))] = 0
         best = int(quality.max())
         if best == 0:
             return stop

@@ -14,7 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
@@ -96,7 +96,7 @@ def open_source(
 def _key(store: Store, cutter: Cutter, only: str) -> dict[str, Any]:
     """All that an index follows from."""
     tile = cutter.tile
-    tiling = {} if tile.whole else {"tiling": tile.tiling, "tile_size": tile.size}
+    tiling = {} if tile.whole else {"tiling": asdict(tile.tiling), "tile_size": tile.size}
     return {
         "format": FORMAT,
         "window": WINDOW,
@@ -149,10 +149,12 @@ def _check_images(name: str, encoded: Encoded, cutter: Cutter) -> None:
             f"source {name!r} has pictures of {most} tiles, but data.max_images is {cutter.max_images}; "
             f"set it to {most} or more"
         )
-    if most * cutter.tile.tokens + 2 > cutter.sequence_length:
+    longest = max(stop - start for start, stop in encoded.extents)
+    if longest + 2 > cutter.sequence_length:
         raise ValueError(
-            f"source {name!r} has pictures of {most} tiles, {cutter.tile.tokens} positions each, and a document takes "
-            f"two more, but data.sequence_length is {cutter.sequence_length}; raise it or lower model.connector.tokens"
+            f"source {name!r} has pictures of {most} tiles, {longest} positions each with the text around them, and a "
+            f"document takes two more, but data.sequence_length is {cutter.sequence_length}; raise it or lower "
+            "model.connector.tokens or model.tiling.max_tiles"
         )
 
 

@@ -19,14 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 from mm1 import dist
 from mm1.config.run import DataConfig, RunConfig
 from mm1.data.encode import Cutter, encode_many
-from mm1.data.image import ImageError, load_boxes
+from mm1.data.image import ImageError, load_tiles
 from mm1.data.index import Source, open_source
 from mm1.data.microbatches import micro_batches, of_rank, padded
 from mm1.data.mixture import Mixture, sequence_shares
 from mm1.data.store import StoreError, open_store
 from mm1.data.tiles import TileSpec, tile_spec
 from mm1.data.tokenizer import load_tokenizer
-from mm1.document import IGNORED, Batch, Encoded, Image, trained_positions
+from mm1.document import IGNORED, Batch, Encoded, Tile, trained_positions
 
 MAX_WORKERS = 8
 """Processes that load data for a rank by default, at most. So many decode several times what a GPU trains on."""
@@ -146,10 +146,10 @@ class Sequences:
         tiles = slice(before, before + inside)
         return Encoded(whole.tokens[start:stop], whole.train[start:stop], whole.images[tiles], whole.pictures[tiles])
 
-    def _pixels(self, tiles: list[Image], name: str, broken: list[str]) -> list[np.ndarray]:
+    def _pixels(self, tiles: list[Tile], name: str, broken: list[str]) -> list[np.ndarray]:
         """The pixels of tiles of one picture, decoded once; grey, and its name in `broken`, if it is unreadable."""
         try:
-            return load_boxes(tiles[0].data, self.tile.size, [tile.box for tile in tiles])
+            return load_tiles(tiles[0].image, [tile.cut for tile in tiles], size=self.tile.size)
         except ImageError as error:
             broken.append(f"{name}: {error}")
             return [np.full((3, self.tile.size, self.tile.size), 128, np.uint8)] * len(tiles)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image as Pillow
 
 from mm1.data.chat_format import is_chat, with_roles
-from mm1.data.image import UNREADABLE
+from mm1.data.image import UNREADABLE, upright
 from mm1.document import Document, Image, Mark
 
 
@@ -37,7 +37,8 @@ def page_items(document: Document) -> list[PageItem]:
 def _thumbnail(data: bytes) -> str:
     """The picture as a data: URI, at most 320 pixels a side; empty if it cannot be decoded."""
     try:
-        with Pillow.open(io.BytesIO(data)) as picture:
+        with Pillow.open(io.BytesIO(data)) as opened:
+            picture = upright(opened, data)
             picture.thumbnail((320, 320))
             return png_uri(picture.convert("RGBA"))
     except UNREADABLE:

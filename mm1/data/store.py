@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
 )
 
 
-TOKENS, LENGTH, SIZES = "tokens_", "length_", "image_sizes"
+TOKENS, LENGTH, SIZES = "tokens_", "length_", "upright_sizes"
 """Further columns that a store may have (`data/tokenized.py`); the tokenizer's fingerprint follows the first two."""
 
 _BUFFER = 8 * 2**20  # bytes of images held before they are written: with 32 MB, Lance's threads keep 300 MB more

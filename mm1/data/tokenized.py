@@ -22,7 +22,7 @@ def tokenize_store(store: Store, tokenizer: Tokenizer, *, name: str, progress: C
     """The names of the columns that were added: none if the store had them all.
 
     `tokens_FINGERPRINT` has for each text its ids, null for an image, and `length_FINGERPRINT` the number of tokens of
-    the document (int32). `image_sizes` has for each image its width and height in pixels, null for a text and for an
+    the document (int32). `upright_sizes` has for each image its width and height in pixels, null for a text and for an
     unreadable image; it serves all tokenizers. Columns that lack documents appended since are written again. Each step
     is done whole or not at all, so that a stopped command can be repeated. `name` is the tokenizer's name in messages.
     `progress` gets the number of documents done since its last call; in all, each document counts twice.

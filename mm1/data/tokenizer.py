@@ -43,6 +43,7 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(data).hexdigest()[:12]
         self.vocabulary = self._inner.get_vocab_size()
         self.template: ChatTemplate | None = None
+        self._indicators: dict[str, list[int]] = {"": []}
         ids = own_marks(json.loads(data))
         for name in MARKS:
             if name not in ids:
@@ -72,6 +73,12 @@ class Tokenizer:
         """The ids of each text, computed on all cores."""
         return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def indicator(self, text: str) -> list[int]:
+        """The ids of a text that a tiling puts around tiles; names of special tokens in it are those tokens."""
+        if text not in self._indicators:
+            self._indicators[text] = self._with_special(text)
+        return self._indicators[text]
+
     def conversation(self, turns: Turns) -> list[int]:
         """The ids of a conversation as `template` writes it, with one image token per picture, open for an answer.
 
@@ -82,9 +89,13 @@ class Tokenizer:
         special = [token.content for token in self._inner.get_added_tokens_decoder().values() if token.special]
         pattern = re.compile("|".join(re.escape(name) for name in sorted(special, key=len, reverse=True)))
         safe = [turn | {"content": [_harmless(piece, pattern) for piece in turn["content"]]} for turn in turns]
+        return self._with_special(self.template(safe))
+
+    def _with_special(self, text: str) -> list[int]:
+        """The ids of a trusted text, in which names of special tokens are those tokens."""
         self._inner.encode_special_tokens = False
         try:
-            return self._inner.encode(self.template(safe), add_special_tokens=False).ids
+            return self._inner.encode(text, add_special_tokens=False).ids
         finally:
             self._inner.encode_special_tokens = True
 

@@ -5,16 +5,17 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 
 import numpy as np
 import torch
 
 from mm1.data.encode import encode
-from mm1.data.image import ImageError, load
-from mm1.data.tiles import tile_spec
+from mm1.data.image import ImageError, load_tiles
+from mm1.data.tiles import overview, tile_spec
 from mm1.data.tokenizer import Tokenizer
-from mm1.document import Document, Encoded, Image
+from mm1.document import Document, Encoded, Image, Tile
 from mm1.generate.beam import BeamSearch, search_all
 from mm1.generate.engine import Engine
 from mm1.generate.prompt import IMAGES_PER_PASS, Picture, Prompt
@@ -37,7 +38,8 @@ class Writer:
     def __init__(self, model: MLLM, tokenizer: Tokenizer, *, rows: int):
         self.tokenizer = tokenizer
         self.engine = Engine(model, rows=rows)
-        self._tile = tile_spec(model.config)
+        self._tile = tile_spec(model.config, use=True)
+        self._decoded: tuple[tuple[Tile, ...], list[torch.Tensor]] = ((), [])
 
     def write(
         self,
@@ -97,7 +99,8 @@ class Writer:
         """Each image's mean image token as the decoder reads it, float32 [images, width]."""
         parts = []
         for start in range(0, len(images), IMAGES_PER_PASS):
-            pictures = [self._picture(image) for image in images[start : start + IMAGES_PER_PASS]]
+            tiles = [overview(image, self._tile) for image in images[start : start + IMAGES_PER_PASS]]
+            pictures = [picture for tile in tiles for picture in self._pictures((tile,))]
             parts.append(self.engine.features.of(pictures).mean(dim=1).float().cpu().numpy())
         return np.concatenate(parts)
 
@@ -114,20 +117,33 @@ class Writer:
         return lambda tokens: until(text := self.tokenizer.decode(tokens), stops) != text
 
     def _prompt(self, encoded: Encoded) -> Prompt:
-        return Prompt(encoded.tokens.tolist(), [self._picture(image) for image in encoded.images])
+        pictures: list[Picture] = []
+        for _, tiles in groupby(zip(encoded.pictures, encoded.images, strict=True), key=itemgetter(0)):
+            pictures += self._pictures(tuple(tile for _, tile in tiles))
+        return Prompt(encoded.tokens.tolist(), pictures)
 
-    def _picture(self, image: Image) -> Picture:
-        name = hashlib.sha256(image.data).hexdigest()
-        if image.box is not None:
-            name = f"{name} {image.box}"
-        return Picture(name, functools.partial(self._pixels, image))
+    def _pictures(self, tiles: tuple[Tile, ...]) -> list[Picture]:
+        """Each tile of one image as a picture of the engine."""
+        image = tiles[0].image
+        digest = hashlib.sha256(image.data).hexdigest()
+        names = [f"{digest} {image.box} {tile.cut.sizes} {tile.cut.corner}" for tile in tiles]
+        return [Picture(name, functools.partial(self._pixels, tiles, n)) for n, name in enumerate(names)]
 
-    def _pixels(self, image: Image) -> torch.Tensor:
+    def _pixels(self, tiles: tuple[Tile, ...], number: int) -> torch.Tensor:
+        """The pixels of one of an image's tiles. The engine takes them in order, so the last decoded image is kept."""
+        shown, pixels = self._decoded
+        if shown is not tiles:
+            pixels = self._decode(tiles)
+            self._decoded = (tiles, pixels) if number + 1 < len(tiles) else ((), [])
+        return pixels[number]
+
+    def _decode(self, tiles: tuple[Tile, ...]) -> list[torch.Tensor]:
+        size, image = self._tile.size, tiles[0].image
         try:
-            return torch.from_numpy(load(image.data, self._tile.size, box=image.box))
+            return [torch.from_numpy(x) for x in load_tiles(image, [tile.cut for tile in tiles], size=size)]
         except ImageError as error:
             log.warning("grey picture instead of %s: %s", hashlib.sha256(image.data).hexdigest()[:16], error)
-            return torch.full((3, self._tile.size, self._tile.size), 128, dtype=torch.uint8)
+            return [torch.full((3, size, size), 128, dtype=torch.uint8)] * len(tiles)
 
 
 def until(text: str, stops: Sequence[str]) -> str:

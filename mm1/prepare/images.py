@@ -7,6 +7,8 @@ from functools import lru_cache
 import numpy as np
 import PIL.Image
 
+from mm1.data.image import upright
+
 LARGEST_PIXELS = 40_000_000
 """A picture of more pixels is refused before it is decoded: a few bytes of PNG can ask for gigabytes."""
 
@@ -16,7 +18,7 @@ class PictureError(ValueError):
 
 
 def open_picture(data: bytes) -> PIL.Image.Image:
-    """The decoded picture, RGB, transparent parts on white.
+    """The decoded picture, upright, RGB, transparent parts on white.
 
     Raises:
         PictureError: not a picture Pillow knows, broken, or larger than `LARGEST_PIXELS`.
@@ -25,6 +27,7 @@ def open_picture(data: bytes) -> PIL.Image.Image:
         file = PIL.Image.open(io.BytesIO(data), formats=_formats())
         if file.width * file.height > LARGEST_PIXELS:
             raise PictureError("picture with too many pixels")
+        file = upright(file, data)
         if file.mode in ("L", "RGB") and "transparency" not in file.info:
             return file.convert("RGB")  # the same result as below in a third of the time
         image = file.convert("RGBA")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image as Pillow
 
-from mm1.data.image import UNREADABLE
+from mm1.data.image import UNREADABLE, upright
 from mm1.eval.fewshot import Example
 from mm1.eval.harness import load_task
 from mm1.eval.results import Answer, TaskScore, read_answers
@@ -79,7 +79,8 @@ def _thumbnail(data: bytes, side: int = 176) -> str:
     """The picture as a data: URI, at most `side` pixels a side; empty if it cannot be read."""
     file = io.BytesIO()
     try:
-        with Pillow.open(io.BytesIO(data)) as picture:
+        with Pillow.open(io.BytesIO(data)) as opened:
+            picture = upright(opened, data)
             picture.thumbnail((side, side))
             picture.convert("RGBA").save(file, format="WEBP", quality=82)
     except UNREADABLE:
