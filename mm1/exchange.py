@@ -66,6 +66,11 @@ def export_run(run_folder: Path, to: Path, *, dtype: str = "stored", shard_bytes
     weights = Weights(run_folder)
     _check_free(to)
     part = _part(run, weights)
+    if part == "model" and run.model.tiling.kind != "none":
+        raise ValueError(
+            f"model.tiling.kind is {run.model.tiling.kind}, but an exported model reads every picture as one tile; "
+            "for an export that does so, set model.tiling.kind to none in the run's config.json"
+        )
     names = [name for name in weights.shapes if part == "model" or name.startswith(f"{part}.")]
     form = _form(run, part, names)
     target = DTYPES[dtype]

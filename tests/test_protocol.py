@@ -12,8 +12,9 @@ import pytest
 from conftest import picture
 
 from mm1.data.chat_format import messages
+from mm1.data.tiles import KINDS, TileSpec, tiled
 from mm1.document import Document, Image, Mark, Text
-from mm1.eval import fewshot, shots
+from mm1.eval import fewshot, shots, task_evaluation
 from mm1.eval.answers_page import write_page
 from mm1.eval.fewshot import Example, Pool, PromptStyle, Scoring, Task
 from mm1.eval.harness import evaluate, load_task
@@ -124,6 +125,20 @@ def test_the_last_shots_are_shown_in_parts():
     assert whole == task.queries[0].image
     assert len(set(parts)) > 1
     assert {part.data for part in parts} == {whole.data}  # boxes of the same bytes
+
+
+def test_a_model_with_a_tiling_shows_the_last_shots_in_its_own_tiles_and_no_quarter_twice():
+    task, protocol = a_task(), Protocol(subimage_shots=1)
+    drawn = draw_all(task, shots=4, seed=0, protocol=protocol)
+    document = prompts(task, task.queries, drawn=drawn, shots=4, protocol=protocol, tiles=True)[0]
+    assert [image.in_tiles for image in document.images] == [False, False, False, True, True]
+    assert all(image.box is None for image in document.images)
+    counts = [len(picture.tiles) for picture in tiled(document, TileSpec(4, 4, KINDS["mm1"]))]
+    assert counts == [1, 1, 1, 5, 5]
+    plain = prompts(task, task.queries, drawn=drawn, shots=4, protocol=MM1, tiles=True)[0]
+    assert [len(picture.tiles) for picture in tiled(plain, TileSpec(4, 4, KINDS["mm1"]))] == [5] * 5
+    assert "overview" in prompt_text(document)
+    assert task_evaluation._hash(document) != task_evaluation._hash(plain)
 
 
 def test_choices_are_taken_by_likelihood(tmp_path: Path):

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from PIL import Image as Pillow
 
-from mm1.data.image import UNREADABLE
+from mm1.data.image import UNREADABLE, upright
 from mm1.disk import write_whole
 from mm1.document import Image
 from mm1.eval.fewshot import Task
@@ -70,7 +70,7 @@ def thumbnail(image: Image) -> str:
     try:
         with Pillow.open(io.BytesIO(image.data)) as opened:
             opened.draft("RGB", (SIDE, SIDE))
-            picture = opened.convert("RGB")
+            picture = upright(opened, image.data).convert("RGB")
     except UNREADABLE:
         return ""
     picture.thumbnail((SIDE, SIDE))

@@ -25,6 +25,7 @@ from PIL import Image as Pillow
 
 from mm1.checkpoint import Loaded, load_for_use
 from mm1.data.chat_format import messages
+from mm1.data.image import orientation, upright
 from mm1.data.tokenizer import Tokenizer
 from mm1.dist import Precision
 from mm1.document import Document, Image, Mark, Text
@@ -65,9 +66,13 @@ class Request:
 
 
 class Model(ABC):
-    """A model as the harness sees it. `name` tells one set of weights from another."""
+    """A model as the harness sees it. `name` tells one set of weights from another.
+
+    `tiles` says whether it cuts images into tiles by itself, as its config's tiling says.
+    """
 
     name: str
+    tiles: bool = False
 
     def answer(self, requests: Sequence[Request], *, done: Done = _ignore) -> list[str]:
         """The answer to each request: a generated text or, if the request has choices, the letter of the likeliest."""
@@ -100,6 +105,7 @@ class Ours(Model):
     def __init__(self, model: MLLM, tokenizer: Tokenizer, *, name: str, rows: int = 32):
         self.model, self.tokenizer, self.name, self.rows = model, tokenizer, name, rows
         self.writer = Writer(model, tokenizer, rows=rows)
+        self.tiles = model.config.tiling.kind != "none"
 
     def generate(self, requests: Sequence[Request], *, done: Done = _ignore) -> list[str]:
         groups: dict[tuple, list[int]] = defaultdict(list)
@@ -305,10 +311,10 @@ def model_name(loaded: Loaded) -> str:
 
 
 def _data_url(image: Image) -> dict[str, Any]:
-    if image.box is None:
-        with Pillow.open(io.BytesIO(image.data)) as opened:
-            kind, data = (opened.format or "png").lower(), image.data
-    else:
+    with Pillow.open(io.BytesIO(image.data)) as opened:
+        kind, data = (opened.format or "png").lower(), image.data
+        as_stored = image.box is None and orientation(opened, image.data) == 1
+    if not as_stored:
         file = io.BytesIO()
         _picture(image).save(file, format="PNG")
         kind, data = "png", file.getvalue()
@@ -316,9 +322,9 @@ def _data_url(image: Image) -> dict[str, Any]:
 
 
 def _picture(image: Image) -> Pillow.Image:
-    """The pixels of the image, in RGB and at full resolution."""
+    """The pixels of the image, upright, in RGB and at full resolution."""
     with Pillow.open(io.BytesIO(image.data)) as opened:
-        picture = opened.convert("RGB")
+        picture = upright(opened, image.data).convert("RGB")
     return picture if image.box is None else picture.crop(image.box)
 
 
@@ -328,6 +334,7 @@ def prompt_text(prompt: Document) -> str:
     for piece in prompt.pieces:
         if isinstance(piece, Image):
             box = "" if piece.box is None else f" {','.join(map(str, piece.box))}"
+            box += "" if piece.in_tiles is None else " in tiles" if piece.in_tiles else " overview"
             parts.append(f"<image {hashlib.sha256(piece.data).hexdigest()[:8]}{box}>")
         else:
             parts.append(piece.text if isinstance(piece, Text) else f"<|{piece.name}|>")

@@ -1,5 +1,6 @@
 """The protocol of an evaluation: which shots precede a query, and how they are shown."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,8 @@ class Protocol:
     draw             new shots for each `query`, the `same` for all queries, or those with `similar` images (RICES)
     text_only_shots  at zero shots, this many examples without their images: zero-shot as in Flamingo and IDEFICS
     reasoning        chain-of-thought shots: they explain the answer, and the model is to do the same
-    subimage_shots   the query and this many last shots also as four sub-images; None: each image once
+    subimage_shots   the query and this many last shots in tiles, earlier shots as overviews: the tiles of a model that
+                     has a tiling, else the whole image and its four quarters; None: all as the model was trained
     scoring          `generate` the answer, or take the choice with the highest `loglikelihood`
     beams            beams of the search when generating; 1 is greedy
     """
@@ -127,24 +129,33 @@ def _same_shots(task: Task, *, shots: int, seed: int) -> list[Example]:
 
 
 def prompts(
-    task: Task, queries: Sequence[Example], *, drawn: Sequence[Sequence[Example]], shots: int, protocol: Protocol
+    task: Task,
+    queries: Sequence[Example],
+    *,
+    drawn: Sequence[Sequence[Example]],
+    shots: int,
+    protocol: Protocol,
+    tiles: bool = False,
 ) -> list[Document]:
-    """The prompt of each query after its shots, as the protocol shows them."""
+    """The prompt of each query after its shots; `tiles` says whether the model cuts images into tiles by itself."""
     return [
-        _prompt(task, query, examples=examples, text_only=not shots, protocol=protocol)
+        _prompt(task, query, examples=examples, text_only=not shots, protocol=protocol, tiles=tiles)
         for query, examples in zip(queries, drawn, strict=True)
     ]
 
 
 def _prompt(
-    task: Task, query: Example, *, examples: Sequence[Example], text_only: bool, protocol: Protocol
+    task: Task, query: Example, *, examples: Sequence[Example], text_only: bool, protocol: Protocol, tiles: bool
 ) -> Document:
     if protocol.reasoning:
         examples = [_explained(task, example) for example in examples]
     if protocol.subimage_shots is not None:
         whole = len(examples) - protocol.subimage_shots
-        examples = [example if n < whole else with_subimages(example) for n, example in enumerate(examples)]
-        query = with_subimages(query)
+        in_parts = functools.partial(_in_tiles, full=True) if tiles else with_subimages
+        examples = [
+            _in_tiles(example, full=False) if n < whole else in_parts(example) for n, example in enumerate(examples)
+        ]
+        query = in_parts(query)
     document = prompt(task, query, shots=examples)
     if not (text_only and examples):
         return document
@@ -187,6 +198,12 @@ def _explained(task: Task, example: Example) -> Example:
         )
     reasoning = " ".join(example.reasoning.split())
     return replace(example, answers=(f"{reasoning} The answer is {example.answers[0]}.",))
+
+
+def _in_tiles(example: Example, *, full: bool) -> Example:
+    """`example` with all its images in the model's tiles if `full`, else as overviews."""
+    image, *more = (replace(image, in_tiles=full) for image in (example.image, *example.more_images))
+    return replace(example, image=image, more_images=tuple(more))
 
 
 def with_subimages(example: Example) -> Example:

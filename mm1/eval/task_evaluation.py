@@ -81,8 +81,9 @@ class TaskEvaluation:
         """The answers of one trial: those in its file if they were made with the same settings, else new ones."""
         task, protocol = self.task, self.settings.protocol
         drawn = draw_all(task, shots=shots, seed=self.settings.seed + trial, protocol=protocol, similar=self.similar)
-        own = prompts(task, task.queries, drawn=drawn, shots=shots, protocol=protocol)
-        blind = prompts(task, self.blind_queries, drawn=drawn, shots=shots, protocol=protocol)
+        tiles = self.model.tiles
+        own = prompts(task, task.queries, drawn=drawn, shots=shots, protocol=protocol, tiles=tiles)
+        blind = prompts(task, self.blind_queries, drawn=drawn, shots=shots, protocol=protocol, tiles=tiles)
         settings = self._fingerprint([*own, *blind])
         path = self._path(shots, trial)
         bar = self.progress.add_task(f"{task.name}  {shots} shots", total=len(own) + len(blind))
@@ -218,4 +219,6 @@ def _hash(prompt: Document) -> str:
         digest.update(hashlib.sha256(data if isinstance(data, bytes) else f"{kind} {data}".encode()).digest())
         if isinstance(piece, Image) and piece.box is not None:
             digest.update(f"box {piece.box}".encode())
+        if isinstance(piece, Image) and piece.in_tiles is not None:
+            digest.update(f"in tiles {piece.in_tiles}".encode())
     return digest.hexdigest()[:16]
