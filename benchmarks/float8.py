@@ -48,7 +48,7 @@ def losses(sequences: Sequences, steps: int, *, seed: int, float8: bool) -> np.n
     optimizer, seen = optim.build(model, settings, peak=2e-3), []
     for step in range(steps):
         loss = objective.loss(sequences.batch(list(range(4 * step, 4 * step + 4))))
-        loss.scaled(weight=loss.weight, sequences=4).backward()
+        loss.scaled(weight=float(loss.weight), sequences=4).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

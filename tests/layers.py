@@ -67,7 +67,7 @@ ORDER = {
         ),
         "sizes",
     ),
-    "objectives": ("loss", "next_token", "contrastive", "index"),
+    "objectives": ("loss", "weighting", "next_token", "contrastive", "index"),
     "generate": (
         *("prompt", "sampling", "threads", "decode_step", "prefix_cache", "prompt_lookup", "request", "admission"),
         *("engine", "beam", "writer"),

@@ -6,6 +6,8 @@ import pytest
 import small
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small import IMAGE
 
 from mm1.document import IGNORED, Batch, trained_positions
@@ -174,3 +176,58 @@ def test_a_detached_loss_keeps_no_graph():
     losses = torch.ones(2, requires_grad=True) * 2
     loss = Loss(losses.sum(), 2, losses, torch.ones(2), z=losses.sum()).detach()
     assert not any(part is not None and part.requires_grad for part in (loss.total, loss.by_source, loss.z))
+
+
+DOCUMENTS = [document for row in small.ROWS for document in row]
+WEIGHTS = {"token": lambda count: 1.0, "sample": lambda count: 1 / count, "sqrt": lambda count: count**-0.5}
+
+
+def trained_batch(rows: list[list[int]]) -> Batch:
+    """Documents by their numbers, packed in rows. Tokens at odd positions are trained, but for those of document 0."""
+    batch = small.pack([[DOCUMENTS[number] for number in row] for row in rows])
+    trained = (batch.position_BT % 2 == 1) & (batch.document_BT > 0) & (batch.tokens_BT != IMAGE)
+    for number, row in enumerate(rows):
+        if 0 in row:
+            trained[number] &= batch.document_BT[number] != row.index(0) + 1
+    batch.targets_BT = torch.where(trained, batch.tokens_BT, IGNORED)
+    return batch
+
+
+@pytest.mark.parametrize("weighting", WEIGHTS)
+@settings(max_examples=8, deadline=None)
+@given(order=st.permutations(range(len(DOCUMENTS))), rows=st.integers(1, 5), micro_batches=st.integers(1, 3))
+def test_no_packing_and_no_accumulation_changes_the_weighted_loss(weighting, order, rows, micro_batches):
+    """The step's loss and gradient are those of each document alone, its tokens weighted by their number."""
+    mllm = model(tie_embeddings=False)
+    objective = NextToken(mllm, ["one"], z_loss_weight=0.01, loss_weighting=weighting)
+    minimised, weight = torch.zeros(()), 0.0
+    for number in range(len(DOCUMENTS)):
+        losses, z = with_whole_logits(mllm, trained_batch([[number]]), z_loss_weight=0.01)
+        if len(losses):
+            minimised = minimised + WEIGHTS[weighting](len(losses)) * (losses.sum() + z)
+            weight += WEIGHTS[weighting](len(losses)) * len(losses)
+    expected = gradients(mllm, minimised / weight)
+    packed = [order[first::rows] for first in range(rows)]
+    batches = [trained_batch(packed[first::micro_batches]) for first in range(min(rows, micro_batches))]
+    total = sum(objective.weight(batch) for batch in batches)
+    assert total == pytest.approx(weight, rel=1e-6)
+    parts = [objective.loss(batch) for batch in batches]
+    assert float(Loss.sum(parts).weight) == pytest.approx(weight, rel=1e-6)
+    step = torch.stack([part.scaled(weight=total, sequences=rows) for part in parts]).sum()
+    torch.testing.assert_close(step, minimised / weight, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradients(mllm, step), expected, rtol=1e-3, atol=1e-6)
+    with torch.no_grad():
+        again = Loss.sum([objective.loss(batch) for batch in batches])
+    torch.testing.assert_close(again.total, Loss.sum(parts).total.detach(), rtol=1e-6, atol=0)
+
+
+def test_the_means_of_sources_are_over_tokens_whatever_documents_count():
+    mllm, batch = model(tie_embeddings=True), packed_batch()
+    plain, weighted = (
+        NextToken(mllm, ["one", "two"], loss_weighting=each).loss(batch).metrics(["one", "two"])
+        for each in ("token", "sample")
+    )
+    assert {name: value for name, value in plain.items() if name != "loss"} == {
+        name: value for name, value in weighted.items() if name != "loss"
+    }
+    assert plain["loss"] != pytest.approx(weighted["loss"], rel=1e-4)

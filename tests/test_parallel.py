@@ -125,18 +125,20 @@ def test_a_run_goes_on_with_other_ranks_and_layouts(stores, tmp_path):
 def test_what_else_a_run_may_be_is_the_same_on_two_ranks(stores, tmp_path):
     contrast = small.run(stores)
     contrast.objective, contrast.data.sources["text"].share = "contrastive", 0
-    adafactor, muon, frozen, started = (
+    adafactor, muon, frozen, weighted, started = (
         run_of(stores, sparse=True),
+        run_of(stores),
         run_of(stores),
         run_of(stores),
         run_of(stores, sparse=True),
     )
     adafactor.optim.kind, muon.optim.kind = "adafactor", "muon"
-    frozen.frozen = ["vision", "decoder"]
+    frozen.frozen, weighted.loss_weighting = ["vision", "decoder"], "sample"
     frozen.data.validation = {"captions": str(stores["captions"])}
     train_runs({"dense": run_of(stores)}, tmp_path, ranks=1)
     started.start_from = {"model": str(tmp_path / "dense")}
-    runs = {"contrastive": contrast, "adafactor": adafactor, "muon": muon, "frozen": frozen, "started": started}
+    runs = {"contrastive": contrast, "adafactor": adafactor, "muon": muon, "frozen": frozen}
+    runs |= {"weighted": weighted, "started": started}
     train_runs({f"one {name}": run for name, run in runs.items()}, tmp_path, ranks=1)
     started.parallel.ep = adafactor.parallel.ep = 2
     train_runs(runs, tmp_path, ranks=2)

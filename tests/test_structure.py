@@ -31,6 +31,7 @@ KINDS = {
     "mm1.train.optim": (config.OptimConfig, "kind"),
     "mm1.train.schedule": (config.OptimConfig, "schedule"),
     "mm1.objectives.index": (config.RunConfig, "objective"),
+    "mm1.objectives.weighting": (config.RunConfig, "loss_weighting"),
 }
 DICTS = {"KINDS", "OBJECTIVES"}
 

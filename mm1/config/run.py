@@ -142,6 +142,8 @@ class RunConfig(Config):
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     z_loss_weight: float = Field(0.0, ge=0)  # weight of the squared log-sum-exp of the logits, a mean over tokens
+    # what a trained token counts by the n of its document: 1, 1 / n (all documents alike), 1 / sqrt(n)
+    loss_weighting: Literal["token", "sample", "sqrt"] = "token"
     optim: OptimConfig = Field(default_factory=OptimConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
     steps: int = Field(100, ge=1)

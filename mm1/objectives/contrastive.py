@@ -174,6 +174,10 @@ class Contrastive(Objective):
             raise ConfigError("objective contrastive has no router losses; set model.decoder.sparse.experts=0")
         if run.z_loss_weight:
             raise ConfigError("objective contrastive has no z loss; set z_loss_weight=0")
+        if run.loss_weighting != "token":
+            raise ConfigError(
+                "objective contrastive counts pairs, which have no tokens to weigh; set loss_weighting=token"
+            )
 
     @classmethod
     def build(cls, run: RunConfig, sources: list[str]) -> Self:

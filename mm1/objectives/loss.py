@@ -18,20 +18,21 @@ ModelPart = Literal["vision", "connector", "decoder", "logits"]
 class Loss:
     """The loss of a batch, summed; divide by `weight` for its mean.
 
-    `by_source` and `weight_by_source` split both over the run's sources. `extra` holds further metrics, also summed.
-    `routing` says how a sparse decoder used its experts. `z` is the summed z loss times its weight; it is minimised
-    too, but is no part of `total`.
+    `weight` is a tensor if the device computed it. `by_source` are the losses of each of the run's sources and
+    `weight_by_source` their tokens (or pairs), without `loss_weighting`: it doesn't change the means of sources.
+    `extra` holds further metrics, also summed. `routing` says how a sparse decoder used its experts. `z` is the summed
+    z loss times its weight; it is minimised too, but is no part of `total`.
     """
 
     total: torch.Tensor
-    weight: int
+    weight: float | torch.Tensor
     by_source: torch.Tensor
     weight_by_source: torch.Tensor
     extra: dict[str, float] = field(default_factory=dict)
     routing: Routing | None = None
     z: torch.Tensor | None = None
 
-    def scaled(self, *, weight: int, sequences: int) -> torch.Tensor:
+    def scaled(self, *, weight: float, sequences: int) -> torch.Tensor:
         """What is minimised: this batch's part of the loss of a step of `weight` and `sequences`."""
         mean = (self.total if self.z is None else self.total + self.z) / max(weight, 1)
         return mean if self.routing is None else mean + self.routing.penalty / sequences
@@ -59,10 +60,11 @@ class Loss:
 
     def metrics(self, sources: list[str]) -> dict[str, float]:
         """Means for the log: `loss`, `z_loss`, `experts/...`; `tokens/SOURCE`, and `loss/SOURCE` if that is not 0."""
-        metrics = {"loss": float(self.total) / max(self.weight, 1)}
+        weight = max(float(self.weight), 1)
+        metrics = {"loss": float(self.total) / weight}
         if self.z is not None:
-            metrics["z_loss"] = float(self.z) / max(self.weight, 1)
-        metrics |= {name: value / max(self.weight, 1) for name, value in self.extra.items()}
+            metrics["z_loss"] = float(self.z) / weight
+        metrics |= {name: value / weight for name, value in self.extra.items()}
         for name, total, weight in zip(sources, self.by_source.tolist(), self.weight_by_source.tolist(), strict=False):
             metrics[f"tokens/{name}"] = weight
             if weight:
@@ -103,7 +105,7 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def weight(self, batch: Batch) -> int:
+    def weight(self, batch: Batch) -> float:
         """How much a batch counts in its step. Known before the forward pass, so accumulation is exact."""
 
     @abstractmethod

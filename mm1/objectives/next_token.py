@@ -12,6 +12,7 @@ from mm1.document import IGNORED, Batch, trained_positions
 from mm1.model.mllm import MLLM
 from mm1.model.moe import Routing
 from mm1.objectives.loss import Loss, ModelPart, Objective
+from mm1.objectives.weighting import token_weights
 
 LOGITS = {"cpu": 2**23, "cuda": 2**27}
 """Logits in memory at once, by device: on a CPU more of them leave the cache, fewer make thin matrix products."""
@@ -28,9 +29,13 @@ class NextToken(Objective):
 
     model: MLLM
 
-    def __init__(self, model: MLLM, sources: list[str], *, z_loss_weight: float = 0.0):
-        """`z_loss_weight` weighs the mean over trained tokens of log(sum of exp(logits)) squared (PaLM, section 5)."""
-        self.model, self.sources, self._z_loss_weight = model, sources, z_loss_weight
+    def __init__(self, model: MLLM, sources: list[str], *, z_loss_weight: float = 0.0, loss_weighting: str = "token"):
+        """`z_loss_weight` weighs the mean over trained tokens of log(sum of exp(logits)) squared (PaLM, section 5).
+
+        `loss_weighting` is what a token counts in both means (objectives/weighting.py).
+        """
+        self.model, self.sources = model, sources
+        self._z_loss_weight, self._weighting = z_loss_weight, loss_weighting
 
     @classmethod
     def check(cls, run: RunConfig) -> None:
@@ -38,21 +43,26 @@ class NextToken(Objective):
 
     @classmethod
     def build(cls, run: RunConfig, sources: list[str]) -> Self:
-        return cls(MLLM(run.model), sources, z_loss_weight=run.z_loss_weight)
+        return cls(MLLM(run.model), sources, z_loss_weight=run.z_loss_weight, loss_weighting=run.loss_weighting)
 
-    def weight(self, batch: Batch) -> int:
-        return int((batch.targets_BT != IGNORED).sum())
+    def weight(self, batch: Batch) -> float:
+        if self._weighting == "token":
+            return int((batch.targets_BT != IGNORED).sum())
+        weight_R = token_weights(batch, trained_positions(batch.targets_BT), kind=self._weighting)
+        return float(weight_R.double().sum())
 
     def loss(self, batch: Batch) -> Loss:
         hidden_BTD, layers = self.model(batch)
         targets = batch.targets_BT.flatten()
         trained = trained_positions(targets) if batch.trained_R is None else batch.trained_R
+        # tokens that count alike are counted without waiting for a GPU
+        weight_R = None if self._weighting == "token" else token_weights(batch, trained, kind=self._weighting)
         entropy = cross_entropy(
             self.model,
             hidden_BTD.flatten(0, 1),
             targets=targets,
             positions=trained,
-            z_loss_weight=self._z_loss_weight,
+            weights=LossWeights(weight_R, self._z_loss_weight),
             at_once=LOGITS[targets.device.type],
         )
         losses = entropy.losses
@@ -60,7 +70,7 @@ class NextToken(Objective):
         zeros = torch.zeros(len(self.sources), device=losses.device)
         return Loss(
             total=entropy.total,
-            weight=len(trained),
+            weight=len(trained) if weight_R is None else weight_R.sum(),
             by_source=zeros.index_add(0, source, losses),
             weight_by_source=zeros.index_add(0, source, torch.ones_like(losses)),
             routing=Routing.of(layers, self.model.config.decoder.sparse, sequences=len(batch.tokens_BT)),
@@ -69,8 +79,16 @@ class NextToken(Objective):
 
 
 @dataclass(frozen=True, slots=True)
+class LossWeights:
+    """What each position counts (None: one), and what its z loss counts beside its loss."""
+
+    position_R: torch.Tensor | None = None
+    z_loss: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class CrossEntropy:
-    """The loss at each position, their sum, and the summed z loss times its weight; all in float32.
+    """The loss at each position, their weighted sum, and that of the z loss times its weight; all in float32.
 
     Only the sum has a gradient. It includes that of the z loss: both are minimised together.
     """
@@ -87,16 +105,24 @@ def cross_entropy(
     targets: torch.Tensor,
     positions: torch.Tensor,
     at_once: int,
-    z_loss_weight: float = 0.0,
+    weights: LossWeights = LossWeights(),
 ) -> CrossEntropy:
     """The loss of the next token at `positions` (of the flat batch), with about `at_once` logits in memory."""
     x_RD = F.embedding(positions, hidden)  # an index whose backward is deterministic
     compute = _CrossEntropy.apply if torch.is_grad_enabled() else _without_gradients
-    return CrossEntropy(*compute(x_RD, model.decoder.output_weight(), targets[positions], z_loss_weight, at_once))
+    return CrossEntropy(*compute(x_RD, model.decoder.output_weight(), targets[positions], weights, at_once))
+
+
+def _sums(losses_R: torch.Tensor, log_sum_R: torch.Tensor, weights: LossWeights) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the losses, and that of the z losses times their weight."""
+    squares_R = log_sum_R.square()
+    if weights.position_R is not None:
+        losses_R, squares_R = losses_R * weights.position_R, squares_R * weights.position_R
+    return losses_R.sum(), weights.z_loss * squares_R.sum()
 
 
 def _without_gradients(
-    x_RD: torch.Tensor, weight_VD: torch.Tensor, target_R: torch.Tensor, z_loss_weight: float, at_once: int
+    x_RD: torch.Tensor, weight_VD: torch.Tensor, target_R: torch.Tensor, weights: LossWeights, at_once: int
 ) -> tuple[torch.Tensor, ...]:
     """The fields of `CrossEntropy`, for C classes of all positions at a time: few enough logits to stay in a cache."""
     positions, x_RD, target_R = _aligned(x_RD, target_R)
@@ -111,7 +137,7 @@ def _without_gradients(
         log_sums.append(log_sum_by_softmax(logits_RC, 1)[0])
     log_sum_R = torch.stack(log_sums).logsumexp(0)[:positions]
     losses_R = log_sum_R - target_logit_R[:positions]
-    return losses_R, losses_R.sum(), z_loss_weight * log_sum_R.square().sum()
+    return losses_R, *_sums(losses_R, log_sum_R, weights)
 
 
 def _aligned(x_RD: torch.Tensor, target_R: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor]:
@@ -154,9 +180,12 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_RD, weight_VD, target_R, z_loss_weight, at_once):
+    def forward(ctx, x_RD, weight_VD, target_R, weights, at_once):
         ctx.dtype = dtype = x_RD.dtype  # the weight's too
         positions, x_RD, target_R = _aligned(x_RD, target_R)
+        weight_R = weights.position_R
+        if weight_R is not None:
+            weight_R = F.pad(weight_R, (0, len(x_RD) - positions))
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         grad_x_RD = torch.empty_like(x_RD) if needs_x else None
         # a sum over chunks: in float32, also of bfloat16 products
@@ -170,9 +199,12 @@ class _CrossEntropy(torch.autograd.Function):
             target_logit_P = logits_VP.gather(0, target_1P)[0]
             log_sum_P, grad_VP = log_sum_by_parts(logits_VP, 0)
             losses_R[here], log_sum_R[here] = log_sum_P - target_logit_P, log_sum_P
-            if z_loss_weight:
-                grad_VP *= 1 + 2 * z_loss_weight * log_sum_P
-            grad_VP = grad_VP.scatter_(0, target_1P, grad_VP.gather(0, target_1P) - 1).to(dtype)
+            if weights.z_loss:
+                grad_VP *= 1 + 2 * weights.z_loss * log_sum_P
+            grad_VP = grad_VP.scatter_(0, target_1P, grad_VP.gather(0, target_1P) - 1)
+            if weight_R is not None:
+                grad_VP *= weight_R[here]
+            grad_VP = grad_VP.to(dtype)
             if grad_x_RD is not None:
                 torch.mm(grad_VP.t(), weight_VD, out=grad_x_RD[here])
             if grad_weight_VD is None:
@@ -182,9 +214,10 @@ class _CrossEntropy(torch.autograd.Function):
             else:
                 grad_weight_VD += grad_VP @ x_PD
         ctx.save_for_backward(None if grad_x_RD is None else grad_x_RD[:positions], grad_weight_VD)
-        losses_R, z = losses_R[:positions], z_loss_weight * log_sum_R[:positions].square().sum()
+        losses_R = losses_R[:positions]
+        total, z = _sums(losses_R, log_sum_R[:positions], weights)
         ctx.mark_non_differentiable(losses_R, z)
-        return losses_R, losses_R.sum(), z
+        return losses_R, total, z
 
     @staticmethod
     @once_differentiable

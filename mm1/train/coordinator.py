@@ -66,7 +66,7 @@ class Coordinator:
         """Note what this rank is doing, for the report if others wait for it. Steps are counted from 1."""
         self._progress, self._since = (phase, step), time.monotonic()
 
-    def total_weight(self, step: int, batches: list[Batch], *, weight: int) -> int:
+    def total_weight(self, step: int, batches: list[Batch], *, weight: float) -> float:
         """The weight of a step (from 0) over all data ranks, once all ranks have begun it.
 
         Raises:
@@ -75,7 +75,8 @@ class Coordinator:
             Stopped: a rank received SIGTERM.
         """
         self.enter("agreeing", step + 1)
-        own = torch.tensor([step, len(batches), self._data_rank, weight, self._stopping])
+        # float64 holds every count exactly
+        own = torch.tensor([step, len(batches), self._data_rank, weight, self._stopping], dtype=torch.float64)
         every = own[None]
         if dist.world() > 1:
             every = own.new_empty(dist.world(), len(own))
@@ -84,12 +85,12 @@ class Coordinator:
         if bool(every[:, 4].any()):
             raise Stopped(step)
         first, *_ = states = every.tolist()
-        weights: dict[int, int] = {}
+        weights: dict[float, float] = {}
         for rank, (other_step, micro_batches, data_rank, other_weight, _) in enumerate(states):
             if (other_step, micro_batches) != tuple(first[:2]):
                 raise RankError(
-                    f"rank {rank} is about to do step {other_step + 1} in {micro_batches} micro-batches, "
-                    f"rank 0 step {first[0] + 1} in {first[1]}; start all again"
+                    f"rank {rank} is about to do step {other_step + 1:.0f} in {micro_batches:.0f} micro-batches, "
+                    f"rank 0 step {first[0] + 1:.0f} in {first[1]:.0f}; start all again"
                 )
             if weights.setdefault(data_rank, other_weight) != other_weight:
                 raise RankError(f"step {step + 1}: rank {rank} has other sequences than the ranks of its data rank")
