@@ -104,7 +104,7 @@ def run_parts(figures: Figures, names: list[str]) -> bool:
 
 def table(figures: Figures) -> str:
     """The figures as a table in Markdown, without the kernels."""
-    rows = ["| figure | `mm1 budget` | audit | measured | measured / budget |", "|---|---|---|---|---|"]
+    rows = ["| figure | `mm1 budget` | estimate | measured | measured / budget |", "|---|---|---|---|---|"]
     predicted = {} if figures.tiny else AUDITED
     for name in {**figures.values, **figures.predicted, **predicted}:
         if name.startswith("kernel "):

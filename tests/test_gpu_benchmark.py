@@ -40,11 +40,11 @@ def test_all_parts_run_in_small(gpu, tmp_path: Path):
 
 
 def test_the_page_has_the_predictions_of_today(gpu):
-    """Those of the audit, and of `mm1 budget` for the first run; the page says how to print all."""
+    """The estimates, and those of `mm1 budget` for the first run; the page says how to print all."""
     figures = gpu.Figures(tiny=False)
     gpu.gpu_training.predict(figures, ["dense"])
     page = (ROOT / "docs/gpu.md").read_text().splitlines()
-    rows = [row for row in gpu.table(figures).splitlines() if "dense" in row or "audit" in row]
+    rows = [row for row in gpu.table(figures).splitlines() if "dense" in row or "estimate" in row]
     assert len(rows) > 5
     assert not [row for row in rows if row not in page], "see docs/gpu.md for the command that prints the table"
     for name, text in gpu.AUDITED.items():
