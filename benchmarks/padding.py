@@ -1,9 +1,10 @@
 """Padding and packing time of ways to pack the same spans into sequences: one span each, greedy, knapsack, ours.
 
-    python benchmarks/padding.py [--sequence-length 4096] [--spans 50000]
+    python benchmarks/padding.py [--sequence-length 4096] [--spans 50000] [--tiling mm1_5]
 
 Prints one table: for each set of lengths the share of positions that stay empty, and microseconds per span. The sets
 are the shipped sample's sources and two synthetic ones with MM1's lengths (144 tokens per image, sequences of 4096).
+With a tiling, the sample's pictures are cut into tiles of `--tile-pixels`.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from mm1.data.encode import Cutter
 from mm1.data.index import open_source
 from mm1.data.plan import Spans, pack_windows
 from mm1.data.store import open_store
-from mm1.data.tiles import TileSpec
+from mm1.data.tiles import KINDS, TileSpec
 from mm1.data.tokenizer import load_tokenizer
 
 Lengths = tuple[np.ndarray, np.ndarray]  # positions and images of each span
@@ -83,8 +84,8 @@ WAYS: dict[str, Callable[..., int]] = {
 }
 
 
-def sample_lengths(sequence_length: int, image_tokens: int) -> dict[str, Lengths]:
-    cutter = Cutter(load_tokenizer("sample"), TileSpec(1, image_tokens), sequence_length, max_images=64)
+def sample_lengths(tile: TileSpec, *, sequence_length: int, max_images: int) -> dict[str, Lengths]:
+    cutter = Cutter(load_tokenizer("sample"), tile, sequence_length, max_images=max_images)
     lengths = {}
     for name in ("captions", "interleaved", "text", "vqa"):
         store = open_store(f"sample:{name}-train")
@@ -114,14 +115,18 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=4096)
     parser.add_argument("--image-tokens", type=int, default=64, help="tokens per image of the sample")
     parser.add_argument("--max-images", type=int, default=64)
+    parser.add_argument("--tiling", choices=sorted(KINDS), default="none")
+    parser.add_argument("--tile-pixels", type=int, default=96)
     parser.add_argument("--spans", type=int, default=20_000, help="spans of a synthetic set")
     options = parser.parse_args()
     table = Table(
-        title=f"padding, sequences of {options.sequence_length} positions and at most {options.max_images} images"
+        title=f"padding, sequences of {options.sequence_length} positions, at most {options.max_images} tiles; "
+        f"tiling {options.tiling}"
     )
     for column in ("lengths", "spans", *WAYS, *(f"{name}, us per span" for name in list(WAYS)[1:-1])):
         table.add_column(column, justify="right")
-    sets = sample_lengths(options.sequence_length, options.image_tokens)
+    tile = TileSpec(options.tile_pixels, options.image_tokens, KINDS[options.tiling])
+    sets = sample_lengths(tile, sequence_length=options.sequence_length, max_images=options.max_images)
     sets |= synthetic_lengths(options.spans, options.sequence_length)
     for name, (length, images) in sets.items():
         paddings, times = [], []

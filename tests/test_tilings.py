@@ -301,3 +301,14 @@ def test_no_picture_is_cut_at_the_end_of_a_sequence_nor_the_text_around_its_tile
         assert span.images <= 17
         for start, stop in encoded.extents:
             assert not start < span.stop < stop
+
+
+def test_no_cut_falls_after_a_line_that_ends_between_the_tiles_of_a_picture():
+    tile = spec("idefics3", size=16)
+    document = Document((Text("word " * 1500), Image(b"", size=(40, 24)), Text(" word" * 1500)))
+    encoded = encode(document, TOKENIZER, tile=tile)
+    ((start, stop),) = encoded.extents
+    assert (TOKENIZER.breaks[encoded.tokens[stop - 40 : stop]] == 2).any()
+    for length in range(stop, stop + 12):
+        first = Cutter(TOKENIZER, tile, length, max_images=17).cut(encoded)[0]
+        assert first.stop <= start or first.stop >= stop

@@ -38,7 +38,7 @@ class DataConfig(Config):
     validation: dict[str, str] = Field(default_factory=dict)  # name -> store
     tokenizer: str = "sample"  # a tokenizer.json, a folder with one, or `sample`
     sequence_length: int = Field(512, gt=1)  # T, in tokens
-    max_images: int = Field(32, ge=0)  # of a sequence
+    max_images: int = Field(32, ge=0)  # tiles of a sequence
     workers: int | None = Field(None, ge=0)  # processes that load data on a rank; 0: it does; null: from the cores
 
     @field_validator("unit", mode="before")
