@@ -39,6 +39,24 @@ def test_a_paper_recipe_without_its_inputs_lists_them_all_with_commands(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_fine_tuning_without_its_data_names_the_command_of_every_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as raised:
+        train_run(recipe("mm1_3b_sft"), tmp_path / "run")
+    head, *lines = [line.strip() for line in str(raised.value).splitlines()]
+    assert head == "18 inputs of mm1_3b_sft are missing:"
+    remedies = dict(zip(lines[::2], lines[1::2], strict=True))
+    assert remedies["no document store at sft/llava_conv/images.lance"] == (
+        "mm1 prepare conversation_58k.json pictures=coco/train2017 --to sft/llava_conv, from "
+        "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K"
+    )
+    assert remedies["no document store at sft/gqa/images.lance"].startswith(
+        "from https://cs.stanford.edu/people/dorarad/gqa; not built yet: make chats"
+    )
+    assert remedies["no run at runs/mm1_3b"].startswith("mm1 train mm1_3b --to runs/mm1_3b")
+    assert sum("--to sft/" in remedy for remedy in remedies.values()) == 17
+
+
 def test_starts_that_are_recipes_name_the_command_that_trains_them(tmp_path):
     with pytest.raises(ConfigError, match=rf"mm1 train tiny_language --to {tmp_path}/tiny_language"):
         check_inputs(

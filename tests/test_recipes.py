@@ -9,10 +9,12 @@ from fixtures.ablations import ablation_record
 
 from mm1.ablate.plan import make_plan
 from mm1.config.run import RunConfig
+from mm1.data.tiles import tile_spec, tiles
 from mm1.model.sizes import non_embedding_parameters
 from mm1.objectives.index import objective_of
 from mm1.recipes.ablations.index import ABLATIONS, ablation
 from mm1.recipes.index import RECIPES, recipe
+from mm1.recipes.sft import SETS, remedy
 from mm1.scaling import law
 from mm1.train import optim, schedule
 
@@ -26,6 +28,12 @@ GOLDEN = {
     "mm1_30b": 30_627_251_776,
     "mm1_3b_moe": 65_542_647_872,
     "mm1_7b_moe": 46_994_035_264,
+    "mm1_3b_sft": 3_711_694_400,
+    "mm1_7b_sft": 7_989_991_488,
+    "mm1_30b_sft": 30_631_283_776,
+    "mm1_3b_moe_sft": 65_546_679_872,
+    "mm1_7b_moe_sft": 46_998_067_264,
+    "mm1_5_sft": 3_711_694_400,
 }
 
 
@@ -84,6 +92,40 @@ def test_the_final_models_are_the_papers_in_all_it_tells(name, rate):
     assert (run.batch_size, run.data.sequence_length, run.data.max_images, run.steps) == (512, 4096, 16, 200_000)
     assert run.model.connector.tokens == 144
     assert (run.optim.warmup_steps, run.optim.betas, run.frozen) == (2000, (0.9, 0.95), [])
+
+
+@pytest.mark.parametrize("name", ["3b", "7b", "30b", "3b_moe", "7b_moe"])
+def test_fine_tuning_is_the_papers_in_all_it_tells(name):
+    """MM1, section 5: 10k steps of 256 x 2048 at 1e-5, pictures of 720 tokens, nothing frozen; 1.45 M samples."""
+    run, before = recipe(f"mm1_{name}_sft"), recipe(f"mm1_{name}")
+    assert (run.steps, run.batch_size, run.data.sequence_length) == (10_000, 256, 2048)
+    assert (run.optim.kind, run.optim.learning_rate, run.optim.schedule) == ("adafactor", 1e-5, "cosine")
+    spec = tile_spec(run.model)
+    picture = len(tiles(1344, 1344, spec))
+    assert (spec.size, picture, picture * spec.tokens) == (672, 5, 720)
+    assert run.frozen == []
+    assert run.start_from == {"model": f"runs/{before.recipe}"}
+    assert run.model.decoder == before.model.decoder
+    assert sum(source.share for source in run.data.sources.values()) == 1448
+
+
+def test_the_categories_of_mm1_5_have_its_ratios():
+    run = recipe("mm1_5_sft")
+    share = {name: source.share / 1000 for name, source in run.data.sources.items()}
+    assert sum(share.values()) == pytest.approx(1)
+    for name, ratio in (("refer_and_ground", 2.0), ("math", 0.5), ("code", 0.2), ("science", 0.1)):
+        assert share[name] / share["general"] == pytest.approx(ratio, abs=0.01)
+    assert (share["multi_image"], share["text_only"]) == (0.1, 0.1)
+    assert (run.steps, run.batch_size, run.optim.learning_rate) == (23_000, 256, 2e-5)
+
+
+def test_the_page_about_fine_tuning_has_the_sets_of_the_recipe():
+    page = (Path(__file__).parents[1] / "docs/finetune.md").read_text()
+    for name, chats in SETS.items():
+        command = f"`mm1 prepare {chats.prepared} --to sft/{name}`" if chats.prepared else "not built yet"
+        row = next(line for line in page.splitlines() if line.startswith("| ") and f"sft/{name}" in line)
+        assert f"| {chats.thousands}k | {chats.published} | {command}" in row
+        assert remedy(f"sft/{name}/images.lance").count(f"--to sft/{name}") == 1
 
 
 def test_the_schedule_warms_up_peaks_and_ends_at_a_tenth():

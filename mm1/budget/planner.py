@@ -129,12 +129,14 @@ class Planner:
         """The images of a mean sequence over `max_images`, for work on images; 1 for other work.
 
         MM1 has about as many image tokens as text tokens (section 4), so images fill half of a mean sequence, or less
-        if `max_images` are fewer. Memory is that of a sequence with `max_images` images.
+        if `max_images` are fewer. Tiles are those of chats, whose texts are short beside them: they fill a sequence.
+        Memory is that of a sequence with `max_images` images.
         """
-        data = self.run.data
+        data, model = self.run.data, self.run.model
         if self.batch or segment.part not in ("encoder", "connector") or not data.max_images:
             return 1.0
-        return min(1.0, data.sequence_length / 2 / self.run.model.connector.tokens / data.max_images)
+        filled = data.sequence_length / (2 if model.tiling.kind == "none" else 1)
+        return min(1.0, filled / model.connector.tokens / data.max_images)
 
     def _unit_sizes(self, layout: ParallelLayout) -> dict[str, UnitSizes]:
         """The sizes of all FSDP units by name; "" is the root."""

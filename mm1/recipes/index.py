@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mm1.config.base import ConfigError, nearest
 from mm1.config.run import RunConfig, load, parse
-from mm1.recipes import mm1, tiny
+from mm1.recipes import mm1, sft, tiny
 from mm1.recipes.file import load_function, names_file
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
@@ -18,6 +18,12 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "mm1_30b": mm1.mm1_30b,
     "mm1_3b_moe": mm1.mm1_3b_moe,
     "mm1_7b_moe": mm1.mm1_7b_moe,
+    "mm1_3b_sft": sft.mm1_3b_sft,
+    "mm1_7b_sft": sft.mm1_7b_sft,
+    "mm1_30b_sft": sft.mm1_30b_sft,
+    "mm1_3b_moe_sft": sft.mm1_3b_moe_sft,
+    "mm1_7b_moe_sft": sft.mm1_7b_moe_sft,
+    "mm1_5_sft": sft.mm1_5_sft,
 }
 
 

@@ -10,6 +10,7 @@ from mm1.config.base import ConfigError, missing
 from mm1.config.run import RunConfig
 from mm1.data.store import open_store
 from mm1.data.tokenizer import load_tokenizer
+from mm1.recipes import sft
 from mm1.recipes.index import RECIPES
 from mm1.recipes.mm1 import PUBLISHED
 from mm1.scaling import peak_rate
@@ -53,9 +54,11 @@ def _data_problems(run: RunConfig) -> Iterator[Problem]:
         if error := _error(open_store, store):
             name = Path(store).stem
             kind = "text" if "text" in name else "images"  # the two stores that a preparation writes
-            remedy = f"mm1 prepare YOUR_FILES --to {name}, then {field}={name}/{kind}.lance"
+            remedy = sft.remedy(store) or f"mm1 prepare YOUR_FILES --to {name}, then {field}={name}/{kind}.lance"
             yield Problem(error, "" if ":" in store or Path(store).exists() else remedy)
-    if error := _error(load_tokenizer, run.data.tokenizer):
+    # the tokenizer of a run to start from is missing with that run
+    is_start = run.data.tokenizer in run.start_from.values() and not Path(run.data.tokenizer).exists()
+    if not is_start and (error := _error(load_tokenizer, run.data.tokenizer)):
         remedy = "mm1 import LANGUAGE_MODEL --to runs/model, then data.tokenizer=runs/model"
         yield Problem(error, "" if Path(run.data.tokenizer).is_file() else remedy)
 
