@@ -27,10 +27,10 @@ def open_picture(data: bytes) -> PIL.Image.Image:
         file = PIL.Image.open(io.BytesIO(data), formats=_formats())
         if file.width * file.height > LARGEST_PIXELS:
             raise PictureError("picture with too many pixels")
-        file = upright(file, data)
-        if file.mode in ("L", "RGB") and "transparency" not in file.info:
-            return file.convert("RGB")  # the same result as below in a third of the time
-        image = file.convert("RGBA")
+        picture = upright(file, data)
+        if picture.mode in ("L", "RGB") and "transparency" not in picture.info:
+            return picture.convert("RGB")  # the same result as below in a third of the time
+        image = picture.convert("RGBA")
     except PictureError:
         raise
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
