@@ -183,18 +183,31 @@ def test_a_budget_counts_moments_of_what_is_trained_only(stores):
 
 @pytest.mark.long
 def test_two_ranks_learn_what_one_rank_learns(stores, base, tmp_path):
-    """Frozen weights and adapters share FSDP's units; a resume on another number of ranks goes on as before."""
-    run = run_of(stores, start_from={"model": str(base)}, micro_batch_size=1)
-    train_run(run, tmp_path / "one")
-    config.save(run, tmp_path / "run.json")
-    jobs = [(tmp_path / "run.json", tmp_path / "two")]
-    pair = Pair(train_all, jobs)
+    """Frozen weights and adapters share FSDP's units; a resume on another number of ranks goes on as before.
+
+    The sparse runs start from the dense one, each expert from its feed-forward.
+    """
+    dense = run_of(stores, start_from={"model": str(base)}, micro_batch_size=1)
+    sparse = dense.model_copy(deep=True)
+    sparse.model.decoder.sparse = SparseConfig(experts=4, every=2)
+    changes = {
+        "two": (dense, []),
+        "replicas, recomputed": (dense, ["parallel.dp_replicate=2", "parallel.activation_checkpointing=full"]),
+        "experts, recomputed in part": (sparse, ["parallel.ep=2", "parallel.activation_checkpointing=selective"]),
+    }
+    for name, run in (("dense", dense), ("sparse", sparse)):
+        train_run(run, tmp_path / name)
+    train_run(config.override(dense, ["compile=always"]), tmp_path / "compiled")
+    for name, (run, words) in changes.items():
+        config.save(config.override(run, words), tmp_path / f"{name}.json")
+    pair = Pair(train_all, [(tmp_path / f"{name}.json", tmp_path / name) for name in changes])
     assert pair.end(300) == [0, 0], pair.messages()
     shutil.copytree(tmp_path / "two", tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved/checkpoints/step-8")
-    train_run(run, tmp_path / "moved")
-    for folder in ("two", "moved"):
-        for left, right in zip(read_metrics(tmp_path / folder), read_metrics(tmp_path / "one"), strict=True):
+    train_run(dense, tmp_path / "moved")
+    for folder in ("compiled", "moved", *changes):
+        alone = read_metrics(tmp_path / ("sparse" if "experts" in folder else "dense"))
+        for left, right in zip(read_metrics(tmp_path / folder), alone, strict=True):
             assert left["loss"] == pytest.approx(right["loss"], abs=1e-5), folder
             assert left["gradient_norm"] == pytest.approx(right["gradient_norm"], rel=1e-4), folder
 
