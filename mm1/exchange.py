@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from mm1.checkpoint import Weights, save_weights
 from mm1.config import run as config
@@ -124,7 +124,8 @@ def export_adapter(run_folder: Path, to: Path, *, dtype: str = "stored") -> Path
     target = DTYPES[dtype]
     tensors = adapter.adapter_to_hf({name: weights.read(name).to(target) for name in names}, form.rename)
     with _appears_whole(to) as half:
-        save_file(tensors, half / adapter.WEIGHTS, metadata={"format": "pt"})
+        # not `save_file`, whose files only their owner may read
+        (half / adapter.WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
         (half / adapter.CONFIG).write_text(json.dumps(adapter.adapter_config(lora, tensors), indent=2) + "\n")
     return base
 
