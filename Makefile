@@ -1,8 +1,10 @@
 # The commands of this repository. `make` alone lists them.
 # PYTHON selects the interpreter that makes the environment: make test PYTHON=python3.12
 # ARGS goes to the command: make test ARGS="-k house"
+# LONG says which tests are long: make test-long LONG=nightly
 
 PYTHON ?= python3
+LONG ?= long or nightly
 VENV := .venv
 BIN := $(VENV)/bin
 PINS := requirements/constraints.txt
@@ -26,10 +28,10 @@ sample: $(VENV)/.dev ## build the shipped sample anew from public packages (netw
 	$(BIN)/python -m sample_build $(ARGS)
 
 test: $(VENV)/.dev ## run the tests, one process to a core
-	$(PYTEST) -m "not long" $(ARGS)
+	$(PYTEST) -m "not long and not nightly" $(ARGS)
 
 test-long: $(VENV)/.dev ## run the tests that take minutes
-	$(PYTEST) -m long $(ARGS)
+	$(PYTEST) -m "$(LONG)" $(ARGS)
 
 test-oldest: ## run all tests on the lowest versions that pyproject.toml allows, in .venv-oldest
 	@$(MAKE) VENV=.venv-oldest PINS=requirements/oldest.txt test test-long

@@ -37,7 +37,7 @@ class Pair:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, number)
 
-    def end(self, seconds: float = 120) -> list[int | None]:
+    def end(self, seconds: float = 300) -> list[int | None]:
         """The exit codes of all; ranks that still run after so many seconds are killed."""
         deadline = time.monotonic() + seconds
         for process in self.processes:

@@ -55,7 +55,7 @@ def file(stores, tmp_path) -> Path:
     return path
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_ablation_killed_at_ten_moments_ends_the_same(file, tmp_path, workers):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -74,7 +74,7 @@ def test_an_ablation_killed_at_ten_moments_ends_the_same(file, tmp_path, workers
     assert_same_end(whole, killed)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_an_ablation_on_ray_ends_like_one_in_this_process(file, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "tests"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

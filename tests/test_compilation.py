@@ -134,6 +134,7 @@ SHARDED = {
 }
 
 
+@pytest.mark.long
 def test_blocks_are_whole_graphs_on_two_ranks_that_share_weights(tmp_path):
     pair = Pair(_shard_and_count, tmp_path / "outcomes", SHARDED)
     assert pair.end() == [0, 0], pair.messages()

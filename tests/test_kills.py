@@ -89,7 +89,7 @@ def test_a_killed_rank_ends_the_other_and_the_run_goes_on_after_sigterm_and_kill
     assert_same_end(run, killed, whole)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_twenty_random_kills_change_nothing(run, tmp_path):
     run.steps, run.model.decoder.layers = 80, 1  # nearly all of the time is spent starting
     whole, killed = trained(run, tmp_path / "whole"), tmp_path / "killed"

@@ -95,7 +95,7 @@ def test_scripts_train_on_two_processes(name: str, stores: dict[str, Path], tmp_
     assert (tmp_path / "out/checkpoints/step-2").is_dir()
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_ray_trains_on_two_workers(tmp_path: Path):
     pytest.importorskip("ray.train")
     words = [

@@ -91,7 +91,7 @@ FOUR_SPARSE = {
             2, ["hybrid", "recomputed", "recomputed in part"], ["sparse", "sparse tensor"], marks=pytest.mark.long
         ),
         pytest.param(2, [], ["expert, recomputed"], marks=pytest.mark.long),
-        pytest.param(4, [*FOUR], [*FOUR_SPARSE], marks=pytest.mark.long),
+        pytest.param(4, [*FOUR], [*FOUR_SPARSE], marks=pytest.mark.nightly),
     ],
 )
 def test_ranks_learn_what_one_rank_learns(stores, tmp_path, ranks, dense, sparse):

@@ -114,7 +114,7 @@ def text_of_rank(rank: int, folder: Path) -> None:
     evaluate_text(model, folder=folder, limit=None, tasks=three_tasks(folder.parent))
 
 
-@pytest.mark.long  # lm-eval looks through its thousands of task files first
+@pytest.mark.nightly  # lm-eval looks through its thousands of task files first
 def test_ranks_share_the_requests_out(ours: Ours, tmp_path: Path):
     from mm1.eval.text_suite import evaluate_text
 
