@@ -148,7 +148,7 @@ def batch(sequences: list[list[Encoded]], length: int, *, image_size: int) -> Ba
             targets_BT[row, start : stop - 1] = torch.where(torch.from_numpy(document.train[1:]), ids[1:], IGNORED)
             document_BT[row, start:stop] = number
             position_BT[row, start:stop] = torch.arange(len(ids))
-            pictures += [torch.from_numpy(load(image.data, image_size).copy()) for image in document.images]
+            pictures += [torch.from_numpy(load(tile.image.data, image_size).copy()) for tile in document.images]
             start = stop
     images_NCYX = torch.stack(pictures) if pictures else torch.zeros(0, 3, image_size, image_size, dtype=torch.uint8)
     source_B, sequence_B = torch.zeros(len(sequences), dtype=torch.int64), torch.arange(len(sequences))

@@ -170,8 +170,8 @@ def log_sum_by_parts(logits: torch.Tensor, axis: int) -> tuple[torch.Tensor, tor
 LOG_SUMS = {"cpu": log_sum_by_softmax, "cuda": log_sum_by_parts}
 """What training takes along the first axis, by device.
 
-On a GPU a softmax along that axis is two to four blocks of threads in all. On a CPU it keeps the losses of every earlier
-run to the last bit; by parts takes some 0.9 of its time there.
+On a GPU a softmax along that axis is two to four blocks of threads in all. On a CPU it keeps the losses of every
+earlier run to the last bit; by parts takes some 0.9 of its time there.
 """
 
 
