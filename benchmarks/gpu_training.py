@@ -116,13 +116,13 @@ def loss(figures: Figures) -> None:
     def whole_logits() -> None:
         F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum").backward()
 
-    usual = next_token.LOG_SUMS[device.type]
-    for way, name in ((next_token.log_sum_by_parts, "by parts"), (next_token.log_sum_by_softmax, "by softmax")):
-        next_token.LOG_SUMS[device.type] = way
+    parts, softmax = next_token.log_sum_by_parts, next_token.log_sum_by_softmax
+    for way, name in ((parts, "by parts"), (softmax, "by softmax")):
+        next_token.log_sum_by_parts = next_token.log_sum_by_softmax = way
         figures.forget()
         figures.add(f"loss {name}: ms", figures.seconds(ours) * 1e3, "ms")
         figures.add_peak(f"loss {name}: memory_gib")
-    next_token.LOG_SUMS[device.type] = usual
+    next_token.log_sum_by_parts, next_token.log_sum_by_softmax = parts, softmax
     figures.forget()
     figures.add("loss from whole logits: ms", figures.seconds(whole_logits) * 1e3, "ms")
     figures.add_peak("loss from whole logits: memory_gib")

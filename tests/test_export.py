@@ -358,7 +358,7 @@ def test_what_cannot_be_exported_says_why(tmp_path):
     write_run(tmp_path / "capacity", run_of(shape))
     with pytest.raises(ValueError, match=r"capacity 1\.5 drop tokens"):
         exchange.export_run(tmp_path / "capacity", tmp_path / "out")
-    tiled = run_of(NATIVE["CLIP, Llama"])
+    tiled = run_of(NATIVE["CLIP, Llama"].model_copy(deep=True))
     tiled.model.tiling.kind = "mm1"
     write_run(tmp_path / "tiled", tiled)
     with pytest.raises(ValueError, match=r"model\.tiling\.kind is mm1, but an exported model reads every picture as"):
