@@ -30,7 +30,7 @@ from mm1.config.run import RunConfig, differences, override, parse
 from mm1.disk import write_whole
 from mm1.model.sizes import non_embedding_parameters
 from mm1.scaling import peak_rate
-from mm1.train.run import decides
+from mm1.train.run import decides, deciding_differences
 
 FILE = "ablation.json"
 
@@ -258,10 +258,8 @@ def load_plan(folder: Path) -> Plan:
 
 def _check_same_runs(there: Plan, now: Plan, folder: Path) -> None:
     for name in there.runs.keys() & now.runs.keys():
-        changed = differences(there.runs[name].run, now.runs[name].run)
-        changed = {field: values for field, values in changed.items() if decides(field)}
-        if changed and (folder / name / "config.json").exists():
-            lines = "\n".join(f"  {field}: {old!r} there, {new!r} now" for field, (old, new) in changed.items())
+        lines = deciding_differences(there.runs[name].run, now.runs[name].run)
+        if lines and (folder / name / "config.json").exists():
             raise ConfigError(
                 f"{folder} holds another ablation: the run {name} differs:\n{lines}\n"
                 "Use another --to folder, or remove this one."

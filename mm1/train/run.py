@@ -169,15 +169,18 @@ def decides(field: str) -> bool:
     return field not in FREE and field.partition(".")[0] not in FREE
 
 
+def deciding_differences(there: RunConfig, now: RunConfig) -> str:
+    """The fields that decide a sequence, a loss or a weight and differ, a line each; empty if there are none."""
+    changed = config.differences(there, now).items()
+    return "\n".join(f"  {field}: {old!r} there, {new!r} now" for field, (old, new) in changed if decides(field))
+
+
 def _check_folder(run: RunConfig, folder: Path, *, tokenizer: Tokenizer) -> None:
     """Check that the folder holds this run with its tokenizer, or no run yet."""
     recorded = folder / "config.json"
     if not recorded.exists():
         return
-    changed = config.differences(config.load(recorded), run)
-    changed = {name: values for name, values in changed.items() if decides(name)}
-    if changed:
-        lines = "\n".join(f"  {name}: {theirs!r} there, {ours!r} now" for name, (theirs, ours) in changed.items())
+    if lines := deciding_differences(config.load(recorded), run):
         raise ConfigError(f"{folder} holds another run:\n{lines}\nUse another --to folder, or remove this one.")
     check_tokenizer(folder, tokenizer)
 
