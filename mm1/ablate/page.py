@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +30,18 @@ class MeasuredCost:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One arm on the page: its runs that have a report, what they took together, its cells in the table's order."""
+    """One arm in a table of measures: how many seeds are finished, its cells in the order of the columns."""
 
     arm: PlannedArm
     seeds: int
     cells: list[Cell | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What an arm is and took: the reports of its runs by seed, and their cost together."""
+
+    arm: PlannedArm
     reports: list[tuple[int, str]]
     cost: MeasuredCost
 
@@ -48,6 +55,7 @@ def write_page(plan: Plan, folder: Path, failed: dict[str, str]) -> Path:
     comparison = compare_arms(plan, folder)
     path = folder / FILE
     template = load_template("page.html", package="mm1.ablate", label=label, shown=shown)
+    tasks = [name for name in comparison.measures if name not in comparison.columns]
     stages = [name for name, one in plan.runs.items() if not one.scored and (folder / name).is_dir()]
     write_whole(
         path,
@@ -57,9 +65,10 @@ def write_page(plan: Plan, folder: Path, failed: dict[str, str]) -> Path:
             cautions=cautions(comparison),
             drawings=_drawings(comparison),
             columns=comparison.columns,
-            rows=_rows(comparison, comparison.columns, folder),
-            tasks=[name for name in comparison.measures if name not in comparison.columns],
-            task_rows=_rows(comparison, [n for n in comparison.measures if n not in comparison.columns], folder),
+            rows=_rows(comparison, comparison.columns),
+            tasks=tasks,
+            task_rows=_rows(comparison, tasks),
+            trainings=[_training(arm, folder) for arm in plan.arms],
             stages=[(name, measured_cost(folder / name)) for name in stages],
             failed=failed,
         ),
@@ -76,19 +85,20 @@ def _drawings(comparison: Comparison) -> list[Markup]:
     return [Markup(draw(comparison, names)) for names in (scores, likelihoods, losses) if names]
 
 
-def _rows(comparison: Comparison, names: list[str], folder: Path) -> list[Row]:
+def _rows(comparison: Comparison, names: Sequence[str]) -> list[Row]:
     rows = []
     for arm in comparison.plan.arms:
         cells = comparison.cells.get(arm.name, {})
-        reports = [
-            (seed, f"{name}/report.html")
-            for seed, name in arm.runs.items()
-            if (folder / name / "report.html").is_file()
-        ]
-        costs = [measured_cost(folder / name) for name in arm.runs.values()]
-        cost = MeasuredCost(sum(one.hours for one in costs), sum(one.flops for one in costs))
-        rows.append(Row(arm, comparison.seeds.get(arm.name, 0), [cells.get(name) for name in names], reports, cost))
+        rows.append(Row(arm, comparison.seeds.get(arm.name, 0), [cells.get(name) for name in names]))
     return rows
+
+
+def _training(arm: PlannedArm, folder: Path) -> Training:
+    reports = [
+        (seed, f"{name}/report.html") for seed, name in arm.runs.items() if (folder / name / "report.html").is_file()
+    ]
+    costs = [measured_cost(folder / name) for name in arm.runs.values()]
+    return Training(arm, reports, MeasuredCost(sum(one.hours for one in costs), sum(one.flops for one in costs)))
 
 
 def measured_cost(run: Path) -> MeasuredCost:
