@@ -40,6 +40,20 @@ def connect_ray(runner: Runner, *, cpus: int) -> ModuleType:
     return ray
 
 
+def connect_ray_workers(runner: Runner) -> tuple[ModuleType, dict[str, int]]:
+    """The `ray` module, connected, and what each of the runner's workers needs: a GPU, or cores if there is none.
+
+    A worker's cores are its share of this machine's; Ray sets its OMP_NUM_THREADS to them.
+
+    Raises:
+        ValueError: the address can't be reached, or Ray is not installed.
+    """
+    cpus = os.cpu_count() or 1
+    ray = connect_ray(runner, cpus=max(cpus, runner.workers))
+    has_gpus = ray.cluster_resources().get("GPU")
+    return ray, {"num_gpus": 1} if has_gpus else {"num_cpus": max(1, cpus // runner.workers)}
+
+
 def _check(address: str) -> None:
     """Fail fast: Ray would retry an unreachable address for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")

@@ -22,7 +22,7 @@ import torch
 
 from mm1.ablate.measures import measure, write_results
 from mm1.ablate.plan import Plan, load_plan
-from mm1.cluster import Runner, connect_ray
+from mm1.cluster import Runner, connect_ray_workers
 from mm1.report.page import report
 from mm1.train.coordinator import Stopped
 from mm1.train.log import console
@@ -225,11 +225,8 @@ class _Ray:
     """
 
     def __init__(self, folder: Path, runner: Runner):
-        cpus = os.cpu_count() or 1
         self.folder, self.count = folder, runner.workers
-        self._ray = connect_ray(runner, cpus=max(cpus, runner.workers))
-        has_gpus = self._ray.cluster_resources().get("GPU")
-        needs = {"num_gpus": 1} if has_gpus else {"num_cpus": max(1, cpus // runner.workers)}
+        self._ray, needs = connect_ray_workers(runner)
         # a machine that is lost is no fault of the run, which continues on another one from its last checkpoint
         self._remote = self._ray.remote(max_retries=3, max_calls=1, **needs)(_do_remote)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from mm1.cluster import Runner, connect_ray
+from mm1.cluster import Runner, connect_ray_workers
 from mm1.eval.harness import AnswerJob
 
 Jobs = Callable[[], Sequence[AnswerJob]]
@@ -33,13 +33,10 @@ def answer_on_ray(jobs: Jobs, count: int, *, runner: Runner) -> None:
     Raises:
         ValueError: the cluster can't be reached, Ray is not installed, a job failed, or its file is not here.
     """
-    cpus = os.cpu_count() or 1
-    ray = connect_ray(runner, cpus=max(cpus, runner.workers))
+    ray, needs = connect_ray_workers(runner)
     from ray.exceptions import RayActorError, RayTaskError
     from ray.util import ActorPool
 
-    # Ray sets OMP_NUM_THREADS of a worker to its CPUs
-    needs = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": max(1, cpus // runner.workers)}
     worker = ray.remote(max_restarts=3, max_task_retries=3, **needs)(_Worker)
     pool = ActorPool([worker.remote(jobs, os.getcwd()) for _ in range(min(runner.workers, count))])
     finished = pool.map_unordered(lambda actor, number: actor.answer.remote(number), list(range(count)))
