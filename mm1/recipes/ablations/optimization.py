@@ -11,7 +11,7 @@ def learning_rate(scale: Scale) -> Ablation:
 
     The paper searches with the multimodal model and compares 8-shot scores. At tiny scale a language model is trained
     on text alone and compared by its held-out loss, since eight shots tell nothing of so small models.
-    That takes about 55 minutes on two cores with three seeds (predicted).
+    That takes about 65 minutes on two cores with three seeds (predicted).
     """
     grid = [
         Arm(f"{size} {rate:g}", (*scale.sized(size), f"optim.learning_rate={rate:g}"), group=size, at=rate)

@@ -138,7 +138,7 @@ def tiny() -> Scale:
         rate_stages=(_tiny_rates(),),
         rate_evaluation=Evaluation(tasks=()),
         decoders={name: _tiny_decoder(*shape) for name, shape in TINY_DECODERS.items()},
-        rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+        rates=(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
         experts=SparseConfig(experts=4, every=2, load_balance_weight=0.01, router_z_weight=0.001),
     )
 
