@@ -21,13 +21,17 @@ from mm1.data.recorded import record_text
 from mm1.data.tiles import quarters
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
-from mm1.eval import models as eval_models
+from mm1.eval import http_model
 from mm1.eval.fewshot import draw_shots, prompt
 from mm1.eval.harness import evaluate, load_task
-from mm1.eval.models import HfModel, HttpModel, Request, open_model, until
+from mm1.eval.hf_model import HfModel
+from mm1.eval.http_model import HttpModel
+from mm1.eval.model import Request
+from mm1.eval.models import open_model
 from mm1.eval.results import read_answers
 from mm1.eval.shots import Protocol
 from mm1.eval.task_evaluation import Settings
+from mm1.generate.writer import until
 from mm1.hf.files import chat_template
 
 transformers = pytest.importorskip("transformers")
@@ -228,7 +232,7 @@ def test_a_server_that_refuses_is_named(server, monkeypatch):
         HttpModel(url, model="missing").chat([], max_tokens=1)
     with pytest.raises(ValueError, match="a server gives no likelihoods"):
         HttpModel(url).answer([Request(Document((Text("a"),)), choices=("b", "c"))])
-    monkeypatch.setattr(eval_models.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(http_model.time, "sleep", lambda seconds: None)
     with pytest.raises(ValueError, match=r"does not answer .*; is the server running"):
         HttpModel("http://127.0.0.1:9/v1")
 

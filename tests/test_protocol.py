@@ -21,7 +21,7 @@ from mm1.eval.harness import evaluate, load_task
 from mm1.eval.metrics.captions import cider
 from mm1.eval.metrics.references import Metric
 from mm1.eval.metrics.vqa import exact_match
-from mm1.eval.models import Model, prompt_text
+from mm1.eval.model import Model, prompt_text
 from mm1.eval.results import Answer, compare, comparison_table, read_answers, read_results, save_results
 from mm1.eval.shots import MM1, Protocol, SimilarShots, draw_all, prompts
 from mm1.eval.task_evaluation import Settings

@@ -25,7 +25,9 @@ from mm1.data.chat_template import ChatTemplate
 from mm1.data.encode import encode
 from mm1.data.tiles import TileSpec
 from mm1.document import Document, Image, Mark, Piece, Text
-from mm1.eval.models import HfModel, Ours, Request, open_model
+from mm1.eval.hf_model import HfModel
+from mm1.eval.model import Request
+from mm1.eval.models import Ours, open_model
 from mm1.hf.vocabulary import words
 from mm1.serve.chat import answer
 

@@ -1,7 +1,7 @@
 """How likely a model finds the right answer after a few-shot prompt: a continuous score beside accuracy and CIDEr."""
 
 from mm1.eval.fewshot import Task
-from mm1.eval.models import Model, Request
+from mm1.eval.model import Model, Request
 from mm1.eval.shots import MM1, draw_all, prompts
 
 

@@ -12,8 +12,10 @@ from mm1.cluster import Runner
 from mm1.eval.answers_page import write_page
 from mm1.eval.fewshot import Task
 from mm1.eval.harness import AnswerJob, answer_jobs, evaluate, load_task
+from mm1.eval.http_model import HttpModel
 from mm1.eval.judge import Judge
-from mm1.eval.models import HttpModel, Model, Ours, open_model
+from mm1.eval.model import Model
+from mm1.eval.models import Ours, open_model
 from mm1.eval.ray_workers import answer_on_ray
 from mm1.eval.results import compare, comparison_table, score_table
 from mm1.eval.shots import MM1, Protocol

@@ -20,7 +20,8 @@ from mm1.eval import tasks as task_folder
 from mm1.eval.caption_loss import caption_loss
 from mm1.eval.data.published import Published, by_likelihood
 from mm1.eval.fewshot import Task
-from mm1.eval.models import Model, Ours, model_name
+from mm1.eval.model import Model
+from mm1.eval.models import Ours, model_name
 from mm1.eval.results import Answer, Results, read_results, save_results
 from mm1.eval.shots import reasoning_task
 from mm1.eval.task_evaluation import Settings, TaskEvaluation

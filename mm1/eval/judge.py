@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from mm1.eval.fewshot import Example, JudgeRule
-from mm1.eval.models import HttpModel
+from mm1.eval.http_model import HttpModel
 
 ATTEMPTS = 3
 

@@ -17,7 +17,8 @@ from mm1 import dist
 from mm1.checkpoint import load_for_use
 from mm1.data import chat_format as chat
 from mm1.document import Document, Image, Piece, Text
-from mm1.eval.models import Ours, Request, model_name
+from mm1.eval.model import Request
+from mm1.eval.models import Ours, model_name
 
 
 def manifest() -> ModelManifest:

@@ -16,7 +16,7 @@ from mm1.eval.blind import exchange_images
 from mm1.eval.fewshot import Task
 from mm1.eval.judge import Judge
 from mm1.eval.metrics.statistics import bootstrap, paired_difference
-from mm1.eval.models import Model, Request, prompt_text
+from mm1.eval.model import Model, Request, prompt_text
 from mm1.eval.results import (
     Answer,
     ScoredText,

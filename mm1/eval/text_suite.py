@@ -18,7 +18,8 @@ from mm1 import dist
 from mm1.disk import write_whole
 from mm1.document import Document, Text
 from mm1.eval.harness import PATIENCE
-from mm1.eval.models import Ours, Request
+from mm1.eval.model import Request
+from mm1.eval.models import Ours
 
 SUITE = {
     "arc_easy": "acc",
