@@ -1,4 +1,4 @@
-"""Benchmark files that are not what they should be: each is named, none is scored."""
+"""Benchmark files that are not what they should be: a broken file is named, an odd row is counted and stops nothing."""
 
 import base64
 import json
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mm1.eval.data.rows import TaskError
+from mm1.eval.fewshot import draw_shots
 from mm1.eval.harness import load_task
 from mm1.eval.metrics.vqa import exact_match
 
@@ -90,27 +91,8 @@ MALFORMED = {
     "no rows": ("ai2d", lambda folder: (folder / "test.json").write_text("[]"), "test.json has no rows"),
     "missing column": ("vqav2", hub("vqav2", without("question")), "row 0 has no column 'question'; found .*image"),
     "missing answers": ("textvqa", hub("textvqa", without("answers")), "has no column 'answers'"),
-    "no picture": ("vqav2", hub("vqav2", put(image=None)), "row 2 has no picture: found nothing"),
-    "damaged picture": ("vqav2", hub("vqav2", put(image={"bytes": b"PNG?", "path": None})), "row 2 .* cannot be read"),
-    "picture file missing": ("coco", gone("coco", "val2014/0.jpg"), "row 0: the picture .*0.jpg is missing"),
-    "joined picture missing": (
-        "gqa",
-        hub("gqa", put(imageId="zz"), split="*_instructions/testdev", images=()),
-        "no picture 'zz'",
-    ),
-    "no references": ("docvqa", hub("docvqa", put(answers=[])), r"row 2 needs at least one answer.*found \[\]"),
-    "blank references": ("vqav2", hub("vqav2", put(answers=ONE_ANSWER)), "row 2 needs at least one answer"),
-    "hidden references": ("docvqa", hub("docvqa", put(answers=None)), "row 2 needs at least one answer.*None"),
+    "no pictures": ("vqav2", hub("vqav2", put_all(image=None)), "row 0 has no picture: found nothing"),
     "numbers as answers": ("docvqa", hub("docvqa", put_all(answers=[3])), r"each a text; found \[3\]"),
-    "duplicate ids": ("vqav2", hub("vqav2", put(question_id=0)), "rows 0 and 2 have one id, '0'"),
-    "no question": ("vqav2", hub("vqav2", put(question=" ")), "row 2 has no question: found ' '"),
-    "letter beyond the choices": ("mmbench", hub("mmbench", put(answer="D"), split="dev"), "one of A, B; found 'D'"),
-    "number beyond the choices": ("ai2d", hub("ai2d", put(answer="4"), split="test"), "answer 4 of 4 choices"),
-    "one choice": ("ai2d", hub("ai2d", put(options=["oak"]), split="test"), "two or more different texts"),
-    "the same choice twice": ("ai2d", hub("ai2d", put(options=["oak", "oak"]), split="test"), "different texts"),
-    "choices that are no list": ("mmmu", hub("mmmu", put(options="[oak"), images=()), "the choices are no list"),
-    "picture not given": ("mmmu", hub("mmmu", put(question="Is <image 4> it?"), images=()), "<image 4> of 2 pictures"),
-    "neither yes nor no": ("pope", hub("pope", put(answer="maybe"), split="test"), "must be yes or no; found 'maybe'"),
     "no tab": ("mme", files("mme", "0.txt", lambda text: text.replace("\t", " ")), "0.txt, line 1: a question, a tab"),
     "no JSON": (
         "vqav2",
@@ -125,19 +107,54 @@ MALFORMED = {
     "no list": ("docvqa", files("docvqa", "val*.json", lambda text: '{"data": 3}'), "a list of rows under 'data'"),
     "no mapping": ("mm_vet", files("mm_vet", "mm-vet.json", lambda text: "[1]"), "must map ids to rows; found list"),
     "renamed key": ("chartqa", files("chartqa", "test_human.json", lambda t: t.replace("label", "gold")), "no 'label'"),
-    "unanswered question": ("okvqa", files("okvqa", "mscoco_val*", fewer_annotations), "no answers to question 0"),
-    "no base64": ("mmbench", files("mmbench", "*.tsv", no_base64), "row 0: the picture is no base64"),
-    "cut base64": ("mmbench", files("mmbench", "*.tsv", cut_picture), "row 0 has a picture that cannot be read"),
     "no answer of the judge's side": (
         "llava_w",
         gone("llava_w", "answers_gpt4.jsonl"),
         "gpt4.jsonl is missing",
     ),
+}
+
+ODD = {
+    "no picture": ("vqav2", hub("vqav2", put(image=None)), "no picture"),
+    "damaged picture": ("vqav2", hub("vqav2", put(image={"bytes": b"PNG?", "path": None})), "unreadable picture"),
+    "picture file missing": ("coco", gone("coco", "val2014/0.jpg"), "no picture"),
+    "joined picture missing": (
+        "gqa",
+        hub("gqa", put(imageId="zz"), split="*_instructions/testdev", images=()),
+        "no picture",
+    ),
+    "no references": ("docvqa", hub("docvqa", put(answers=[])), "no answer"),
+    "blank references": ("vqav2", hub("vqav2", put(answers=ONE_ANSWER)), "no answer"),
+    "hidden references": ("docvqa", hub("docvqa", put(answers=None)), "no answer"),
+    "no question": ("vqav2", hub("vqav2", put(question=" ")), "no question"),
+    "letter beyond the choices": (
+        "mmbench",
+        hub("mmbench", put(answer="D"), split="dev"),
+        "an answer that is no choice",
+    ),
+    "number beyond the choices": ("ai2d", hub("ai2d", put(answer="4"), split="test"), "an answer that is no choice"),
+    "choices that are no list": ("mmmu", hub("mmmu", put(options="[oak"), images=()), "choices that are no list"),
+    "picture not given": (
+        "mmmu",
+        hub("mmmu", put(question="Is <image 4> it?"), images=()),
+        "a picture that is not given",
+    ),
+    "neither yes nor no": ("pope", hub("pope", put(answer="maybe"), split="test"), "an answer that is no choice"),
+    "unanswered question": ("okvqa", files("okvqa", "mscoco_val*", fewer_annotations), "no answer"),
+    "no base64": ("mmbench", files("mmbench", "*.tsv", no_base64), "unreadable picture"),
+    "cut base64": ("mmbench", files("mmbench", "*.tsv", cut_picture), "unreadable picture"),
     "answer not among choices": (
         "mathvista",
         hub("mathvista", put(answer="Perhaps"), split="testmini", images=("decoded_image",)),
-        "row 2 is not laid out as in AI4Math/MathVista: 'Perhaps' is not in list",
+        "an answer that is no choice",
     ),
+}
+
+SCORED = {
+    "duplicate ids": ("vqav2", hub("vqav2", put(question_id=0)), "repeated id"),
+    "one choice": ("ai2d", hub("ai2d", put(options=["oak"], answer="0"), split="test"), "one choice"),
+    "the same choice twice": ("ai2d", hub("ai2d", put(options=["oak", "oak", "x"]), split="test"), "equal choices"),
+    "no text of a choice": ("ai2d", hub("ai2d", put(options=["", "fern", "oak"]), split="test"), "empty choice"),
 }
 
 
@@ -150,22 +167,50 @@ def test_a_malformed_file_is_named(name: str, make, message: str, tmp_path: Path
         load_task(name, limit=100, seed=0, data=str(folder))
 
 
-def test_an_mme_picture_with_one_question_is_not_scored(tmp_path: Path):
+@pytest.mark.parametrize(("name", "make", "why"), ODD.values(), ids=ODD.keys())
+def test_a_row_that_cannot_be_scored_is_left_out_and_counted(name: str, make, why: str, tmp_path: Path):
+    (layouts.HUB | layouts.FILES)[name](tmp_path / "whole")
+    whole = load_task(name, limit=100, seed=0, data=str(tmp_path / "whole"))
+    make(tmp_path / "odd")
+    task = load_task(name, limit=100, seed=0, data=str(tmp_path / "odd"))
+    assert task.origin.left_out == {why: 1}
+    assert len(task.queries) >= 5
+    assert not whole.origin.left_out
+    assert all(example is None or example.image.data for example in task.pool.read(list(range(task.pool.count))))
+    assert len(task.pool.answers) >= 5
+
+
+@pytest.mark.parametrize(("name", "make", "what"), SCORED.values(), ids=SCORED.keys())
+def test_an_odd_row_that_can_be_scored_is_asked_and_named(name: str, make, what: str, tmp_path: Path):
+    make(tmp_path)
+    task = load_task(name, limit=100, seed=0, data=str(tmp_path))
+    assert (len(task.queries), dict(task.origin.left_out)) == (6, {})
+    assert [query.odd for query in task.queries] == [(), (), (what,), (), (), ()]
+    assert len({query.id for query in task.queries}) == 6
+
+
+def test_an_mme_picture_with_one_question_is_left_out_of_the_sums(tmp_path: Path):
     layouts.FILES["mme"](tmp_path)
+    before = load_task("mme", limit=100, seed=0, data=str(tmp_path))
     path = tmp_path / "count" / "0.txt"
     path.write_text(path.read_text().splitlines()[0])
     task = load_task("mme", limit=100, seed=0, data=str(tmp_path))
-    answers = [task.answer("yes", query) for query in task.queries]
-    scores = exact_match(answers, [query.answers for query in task.queries])
-    with pytest.raises(TaskError, match="MME asks two questions of each picture; count/0 has 1"):
-        task.scoring.totals(task.queries, answers, scores)
+    sums = []
+    for one in (before, task):
+        answers = [one.answer("yes", query) for query in one.queries]
+        scores = exact_match(answers, [query.answers for query in one.queries])
+        sums.append(one.scoring.totals(one.queries, answers, scores))
+    assert sums[0]["perception"] == 2 * 50
+    assert sums[1] == {"perception": 50, "cognition": 50, "pictures without two questions": 1}
 
 
-def test_a_malformed_shot_is_named_when_it_is_drawn(tmp_path: Path):
+def test_a_malformed_shot_is_never_drawn(tmp_path: Path):
     hub("vqav2", put(image=None), split="train")(tmp_path)
     task = load_task("vqav2", limit=100, seed=0, data=str(tmp_path))
-    with pytest.raises(TaskError, match=r"train of .*, row 2 has no picture"):
-        task.pool.read([1, 2])
+    assert [shot is None for shot in task.pool.read([1, 2, 3])] == [False, True, False]
+    assert {shot.id for shot in draw_shots(task, 0, shots=5, seed=0)} == {"20", "21", "23", "24", "25"}
+    with pytest.raises(ValueError, match="5 examples to draw 6 shots"):
+        draw_shots(task, 0, shots=6, seed=0)
 
 
 def test_the_sample_takes_no_data():

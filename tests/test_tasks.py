@@ -94,9 +94,7 @@ def test_the_questions_of_one_mme_picture_stay_together(tmp_path: Path):
     for limit, count in ((2, 2), (3, 2), (5, 4)):
         task = load_task("mme", limit=limit, seed=1, data=str(tmp_path))
         assert len(task.queries) == count
-        assert {
-            [q.metadata["question_id"] for q in task.queries].count(q.metadata["question_id"]) for q in task.queries
-        } == {2}
+        assert {[q.group for q in task.queries].count(q.group) for q in task.queries} == {2}
 
 
 def test_pictures_stand_where_the_question_shows_them(tmp_path: Path):

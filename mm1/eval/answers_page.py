@@ -60,8 +60,10 @@ def _section(folder: Path, task: Task, *, results: Results) -> dict[str, Any]:
     return {"name": task.name, "scores": scores, "queries": queries, "all": len(task.queries)}
 
 
-def state(score: float, *, best: float = 1.0) -> str:
-    """`right` for the best possible score, `wrong` for 0, else `partly`."""
+def state(score: float | None, *, best: float = 1.0) -> str:
+    """`right` for the best possible score, `wrong` for 0, `unread` without a score, else `partly`."""
+    if score is None:
+        return "unread"
     return "right" if score > best - 1e-6 else "partly" if score > 0 else "wrong"
 
 

@@ -27,6 +27,8 @@ class Example:
     choices      of a multiple-choice question; its answer is a letter
     reasoning    an explanation that leads to the answer, for chain-of-thought shots
     metadata     what totals and judges need: category, subject, ...
+    group        queries of one group are drawn together: MME's pairs, MMBench's rotations
+    odd          short names of what is odd about its row, though it can be scored
     """
 
     id: str
@@ -37,17 +39,20 @@ class Example:
     choices: tuple[str, ...] = ()
     reasoning: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    group: str = ""
+    odd: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
     """The training split, which shots are drawn from: `count` examples that are read by index only when needed.
 
-    `answers` are the answers of all of them, for the baselines without a model.
+    `read` gives None for a row that can't be shown. `answers` are the answers of all others, for the baselines without
+    a model.
     """
 
     count: int
-    read: Callable[[list[int]], list[Example]]
+    read: Callable[[list[int]], Sequence[Example | None]]
     answers: Sequence[str]
 
 
@@ -77,6 +82,20 @@ class JudgeRule:
     parse: Callable[[str], float]
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the queries of a task come from.
+
+    data      the data set, its number of rows, and a hash of their ids and answers
+    split     the split that they are of
+    left_out  how many rows of the split can't be scored, by the short name of what they lack
+    """
+
+    data: str = ""
+    split: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
 Totals = Callable[[Sequence[Example], Sequence[str], np.ndarray], dict[str, float]]
 
 
@@ -88,12 +107,14 @@ class Scoring:
     parse   turns the cleaned text into the answer to be scored, where the query decides how
     totals  scores of all answers together, in points, besides the mean
     judge   another model scores the answers by this rule, and `metric` is not used
+    whole   the queries of a group count as one, which scores what the worst of them does
     """
 
     metric: Metric
     parse: Callable[[str, Example], str] | None = None
     totals: Totals | None = None
     judge: JudgeRule | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +130,11 @@ class Task:
     style: PromptStyle
     scoring: Scoring
     loss: bool = False
+    origin: Origin = Origin()
+
+    def groups(self) -> list[str]:
+        """What each query counts with: queries of one name count as one."""
+        return [query.group if self.scoring.whole else query.id for query in self.queries]
 
     def answer(self, written: str, query: Example) -> str:
         """The answer to be scored, from the text that the model wrote."""
@@ -154,7 +180,7 @@ def draw_shots(task: Task, query: int, *, shots: int, seed: int) -> list[Example
     drawn: list[Example] = []
     for start in range(0, len(order), shots):
         examples = task.pool.read(order[start : start + shots])
-        drawn += [example for example in examples if image_hash(example.image) != own]
+        drawn += [one for one in examples if one is not None and image_hash(one.image) != own]
         if len(drawn) >= shots:
             return drawn[:shots]
     raise ValueError(f"task {task.name} has {len(drawn)} examples to draw {shots} shots from; ask for fewer shots")
@@ -175,11 +201,11 @@ def prompt(task: Task, query: Example, *, shots: Sequence[Example]) -> Document:
 
 
 def _question(task: Task, example: Example) -> list[Piece]:
-    pieces = with_images(example, task.style.ask(example))
+    pieces = _with_images(example, task.style.ask(example))
     return list(chat.prompt(pieces).pieces) if task.style.form == "chat" else pieces
 
 
-def with_images(example: Example, question: str) -> list[Piece]:
+def _with_images(example: Example, question: str) -> list[Piece]:
     """The images before the question, or where `<image 1>`, `<image 2>`, ... in it say."""
     images = [example.image, *example.more_images]
     parts = re.split(r"<image (\d)>", question)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from mm1.disk import write_whole
 from mm1.eval.caption_loss import CaptionLoss
-from mm1.eval.metrics.statistics import Interval, paired_difference
+from mm1.eval.metrics.statistics import Interval, lowest, paired_difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,28 +33,32 @@ class SentPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ScoredText:
-    """An answer and its score."""
+    """An answer and its score; None if the judge's reply can't be read."""
 
     text: str
-    score: float
+    score: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model answered to one query, with its own image and blind, that is with another query's image."""
+    """What the model answered to one query, with its own image and blind, that is with another query's image.
+
+    Answers of one `group` count as one query; each query is its own group by default.
+    """
 
     query: str
     references: list[str]
     prompt: SentPrompt
     own: ScoredText
     blind: ScoredText
+    group: str = ""
 
     @property
     def text(self) -> str:
         return self.own.text
 
     @property
-    def score(self) -> float:
+    def score(self) -> float | None:
         return self.own.score
 
     @classmethod
@@ -63,7 +67,8 @@ class Answer:
         prompt = SentPrompt(record["prompt"], record["request"], record["shots"], record["places"])
         own = ScoredText(record["answer"], record["score"])
         blind = ScoredText(record["blind_answer"], record["blind_score"])
-        return cls(record["query"], record["references"], prompt, own, blind)
+        group = record.get("group", record["query"])
+        return cls(record["query"], record["references"], prompt, own, blind, group)
 
     def record(self) -> dict[str, Any]:
         """The answer as one line of a file. Its keys, `places` too, are those of 0.1, whose files can still be read."""
@@ -78,7 +83,7 @@ class Answer:
             "blind_answer": self.blind.text,
             "blind_score": self.blind.score,
             "places": self.prompt.tokens,
-        }
+        } | ({"group": self.group} if self.group != self.query else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,11 @@ class TaskScore:
     std: float | None = None
     totals: dict[str, dict[str, float]] = field(default_factory=dict)  # of all answers: score, blind, majority, chance
     judge: str = ""
+    data: str = ""  # the data set, its number of rows, and a hash of their ids and answers
+    split: str = ""
+    form: str = ""
+    metric: str = ""
+    counted: dict[str, int] = field(default_factory=dict)  # what is odd about rows and answers, and in how many
 
     @property
     def name(self) -> str:
@@ -218,6 +228,8 @@ def score_table(results: Results) -> Table:
                 f"{values[of]:.1f}" if of in values else "-" for of in ("score", "blind", "majority", "chance")
             )
             table.add_row(f"  {name}", "", "", score, blind, "", majority, chance)
+        for name, count in one.counted.items():
+            table.add_row(f"  {name}", "", str(count))
     return table
 
 
@@ -258,16 +270,20 @@ def _compare(name: str, folders: list[Path], *, scores: list[TaskScore], seed: i
         raise ValueError(f"{name}: the two runs answered different queries; use the same --limit, --seed and data")
     ours, theirs = (np.array([of_run[query] for query in shared]) for of_run in by_query)
     difference = paired_difference(ours, theirs, seed=seed)
-    return Comparison(name, len(shared), float(ours.mean()), float(theirs.mean()), difference)
+    return Comparison(name, len(shared), float(np.nanmean(ours)), float(np.nanmean(theirs)), difference)
 
 
 def mean_scores(folder: Path, score: TaskScore) -> dict[str, float]:
-    """Points of each query, the mean over the trials."""
+    """Points of each query, the mean over the trials; nan for one that the judge gave no score."""
     trials = [read_answers(folder, score, trial=trial) for trial in range(score.trials)]
-    return {
-        answers[0].query: 100 * float(np.mean([answer.score for answer in answers]))
-        for answers in zip(*trials, strict=True)
-    }
+    points = np.mean([grouped_points(answers) for answers in trials], axis=0)
+    return dict(zip(dict.fromkeys(answer.group for answer in trials[0]), points.tolist(), strict=True))
+
+
+def grouped_points(answers: Sequence[Answer], *, blind: bool = False) -> np.ndarray:
+    """The points of each group of answers, those of its worst answer; nan for one that the judge gave no score."""
+    scores = [answer.blind.score if blind else answer.own.score for answer in answers]
+    return 100 * lowest(scores, [answer.group for answer in answers])
 
 
 def comparison_table(comparisons: list[Comparison]) -> Table:

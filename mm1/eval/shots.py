@@ -72,7 +72,8 @@ class SimilarShots:
     @cached_property
     def _pool(self) -> tuple[list[int], np.ndarray]:
         order = rng(self.seed, "similar", 0).permutation(self.task.pool.count)[:SIMILAR_POOL].tolist()
-        return order, _unit(self.features([example.image for example in self.task.pool.read(order)]))
+        images = {n: one.image for n, one in zip(order, self.task.pool.read(order), strict=True) if one is not None}
+        return list(images), _unit(self.features(list(images.values())))
 
     @cached_property
     def _queries(self) -> np.ndarray:
@@ -86,7 +87,7 @@ class SimilarShots:
         nearest: list[Example] = []
         for start in range(0, len(ranked), shots):
             examples = self.task.pool.read([indices[rank] for rank in ranked[start : start + shots]])
-            nearest += [example for example in examples if image_hash(example.image) != own]
+            nearest += [one for one in examples if one is not None and image_hash(one.image) != own]
             if len(nearest) >= shots:
                 return nearest[:shots][::-1]
         raise ValueError(f"task {self.task.name} has {len(nearest)} examples to draw {shots} shots from; ask for fewer")
@@ -119,7 +120,7 @@ def _same_shots(task: Task, *, shots: int, seed: int) -> list[Example]:
     drawn: list[Example] = []
     for start in range(0, len(order), shots):
         examples = task.pool.read(order[start : start + shots])
-        drawn += [example for example in examples if image_hash(example.image) not in query_images]
+        drawn += [one for one in examples if one is not None and image_hash(one.image) not in query_images]
         if len(drawn) >= shots:
             return drawn[:shots]
     raise ValueError(

@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from mm1.eval.baselines import chance_answers, majority_answer
 from mm1.eval.blind import exchange_images
 from mm1.eval.fewshot import Task
 from mm1.eval.judge import Judge
-from mm1.eval.metrics.statistics import bootstrap, paired_difference
+from mm1.eval.metrics.statistics import bootstrap, lowest, paired_difference
 from mm1.eval.model import Model, Request, prompt_text
 from mm1.eval.results import (
     Answer,
@@ -23,6 +25,7 @@ from mm1.eval.results import (
     SentPrompt,
     TaskScore,
     answers_file,
+    grouped_points,
     read_finished,
     score_name,
     write_answers,
@@ -99,8 +102,10 @@ class TaskEvaluation:
             for document, ids in zip(own, shown, strict=True)
         ]
         answers = [
-            Answer(query.id, list(query.answers), prompt, own_text, blind_text)
-            for query, prompt, own_text, blind_text in zip(task.queries, sent, own_texts, blind_texts, strict=True)
+            Answer(query.id, list(query.answers), prompt, own_text, blind_text, group)
+            for query, prompt, own_text, blind_text, group in zip(
+                task.queries, sent, own_texts, blind_texts, task.groups(), strict=True
+            )
         ]
         write_answers(path, answers, settings=settings)
         return answers
@@ -120,9 +125,11 @@ class TaskEvaluation:
         return [task.answer(text, query) for text, query in zip(texts, queries, strict=True)]
 
     def _scored(self, texts: Sequence[str]) -> list[ScoredText]:
-        return [ScoredText(text, score) for text, score in zip(texts, self._scores(texts), strict=True)]
+        scores = [None if math.isnan(score) else score for score in self._scores(texts)]
+        return [ScoredText(text, score) for text, score in zip(texts, scores, strict=True)]
 
     def _scores(self, answers: Sequence[str]) -> list[float]:
+        """The score of the answer to each query; nan where the judge's reply can't be read."""
         judge, rule = self.settings.judge, self.task.scoring.judge
         if rule is None or judge is None:
             return self.task.scoring.metric(answers, self.references).tolist()
@@ -141,14 +148,14 @@ class TaskEvaluation:
         return TaskScore(
             task=task.name,
             shots=shots,
-            queries=len(task.queries),
+            queries=len(own),
             score=bootstrap(own, seed=settings.seed),
             blind=bootstrap(blind, seed=settings.seed),
             difference=paired_difference(own, blind, seed=settings.seed),
             gain=None if fewest is None else paired_difference(own, _mean_points(fewest), seed=settings.seed),
-            majority=100 * float(np.mean(self._scores([guesses.majority] * len(task.queries)))),
+            majority=self._mean([guesses.majority] * len(task.queries)),
             majority_answer=guesses.majority,
-            chance=100 * float(np.mean([self._scores(answers) for answers in guesses.chance])),
+            chance=float(np.mean([self._mean(answers) for answers in guesses.chance])),
             longest_prompt=max(answer.prompt.tokens for answers in trials for answer in answers),
             model_name=self.model.name,
             seed=settings.seed,
@@ -158,7 +165,16 @@ class TaskEvaluation:
             std=_std_of_means(trials),
             totals=self._totals(trials, guesses),
             judge=settings.judge.name if settings.judge is not None and task.scoring.judge is not None else "",
+            data=task.origin.data,
+            split=task.origin.split,
+            form=task.style.form,
+            metric="judge" if task.scoring.judge is not None else task.scoring.metric.__name__,
+            counted=_counted(task, trials),
         )
+
+    def _mean(self, answers: Sequence[str]) -> float:
+        """The mean points of one answer to each query."""
+        return 100 * float(np.nanmean(lowest(self._scores(answers), self.task.groups())))
 
     def _totals(self, trials: list[list[Answer]], guesses: Guesses) -> dict[str, dict[str, float]]:
         """Scores of all answers together, by name; for the model, blind, majority and chance."""
@@ -193,20 +209,24 @@ class TaskEvaluation:
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
 
-def _points(answers: Sequence[Answer], *, blind: bool = False) -> np.ndarray:
-    """The scores of answers, in points."""
-    scores = [answer.blind.score if blind else answer.own.score for answer in answers]
-    return 100 * np.array(scores, dtype=np.float64)
+def _counted(task: Task, trials: Sequence[Sequence[Answer]]) -> dict[str, int]:
+    """How many rows are left out, rows are odd, and answers say nothing that can be scored, by a short name each."""
+    counts = Counter({f"left out: {name}": count for name, count in task.origin.left_out.items()})
+    counts.update(name for query in task.queries for name in query.odd)
+    answers = [answer for trial in trials for answer in trial]
+    counts["no answer read"] = sum(not answer.text for answer in answers)
+    counts["unread by the judge"] = sum(answer.score is None for answer in answers)
+    return {name: count for name, count in counts.items() if count}
 
 
 def _mean_points(trials: Sequence[Sequence[Answer]], *, blind: bool = False) -> np.ndarray:
-    """Points of each query, the mean over the trials."""
-    return np.mean([_points(answers, blind=blind) for answers in trials], axis=0)
+    """Points of each query, or of each group that counts as one, the mean over the trials."""
+    return np.mean([grouped_points(answers, blind=blind) for answers in trials], axis=0)
 
 
 def _std_of_means(trials: Sequence[Sequence[Answer]]) -> float | None:
     """The standard deviation of the trials' means, in points; None for a single trial."""
-    means = [_points(answers).mean() for answers in trials]
+    means = [np.nanmean(grouped_points(answers)) for answers in trials]
     return float(np.std(means, ddof=1)) if len(means) > 1 else None
 
 

@@ -25,13 +25,11 @@ class PrepareRequest(Config):
     max_image_repeats  a picture in more documents than this is a logo or an icon and is removed; 0 keeps all. OBELICS
                        removes those that appear more than 10 times (https://arxiv.org/abs/2306.16527, appendix A.1)
     decontaminate      stores of evaluation sets: a document that shares words or pictures with one of them is left out
-    data               the folder of a task's data set, for an input task:NAME
     language           documents in any other language are left out; empty keeps all
     """
 
     inputs: tuple[Input, ...] = Field(min_length=1)
     pictures: str = ""
-    data: str = ""
     source: str = ""
     licence: str = ""
     fetch: bool = False

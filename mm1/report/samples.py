@@ -40,15 +40,19 @@ def sample_answers(folder: Path, cell: TaskScore) -> list[tuple[str, list[Sample
     except (OSError, json.JSONDecodeError):
         return []
     queries = _queries(cell)
-    is_binary = {answer.score for answer in answers} <= {0.0, 1.0}
     random.Random(f"{cell.seed} samples").shuffle(answers)
-    answers.sort(key=lambda answer: -answer.score)  # stable: equal scores stay in random order
-    high, low = [answer for answer in answers if answer.score > 0], [answer for answer in answers if answer.score == 0]
+    scored = [(answer.score, answer) for answer in answers if answer.score is not None]
+    is_binary = {score for score, _ in scored} <= {0.0, 1.0}
+    scored.sort(key=lambda pair: -pair[0])  # stable: equal scores stay in random order
+    high, low = [pair for pair in scored if pair[0] > 0], [pair for pair in scored if pair[0] == 0]
     if not is_binary:
-        high, low = answers[: len(answers) // 2], answers[len(answers) // 2 :][::-1]
+        high, low = scored[: len(scored) // 2], scored[len(scored) // 2 :][::-1]
     names = ("right, drawn at random", "wrong, drawn at random") if is_binary else ("highest scores", "lowest scores")
     return [
-        (f"{cell.task}, {cell.shots} shots: {name}", [_sample(answer, queries) for answer in group[:SAMPLES]])
+        (
+            f"{cell.task}, {cell.shots} shots: {name}",
+            [_sample(score, answer, queries) for score, answer in group[:SAMPLES]],
+        )
         for name, group in zip(names, (high, low), strict=True)
         if group
     ]
@@ -63,7 +67,7 @@ def _queries(cell: TaskScore) -> dict[str, Example]:
     return {query.id: query for query in task.queries}
 
 
-def _sample(answer: Answer, queries: dict[str, Example]) -> SampleAnswer:
+def _sample(score: float, answer: Answer, queries: dict[str, Example]) -> SampleAnswer:
     query = queries.get(answer.query)
     return SampleAnswer(
         picture=_thumbnail(query.image.data) if query else "",
@@ -71,7 +75,7 @@ def _sample(answer: Answer, queries: dict[str, Example]) -> SampleAnswer:
         answer=answer.text,
         references=tuple(answer.references),
         blind=answer.blind.text,
-        score=answer.score,
+        score=score,
     )
 
 

@@ -25,6 +25,12 @@ from mm1.eval.data.rows import (
 
 Reader = Callable[[Path, str], Rows | None]
 
+SHORTEST_PICTURE = 65
+"""A shorter text in a table's picture column is the index of the row that has the picture."""
+
+NO_ANSWERS: Row = {"answers": []}
+"""What a question without an annotation has."""
+
 
 def vqa_files(questions: str, annotations: str, *, answer: str = "answer") -> Reader:
     """A reader of VQA's two files (https://visualqa.org/vqa_v2_dataset.html), questions and answers.
@@ -41,11 +47,7 @@ def vqa_files(questions: str, annotations: str, *, answer: str = "answer") -> Re
         annotated = {row["question_id"]: row for row in _listed(annotations_path, "annotations")}
         rows = []
         for row in _listed(questions_path, "questions"):
-            if row["question_id"] not in annotated:
-                raise TaskError(
-                    f"{annotations_path} has no answers to question {row['question_id']} of {questions_path}"
-                )
-            texts = [record[answer] for record in annotated[row["question_id"]]["answers"]]
+            texts = [record[answer] for record in annotated.get(row["question_id"], NO_ANSWERS)["answers"]]
             image = _picture(folder, [part], f"COCO_{part}_{row['image_id']:012d}.jpg")
             rows.append({**row, "answers": texts, "image": image})
         return ListedRows(str(questions_path), rows)
@@ -81,11 +83,11 @@ def listed(file: str, *, key: str = "", image: str, folders: tuple[str, ...] = (
 def karpathy(file: str, *, folders: tuple[str, ...]) -> Reader:
     """A reader of Karpathy's splits (https://cs.stanford.edu/people/karpathy/deepimagesent/), one file of captions.
 
-    `train` includes `restval`, as is usual; `train2014` does not. Parquet with a column `split` is read, too.
+    `train` includes `restval`, as is usual. Parquet with a column `split` is read, too.
     """
 
     def read(folder: Path, split: str) -> Rows | None:
-        names = {"train": ("train", "restval"), "train2014": ("train",)}.get(split, (split,))
+        names = {"train": ("train", "restval")}.get(split, (split,))
         path = _find(folder, file)
         if path is None:
             all_rows = parquet_rows(folder, "test")
@@ -233,25 +235,40 @@ def named_rows(file: str, *, name: str, image: str, folders: tuple[str, ...] = (
     return read
 
 
-def tsv(file: str) -> Reader:
-    """A reader of a tab-separated table with the images in base64 (MMBench)."""
+def tsv(*files: str) -> Reader:
+    """A reader of a tab-separated table with the images in base64, or as the `index` of the row that has it (MMBench).
+
+    The first of `files` is read that is there, with {split} in small letters or in capitals.
+
+    Source: https://github.com/open-compass/VLMEvalKit/blob/main/vlmeval/dataset/image_base.py (a text of at most 64
+    letters is an index).
+    """
 
     def read(folder: Path, split: str) -> Rows | None:
-        path = _find(folder, file.format(split=split))
+        names = [file.format(split=name) for file in files for name in (split, split.upper())]
+        path = next((path for name in names if (path := _find(folder, name)) is not None), None)
         if path is None:
             return None
         csv.field_size_limit(sys.maxsize)
         rows: list[Row] = []
         with path.open(newline="", encoding="utf-8") as lines:
-            for number, row in enumerate(csv.DictReader(lines, delimiter="\t")):
-                try:
-                    data = base64.b64decode(row.get("image") or "", validate=True)
-                except binascii.Error as error:
-                    raise TaskError(f"{path}, row {number}: the picture is no base64 ({error})") from error
-                rows.append({key: value or None for key, value in row.items() if key} | {"image": data})
+            for row in csv.DictReader(lines, delimiter="\t"):
+                rows.append({key: value or None for key, value in row.items() if key})
+        pictures = {row.get("index"): row.get("image") or "" for row in rows}
+        for row in rows:
+            image = row.get("image") or ""
+            row["image"] = _base64(pictures.get(image, image) if len(image) < SHORTEST_PICTURE else image)
         return ListedRows(str(path), rows)
 
     return read
+
+
+def _base64(text: str) -> bytes:
+    """The bytes in base64; those of the text itself, which are no picture, if it is none."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return text.encode()
 
 
 def llava_bench(folder: Path, split: str) -> Rows | None:

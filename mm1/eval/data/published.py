@@ -4,19 +4,22 @@ Prompts are MM1's for models that continue a text (`plain`, MM1, appendix), and 
 (`chat`, https://arxiv.org/abs/2310.03744, appendix A), with which most published scores were made.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import snapshot_download
 
 from mm1.eval.data.examples import Column, Columns, ExampleReader
-from mm1.eval.data.rows import Row, Rows, TaskError, json_rows, parquet_rows, splits
+from mm1.eval.data.rows import OddRow, Row, Rows, TaskError, json_rows, parquet_rows, splits
 from mm1.eval.fewshot import (
     CAPTION_STOPS,
     VQA_STOPS,
     Example,
+    Origin,
     Pool,
     PromptStyle,
     Scoring,
@@ -34,8 +37,8 @@ Form = Literal["plain", "chat"]
 
 
 def options(example: Example) -> str:
-    """The choices with their letters, one per line."""
-    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, example.choices, strict=False))
+    """The choices with their letters, one per line; an empty choice has no line, and the others keep their letters."""
+    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, example.choices, strict=False) if choice)
 
 
 def _choice_plain(example: Example) -> str:
@@ -93,7 +96,6 @@ class Source:
     hub       its name on the hub; the columns of a benchmark are those of this layout
     queries   splits of the queries: the first that exists is used
     shots     splits that shots come from; empty: the queries' own split
-    training  splits whose questions become training chats; empty: `shots`, where they are a training split
     folder    the folder of its configuration on the hub; {split} is replaced
     original  reads a split of the first release into rows with the same columns; None if its files are not there
     belongs   which rows belong to the task
@@ -104,7 +106,6 @@ class Source:
     hub: str
     queries: tuple[str, ...]
     shots: tuple[str, ...] = ()
-    training: tuple[str, ...] = ()
     folder: str = ""
     original: Callable[[Path, str], Rows | None] | None = None
     belongs: Callable[[Row], bool] = lambda row: True
@@ -124,39 +125,53 @@ class Published:
     def __call__(self, limit: int, *, seed: int, data: str = "", form: Form | None = None, split: str = "") -> Task:
         """The task with up to `limit` queries, a seeded draw. `data` is a folder; without it the hub's data are used.
 
+        Rows that can't be scored are left out, and counted in the task's `origin`.
+
         Raises:
-            TaskError: a file, column or row that can't be scored.
+            TaskError: a file that can't be read, or no row of it can be scored.
         """
         folder = self._folder(data)
         queries = self._reader(folder, (split,) if split else self.source.queries)
-        positions = self._positions(queries)
-        selected = self._draw(queries, positions, limit=limit, seed=seed)
+        listed = self._listed(queries)
+        selected = self._draw(listed, limit=limit, seed=seed)
         shots = self._reader(folder, self.source.shots, otherwise=queries) if self.source.shots else queries
-        pool = positions if shots is queries else self._positions(shots)
-        answers = [shots.first_answer(row) for _, row in shots.light_rows() if self.source.belongs(row)]
+        pool = listed if shots is queries else self._listed(shots)
+        examples, left_out = self._queries(queries, listed, selected=selected)
         styles = STYLES[self.kind]
         scoring = self.scoring
         if scoring.parse is None and self.columns.choices is not None:
             scoring = replace(scoring, parse=_parse_letter)
         return Task(
             name=self.name,
-            queries=queries.examples(selected),
-            pool=Pool(len(pool), lambda indices: shots.examples([pool[index] for index in indices]), answers),
+            queries=examples,
+            pool=Pool(len(pool.ids), _reader_of(shots, list(pool.ids)), list(pool.answers.values())),
             style=styles.chat if (form or styles.default) == "chat" else styles.plain,
             scoring=scoring,
+            origin=Origin(f"{self.source.hub}, {len(listed.ids)} rows, {listed.digest()}", queries.split, left_out),
         )
 
-    def split_readers(self, data: str) -> tuple[ExampleReader, ExampleReader]:
-        """Readers of the training split and of the evaluation split in the folder `data`.
+    def _queries(
+        self, reader: ExampleReader, listed: "Listed", *, selected: Sequence[int]
+    ) -> tuple[list[Example], Mapping[str, int]]:
+        """The examples at the selected positions, and how many rows are left out, by the name of what they lack.
 
         Raises:
-            TaskError: there is no training split, or one of both isn't in the folder.
+            OddRow: that of the first row, if no row can be scored.
         """
-        splits = self.source.training or tuple(name for name in self.source.shots if name.startswith("train"))
-        if not splits:
-            raise TaskError(f"task {self.name} has no training split: its questions are for evaluation alone")
-        folder = self._folder(data)
-        return self._reader(folder, splits), self._reader(folder, self.source.queries)
+        left_out = Counter(odd.name for odd in listed.odd)
+        examples: list[Example] = []
+        odd_rows: list[OddRow] = []
+        for position, one in zip(selected, reader.examples(selected), strict=True):
+            if isinstance(one, OddRow):
+                odd_rows.append(one)
+                continue
+            group = listed.groups.get(position, "")
+            odd = (*one.odd, "repeated id") if position in listed.repeated else one.odd
+            examples.append(replace(one, id=listed.ids[position], group=group, odd=odd))
+        if not examples:
+            raise odd_rows[0]
+        left_out.update(odd.name for odd in odd_rows)
+        return examples, left_out
 
     def _folder(self, data: str) -> Path:
         folder = Path(data) if data else Path(snapshot_download(self.source.hub, repo_type="dataset"))
@@ -176,45 +191,102 @@ class Published:
             if rows is not None:
                 if not rows.count:
                     raise TaskError(f"{rows.name} has no rows")
-                return ExampleReader(rows, self.columns, source.hub)
+                return ExampleReader(rows, self.columns, source.hub, split)
         if otherwise is not None:
             return otherwise
         existing = ", ".join(splits(folder)) or "none"
         raise TaskError(f"{self.name}: no split {' or '.join(names)} in {folder}; splits there: {existing}")
 
-    def _positions(self, reader: ExampleReader) -> list[int]:
-        """Positions of the rows that belong to the task; no two may have the same id."""
-        positions: dict[str, int] = {}
-        for position, row in reader.light_rows():
-            if self.source.belongs(row):
-                name = reader.id(row)
-                if name in positions:
-                    raise TaskError(f"{reader.rows.name}: rows {positions[name]} and {position} have one id, {name!r}")
-                positions[name] = position
-        if not positions:
-            raise TaskError(f"{reader.rows.name} has no row that belongs to {self.name}")
-        return list(positions.values())
+    def _listed(self, reader: ExampleReader) -> "Listed":
+        """The rows that belong to the task.
 
-    def _draw(self, reader: ExampleReader, positions: Sequence[int], *, limit: int, seed: int) -> list[int]:
-        """Positions of up to `limit` queries, in the order of the rows."""
+        Raises:
+            TaskError: there is none, or that of the first row, if no row can be read.
+        """
+        listed = Listed()
+        taken: set[str] = set()
+        for position, row in reader.light_rows():
+            try:
+                if not self.source.belongs(row):
+                    continue
+                name = reader.id(row)
+                if self.source.together is not None:
+                    listed.groups[position] = reader.text(row, self.source.together)
+            except OddRow as odd:
+                listed.odd.append(odd)
+                continue
+            if name in taken:
+                listed.repeated.add(position)
+                name = f"{name} (row {position})"
+            taken.add(name)
+            listed.ids[position] = name
+            try:
+                listed.answers[position] = reader.first_answer(row)
+            except OddRow as odd:
+                listed.unanswered.append(odd)
+        if not listed.answers and (listed.odd or listed.unanswered):
+            raise (listed.odd or listed.unanswered)[0]
+        if not listed.ids:
+            raise TaskError(f"{reader.rows.name} has no row that belongs to {self.name}")
+        return listed
+
+    def _draw(self, listed: "Listed", *, limit: int, seed: int) -> list[int]:
+        """Positions of up to `limit` queries, in the order of the rows; a group that counts as one is one query."""
         if self.source.together is None:
+            positions = list(listed.ids)
             order = rng(seed, "queries", 0).permutation(len(positions))[:limit]
             return [positions[index] for index in sorted(order.tolist())]
         groups: dict[str, list[int]] = {}
-        candidates = set(positions)
-        for position, row in reader.light_rows():
-            if position in candidates:
-                groups.setdefault(reader.text(row, self.source.together), []).append(position)
-        names = list(groups)
+        for position in listed.ids:
+            groups.setdefault(listed.groups[position], []).append(position)
+        names, whole = list(groups), self.scoring.whole
         selected: list[int] = []
+        left = limit
         for index in rng(seed, "queries", 0).permutation(len(names)).tolist():
-            if len(selected) + len(groups[names[index]]) <= limit:
+            cost = 1 if whole else len(groups[names[index]])
+            if cost <= left:
                 selected += groups[names[index]]
+                left -= cost
         if not selected:
             raise TaskError(
                 f"{self.name} asks {len(groups[names[0]])} questions together; a limit of {limit} is too low"
             )
         return sorted(selected)
+
+
+@dataclass(slots=True)
+class Listed:
+    """The rows of one split that belong to a task, by position, without their images.
+
+    ids         the id of each; that of a row whose id an earlier one has names its row
+    answers     the first right answer of each that has one
+    groups      the group of each, if questions are drawn together
+    repeated    positions of rows whose id an earlier row has
+    odd         the errors of rows that can't be read
+    unanswered  the errors of rows without a right answer
+    """
+
+    ids: dict[int, str] = field(default_factory=dict)
+    answers: dict[int, str] = field(default_factory=dict)
+    groups: dict[int, str] = field(default_factory=dict)
+    repeated: set[int] = field(default_factory=set)
+    odd: list[OddRow] = field(default_factory=list)
+    unanswered: list[OddRow] = field(default_factory=list)
+
+    def digest(self) -> str:
+        """A short hash of ids and answers, by which two runs know that they asked the same data."""
+        rows = [f"{name}\t{self.answers.get(position, '')}\n" for position, name in self.ids.items()]
+        return hashlib.sha256("".join(rows).encode()).hexdigest()[:12]
+
+
+def _reader_of(reader: ExampleReader, positions: list[int]) -> Callable[[list[int]], list[Example | None]]:
+    """What reads examples of a pool by their index."""
+
+    def read(indices: list[int]) -> list[Example | None]:
+        examples = reader.examples([positions[index] for index in indices])
+        return [None if isinstance(one, OddRow) else one for one in examples]
+
+    return read
 
 
 def _parse_letter(written: str, query: Example) -> str:

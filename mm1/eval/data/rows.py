@@ -1,6 +1,7 @@
 """Rows of a published data set, read by position: parquet as on the hub, or JSON with folders of images.
 
-A row is a dict with the published column names. Every fault is an error that names file and row; nothing is skipped.
+A row is a dict with the published column names. Every fault is an error that names file and row: `OddRow` for one row
+that can't be scored, `TaskError` for a whole file.
 """
 
 import bisect
@@ -24,6 +25,14 @@ class TaskError(ValueError):
     """A file of a benchmark can't be scored; the message says which file or row, what it has and what is expected."""
 
 
+class OddRow(TaskError):
+    """One row can't be scored. `name` is the short name that such rows are counted under."""
+
+    def __init__(self, message: str, *, name: str):
+        super().__init__(message)
+        self.name = name
+
+
 class Rows(Protocol):
     """One split. `light` iterates over all rows without their images; `take` returns whole rows by position."""
 
@@ -40,7 +49,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ListedRows:
-    """Rows in memory. The columns in `pictures` hold paths, which `take` replaces by the bytes of the files."""
+    """Rows in memory. The columns in `pictures` hold paths, which `take` replaces by the bytes of files that exist."""
 
     name: str
     rows: list[Row]
@@ -54,17 +63,11 @@ class ListedRows:
         return ({key: value for key, value in row.items() if key not in self.pictures} for row in self.rows)
 
     def take(self, positions: Sequence[int]) -> list[Row]:
-        return [self._whole(position) for position in positions]
+        return [self._whole(self.rows[position]) for position in positions]
 
-    def _whole(self, position: int) -> Row:
-        row = dict(self.rows[position])
-        for key in self.pictures:
-            path = row.get(key)
-            if isinstance(path, Path):
-                if not path.is_file():
-                    raise TaskError(f"{self.name}, row {position}: the picture {path} is missing")
-                row[key] = path.read_bytes()
-        return row
+    def _whole(self, row: Row) -> Row:
+        paths = {key: row[key] for key in self.pictures if isinstance(row.get(key), Path)}
+        return row | {key: path.read_bytes() for key, path in paths.items() if path.is_file()}
 
 
 class ParquetRows:
@@ -151,13 +154,10 @@ class JoinedRows:
 
     def take(self, positions: Sequence[int]) -> list[Row]:
         rows = self.rows.take(positions)
-        for position, row in zip(positions, rows, strict=True):
-            if row.get(self.key) not in self.positions:
-                raise TaskError(
-                    f"{self.name}, row {position}: no picture {row.get(self.key)!r} in {self.pictures.name}"
-                )
-        images = self.pictures.take([self.positions[row[self.key]] for row in rows])
-        return [{**row, "image": image["image"]} for row, image in zip(rows, images, strict=True)]
+        needed = [row[self.key] for row in rows if row.get(self.key) in self.positions]
+        images = self.pictures.take([self.positions[name] for name in needed])
+        by_name = {name: image["image"] for name, image in zip(needed, images, strict=True)}
+        return [{**row, "image": by_name.get(row.get(self.key))} for row in rows]
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -224,13 +224,16 @@ def picture(value: Any, *, where: str) -> Image:
     """The image in a value of a column: the hub's {bytes, path}, or bytes.
 
     Raises:
-        TaskError: there is no image, or it can't be decoded.
+        OddRow: there is no image, or it can't be decoded.
     """
+    if isinstance(value, Path):
+        raise OddRow(f"{where}: the picture {value} is missing", name="no picture")
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes) or not data:
-        raise TaskError(f"{where} has no picture: found {'nothing' if not data else type(data).__name__}")
+        what = "nothing" if not data else type(data).__name__
+        raise OddRow(f"{where} has no picture: found {what}", name="no picture")
     try:
         load(data, 32)
     except ImageError as error:
-        raise TaskError(f"{where} has a picture that cannot be read: {error}") from error
+        raise OddRow(f"{where} has a picture that cannot be read: {error}", name="unreadable picture") from error
     return Image(data)

@@ -1,6 +1,7 @@
 """How sure a mean score is: bootstrap intervals over queries, and paired differences."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,12 +28,13 @@ def bootstrap(scores: np.ndarray, *, seed: int, samples: int = 2000) -> Interval
     """The mean of `scores` with its 95 % percentile interval, from `samples` draws with replacement.
 
     Queries are resampled: the interval says how far the score would move on other queries of the same kind, not after
-    another training run. The n-gram weights of CIDEr stay those of the whole set.
+    another training run. The n-gram weights of CIDEr stay those of the whole set. A score of nan is no score.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; for language
     tasks Koehn, https://aclanthology.org/W04-3250/.
     """
     scores = np.asarray(scores, dtype=np.float64)
+    scores = scores[~np.isnan(scores)]
     if not len(scores):
         return Interval(math.nan, math.nan, math.nan)
     draws = np.random.default_rng([seed, samples])
@@ -57,3 +59,12 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray, *, seed: int, sample
     if len(ours) != len(theirs):
         raise ValueError(f"a paired difference needs the same queries: found {len(ours)} and {len(theirs)}")
     return bootstrap(np.asarray(ours) - np.asarray(theirs), seed=seed, samples=samples)
+
+
+def lowest(scores: Sequence[float | None], groups: Sequence[str]) -> np.ndarray:
+    """The lowest score of each group, in the order in which groups first occur; nan where a score is None. Float64."""
+    of_group: dict[str, float] = {}
+    for score, group in zip(scores, groups, strict=True):
+        value = math.nan if score is None else float(score)
+        of_group[group] = float(np.minimum(of_group.get(group, math.inf), value))
+    return np.array(list(of_group.values()))

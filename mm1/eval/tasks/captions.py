@@ -2,7 +2,7 @@
 
 from mm1.data.store import open_store
 from mm1.document import Document
-from mm1.eval.fewshot import CAPTION_STOPS, Example, Pool, PromptStyle, Scoring, Task, ask_caption, rng
+from mm1.eval.fewshot import CAPTION_STOPS, Example, Origin, Pool, PromptStyle, Scoring, Task, ask_caption, rng
 from mm1.eval.metrics.captions import cider
 
 
@@ -23,6 +23,7 @@ def task(limit: int, *, seed: int, queries: str = "sample:captions-test", pool: 
         style=PromptStyle(ask_caption, stops=CAPTION_STOPS),
         scoring=Scoring(cider),
         loss=True,
+        origin=Origin(queries),
     )
 
 

@@ -32,6 +32,6 @@ task = Published(
         shots=("train",),
         original=several("type", human=_file("human"), augmented=_file("augmented")),
     ),
-    columns=Columns(id="#", answers="answer", metadata=("type",), picture="imgname"),
+    columns=Columns(id="#", answers="answer", metadata=("type",)),
     scoring=Scoring(relaxed_accuracy, totals=totals),
 )

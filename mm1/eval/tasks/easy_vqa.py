@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mm1.data.store import Store, open_store
 from mm1.document import Document, Text
-from mm1.eval.fewshot import Example, Pool, PromptStyle, Scoring, Task, rng
+from mm1.eval.fewshot import Example, Origin, Pool, PromptStyle, Scoring, Task, rng
 from mm1.eval.metrics.vqa import exact_match
 
 
@@ -29,6 +29,7 @@ def task(limit: int, *, seed: int, queries: str = "sample:vqa-test", pool: str =
         ),
         style=PromptStyle(lambda example: example.question, form="chat", max_tokens=8),
         scoring=Scoring(exact_match),
+        origin=Origin(queries),
     )
 
 

@@ -8,10 +8,16 @@ from mm1.eval.fewshot import Example, Scoring
 from mm1.eval.metrics.answer_parsing import math_answer
 from mm1.eval.metrics.short_answers import LETTERS, same_text
 
+NOT_THERE = -1
+"""The number of a right answer that is no choice."""
+
 
 def right_answer(row: Row) -> str | int:
     """The number of the right choice, or the answer as text."""
-    return row["choices"].index(row["answer"]) if row["choices"] else row["answer"]
+    choices = row["choices"]
+    if not choices:
+        return row["answer"]
+    return choices.index(row["answer"]) if row["answer"] in choices else NOT_THERE
 
 
 def parse(written: str, query: Example) -> str:

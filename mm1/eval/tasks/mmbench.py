@@ -22,7 +22,7 @@ task = Published(
         hub="lmms-lab/MMBench",
         queries=("dev",),
         folder="en",
-        original=tsv("[mM][mM][bB]*_{split}*.tsv"),
+        original=tsv("[mM][mM][bB]*_{split}_[eE][nN]*.tsv", "[mM][mM][bB]*_{split}*.tsv"),
     ),
     columns=Columns(id="index", question=question_with_hint, answers="answer", choices=lettered),
     scoring=Scoring(same_word),

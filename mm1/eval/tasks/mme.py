@@ -8,18 +8,19 @@ import numpy as np
 from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import mme_folders
 from mm1.eval.data.published import Published, Source
-from mm1.eval.data.rows import TaskError
 from mm1.eval.fewshot import Example, Scoring
 from mm1.eval.metrics.answer_parsing import mme_word
 from mm1.eval.metrics.short_answers import mme_scores, same_word
 
 
 def totals(queries: Sequence[Example], answers: Sequence[str], scores: np.ndarray) -> dict[str, float]:
-    """The two sums. Both questions of every image are needed."""
-    images = [query.metadata["question_id"] for query in queries]
-    if odd := [name for name, count in Counter(images).items() if count != 2]:
-        raise TaskError(f"MME asks two questions of each picture; {odd[0]} has {images.count(odd[0])}")
-    return mme_scores(scores.tolist(), [query.metadata["category"] for query in queries], images)
+    """The two sums over the images with both of their questions, and how many images lack one."""
+    counts = Counter(query.group for query in queries)
+    pairs = [(query, score) for query, score in zip(queries, scores, strict=True) if counts[query.group] == 2]
+    categories, images = [query.metadata["category"] for query, _ in pairs], [query.group for query, _ in pairs]
+    sums = mme_scores([float(score) for _, score in pairs], categories, images)
+    alone = sum(count != 2 for count in counts.values())
+    return sums | ({"pictures without two questions": float(alone)} if alone else {})
 
 
 task = Published(
@@ -35,7 +36,7 @@ task = Published(
     columns=Columns(
         id=lambda row: f"{row['question_id']} {row['question']}",
         answers="answer",
-        metadata=("question_id", "category"),
+        metadata=("category",),
         answer_set=("yes", "no"),
     ),
     scoring=Scoring(same_word, parse=lambda text, query: mme_word(text), totals=totals),
