@@ -6,10 +6,11 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as Canvas
 from PIL import ImageOps
 
-from mm1.data.image import ImageError, load, load_tiles, size_of
+from mm1.data.image import ImageError, load, load_tiles, resize, size_of
 from mm1.data.preview import page_items
 from mm1.data.tiles import KINDS, TileSpec, tiled
 from mm1.document import Document, Image
@@ -69,6 +70,43 @@ def test_boxes_and_tiles_are_counted_in_the_upright_picture(orientation):
         left, top = tile.cut.corner
         expected = squeezed(canvas, 64, box=(left, top, left + 64, top + 64))
         assert np.abs(pixels - expected).mean() < 2
+
+
+@pytest.mark.parametrize("size", [(336, 336), (40, 640), (700, 30)])
+@pytest.mark.parametrize(("width", "height"), [(512, 512), (1024, 768), (300, 900), (40, 50), (1, 300), (2, 2)])
+def test_resizing_gives_pillows_pixels_to_one_grey_level(width, height, size):
+    coarse = np.random.default_rng(width).integers(0, 256, (height // 4 + 2, width // 4 + 2, 3), np.uint8)
+    before = Canvas.fromarray(coarse).resize((width, height), Canvas.Resampling.BICUBIC)
+    theirs_YXC = np.asarray(before.resize(size, Canvas.Resampling.BICUBIC)).astype(int)
+    ours_CYX = resize(torch.from_numpy(np.array(before)).permute(2, 0, 1), *size)
+    difference = np.abs(ours_CYX.permute(1, 2, 0).numpy() - theirs_YXC)
+    assert difference.mean() < 0.3
+    assert (difference > 1).mean() < 1e-2
+    assert difference.max() <= 8  # Pillow 13 takes columns first in portraits that become wider: noise is clipped there
+
+
+GREYS = np.tile(np.linspace(0, 1, 64), (64, 1))
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        (GREYS * 65535).astype(np.uint16),
+        (GREYS * 65535).astype(np.int32),
+        GREYS.astype(np.float32),
+        (GREYS * 255).astype(np.float32),
+        (GREYS * 2000 - 1000).astype(np.float32),
+    ],
+    ids=["16 bits", "32 bits", "float to 1", "float to 255", "measurements"],
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_more_than_8_bits_of_grey_are_scaled_by_loader_and_preparation(pixels, orientation):
+    file, exif = io.BytesIO(), Canvas.Exif()
+    exif[ORIENTATION] = orientation
+    Canvas.fromarray(pixels).save(file, "TIFF", exif=exif)
+    expected = np.rint(GREYS * 255) if orientation == 1 else np.rot90(np.rint(GREYS * 255), -1)
+    for shown in (load(file.getvalue(), 64)[0], np.asarray(open_picture(file.getvalue()))[:, :, 0]):
+        assert np.abs(shown.astype(int) - expected).max() <= 1
 
 
 def test_grey_and_cmyk_jpegs_are_turned_too():

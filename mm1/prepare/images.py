@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import PIL.Image
 
-from mm1.data.image import upright
+from mm1.data.image import flatten, upright
 
 LARGEST_PIXELS = 40_000_000
 """A picture of more pixels is refused before it is decoded: a few bytes of PNG can ask for gigabytes."""
@@ -27,17 +27,11 @@ def open_picture(data: bytes) -> PIL.Image.Image:
         file = PIL.Image.open(io.BytesIO(data), formats=_formats())
         if file.width * file.height > LARGEST_PIXELS:
             raise PictureError("picture with too many pixels")
-        picture = upright(file, data)
-        if picture.mode in ("L", "RGB") and "transparency" not in picture.info:
-            return picture.convert("RGB")  # the same result as below in a third of the time
-        image = picture.convert("RGBA")
+        return flatten(upright(file, data))
     except PictureError:
         raise
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise PictureError("picture that cannot be decoded") from error
-    canvas = PIL.Image.new("RGBA", image.size, "white")
-    canvas.alpha_composite(image)
-    return canvas.convert("RGB")
 
 
 @lru_cache(maxsize=1)
