@@ -19,7 +19,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -30,6 +29,7 @@ import PIL.Image
 from mm1.data.image import load
 from mm1.prepare.filters.image_filters import ImageBounds, screen
 from mm1.prepare.html.main_content import main_content
+from mm1.prepare.ledger import Ledger
 from mm1.prepare.readers.tars import read_tars
 from mm1.prepare.readers.web import read_html
 from mm1.prepare.shard import Shard
@@ -43,9 +43,9 @@ _WHERE = {0: "CPU time", 1: "1 process"}
 
 def our_pages(shard: Shard) -> int:
     """The number of pages read, as `mm1 prepare` reads them."""
-    drops: Counter[str] = Counter()
-    for document in read_html(shard, drops):
-        screen(document, ImageBounds(), drops)
+    ledger = Ledger()
+    for document in read_html(shard, ledger):
+        screen(document, ImageBounds(), ledger)
     return len(shard.files)
 
 
@@ -63,7 +63,7 @@ def their_pages(shard: Shard) -> int:
 
 
 def our_samples(shard: Shard) -> int:
-    return sum(load(document.images[0].data, SIDE).shape[1] == SIDE for document in read_tars(shard, Counter()))
+    return sum(load(document.images[0].data, SIDE).shape[1] == SIDE for document in read_tars(shard, Ledger()))
 
 
 def their_samples(shard: Shard) -> int:

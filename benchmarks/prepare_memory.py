@@ -54,7 +54,7 @@ def measure(folder: Path, megabytes: int) -> str:
     card = json.loads((folder / "out" / "card.json").read_text())
     peak = usage.ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
     shutil.rmtree(folder / "out")
-    return f"{megabytes:,} MB: {card['kept']['documents']:,} documents, {seconds:.0f} s, peak {peak:,} MB"
+    return f"{megabytes:,} MB: {card['records']['kept']:,} documents, {seconds:.0f} s, peak {peak:,} MB"
 
 
 def write_tars(folder: Path, size: int) -> None:

@@ -256,16 +256,19 @@ def prepare(
     workers: Annotated[int, typer.Option(help="Shards processed at once.", min=1)] = 1,
     runner: Annotated[RunnerName, typer.Option(help="native: on this machine. ray: on a cluster.")] = RunnerName.native,
     address: Annotated[str, typer.Option(help="Address of the Ray cluster; without it Ray is started here.")] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="End with status 3 if any input was unreadable.")] = False,
 ) -> None:
     """Turn what you have into document stores, clean and without copies, with a card beside them.
 
     Reads tars, parquet, JSON lines, LLaVA and COCO files, folders of pictures or pages, WARC. Fields such as
-    filters=gopher,c4 max_side=512 decontaminate=sample:captions-test say what is kept. A stopped command continues
-    when it is given again.
+    filters=gopher,c4 max_side=512 decontaminate=sample:captions-test say what is kept. What was left out, and why, is
+    counted at the end. A stopped command continues when it is given again. If a part of the input fails, the status
+    is 3.
     """
     from mm1.cluster import Runner
     from mm1.prepare.pipeline import prepare as prepare_inputs
     from mm1.prepare.request import parse_request
+    from mm1.prepare.summary import exit_status, failure_lines, summary_lines
 
     request = parse_request(words, kind=kind)
     folder = to or Path(f"{Path(request.inputs[0].path).resolve().name}-prepared")
@@ -274,11 +277,11 @@ def prepare(
     except KeyboardInterrupt:
         typer.echo("stopped; the same command continues with the missing shards", err=True)
         os._exit(130)  # not sys.exit: a thread of Daft may still be at work, and Python aborts when it ends under one
-    for name, documents in result.stores.items():
-        typer.echo(f"{folder / name}.lance: {documents:,} documents")
-    for name, error in result.failed.items():
-        typer.echo(f"failed: {name}: {error}", err=True)
-    typer.echo(f"card: {folder / 'card.html'}")
+    for line in summary_lines(result, folder):
+        typer.echo(line)
+    for line in failure_lines(result):
+        typer.echo(line, err=True)
+    raise typer.Exit(exit_status(result, strict=strict))
 
 
 @app.command(epilog="Example: `mm1 tokenize pages.lance --tokenizer tokenizer.json`")

@@ -19,6 +19,7 @@ from mm1.document import Document, Image, Text
 from mm1.prepare.card import PrepareResult, make_card, render_card
 from mm1.prepare.dedup import normalize_text
 from mm1.prepare.images import fingerprint, sha256
+from mm1.prepare.ledger import Account, Ledger
 from sample_build.captions import clip_art_pictures, emoji_pictures, english_words
 from sample_build.galleries import credits_of, galleries
 from sample_build.larger import bible_books, larger_pictures
@@ -93,7 +94,7 @@ def build_sample(to: Path, cache: Path, *, large: bool = False, show: bool = Tru
         train_tokenizer(_tokenizer_texts(sample.stores), partial / "tokenizer.json", size=extent.vocabulary)
         card = sample_card(partial, sample.drops)
         (partial / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        html_card = make_card(partial, PrepareResult(dict.fromkeys(card["stores"], 0), card["dropped"], {}, {}))
+        html_card = make_card(partial, PrepareResult(dict.fromkeys(card["stores"], 0), _ledger(card), {}))
         (partial / "card.html").write_text(render_card(partial, html_card, title=to.name), encoding="utf-8")
         partial.rename(to)
     return card
@@ -199,6 +200,14 @@ def sample_card(folder: Path, drops: Counter[str]) -> dict:
             "licences": dict(sorted(Counter(document.metadata["licence"] for document in documents).items())),
         }
     return {"seed": SEED, "stores": stores, "dropped": dict(sorted(drops.items()))}
+
+
+def _ledger(card: dict) -> Ledger:
+    """The ledger of the sample: what its card counts."""
+    kept, dropped = sum(store["documents"] for store in card["stores"].values()), Counter(card["dropped"])
+    images = sum(store["images"] for store in card["stores"].values())
+    records = Account(kept + dropped.total(), kept, dropped)
+    return Ledger(records=records, pictures=Account(images, images), expected=set(dropped))
 
 
 def _item_of_picture(picture: Picture) -> Item:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import reading
 import zstandard
 
 from mm1.document import Document, Image, Text
@@ -21,8 +22,8 @@ from mm1.prepare.bounded_read import read_lines
 from mm1.prepare.filters.image_filters import ImageBounds, screen
 from mm1.prepare.html.lines import ImageAddress
 from mm1.prepare.html.main_content import main_content
+from mm1.prepare.ledger import Ledger, Page
 from mm1.prepare.readers import json_lines
-from mm1.prepare.readers.kinds import READERS, list_shards
 from mm1.prepare.shard import InputError
 from tests.conftest import picture
 
@@ -31,8 +32,8 @@ WORDS = "These are some words of a page that has a few more than ten."
 
 
 def read(path: Path, kind: str, **more) -> tuple[list[Document], Counter[str]]:
-    drops: Counter[str] = Counter()
-    return [document for shard in list_shards(path, kind, **more) for document in READERS[kind](shard, drops)], drops
+    documents, ledger = reading.read(path, kind, **more)
+    return documents, reading.drops(ledger)
 
 
 def png_that_claims(width: int, height: int) -> bytes:
@@ -66,10 +67,10 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n(x) ru
     ids=["900 megapixels", "100 megapixels", "cut off", "no picture", "a program", "empty"],
 )
 def test_a_picture_that_would_exhaust_the_memory_is_counted(data, reason):
-    drops: Counter[str] = Counter()
-    document = screen(Document((Text("a"), Image(data), Text("b"))), ImageBounds(min_side=1), drops).document
-    assert document.pieces == (Text("ab"),)
-    assert drops == {reason: 1}
+    ledger = Ledger()
+    document = screen(Page((Text("a"), Image(data), Text("b"))), ImageBounds(min_side=1), ledger).document
+    assert document.pieces == (Text("a\nb"),)
+    assert ledger.pictures.dropped == {reason: 1}
 
 
 MALFORMED = [
@@ -137,7 +138,7 @@ def test_names_and_links_in_a_tar_write_nothing(tmp_path):
     before = sorted(path.name for path in tmp_path.rglob("*"))
     documents, drops = read(inside / "x.tar", "tars")
     assert [document.text for document in documents] == ["words"]
-    assert drops == {"sample without a picture": 1}
+    assert drops == {"sample without a picture": 1, "member of a tar that is a link or no file": 1}
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
@@ -216,9 +217,9 @@ def test_a_line_without_end_is_skipped_in_bounded_memory(tmp_path, monkeypatch):
     bomb = zstandard.compress(b'{"text": "' + b"a" * 10_000_000 + b'"}\n{"text": "b"}\n')
     assert len(bomb) < 10_000
     (tmp_path / "x.jsonl.zst").write_bytes(bomb)
-    drops: Counter[str] = Counter()
-    assert list(read_lines(tmp_path / "x.jsonl.zst", drops)) == [b'{"text": "b"}\n']
-    assert sum(drops.values()) == 1
+    ledger = Ledger()
+    assert list(read_lines(tmp_path / "x.jsonl.zst", ledger)) == [(1, b'{"text": "b"}\n')]
+    assert ledger.records.dropped.total() == 1
 
 
 def test_a_text_without_end_is_counted(tmp_path, monkeypatch):
@@ -235,7 +236,7 @@ def test_a_compressed_file_that_breaks_off_is_refused_by_name(tmp_path):
     (tmp_path / "y.jsonl.gz").write_bytes(b"no gzip")
     for name in ("x.jsonl.zst", "y.jsonl.gz"):
         with pytest.raises(InputError, match=name):
-            list(read_lines(tmp_path / name, Counter()))
+            list(read_lines(tmp_path / name, Ledger()))
 
 
 @pytest.mark.parametrize("content", [b"junk" * 500, b""])

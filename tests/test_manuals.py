@@ -2,13 +2,13 @@
 
 import io
 import os
-from collections import Counter
 from pathlib import Path
 
 import PIL.Image
 import pytest
 
 from mm1.document import Document
+from mm1.prepare.ledger import Ledger
 from mm1.prepare.readers.kinds import READERS, list_shards
 from sample_build.packages import PackageError
 from sample_build.sources import GIMP
@@ -23,13 +23,12 @@ def manual() -> list[Document]:
         root = GIMP.folder(CACHE) / "usr/share/gimp/2.0/help/en"
     except PackageError as error:
         pytest.skip(f"the package cannot be fetched here: {error}")
-    drops: Counter[str] = Counter()
-    return [page for shard in list_shards(root, "html") for page in READERS["html"](shard, drops)]
+    return [page for shard in list_shards(root, "html") for page in READERS["html"](shard, Ledger())]
 
 
 def pictures_kept(page: Document) -> int:
     """The number of pictures that stay with `min_side=40`."""
-    return sum(min(PIL.Image.open(io.BytesIO(image.data)).size) >= 40 for image in page.images)
+    return sum(min(PIL.Image.open(io.BytesIO(image.data)).size) >= 40 for image in page.images if image.data)
 
 
 def test_the_gimp_manual_keeps_its_pages_and_pictures(manual):

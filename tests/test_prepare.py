@@ -14,6 +14,7 @@ from typing import get_args
 import numpy as np
 import PIL.Image
 import pytest
+import reading
 import webdataset
 
 from mm1.cluster import Runner
@@ -22,11 +23,12 @@ from mm1.config.renamed import PREPARE_FIELDS
 from mm1.data.store import Store, write_store
 from mm1.document import Document, Image, Text
 from mm1.prepare import pipeline
-from mm1.prepare.card import PrepareResult, write_card
+from mm1.prepare.card import Failure, PrepareResult, write_card
 from mm1.prepare.decontaminate import index_evaluation_sets
 from mm1.prepare.dedup import Hashes, HashFiles, find_copies, hash_documents, load_hashes, minhash, repeated_images
 from mm1.prepare.filters.image_filters import ImageBounds, Screened, screen
 from mm1.prepare.filters.text_filters import FILTERS, Filter, c4, fineweb, gopher, repetition
+from mm1.prepare.ledger import Account, Ledger, Page
 from mm1.prepare.pipeline import BusyError, prepare
 from mm1.prepare.readers.kinds import READERS
 from mm1.prepare.request import Input, PrepareRequest, parse_request
@@ -110,7 +112,7 @@ def stored_hashes(folder: Path, *shards: list[Document]) -> Hashes:
 
 
 def screen_all(documents: list[Document]) -> list[Screened]:
-    return [screen(document, ImageBounds(), Counter()) for document in documents]
+    return [screen(document, ImageBounds(), Ledger()) for document in documents]
 
 
 def test_copies_are_found_across_encodings_and_shards_and_only_copies(tmp_path):
@@ -164,11 +166,11 @@ def test_pictures_outside_the_bounds_are_counted_by_reason():
     PIL.Image.new("RGB", (8, 8)).save(tiny, "PNG")
     PIL.Image.new("RGB", (900, 40)).save(long, "PNG")
     data = [photo(1), tiny.getvalue(), long.getvalue(), photo(2), photo(3)]
-    document = Document((*map(Image, data), Text("x")))
-    drops: Counter[str] = Counter()
-    assert len(screen(document, ImageBounds(max_images=2, max_side=48), drops).document.images) == 2
-    assert sum(drops.values()) == 3
-    small = screen(document, ImageBounds(max_side=48), Counter()).document.images[0]
+    document = Page((*map(Image, data), Text("x")))
+    ledger = Ledger()
+    assert len(screen(document, ImageBounds(max_images=2, max_side=48), ledger).document.images) == 2
+    assert ledger.pictures.dropped.total() == 3
+    small = screen(document, ImageBounds(max_side=48), Ledger()).document.images[0]
     assert max(PIL.Image.open(io.BytesIO(small.data)).size) == 48
 
 
@@ -239,7 +241,7 @@ def test_a_shard_that_fails_is_named_and_stops_no_other(tmp_path):
     result = prepare(request, tmp_path / "out")
     assert result.stores == {"images": 8}
     assert list(result.failed) == ["00001.tar"]
-    assert "breaks off" in result.failed["00001.tar"]
+    assert "breaks off" in result.failed["00001.tar"].error
 
 
 def test_the_result_does_not_depend_on_the_workers(tmp_path):
@@ -285,7 +287,7 @@ def test_copies_are_removed_across_inputs_and_each_document_names_its_source(tmp
     one, other = tars(tmp_path / "one", 1), tars(tmp_path / "other", 2)
     result = prepare(request_for(one, other), tmp_path / "out")
     assert result.stores == {"images": 8}
-    assert result.drops == {"copy of an earlier document": 4}
+    assert reading.drops(result.ledger) == {"copy of an earlier document": 4}
     sources = Counter(document.source for document in Store(tmp_path / "out" / "images.lance").scan())
     assert sources == {"one": 4, "other": 4}
 
@@ -301,8 +303,8 @@ def test_documents_without_pictures_go_to_the_text_store_and_every_loss_is_count
         (folder / f"{number}.html").write_text(f"<p>{text}<img src=head.png>{own}<p>The end.")
     result = prepare(request_for(folder, kind="html", max_image_repeats=4, licence="CC0-1.0"), tmp_path / "out")
     assert result.stores == {"images": 3, "text": 3}
-    assert result.read == {"documents": 6, "pictures": 9}
-    assert result.drops == {"picture in more than 4 documents": 6}
+    assert (result.ledger.records.read, result.ledger.pictures.read) == (6, 9)
+    assert reading.drops(result.ledger) == {"picture in more than 4 documents": 6}
     documents = [d for name in result.stores for d in Store(tmp_path / "out" / f"{name}.lance").scan()]
     assert {document.metadata["licence"] for document in documents} == {"CC0-1.0"}
 
@@ -313,7 +315,7 @@ def test_contaminated_documents_are_counted(tmp_path):
         request_for(tars(tmp_path / "in", 1), decontaminate=(str(tmp_path / "test.lance"),)), tmp_path / "out"
     )
     assert result.stores == {"images": 3}
-    assert result.drops == {"contaminated: shows a picture of an evaluation set": 1}
+    assert reading.drops(result.ledger) == {"contaminated: shows a picture of an evaluation set": 1}
 
 
 def test_the_card_counts_what_the_stores_hold(tmp_path):
@@ -332,7 +334,9 @@ def test_text_of_a_document_cannot_act_in_the_card(tmp_path):
     documents = [Document((Text("<script>alert(1)</script>"),), id="<b>x", source="s")]
     (tmp_path / "out").mkdir()
     write_store(documents, tmp_path / "out" / "text.lance")
-    write_card(tmp_path / "out", PrepareResult({"text": 1}, {"<i>why": 1}, {"<u>shard": "<s>"}, {}), title="x")
+    ledger = Ledger(records=Account(2, 1, Counter({"<i>why": 1})))
+    result = PrepareResult({"text": 1}, ledger, {"<u>shard": Failure("<s>")})
+    write_card(tmp_path / "out", result, title="x")
     page = (tmp_path / "out" / "card.html").read_text()
     assert not any(tag in page for tag in ("<script>alert", "<b>x", "<i>why", "<u>shard"))
 

@@ -11,6 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import reading
 import webdataset
 import zstandard
 from warcio.statusandheaders import StatusAndHeaders
@@ -19,7 +20,7 @@ from warcio.warcwriter import WARCWriter
 from mm1.document import Document, Image, Text
 from mm1.prepare import fetch
 from mm1.prepare.fetch import Fetcher, FetchError
-from mm1.prepare.readers.kinds import READERS, detect_kind, list_shards
+from mm1.prepare.readers.kinds import detect_kind, list_shards
 from mm1.prepare.shard import InputError
 from tests.conftest import picture
 
@@ -28,9 +29,10 @@ RED, GREEN = picture(0, 1)[0], picture(0, 2)[0]
 
 def read(path: Path, *, kind: str = "", drops: Counter[str] | None = None, **more) -> list[Document]:
     """The documents of the input, of its detected kind unless one is named."""
-    counts: Counter[str] = Counter() if drops is None else drops
-    kind = kind or detect_kind(path)
-    return [document for shard in list_shards(path, kind, **more) for document in READERS[kind](shard, counts)]
+    documents, ledger = reading.read(path, kind, **more)
+    if drops is not None:
+        drops.update(reading.drops(ledger))
+    return documents
 
 
 def shapes(document: Document) -> list[bytes | str]:

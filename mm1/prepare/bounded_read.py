@@ -1,9 +1,10 @@
 """Bytes, lines and JSON out of files that strangers wrote: every size is bounded before anything is read.
 
-What is too large or malformed is left out and counted in `drops`; no name leads out of its folder.
+What is too large or malformed is left out and counted in the ledger; no name leads out of its folder.
 """
 
 import bz2
+import codecs
 import gzip
 import io
 import json
@@ -11,11 +12,12 @@ import os
 import re
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mm1.document import Image
+from mm1.prepare.ledger import Dropped, Ledger, MissingImage
 from mm1.prepare.shard import InputError, Shard, file_inside
 
 LARGEST_FILE = 64 * 2**20
@@ -24,43 +26,74 @@ LARGEST_FILE = 64 * 2**20
 LARGEST_INDEX = 2 * 2**30
 """Bytes of the largest file that has to be read whole before its first document (COCO captions)."""
 
+_MARKS = {  # UTF-32's begins with UTF-16's
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _SEPARATORS = re.compile(r"[,\s]*")
 
 
-def read_picture(shard: Shard, name: str, drops: Counter[str]) -> bytes | None:
-    """The bytes of a picture that a file of the shard names; None, counted, if it cannot be read."""
+def read_picture(shard: Shard, name: str) -> Image:
+    """The picture that a file of the shard names; a `MissingImage` if it cannot be read."""
     for folder in shard.picture_folders:
         path = file_inside(folder, name)
         if path is not None:
-            return read_file(path, drops)
+            try:
+                return Image(read_file(path))
+            except (Dropped, OSError) as error:
+                reason = error.reason if isinstance(error, Dropped) else "picture whose file cannot be read"
+                return MissingImage(reason=reason, name=name)
     leads_out = os.path.isabs(name) or ".." in Path(name).parts
-    drops["picture whose name leads out of its folder" if leads_out else "picture that is missing"] += 1
-    return None
+    reason = "picture whose name leads out of its folder" if leads_out else "picture that is missing"
+    return MissingImage(reason=reason, name=name)
 
 
-def read_file(path: Path, drops: Counter[str]) -> bytes | None:
-    """The bytes of a file; None, counted, if it is larger than `LARGEST_FILE`."""
+def read_file(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        Dropped: it is larger than `LARGEST_FILE`.
+    """
     if path.stat().st_size > LARGEST_FILE:
-        drops[f"file of more than {LARGEST_FILE >> 20} MB"] += 1
-        return None
+        raise Dropped(f"file of more than {LARGEST_FILE >> 20} MB", detail=path.name)
     return path.read_bytes()
 
 
-def read_lines(path: Path, drops: Counter[str]) -> Iterator[bytes]:
-    """The lines of a text file, decompressed (.gz, .zst, .bz2, .zip) as it is read; overlong lines are counted.
+def decode_text(data: bytes) -> str:
+    """The text of a file, UTF-8 unless a byte order mark says UTF-16 or UTF-32; without the mark.
+
+    Raises:
+        Dropped: it is in another encoding.
+    """
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise Dropped("text that is not UTF-8", detail=str(error)) from None
+
+
+def read_lines(path: Path, ledger: Ledger) -> Iterator[tuple[int, bytes]]:
+    """(number from 0, line) of a text file, decompressed (.gz, .zst, .bz2, .zip) as it is read.
+
+    An overlong line is a record that is left out.
 
     Raises:
         InputError: the compressed file is broken.
     """
+    number = 0
     try:
         with _open_decompressed(path) as file:
             while line := file.readline(LARGEST_FILE):
                 if len(line) < LARGEST_FILE:
-                    yield line
-                    continue
-                drops[f"line of more than {LARGEST_FILE >> 20} MB"] += 1
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(LARGEST_FILE)
+                    yield number, line
+                else:
+                    with ledger.record(f"line {number + 1}", line[:1000]):
+                        while line and not line.endswith(b"\n"):
+                            line = file.readline(LARGEST_FILE)
+                        raise Dropped(f"line of more than {LARGEST_FILE >> 20} MB")
+                number += 1
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path.name} breaks off or is no {path.suffix} file: {error}") from error
 
@@ -84,16 +117,16 @@ def _open_decompressed(path: Path) -> BinaryIO | io.BufferedReader:
     return path.open("rb")
 
 
-def read_json_lines(path: Path, drops: Counter[str]) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file, one per line; any other line is counted."""
-    for line in read_lines(path, drops):
-        if not line.strip():
-            continue
-        value = parse_json(line)
+def read_json_lines(path: Path, ledger: Ledger) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of its line from 0, JSON object) of a file; any other line is a record that is left out."""
+    for number, line in read_lines(path, ledger):
+        value = parse_json(line) if line.strip() else {}
         if isinstance(value, dict):
-            yield value
-        else:
-            drops["line that is no JSON object"] += 1
+            if line.strip():
+                yield number, value
+            continue
+        with ledger.record(f"line {number + 1}", line):
+            raise Dropped("line that is no JSON object")
 
 
 def parse_json(text: bytes | str) -> Any:
@@ -104,17 +137,17 @@ def parse_json(text: bytes | str) -> Any:
         return None
 
 
-def read_json_array(path: Path, drops: Counter[str]) -> Iterator[dict[str, Any]]:
-    """The objects of a file that is one JSON array, read one after the other; a JSONL file works too.
+def read_json_array(path: Path, ledger: Ledger) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number from 0, object) of a file that is one JSON array, one after the other; a JSONL file works too.
 
     Raises:
         InputError: the array is malformed or breaks off, or an element is larger than `LARGEST_FILE`.
     """
-    decoder, block = json.JSONDecoder(), 2**20
+    decoder, block, number = json.JSONDecoder(), 2**20, 0
     with path.open(encoding="utf-8", errors="replace") as file:
         text = file.read(block).lstrip("\ufeff \r\n\t")
         if not text.startswith("["):
-            yield from read_json_lines(path, drops)
+            yield from read_json_lines(path, ledger)
             return
         at = 1
         while True:
@@ -133,6 +166,8 @@ def read_json_array(path: Path, drops: Counter[str]) -> Iterator[dict[str, Any]]
                 text += more
                 continue
             if isinstance(value, dict):
-                yield value
+                yield number, value
             else:
-                drops["element that is no JSON object"] += 1
+                with ledger.record(f"element {number + 1}", value):
+                    raise Dropped("element that is no JSON object")
+            number += 1

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from mm1.data.preview import page_items
 from mm1.data.store import Store
 from mm1.prepare.filters.text_filters import detect_language
+from mm1.prepare.ledger import Ledger
 
 _SHOWN = 20  # documents on the page
 _MEASURED = 400  # documents of a store whose pictures are opened
@@ -26,19 +27,26 @@ _QUANTILES = {"least": 0.0, "tenth": 0.1, "median": 0.5, "nine tenths": 0.9, "mo
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a shard failed, and how many records and pictures of it were read by then."""
+
+    error: str
+    records: int = 0
+    pictures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PrepareResult:
     """What a preparation gave.
 
     stores   number of documents by store
-    drops    what was left out: number by reason
-    failed   why a shard failed, by the shard's name
-    read     number of documents and of pictures in the input
+    ledger   what was read, kept and left out
+    failed   the shards that failed, by their names
     """
 
     stores: dict[str, int]
-    drops: dict[str, int]
-    failed: dict[str, str]
-    read: dict[str, int]
+    ledger: Ledger
+    failed: dict[str, Failure]
 
 
 def write_card(folder: Path, result: PrepareResult, *, title: str) -> dict:
@@ -52,20 +60,16 @@ def write_card(folder: Path, result: PrepareResult, *, title: str) -> dict:
 def make_card(folder: Path, result: PrepareResult) -> dict:
     """What the stores of a folder hold, and what was left out.
 
-    Counts are read back from the stores, so that they say what is really there. Texts are counted in all documents.
+    Counts of stores are read back, so that they say what is really there. Texts are counted in all documents.
     Pictures are opened, and languages detected where a document does not state its own, in 400 documents of a store,
     drawn with a fixed seed.
     """
     stores = {name: _store_card(Store(folder / f"{name}.lance")) for name in result.stores}
     return {
         "stores": stores,
-        "read": result.read,
-        "kept": {
-            "documents": sum(store["documents"] for store in stores.values()),
-            "pictures": sum(store["images"] for store in stores.values()),
-        },
-        "dropped": result.drops,
-        "failed": result.failed,
+        **result.ledger.to_json(),
+        "unexpected": result.ledger.unexpected(),
+        "failed": {name: failure.error for name, failure in result.failed.items()},
     }
 
 

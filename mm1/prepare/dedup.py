@@ -52,6 +52,7 @@ class Hashes:
     image_counts  number of pictures of each document
     images        hash of each picture's bytes, document after document
     fingerprints  perceptual hash of each picture
+    keeps_text    whether each document's text stays where a picture of it is left out
     """
 
     exact: np.ndarray
@@ -59,6 +60,7 @@ class Hashes:
     image_counts: np.ndarray
     images: np.ndarray
     fingerprints: np.ndarray
+    keeps_text: np.ndarray
 
     @property
     def image_starts(self) -> np.ndarray:
@@ -72,13 +74,16 @@ _DTYPES = {
     "image_counts": np.int64,
     "images": np.uint64,
     "fingerprints": np.uint64,
+    "keeps_text": np.bool_,
 }
 
 
 def hash_documents(documents: Iterable[Screened]) -> Hashes:
     """The hashes of documents."""
-    exact, minhashes, image_counts, images, fingerprints = [], [], [], [], [np.zeros(0, np.uint64)]
+    exact, minhashes, image_counts, images, keeps_text = [], [], [], [], []
+    fingerprints = [np.zeros(0, np.uint64)]
     for screened in documents:
+        keeps_text.append(screened.keeps_text)
         text = screened.document.text
         image_hashes = [first_64_bits(sha256(image.data)) for image in screened.document.images]
         exact.append(first_64_bits(sha256(f"{normalize_text(text)} {image_hashes}".encode())))
@@ -92,6 +97,7 @@ def hash_documents(documents: Iterable[Screened]) -> Hashes:
         np.array(image_counts, np.int64),
         np.array(images, np.uint64),
         np.concatenate(fingerprints),
+        np.array(keeps_text, np.bool_),
     )
 
 

@@ -1,60 +1,123 @@
 """Merges the shards into stores: copies of earlier documents and repeated pictures are removed."""
 
-import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from mm1.data.store import Store, write_store
 from mm1.document import Document, Image
-from mm1.prepare.card import PrepareResult
-from mm1.prepare.dedup import find_copies, first_64_bits, load_hashes, repeated_images
+from mm1.prepare.card import Failure, PrepareResult
+from mm1.prepare.dedup import Hashes, find_copies, first_64_bits, load_hashes, repeated_images
 from mm1.prepare.images import sha256
+from mm1.prepare.ledger import EXAMPLES, Dropped, Ledger
+from mm1.prepare.process_shard import read_ledger, write_ledger
 
 _DOCUMENTS_IN_MEMORY = 16
 
 
-def merge(shards: Sequence[Path], to: Path, *, max_image_repeats: int, failed: dict[str, str]) -> PrepareResult:
-    """What was kept and dropped; the folder `to` then holds the stores `images` and `text`, each if it has documents.
+def merge(shards: Sequence[Path], to: Path, *, max_image_repeats: int, failed: Mapping[str, Failure]) -> PrepareResult:
+    """What was kept and left out. The folder `to` then holds the stores `images` and `text`, each if it has documents,
+    and the whole preparation's ledger.
 
     Raises:
         ValueError: no document is left.
     """
-    drops = sum((Counter(json.loads((shard / "drops.json").read_text())) for shard in shards), Counter[str]())
-    read = {"documents": drops.pop("read", 0), "pictures": drops.pop("pictures read", 0)}
+    ledger = Ledger()
+    for shard in shards:
+        ledger.add(read_ledger(shard))
+    for failure in failed.values():
+        for account, count in ((ledger.records, failure.records), (ledger.pictures, failure.pictures)):
+            account.read += count
+            account.failed += count
     hashes = load_hashes(shards, to / "minhash")
     if not len(hashes.exact):
-        raise ValueError(f"no document is left; left out: {_listed(drops)}; failed: {_listed(failed)}")
-    copies = find_copies(hashes)
-    drops["copy of an earlier document"] += len(copies.exact)
-    drops["near copy of an earlier document"] += len(copies.near)
-    repeated = repeated_images(hashes, max_image_repeats) if max_image_repeats else np.zeros(0, np.uint64)
-    removed = np.isin(hashes.images, repeated)
-    drops[f"picture in more than {max_image_repeats} documents"] += int(removed.sum())
-    documents = len(hashes.exact)
-    owner = np.repeat(np.arange(documents), hashes.image_counts)
-    images_left = np.bincount(owner[~removed], minlength=documents)
-    kept = np.ones(documents, bool)
-    kept[copies.exact] = kept[copies.near] = False
+        raise ValueError(_nothing_left(ledger, failed))
+    removals = _removals(hashes, max_image_repeats)
+    _enter(removals, shards, hashes, ledger)
     stores = {}
-    for name, mask in (("images", kept & (images_left > 0)), ("text", kept & (images_left == 0))):
+    for name, mask in (("images", removals.images_left > 0), ("text", removals.images_left == 0)):
+        mask &= removals.kept
         if mask.any():
-            stores[name] = write_store(_masked(shards, mask, frozenset(repeated.tolist())), to / f"{name}.lance")
+            stores[name] = write_store(_masked(shards, mask, removals.repeated), to / f"{name}.lance")
     (to / "minhash").unlink()
-    return PrepareResult(stores, dict(sorted((+drops).items())), failed, read)
+    if sum(stores.values()) != ledger.records.kept:
+        raise RuntimeError(f"a fault of mm1: {sum(stores.values())} documents written, {ledger.records.kept} counted")
+    write_ledger(ledger, to)
+    return PrepareResult(stores, ledger, dict(failed))
+
+
+def _nothing_left(ledger: Ledger, failed: Mapping[str, Failure]) -> str:
+    errors = {name: failure.error for name, failure in failed.items()}
+    return f"no document is left; left out: {_listed(ledger.records.dropped)}; failed: {_listed(errors)}"
 
 
 def _listed(entries: Mapping[str, object]) -> str:
     return ", ".join(f"{name}: {value}" for name, value in sorted(entries.items())) or "nothing"
 
 
+@dataclass(frozen=True, slots=True)
+class _Removals:
+    """What the comparison of all documents removes.
+
+    documents      positions by reason
+    kept           whether each document stays
+    images_left    number of pictures of each document that are not repeated
+    repeated       hashes of the pictures that are removed from the documents that stay
+    reason         that of these pictures
+    """
+
+    documents: dict[str, np.ndarray]
+    kept: np.ndarray
+    images_left: np.ndarray
+    repeated: frozenset[int]
+    reason: str
+
+
+def _removals(hashes: Hashes, max_image_repeats: int) -> _Removals:
+    copies = find_copies(hashes)
+    documents = {"copy of an earlier document": copies.exact, "near copy of an earlier document": copies.near}
+    count = len(hashes.exact)
+    kept = np.ones(count, bool)
+    kept[copies.exact] = kept[copies.near] = False
+    repeated = repeated_images(hashes, max_image_repeats) if max_image_repeats else np.zeros(0, np.uint64)
+    owner = np.repeat(np.arange(count), hashes.image_counts)
+    images_left = np.bincount(owner[~np.isin(hashes.images, repeated)], minlength=count)
+    reason = f"picture in more than {max_image_repeats} documents"
+    without = kept & (images_left < hashes.image_counts) & ~hashes.keeps_text
+    documents[reason] = np.flatnonzero(without)
+    return _Removals(documents, kept & ~without, images_left, frozenset(repeated.tolist()), reason)
+
+
+def _enter(removals: _Removals, shards: Sequence[Path], hashes: Hashes, ledger: Ledger) -> None:
+    """Enters the removals into the ledger."""
+    for reason, positions in removals.documents.items():
+        examples = _documents(shards, positions[:EXAMPLES])
+        for position in positions:
+            dropped, pictures = Dropped(reason, expected=True), int(hashes.image_counts[position])
+            document = next(examples, Document(()))
+            ledger.drop_kept(dropped, document, pictures=pictures, source=document.source)
+    lost = (hashes.image_counts - removals.images_left)[removals.kept]
+    if lost.any():
+        ledger.pictures.kept -= int(lost.sum())
+        ledger.pictures.dropped[removals.reason] += int(lost.sum())
+        ledger.expected.add(removals.reason)
+
+
+def _documents(shards: Sequence[Path], positions: np.ndarray) -> Iterator[Document]:
+    """The documents at some positions of all shards, in order."""
+    mask = np.zeros(int(positions.max()) + 1 if len(positions) else 0, bool)
+    mask[positions] = True
+    return _masked(shards, mask, frozenset())
+
+
 def _masked(shards: Sequence[Path], mask: np.ndarray, repeated: frozenset[int]) -> Iterator[Document]:
     """The documents of all shards that the mask keeps, in order, without the repeated pictures."""
     start = 0
     for shard in shards:
+        if start >= len(mask):
+            break
         store = Store(shard / "documents.lance")
         positions = np.flatnonzero(mask[start : start + len(store)])
         start += len(store)

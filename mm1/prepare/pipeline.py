@@ -5,10 +5,10 @@ A shard that fails is named, on the card too, and does not stop the others.
 """
 
 import fcntl
+import json
 import math
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,11 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mm1.cluster import Runner
 from mm1.data.store import open_store
-from mm1.prepare.card import PrepareResult, write_card
+from mm1.prepare.card import Failure, PrepareResult, write_card
 from mm1.prepare.decontaminate import Decontaminator, index_evaluation_sets
 from mm1.prepare.executor import run_shards
 from mm1.prepare.fetch import Fetcher
 from mm1.prepare.filters.image_filters import ImageBounds, screen
+from mm1.prepare.ledger import Ledger
 from mm1.prepare.merge import merge
 from mm1.prepare.process_shard import process_shard
 from mm1.prepare.readers.kinds import list_shards
@@ -51,10 +52,10 @@ def prepare(request: PrepareRequest, to: Path, *, runner: Runner | None = None, 
         outputs = [folder / f"{number:06}" for number in range(len(shards))]
         missing = [number for number, output in enumerate(outputs) if not output.is_dir()]
         task = progress.add_task("reading shards", total=len(shards), completed=len(shards) - len(missing))
-        failed: dict[str, str] = {}
+        failed: dict[str, Failure] = {}
         process = partial(_process, request, shards, outputs, decontaminator)
         for number, error in run_shards(process, missing, runner=runner or Runner()):
-            failed |= {shards[number].name: error} if error else {}
+            failed |= {shards[number].name: Failure(**json.loads(error))} if error else {}
             progress.advance(task)
         merged = folder / "whole"
         shutil.rmtree(merged, ignore_errors=True)
@@ -64,6 +65,7 @@ def prepare(request: PrepareRequest, to: Path, *, runner: Runner | None = None, 
         failed = dict(sorted(failed.items()))
         result = merge(finished, merged, max_image_repeats=request.max_image_repeats, failed=failed)
         progress.update(task, description="writing the card")
+        (merged / "ledger.json").unlink()  # the card has it
         (merged / "request.json").write_text(request.model_dump_json(indent=1) + "\n", encoding="utf-8")
         write_card(merged, result, title=to.name)
         merged.rename(to)
@@ -98,9 +100,9 @@ def _decontaminator(request: PrepareRequest) -> Decontaminator | None:
     """The index of the evaluation sets that the request names; None if it names none."""
     if not request.decontaminate:
         return None
-    unbounded = ImageBounds(min_side=1, max_aspect=math.inf, max_images=sys.maxsize)
+    unbounded = ImageBounds(min_side=1, max_aspect=math.inf, max_images=sys.maxsize, on_missing="keep_text")
     documents = (document for name in request.decontaminate for document in open_store(name).scan())
-    return index_evaluation_sets(screen(document, unbounded, Counter()) for document in documents)
+    return index_evaluation_sets(screen(document, unbounded, Ledger()) for document in documents)
 
 
 @contextmanager

@@ -3,17 +3,17 @@
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from mm1.data.store import write_store
 from mm1.document import Document
 from mm1.prepare.decontaminate import Decontaminator
-from mm1.prepare.dedup import HashFiles, hash_documents
-from mm1.prepare.filters.image_filters import ImageBounds, Screened, screen
+from mm1.prepare.dedup import Hashes, HashFiles, hash_documents
+from mm1.prepare.filters.image_filters import screen
 from mm1.prepare.filters.text_filters import FILTERS, detect_language
+from mm1.prepare.ledger import Dropped, Example, Ledger
 from mm1.prepare.readers.kinds import READERS
 from mm1.prepare.request import PrepareRequest
 from mm1.prepare.shard import Shard
@@ -22,22 +22,26 @@ from mm1.prepare.shard import Shard
 def process_shard(
     request: PrepareRequest, shard: Shard, to: Path, *, decontaminator: Decontaminator | None = None
 ) -> str:
-    """Why the shard failed; empty if it did not, and then the folder `to` holds its documents and their hashes.
+    """Why the shard failed, as JSON: `error`, and the numbers of `records` and `pictures` that were read of it.
+
+    Empty if it did not; then the folder `to` holds its documents, their hashes and its ledger.
 
     The folder appears whole or not at all, whoever else processes the same shard at the same time.
     """
     folder = to.with_name(f"{to.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    drops: Counter[str] = Counter()
+    ledger = Ledger(shard.name)
     errors: list[Exception] = []
     with HashFiles(folder) as hashes:
-        kept = _kept_documents(request, shard, drops, decontaminator=decontaminator)
+        kept = kept_documents(request, shard, ledger, decontaminator=decontaminator)
         write_store(_hashed(kept, hashes, errors), folder / "documents.lance")
     if errors:
         shutil.rmtree(folder)
-        return f"{type(errors[0]).__name__}: {errors[0]}"
-    (folder / "drops.json").write_text(json.dumps(drops), encoding="utf-8")
+        ledger.fail()
+        error = f"{type(errors[0]).__name__}: {errors[0]}"
+        return json.dumps({"error": error, "records": ledger.records.read, "pictures": ledger.pictures.read})
+    write_ledger(ledger, folder)
     try:
         folder.rename(to)
     except OSError:
@@ -47,43 +51,92 @@ def process_shard(
     return ""
 
 
-def _kept_documents(
-    request: PrepareRequest, shard: Shard, drops: Counter[str], *, decontaminator: Decontaminator | None
-) -> Iterator[Screened]:
-    """The documents of the shard that pass all filters."""
-    bounds = ImageBounds(request.min_side, request.max_aspect, request.max_images, request.max_side)
+Kept = tuple[Document, Hashes]
+
+
+def kept_documents(
+    request: PrepareRequest, shard: Shard, ledger: Ledger, *, decontaminator: Decontaminator | None = None
+) -> Iterator[Kept]:
+    """The documents of the shard that pass all filters, and their hashes."""
+    bounds = request.image_bounds
     stated = {"licence": request.licence, "language": request.language}
-    for document in READERS[shard.kind](shard, drops):
-        drops["read"] += 1
-        drops["pictures read"] += len(document.images)
-        reason = _drop_reason(request, document)
-        if reason is not None:
-            drops[reason] += 1
-            continue
-        screened = screen(document, bounds, drops)
-        reason = decontaminator.drop_reason(screened) if decontaminator is not None else None
-        if reason is not None:
-            drops[reason] += 1
-            continue
-        metadata = {**{key: value for key, value in stated.items() if value}, **document.metadata}
-        kept = replace(screened.document, source=request.source or shard.source, metadata=metadata)
-        yield Screened(kept, screened.fingerprints)
+    stated = {key: value for key, value in stated.items() if value}
+    for document in READERS[shard.kind](shard, ledger):
+        with ledger.document(document):
+            _check_text(request, document)
+            screened = screen(document, bounds, ledger)
+            reason = decontaminator.drop_reason(screened) if decontaminator is not None else None
+            if reason is not None:
+                raise Dropped(reason, expected=True)
+            metadata = {**stated, **document.metadata}
+            kept = replace(screened.document, source=request.source or shard.source, metadata=metadata)
+            hashes = hash_documents([replace(screened, document=kept)])
+            yield _encodable(kept), hashes
+    if ledger.records.missing or ledger.pictures.missing:
+        raise RuntimeError(
+            f"a fault of mm1, please report it: the reader of {shard.kind} counted {ledger.records.missing} records "
+            f"and {ledger.pictures.missing} pictures that it neither yielded nor dropped"
+        )
 
 
-def _drop_reason(request: PrepareRequest, document: Document) -> str | None:
-    """Why a document is left out for its text; None if it stays."""
-    if not document.text.strip():
-        return "document without text"
-    if request.language and (language := detect_language(document.text)) != request.language:
-        return f"document in another language ({language})"
-    return next((reason for name in request.filters if (reason := FILTERS[name](document.text))), None)
+def _check_text(request: PrepareRequest, document: Document) -> None:
+    """Returns if the document stays.
+
+    Raises:
+        Dropped: it is left out for its text.
+    """
+    text = document.text
+    if not text.strip():
+        raise Dropped("document without text")
+    if not _is_unicode(text):
+        raise Dropped("text with characters that are no Unicode (lone surrogates)")
+    if request.language and (language := detect_language(text)) != request.language:
+        raise Dropped(f"document in another language ({language})", expected=True)
+    reason = next((reason for name in request.filters if (reason := FILTERS[name](text))), None)
+    if reason is not None:
+        raise Dropped(reason, expected=True)
 
 
-def _hashed(kept: Iterator[Screened], hashes: HashFiles, errors: list[Exception]) -> Iterator[Document]:
-    """The documents, their hashes written. Whatever error strangers' bytes raise ends the shard, in `errors`."""
+def _is_unicode(text: str) -> bool:
     try:
-        for screened in kept:
-            hashes.add(hash_documents([screened]))
-            yield screened.document
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _encodable(document: Document) -> Document:
+    """The document with an id and metadata that can be written: names of files may hold any bytes."""
+    if _is_unicode(f"{document.id}{document.source}{document.metadata}"):
+        return document
+    metadata = {_replaced(key): _replaced(value) for key, value in document.metadata.items()}
+    return replace(document, id=_replaced(document.id), source=_replaced(document.source), metadata=metadata)
+
+
+def _replaced(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _hashed(kept: Iterator[Kept], files: HashFiles, errors: list[Exception]) -> Iterator[Document]:
+    """The documents, their hashes written. An error of the reader ends the shard, in `errors`."""
+    try:
+        for document, hashes in kept:
+            files.add(hashes)
+            yield document
     except Exception as error:
         errors.append(error)
+
+
+def write_ledger(ledger: Ledger, folder: Path) -> None:
+    """Writes the ledger into a folder: its accounts, and the examples of what was left out."""
+    (folder / "ledger.json").write_text(json.dumps(ledger.to_json()), encoding="utf-8")
+    lines = (json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in ledger.examples)
+    (folder / "dropped.jsonl").write_text("".join(lines), encoding="utf-8", errors="replace")
+
+
+def read_ledger(folder: Path) -> Ledger:
+    """The ledger that `write_ledger` wrote."""
+    ledger = Ledger.from_json(json.loads((folder / "ledger.json").read_text(encoding="utf-8")))
+    with (folder / "dropped.jsonl").open(encoding="utf-8") as lines:
+        ledger.examples += [Example(**json.loads(line)) for line in lines]
+    return ledger

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 
 from mm1.config.base import Config, ConfigError, nearest
 from mm1.config.renamed import PREPARE_FIELDS
+from mm1.prepare.filters.image_filters import ImageBounds, OnMissingImage
 from mm1.prepare.filters.text_filters import Filter
 from mm1.prepare.readers.kinds import Kind, detect_kind
 
@@ -24,6 +25,8 @@ class PrepareRequest(Config):
 
     max_image_repeats  a picture in more documents than this is a logo or an icon and is removed; 0 keeps all. OBELICS
                        removes those that appear more than 10 times (https://arxiv.org/abs/2306.16527, appendix A.1)
+    on_missing_image   a picture that is left out takes its caption or its chat with it, while a page keeps its text
+                       (auto); drop leaves out pages, too, keep_text nothing but the picture
     decontaminate      stores of evaluation sets: a document that shares words or pictures with one of them is left out
     language           documents in any other language are left out; empty keeps all
     """
@@ -40,7 +43,13 @@ class PrepareRequest(Config):
     max_images: int = Field(default=30, ge=0)
     max_side: int = Field(default=0, ge=0)
     max_image_repeats: int = Field(default=0, ge=0)
+    on_missing_image: OnMissingImage = "auto"
     decontaminate: tuple[str, ...] = ()
+
+    @property
+    def image_bounds(self) -> ImageBounds:
+        """Which pictures are kept."""
+        return ImageBounds(self.min_side, self.max_aspect, self.max_images, self.max_side, self.on_missing_image)
 
 
 def parse_request(words: Sequence[str], *, kind: str = "") -> PrepareRequest:

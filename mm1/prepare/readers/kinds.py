@@ -1,9 +1,9 @@
 """The kinds of input: which reader reads each, how its files become shards, and how the kind is detected.
 
-A reader takes one `Shard` and yields `Document`s with their pictures undecoded; what it leaves out it counts.
+A reader takes one `Shard` and yields `Document`s with their pictures undecoded. It opens a record of the ledger for
+each document, and raises `Dropped` in it for one that it leaves out.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from mm1.document import Document
 from mm1.prepare.bounded_read import parse_json, read_lines
 from mm1.prepare.fetch import Fetcher
+from mm1.prepare.ledger import Ledger
 from mm1.prepare.readers.folders import PICTURE_ENDINGS, read_coco, read_llava, read_pairs
 from mm1.prepare.readers.json_lines import read_mmc4, read_text
 from mm1.prepare.readers.tables import read_dataset, read_parquet
@@ -20,7 +21,7 @@ from mm1.prepare.readers.web import read_html, read_warc
 from mm1.prepare.shard import InputError, Shard, find_files, shard_per_file
 
 Kind = Literal["tars", "parquet", "mmc4", "llava", "coco", "text", "pairs", "dataset", "html", "warc"]
-Reader = Callable[[Shard, Counter[str]], Iterator[Document]]
+Reader = Callable[[Shard, Ledger], Iterator[Document]]
 
 READERS: dict[str, Reader] = {
     "tars": read_tars,
@@ -101,7 +102,7 @@ def _detect_json_kind(path: Path) -> str | None:
     if ".json" not in path.name.lower():
         return None
     try:
-        head = next(read_lines(path, Counter()), b"")[: 2**20].decode("utf-8", "replace").lstrip("\ufeff \n[")
+        head = next(read_lines(path, Ledger()), (0, b""))[1][: 2**20].decode("utf-8", "replace").lstrip("\ufeff \n[")
         more = "" if path.suffix != ".json" else path.open(encoding="utf-8", errors="replace").read(2**16)
     except (InputError, OSError):
         return None

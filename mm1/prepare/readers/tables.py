@@ -1,12 +1,13 @@
 """Reads tables (parquet, saved data sets): captioned pictures, OBELICS, The Cauldron, conversations, text."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from mm1.document import Document, Image, Piece, Text
 from mm1.prepare.bounded_read import parse_json, read_picture
 from mm1.prepare.fetch import FetchError
+from mm1.prepare.ledger import Dropped, Ledger, MissingImage, Page, Record
 from mm1.prepare.readers.folders import chat_pieces, parse_turns
 from mm1.prepare.shard import InputError, Shard, file_inside
 
@@ -17,35 +18,30 @@ _METADATA = ("license", "licence", "url", "language", "date", "dump")
 _ROWS_IN_MEMORY = 16
 
 Row = dict[str, Any]
-ToDocument = Callable[[Row, "Pictures"], Document | None]
+ToDocument = Callable[[Row, "Pictures", Record], Document]
 
 
 class Pictures:
     """The pictures of a table, whatever its cells hold: bytes, {bytes, path}, the name of a file, or an address."""
 
-    def __init__(self, shard: Shard, drops: Counter[str]):
-        self.shard, self.drops = shard, drops
+    def __init__(self, shard: Shard):
+        self.shard = shard
         self._fetched: dict[str, bytes | FetchError] = {}
 
-    def get(self, cell: Any) -> bytes | None:
-        """The bytes of a cell's picture; None, counted, if there are none."""
+    def get(self, cell: Any) -> Image:
+        """The picture of a cell; a `MissingImage` if there is none."""
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
         if isinstance(cell, bytes):
-            return cell
+            return Image(cell)
         if not isinstance(cell, str) or not cell:
-            self.drops["row without a picture"] += 1
-            return None
+            return MissingImage(reason="row without a picture")
         if "://" not in cell:
-            return read_picture(self.shard, cell, self.drops)
+            return read_picture(self.shard, cell)
         if self.shard.fetcher is None:
-            self.drops["picture by address only, not fetched (fetch=true fetches)"] += 1
-            return None
+            return MissingImage(reason="picture by address only, not fetched (fetch=true fetches)", name=cell)
         data = self._fetched.pop(cell, None) or self.shard.fetcher.fetch_all([cell])[0]
-        if isinstance(data, bytes):
-            return data
-        self.drops[str(data)] += 1
-        return None
+        return Image(data) if isinstance(data, bytes) else MissingImage(reason=str(data), name=cell)
 
     def has(self, name: Any) -> bool:
         """Whether there is a picture file of this name."""
@@ -58,7 +54,7 @@ class Pictures:
             self._fetched = dict(zip(addresses, self.shard.fetcher.fetch_all(addresses), strict=True))
 
 
-def read_parquet(shard: Shard, drops: Counter[str]) -> Iterator[Document]:
+def read_parquet(shard: Shard, ledger: Ledger) -> Iterator[Document]:
     """One document per row of a parquet file in any of the known layouts.
 
     Raises:
@@ -72,12 +68,12 @@ def read_parquet(shard: Shard, drops: Counter[str]) -> Iterator[Document]:
         with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
             columns = file.schema_arrow.names
             batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=_ROWS_IN_MEMORY))
-            yield from _documents(batches, columns, shard=shard, drops=drops)
+            yield from _documents(batches, columns, shard=shard, ledger=ledger)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise InputError(f"{path.name} is no readable parquet file: {error}") from error
 
 
-def read_dataset(shard: Shard, drops: Counter[str]) -> Iterator[Document]:
+def read_dataset(shard: Shard, ledger: Ledger) -> Iterator[Document]:
     """One document per row of a data set that `datasets` saved to disk, in any of the known layouts.
 
     Its Arrow files are read directly, so that pictures stay undecoded.
@@ -92,26 +88,23 @@ def read_dataset(shard: Shard, drops: Counter[str]) -> Iterator[Document]:
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
             starts = ((batch, start) for batch in stream for start in range(0, batch.num_rows, _ROWS_IN_MEMORY))
             batches = (batch.slice(start, _ROWS_IN_MEMORY).to_pylist() for batch, start in starts)
-            yield from _documents(batches, stream.schema.names, shard=shard, drops=drops)
+            yield from _documents(batches, stream.schema.names, shard=shard, ledger=ledger)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path.name} is no Arrow file of a saved data set: {error}") from error
 
 
-def _documents(
-    batches: Iterable[list[Row]], columns: list[str], *, shard: Shard, drops: Counter[str]
-) -> Iterator[Document]:
+def _documents(batches: Iterable[list[Row]], columns: list[str], *, shard: Shard, ledger: Ledger) -> Iterator[Document]:
     """One document per row, in the layout that the columns' names show."""
-    to_document, pictures = _table_layout(columns, shard.name), Pictures(shard, drops)
+    to_document, pictures = _table_layout(columns, shard.name), Pictures(shard)
     rows_read = 0
     for rows in batches:
         pictures.prefetch(rows)
         for number, row in enumerate(rows, start=rows_read):
-            document = to_document(row, pictures)
-            if document is None:
-                drops["row of no known form, or with nothing in it"] += 1
-                continue
-            metadata = {key: str(row[key]) for key in _METADATA if row.get(key)}
-            yield Document(document.pieces, id=f"{shard.name}/{number}", metadata={**metadata, **document.metadata})
+            with ledger.record(f"row {number}", row) as record:
+                document = to_document(row, pictures, record)
+                metadata = {key: str(row[key]) for key in _METADATA if row.get(key)}
+                metadata |= document.metadata
+                yield replace(document, id=f"{shard.name}/{number}", metadata=metadata)
         rows_read += len(rows)
 
 
@@ -136,60 +129,68 @@ def _table_layout(columns: Iterable[str], title: str) -> ToDocument:
         )
     web_text = picture in ADDRESS_COLUMNS and names & {"dump", "token_count", "minhash_cluster_size"}
     if picture is None or web_text:  # FineWeb's url is the page's, not a picture's
-        return lambda row, _: _plain_text(row[text])
-    return lambda row, pictures: _captioned_picture(row[text], row[picture], pictures)
+        return lambda row, *_: _plain_text(row[text])
+    return lambda row, pictures, record: _captioned_picture(row[text], row[picture], pictures, record)
 
 
-def _plain_text(cell: Any) -> Document | None:
-    return Document((Text(cell),)) if isinstance(cell, str) and cell.strip() else None
+def _plain_text(cell: Any) -> Document:
+    if not isinstance(cell, str) or not cell.strip():
+        raise Dropped("row without a text")
+    return Document((Text(cell),))
 
 
-def _captioned_picture(text_cell: Any, picture_cell: Any, pictures: Pictures) -> Document | None:
+def _captioned_picture(text_cell: Any, picture_cell: Any, pictures: Pictures, record: Record) -> Document:
+    if isinstance(picture_cell, dict) and not (picture_cell.get("bytes") or picture_cell.get("path")):
+        picture_cell = None
+    record.pictures = int(picture_cell is not None)
+    if picture_cell is None:
+        raise Dropped("row without a picture")
     caption = text_cell[0] if isinstance(text_cell, list) and text_cell else text_cell
     if not isinstance(caption, str) or not caption.strip():
-        return None
-    data = pictures.get(picture_cell)
-    return None if data is None else Document((Image(data), Text(" ".join(caption.split()))))
+        raise Dropped("row without a text")
+    return Document((pictures.get(picture_cell), Text(" ".join(caption.split()))))
 
 
-def _interleaved(row: Row, pictures: Pictures) -> Document | None:
+def _interleaved(row: Row, pictures: Pictures, record: Record) -> Document:
     """OBELICS (https://huggingface.co/datasets/HuggingFaceM4/OBELICS) or The Cauldron: both have texts and images."""
     texts, images = row["texts"] or [], row["images"] or []
+    record.pictures = sum(image is not None for image in images)
     if texts and isinstance(next((text for text in texts if text is not None), None), dict):
         return _questions(texts, images, pictures)
     if len(texts) != len(images):
-        return None
+        raise Dropped("row whose texts and images differ in number", detail=f"{len(texts)}, {len(images)}")
     pieces: list[Piece] = []
     for text, image in zip(texts, images, strict=True):
+        if image is not None:
+            pieces.append(pictures.get(image))
         if isinstance(text, str) and text.strip():
             pieces.append(Text(text if text.endswith("\n") else text + "\n\n"))
-        elif image is not None:
-            data = pictures.get(image)
-            pieces += [] if data is None else [Image(data)]
+    if not pieces:
+        raise Dropped("row with nothing in it")
     page = parse_json(row.get("general_metadata") or "")
     url = page.get("url") if isinstance(page, dict) else None
-    return Document(tuple(pieces), metadata={"url": url} if isinstance(url, str) else {}) if pieces else None
+    return Page(tuple(pieces), metadata={"url": url} if isinstance(url, str) else {})
 
 
-def _questions(texts: list[Any], images: list[Any], pictures: Pictures) -> Document | None:
+def _questions(texts: list[Any], images: list[Any], pictures: Pictures) -> Document:
     """The Cauldron and FineVision: all pictures, then turns of user and assistant."""
-    data = [pictures.get(image) for image in images]
     turns = [(is_answer, turn.get(key)) for turn in texts for is_answer, key in ((False, "user"), (True, "assistant"))]
-    if None in data or not all(isinstance(text, str) for _, text in turns):
-        return None
-    pieces: list[Piece] = [Image(picture) for picture in data if picture is not None]
+    if not all(isinstance(text, str) for _, text in turns):
+        raise Dropped("row whose turns are of no known form")
+    pieces: list[Piece] = [pictures.get(image) for image in images]
     pieces += [Text(text, train=is_answer) for is_answer, text in turns]
     return Document(tuple(pieces), metadata={"form": "chat"})
 
 
-def _conversation(row: Row, pictures: Pictures) -> Document | None:
-    turns = parse_turns(row.get("conversations") or row.get("messages"))
+def _conversation(row: Row, pictures: Pictures, record: Record) -> Document:
     images = row.get("image") or row.get("images") or []
-    data = [pictures.get(image) for image in (images if isinstance(images, list) else [images])]
-    if not turns or None in data:
-        return None
-    pieces = chat_pieces(turns, [picture for picture in data if picture is not None])
-    return None if pieces is None else Document(tuple(pieces), metadata={"form": "chat"})
+    cells = images if isinstance(images, list) else [images]
+    record.pictures = len(cells)
+    turns = parse_turns(row.get("conversations") or row.get("messages"))
+    if not turns:
+        raise Dropped("conversation without turns, or with none of the known form")
+    pieces = chat_pieces(turns, [pictures.get(cell) for cell in cells])
+    return Document(tuple(pieces), metadata={"form": "chat"})
 
 
 def _addresses(rows: list[Row]) -> Iterator[str]:
