@@ -151,6 +151,7 @@ def evaluate(
         str, typer.Option(help="generate an answer, or rank the choices by loglikelihood.")
     ] = "generate",
     beams: Annotated[int, typer.Option(help="Beams when generating; 1 is greedy.", min=1)] = 1,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens; 0: as the task says.", min=0)] = 0,
     judge: Annotated[str, typer.Option(help="Server whose model judges open answers, http://.../v1.")] = "",
     judge_model: Annotated[str, typer.Option(help="The judge's name on its server.")] = "",
     model: Annotated[str, typer.Option(help="The model's name on an http:// server.")] = "",
@@ -164,7 +165,7 @@ def evaluate(
     """
     from mm1.cluster import Runner
     from mm1.eval.command import EvalCommand, ModelAddress, ShotOptions, TaskOptions, compare_runs, draw_of
-    from mm1.eval.shots import Protocol
+    from mm1.eval.shots import SCORINGS, Protocol
 
     if compare is not None:
         compare_runs(*compare)
@@ -172,14 +173,8 @@ def evaluate(
     if not what:
         raise ValueError("name a run's folder, hf:FOLDER or http://... of a server, or give --compare A B")
     names, counts = [name.strip() for name in tasks.split(",")], [whole_number(n, "--shots") for n in shots.split(",")]
-    protocol = Protocol(
-        draw=draw_of(same_shots=same_shots, similar_shots=similar_shots),
-        text_only_shots=text_only_shots,
-        reasoning=reasoning,
-        subimage_shots=subimage_shots,
-        scoring=one_of(scoring, "--scoring", ("generate", "loglikelihood")),
-        beams=beams,
-    )
+    draw, scored = draw_of(same_shots=same_shots, similar_shots=similar_shots), one_of(scoring, "--scoring", SCORINGS)
+    protocol = Protocol(draw, text_only_shots, reasoning, subimage_shots, scored, beams, max_tokens)
     EvalCommand(
         model=ModelAddress(what, model, precision.value),
         tasks=TaskOptions(tuple(names), limit, seed, data, split, one_of(form, "--form", ("", "plain", "chat"))),

@@ -53,7 +53,7 @@ def test_searches_together_find_what_each_finds_alone(width: int):
     prompts = [Prompt([*shots.tokens, *one.tokens], [*shots.images, *one.images]) for one in queries]
     how = BeamSearch(Decoding(max_tokens=5, stop_tokens=frozenset(ENDS)), width)
     ended: list[int] = []
-    together = search_all(MODEL, prompts, how=how, done=ended.append)
+    together = search_all(MODEL, prompts, how=how, done=lambda number, completion: ended.append(number))
     assert ended == [0, 1, 2]
     for one, alone in zip(together, [search(MODEL, only, how=how) for only in prompts], strict=True):
         assert (one.tokens, one.reason) == (alone.tokens, alone.reason)

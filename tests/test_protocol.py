@@ -14,14 +14,14 @@ from conftest import picture
 from mm1.data.chat_format import messages
 from mm1.data.tiles import KINDS, TileSpec, tiled
 from mm1.document import Document, Image, Mark, Text
-from mm1.eval import fewshot, shots, task_evaluation
+from mm1.eval import fewshot, shots
 from mm1.eval.answers_page import write_page
 from mm1.eval.fewshot import Example, Pool, PromptStyle, Scoring, Task
 from mm1.eval.harness import evaluate, load_task
 from mm1.eval.metrics.captions import cider
 from mm1.eval.metrics.references import Metric
 from mm1.eval.metrics.vqa import exact_match
-from mm1.eval.model import Model, prompt_text
+from mm1.eval.model import Done, Model, Reply, prompt_hash, prompt_text
 from mm1.eval.results import Answer, compare, comparison_table, read_answers, read_results, save_results
 from mm1.eval.shots import MM1, Protocol, SimilarShots, draw_all, prompts
 from mm1.eval.task_evaluation import Settings
@@ -39,6 +39,14 @@ def a_task(*, metric: Metric = exact_match, **style) -> Task:
     return Task("made", queries, pool, dataclasses.replace(default, **style), Scoring(metric))
 
 
+def reply(texts: list[str], done: Done) -> list[Reply]:
+    """Give each request its text."""
+    replies = [Reply(text) for text in texts]
+    for number, one in enumerate(replies):
+        done(number, one)
+    return replies
+
+
 class Echo(Model):
     """Answers that depend on the prompt alone: the last shot's answer, else `nothing`. Keeps the prompts."""
 
@@ -47,12 +55,12 @@ class Echo(Model):
 
     def generate(self, requests, *, done):
         self.prompts += [request.prompt for request in requests]
-        done(len(requests))
         texts = [[piece.text for piece in request.prompt.pieces if isinstance(piece, Text)] for request in requests]
-        return [f" {one[-2].strip()} " if len(one) > 1 else "nothing" for one in texts]
+        return reply([f" {one[-2].strip()} " if len(one) > 1 else "nothing" for one in texts], done)
 
     def loglikelihoods(self, requests, *, done):
-        return [[-float(len(text)) for text in request.choices] for request in requests]
+        for number, request in enumerate(requests):
+            done(number, [-float(len(text)) for text in request.choices])
 
     def features(self, images):
         return np.array([[len(image.data) % 7, len(image.data) % 5, 1.0] for image in images])
@@ -138,7 +146,7 @@ def test_a_model_with_a_tiling_shows_the_last_shots_in_its_own_tiles_and_no_quar
     plain = prompts(task, task.queries, drawn=drawn, shots=4, protocol=MM1, tiles=True)[0]
     assert [len(picture.tiles) for picture in tiled(plain, TileSpec(4, 4, KINDS["mm1"]))] == [5] * 5
     assert "overview" in prompt_text(document)
-    assert task_evaluation._hash(document) != task_evaluation._hash(plain)
+    assert prompt_hash(document) != prompt_hash(plain)
 
 
 def test_choices_are_taken_by_likelihood(tmp_path: Path):
@@ -267,7 +275,9 @@ def test_ranks_share_the_files_and_rank_0_sums_up(tmp_path: Path, monkeypatch):
         echoes.append(Echo())
         settings = Settings(tmp_path / "many", trials=2)
         results = evaluate(echoes[-1], [task], settings=settings, shots=(0, 2, 3))
-    assert sum(len(echo.prompts) for echo in echoes) == 5 * 2 * 5  # files x (right and blind) x queries: none twice
+    assert (
+        sum(len(echo.prompts) for echo in echoes) == 5 + 4 * 2 * 5
+    )  # at 0 shots the blind requests are the right ones
     assert all(echo.prompts for echo in echoes)
     assert len(waited) == 3
     monkeypatch.setenv("WORLD_SIZE", "1")
@@ -326,7 +336,9 @@ def test_a_caption_is_right_where_it_is_a_reference(tmp_path: Path):
 
     class Captions(Echo):
         def generate(self, requests, *, done):
-            return [words[0], "a green thing", "nothing", *words[3:]] * 2  # with its own image, and blind
+            return reply(
+                [words[0], "a green thing", "nothing", *words[3:]], done
+            )  # blind they are asked no more: the requests are equal
 
     results = evaluate(Captions(), [task], settings=Settings(tmp_path), shots=(0,))
     page = write_page(tmp_path, [task], results=results).read_text()

@@ -26,7 +26,7 @@ from mm1.data.encode import encode
 from mm1.data.tiles import TileSpec
 from mm1.document import Document, Image, Mark, Piece, Text
 from mm1.eval.hf_model import HfModel
-from mm1.eval.model import Request
+from mm1.eval.model import Reply, Request
 from mm1.eval.models import Ours, open_model
 from mm1.hf.vocabulary import words
 from mm1.serve.chat import answer
@@ -131,7 +131,7 @@ def test_a_llava_is_given_the_tokens_its_processor_gives_and_says_the_same(turns
     whole = theirs.model.generate(**inputs, max_new_tokens=24, do_sample=False)[0, len(encoded.tokens) :]
     request = Request(document, max_tokens=24)
     text = theirs.processor.tokenizer.decode(whole, skip_special_tokens=True)
-    assert ours.answer([request]) == theirs.answer([request]) == [text]
+    assert ours.answer([request]) == theirs.answer([request]) == [Reply(text)]
 
 
 def _text(text: str) -> list[dict[str, str]]:
@@ -152,7 +152,7 @@ def test_mm1_chat_asks_an_imported_llava(llava, imported, tmp_path, monkeypatch,
         main()
     assert not ended.value.code
     (theirs,) = HfModel(llava).answer([Request(talk(turns=1), max_tokens=24)])
-    assert capsys.readouterr().out.strip() == theirs.strip()
+    assert capsys.readouterr().out.strip() == theirs.text.strip()
 
 
 def test_an_imported_llava_is_exported_with_its_own_words(imported, llava, tmp_path):

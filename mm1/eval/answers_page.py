@@ -51,7 +51,7 @@ def _section(folder: Path, task: Task, *, results: Results) -> dict[str, Any]:
     queries = []
     for query in task.queries[:SHOWN]:
         lines = [
-            {"name": score.name, "state": state(answer.score, best=best), "text": answer.text, "score": answer.score}
+            {"name": score.name, "state": state(answer.score, best=best), "answer": answer.own}
             for score, by_query in zip(scores, answers, strict=True)
             if (answer := by_query.get(query.id)) is not None
         ]

@@ -7,8 +7,8 @@ from mm1.document import Document, Text
 from mm1.eval.blind import exchange_images
 from mm1.eval.fewshot import Example, Task
 from mm1.eval.metrics.statistics import Interval, bootstrap, paired_difference
-from mm1.eval.model import Done
 from mm1.eval.models import Ours
+from mm1.generate.writer import Done
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,8 @@ class EvalCommand:
             raise ValueError("--text-only-shots is the zero-shot form of other papers: give it with --shots 0")
         if protocol.beams > 1 and protocol.scoring == "loglikelihood":
             raise ValueError("--beams is for generated answers; --scoring loglikelihood generates none")
+        if protocol.max_tokens and protocol.scoring == "loglikelihood":
+            raise ValueError("--max-tokens is for generated answers; --scoring loglikelihood generates none")
         if self.runner.kind == "ray" and dist.world() > 1:
             raise ValueError("torchrun and --runner ray are two ways to spread an evaluation; use one")
         if self.runner.kind == "native" and (self.runner.workers > 1 or self.runner.address):

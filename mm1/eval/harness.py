@@ -8,6 +8,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -119,7 +120,10 @@ def _under_protocol(task: Task, settings: Settings) -> Task:
         raise ValueError(f"task {task.name} is scored by a judge: give --judge http://.../v1 (and --judge-model)")
     if settings.protocol.scoring == "loglikelihood":
         task = by_likelihood(task)
-    return reasoning_task(task) if settings.protocol.reasoning else task
+    task = reasoning_task(task) if settings.protocol.reasoning else task
+    if settings.protocol.max_tokens:
+        task = replace(task, style=replace(task.style, max_tokens=settings.protocol.max_tokens))
+    return task
 
 
 def _jobs(evaluations: Sequence[TaskEvaluation], shots: Sequence[int]) -> list[AnswerJob]:

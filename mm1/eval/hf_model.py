@@ -8,7 +8,7 @@ import torch
 
 from mm1.data.chat_format import messages
 from mm1.document import Document, Image, Mark
-from mm1.eval.model import Done, Model, Request, as_pillow, digest, ignore
+from mm1.eval.model import Done, Model, Ranked, Reply, Request, as_pillow, digest, ignore
 from mm1.generate.writer import until
 from mm1.hf.files import modelling_file
 
@@ -41,26 +41,26 @@ class HfModel(Model):
         self.name = f"{folder.name}, weights {digest(sorted(folder.glob('*.safetensors')))}"
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request], *, done: Done = ignore) -> list[str]:
-        texts = []
-        for request in requests:
+    def generate(self, requests: Sequence[Request], *, done: Done = ignore) -> list[Reply]:
+        replies = []
+        for number, request in enumerate(requests):
             inputs = self._inputs(request.prompt)
             options: dict[str, Any] = {"max_new_tokens": request.max_tokens, "num_beams": request.beams}
             if request.stops:
                 options |= {"stop_strings": list(request.stops), "tokenizer": self.processor.tokenizer}
             tokens = self.model.generate(**inputs, do_sample=False, **options)
             text = self.processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            texts.append(until(text, request.stops))
-            done(1)
-        return texts
+            replies.append(Reply(until(text, request.stops)))
+            done(number, replies[-1])
+        return replies
 
     @torch.inference_mode()
-    def loglikelihoods(self, requests: Sequence[Request], *, done: Done = ignore) -> list[list[float]]:
+    def loglikelihoods(self, requests: Sequence[Request], *, done: Ranked = ignore) -> list[list[float]]:
         nats = []
-        for request in requests:
+        for number, request in enumerate(requests):
             texts = [request.continued_by(choice) for choice in request.choices]
             nats.append([self._loglikelihood(request.prompt, text) for text in texts])
-            done(1)
+            done(number, nats[-1])
         return nats
 
     def _loglikelihood(self, prompt: Document, text: str) -> float:

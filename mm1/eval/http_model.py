@@ -4,11 +4,13 @@ import base64
 import io
 import json
 import os
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from http.client import HTTPException
 from typing import Any
 
 from PIL import Image as Pillow
@@ -16,8 +18,15 @@ from PIL import Image as Pillow
 from mm1.data.chat_format import messages
 from mm1.data.image import orientation
 from mm1.document import Document, Image
-from mm1.eval.model import Done, Model, Request, as_pillow, ignore
+from mm1.eval.model import REFUSED, Done, Model, Ranked, Reply, Request, as_pillow, ignore
 from mm1.generate.writer import until
+
+REQUEST_FAULTS = (400, 413, 415, 422)
+"""Answers that speak of one request, such as a prompt that is too long; others speak of the server."""
+
+
+class Refused(ValueError):
+    """The server does not answer this request, but may answer others."""
 
 
 class HttpModel(Model):
@@ -32,21 +41,47 @@ class HttpModel(Model):
         self.model = model or self._call("/models")["data"][0]["id"]
         self.name = f"{self.model} at {self.url}"
 
-    def generate(self, requests: Sequence[Request], *, done: Done = ignore) -> list[str]:
+    def generate(self, requests: Sequence[Request], *, done: Done = ignore) -> list[Reply]:
+        """The replies. One that the server refuses or leaves empty has a problem, and the others are still asked.
+
+        Raises:
+            ValueError: the server fails. What is in flight is still answered, so that `done` gets it.
+        """
         if any(request.beams > 1 for request in requests):
             raise ValueError("a server writes greedily; leave --beams out")
+        replies, one_at_a_time = {}, threading.Lock()
 
-        def answer(request: Request) -> str:
-            conversation = messages(request.prompt, pictures=_data_url)
-            text = self.chat(conversation, max_tokens=request.max_tokens, stops=request.stops)
-            done(1)
-            return until(text, request.stops)
+        def answer(number: int) -> None:
+            reply = self._reply(requests[number])
+            with one_at_a_time:
+                replies[number] = reply
+                done(number, reply)
 
         with ThreadPoolExecutor(self.parallel) as pool:
-            return list(pool.map(answer, requests))
+            try:
+                for future in as_completed([pool.submit(answer, number) for number in range(len(requests))]):
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return [replies[number] for number in range(len(requests))]
+
+    def _reply(self, request: Request) -> Reply:
+        conversation = messages(request.prompt, pictures=_data_url)
+        try:
+            text = self._content(conversation, max_tokens=request.max_tokens, stops=request.stops)
+        except Refused as refused:
+            return Reply("", f"{REFUSED}: {refused}")
+        if text is None:
+            return Reply("", "no content: null")
+        whole = text.encode("utf-8", "replace").decode("utf-8")  # JSON can name halves of characters
+        return Reply(until(whole, request.stops))
 
     def chat(self, conversation: list[dict[str, Any]], *, max_tokens: int, stops: Sequence[str] = ()) -> str:
-        """The model's reply to a list of messages."""
+        """The model's reply to a list of messages; empty if the server sends none."""
+        return self._content(conversation, max_tokens=max_tokens, stops=stops) or ""
+
+    def _content(self, conversation: list[dict[str, Any]], *, max_tokens: int, stops: Sequence[str]) -> str | None:
         body: dict[str, Any] = {
             "model": self.model,
             "messages": conversation,
@@ -55,7 +90,13 @@ class HttpModel(Model):
         }
         if stops:
             body["stop"] = list(stops)[:4]  # OpenAI's own server refuses more than four
-        return self._call("/chat/completions", body)["choices"][0]["message"]["content"] or ""
+        answered = self._call("/chat/completions", body)
+        try:
+            return answered["choices"][0]["message"].get("content")
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self.url}/chat/completions must answer choices with a message; found {str(answered)[:300]}"
+            ) from error
 
     def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
         headers = {"Content-Type": "application/json"}
@@ -70,14 +111,17 @@ class HttpModel(Model):
             except urllib.error.HTTPError as error:
                 if attempt == 3 or (error.code != 429 and error.code < 500):
                     reason = error.read().decode(errors="replace")[:300]
-                    raise ValueError(f"{self.url}{path} answered {error.code}: {reason}") from error
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+                    kind = Refused if error.code in REQUEST_FAULTS else ValueError
+                    raise kind(f"{self.url}{path} answered {error.code}: {reason}") from error
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{self.url}{path} answered no JSON ({error}); is it OpenAI's protocol?") from error
+            except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
                 if attempt == 3:
                     raise ValueError(f"{self.url}{path} does not answer ({error}); is the server running?") from error
             time.sleep(self.retry_seconds * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 
-    def loglikelihoods(self, requests: Sequence[Request], *, done: Done = ignore) -> list[list[float]]:
+    def loglikelihoods(self, requests: Sequence[Request], *, done: Ranked = ignore) -> list[list[float]]:
         raise ValueError("a server gives no likelihoods of prompts with pictures; leave --scoring loglikelihood out")
 
     def prompt_tokens(self, prompt: Document) -> int:

@@ -45,7 +45,7 @@ class MM1(lmms):
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The text generated for each request, in their order; greedily, whatever temperature is requested."""
-        return [text.strip() for text in self.ours.generate([self._request(request) for request in requests])]
+        return [reply.text.strip() for reply in self.ours.generate([self._request(request) for request in requests])]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Log-likelihood of each request's target after its prompt, in nats; `greedy` is always False."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
@@ -13,13 +14,6 @@ from PIL import Image as Pillow
 from mm1.data.image import upright
 from mm1.document import Document, Image, Mark, Text
 from mm1.eval.metrics.short_answers import LETTERS
-
-Done = Callable[[int], None]
-"""Is called with the number of requests that were answered since its last call."""
-
-
-def ignore(answered: int) -> None:
-    """Take no notice of the answers that come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +37,34 @@ class Request:
         return choice if isinstance(self.prompt.pieces[-1], Mark) else f" {choice}"
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model answered. `problem` says why there is no answer: its name, a colon, and more; the text is empty."""
+
+    text: str
+    problem: str = ""
+
+
+REFUSED = "refused"
+"""The name of the problem of a request that the model does not take, but may take another time."""
+
+
+def name_of(problem: str) -> str:
+    """The name under which a problem is counted."""
+    return problem.partition(":")[0]
+
+
+Done = Callable[[int, Reply], None]
+"""Is called with the number and the reply of each request as soon as it is answered, in any order."""
+
+Ranked = Callable[[int, list[float]], None]
+"""Is called with the number of each request and the log-likelihoods of its choices as soon as they are known."""
+
+
+def ignore(number: int, reply: Any) -> None:
+    """Take no notice of a reply."""
+
+
 class Model(ABC):
     """A model as the harness sees it. `name` tells one set of weights from another.
 
@@ -52,20 +74,32 @@ class Model(ABC):
     name: str
     tiles: bool = False
 
-    def answer(self, requests: Sequence[Request], *, done: Done = ignore) -> list[str]:
-        """The answer to each request: a generated text or, if the request has choices, the letter of the likeliest."""
-        open_ended = [request for request in requests if not request.choices]
-        multiple_choice = [request for request in requests if request.choices]
-        texts = iter(self.generate(open_ended, done=done) if open_ended else [])
-        nats = iter(self.loglikelihoods(multiple_choice, done=done) if multiple_choice else [])
-        return [LETTERS[int(np.argmax(next(nats)))] if request.choices else next(texts) for request in requests]
+    def answer(self, requests: Sequence[Request], *, done: Done = ignore) -> list[Reply]:
+        """The reply to each request: a generated text or, if the request has choices, the letter of the likeliest."""
+        replies: dict[int, Reply] = {}
+        open_ended = [number for number, request in enumerate(requests) if not request.choices]
+        multiple_choice = [number for number, request in enumerate(requests) if request.choices]
+
+        def keep(number: int, reply: Reply) -> None:
+            replies[number] = reply
+            done(number, reply)
+
+        def rank(number: int, nats: list[float]) -> None:
+            keep(multiple_choice[number], Reply(LETTERS[int(np.argmax(nats))]))
+
+        if open_ended:
+            texts = [requests[number] for number in open_ended]
+            self.generate(texts, done=lambda number, reply: keep(open_ended[number], reply))
+        if multiple_choice:
+            self.loglikelihoods([requests[number] for number in multiple_choice], done=rank)
+        return [replies[number] for number in range(len(requests))]
 
     @abstractmethod
-    def generate(self, requests: Sequence[Request], *, done: Done = ignore) -> list[str]:
-        """The text that the model writes after each prompt, before the first stop string."""
+    def generate(self, requests: Sequence[Request], *, done: Done = ignore) -> list[Reply]:
+        """What the model writes after each prompt, before the first stop string."""
 
     @abstractmethod
-    def loglikelihoods(self, requests: Sequence[Request], *, done: Done = ignore) -> list[list[float]]:
+    def loglikelihoods(self, requests: Sequence[Request], *, done: Ranked = ignore) -> list[list[float]]:
         """For each request the log-likelihood of each choice after the prompt, in nats per token."""
 
     def features(self, images: Sequence[Image]) -> np.ndarray:
@@ -104,3 +138,17 @@ def digest(files: Sequence[Path]) -> str:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:12]
+
+
+def prompt_hash(prompt: Document) -> str:
+    """A name for a prompt: the hash of its texts, marks and images."""
+    digest = hashlib.sha256()
+    for piece in prompt.pieces:
+        kind = type(piece).__name__
+        data = piece.text if isinstance(piece, Text) else piece.name if isinstance(piece, Mark) else piece.data
+        digest.update(hashlib.sha256(data if isinstance(data, bytes) else f"{kind} {data}".encode()).digest())
+        if isinstance(piece, Image) and piece.box is not None:
+            digest.update(f"box {piece.box}".encode())
+        if isinstance(piece, Image) and piece.in_tiles is not None:
+            digest.update(f"in tiles {piece.in_tiles}".encode())
+    return digest.hexdigest()[:16]

@@ -13,7 +13,8 @@ from mm1.dist import Precision
 from mm1.document import Document, Image
 from mm1.eval.hf_model import HfModel
 from mm1.eval.http_model import HttpModel
-from mm1.eval.model import Done, Model, Request, digest, ignore
+from mm1.eval.model import Done, Model, Ranked, Reply, Request, digest, ignore
+from mm1.generate.request import Score
 from mm1.generate.writer import Writer
 from mm1.model.mllm import MLLM
 
@@ -28,23 +29,29 @@ class Ours(Model):
         self.writer = Writer(model, tokenizer, rows=rows)
         self.tiles = model.config.tiling.kind != "none"
 
-    def generate(self, requests: Sequence[Request], *, done: Done = ignore) -> list[str]:
+    def generate(self, requests: Sequence[Request], *, done: Done = ignore) -> list[Reply]:
         groups: dict[tuple, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             groups[request.stops, request.max_tokens, request.beams].append(number)
-        texts = [""] * len(requests)
+        replies = [Reply("")] * len(requests)
         for (stops, max_tokens, beams), numbers in groups.items():
             prompts = [requests[number].prompt for number in numbers]
-            written = self.writer.write(prompts, max_tokens=max_tokens, stops=stops, beams=beams, done=done)
-            for number, text in zip(numbers, written, strict=True):
-                texts[number] = text
-        return texts
 
-    def loglikelihoods(self, requests: Sequence[Request], *, done: Done = ignore) -> list[list[float]]:
+            def keep(position: int, text: str, numbers: list[int] = numbers) -> None:
+                done(numbers[position], Reply(text))
+
+            written = self.writer.write(prompts, max_tokens=max_tokens, stops=stops, beams=beams, done=keep)
+            for number, text in zip(numbers, written, strict=True):
+                replies[number] = Reply(text)
+        return replies
+
+    def loglikelihoods(self, requests: Sequence[Request], *, done: Ranked = ignore) -> list[list[float]]:
         continuations = [[request.continued_by(choice) for choice in request.choices] for request in requests]
-        scores = self.writer.score([request.prompt for request in requests], continuations)
-        done(len(requests))
-        return [[score.log_probability / score.tokens for score in of_request] for of_request in scores]
+        prompts = [request.prompt for request in requests]
+        scores = self.writer.score(
+            prompts, continuations, done=lambda number, of_request: done(number, _per_token(of_request))
+        )
+        return [_per_token(of_request) for of_request in scores]
 
     def features(self, images: Sequence[Image]) -> np.ndarray:
         return self.writer.features(images)
@@ -78,3 +85,7 @@ def model_name(loaded: Loaded) -> str:
     index = loaded.folder / "checkpoints" / f"step-{loaded.step}" / "whole.json"
     precision = PRECISIONS[loaded.model.decoder.embedding.weight.dtype]
     return f"step {loaded.step}, weights {digest([index])}, tokenizer {loaded.tokenizer.fingerprint}, {precision}"
+
+
+def _per_token(scores: Sequence[Score]) -> list[float]:
+    return [score.log_probability / score.tokens for score in scores]

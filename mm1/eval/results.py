@@ -16,6 +16,7 @@ from rich.table import Table
 from mm1.disk import write_whole
 from mm1.eval.caption_loss import CaptionLoss
 from mm1.eval.metrics.statistics import Interval, lowest, paired_difference
+from mm1.eval.model import REFUSED, name_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,14 @@ class SentPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ScoredText:
-    """An answer and its score; None if the judge's reply can't be read."""
+    """An answer and its score; None if the judge's reply can't be read.
+
+    `problem` says why there is no answer, see `mm1.eval.model.Reply`.
+    """
 
     text: str
     score: float | None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +70,14 @@ class Answer:
     def from_record(cls, record: dict[str, Any]) -> "Answer":
         """The answer in one line of a file."""
         prompt = SentPrompt(record["prompt"], record["request"], record["shots"], record["places"])
-        own = ScoredText(record["answer"], record["score"])
-        blind = ScoredText(record["blind_answer"], record["blind_score"])
+        own = ScoredText(record["answer"], record["score"], record.get("problem", ""))
+        blind = ScoredText(record["blind_answer"], record["blind_score"], record.get("blind_problem", ""))
         group = record.get("group", record["query"])
         return cls(record["query"], record["references"], prompt, own, blind, group)
 
     def record(self) -> dict[str, Any]:
         """The answer as one line of a file. Its keys, `places` too, are those of 0.1, whose files can still be read."""
+        problems = {"problem": self.own.problem, "blind_problem": self.blind.problem}
         return {
             "query": self.query,
             "prompt": self.prompt.hash,
@@ -83,6 +89,7 @@ class Answer:
             "blind_answer": self.blind.text,
             "blind_score": self.blind.score,
             "places": self.prompt.tokens,
+            **{name: problem for name, problem in problems.items() if problem},
         } | ({"group": self.group} if self.group != self.query else {})
 
 
@@ -117,6 +124,7 @@ class TaskScore:
     split: str = ""
     form: str = ""
     metric: str = ""
+    max_tokens: int = 0  # of an answer
     counted: dict[str, int] = field(default_factory=dict)  # what is odd about rows and answers, and in how many
 
     @property
@@ -159,13 +167,18 @@ def read_answers(folder: Path, score: TaskScore, *, trial: int = 0) -> list[Answ
 
 
 def read_finished(path: Path, *, settings: str, queries: int) -> list[Answer] | None:
-    """The answers in `path`; None if there are none, or not of as many queries and the same `settings`."""
+    """The answers in `path`; None if there are none, or not of as many queries and the same `settings`.
+
+    Neither if the model refused a request, which may be asked again.
+    """
     if not path.is_file():
         return None
     records = _records(path)
     if len(records) != queries or any(record.get("settings") != settings for record in records):
         return None
-    return [Answer.from_record(record) for record in records]
+    answers = [Answer.from_record(record) for record in records]
+    problems = {name_of(text.problem) for answer in answers for text in (answer.own, answer.blind)}
+    return None if REFUSED in problems else answers
 
 
 def write_answers(path: Path, answers: Sequence[Answer], *, settings: str) -> None:
@@ -175,7 +188,7 @@ def write_answers(path: Path, answers: Sequence[Answer], *, settings: str) -> No
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def read_results(folder: Path, *, model_name: str | None = None) -> Results:
@@ -223,6 +236,8 @@ def score_table(results: Results) -> Table:
             *(score, _shown(one.blind), difference),
             *(f"{one.majority:.1f}", f"{one.chance:.1f}"),
         )
+        for name, count in one.counted.items():
+            table.add_row(f"  {name}", "", str(count))
         for name, values in one.totals.items():
             score, blind, majority, chance = (
                 f"{values[of]:.1f}" if of in values else "-" for of in ("score", "blind", "majority", "chance")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -20,6 +20,10 @@ SIMILAR_POOL = 2048
 REASONING_TOKENS = 256
 
 
+Scored = Literal["generate", "loglikelihood"]
+SCORINGS: tuple[Scored, ...] = get_args(Scored)
+
+
 @dataclass(frozen=True, slots=True)
 class Protocol:
     """How shots are selected and shown, and how answers are obtained. The defaults are MM1's (section 3.1, appendix).
@@ -31,14 +35,16 @@ class Protocol:
                      has a tiling, else the whole image and its four quarters; None: all as the model was trained
     scoring          `generate` the answer, or take the choice with the highest `loglikelihood`
     beams            beams of the search when generating; 1 is greedy
+    max_tokens       the longest generated answer; 0: as the task says
     """
 
     draw: Literal["query", "same", "similar"] = "query"
     text_only_shots: int = 0
     reasoning: bool = False
     subimage_shots: int | None = None
-    scoring: Literal["generate", "loglikelihood"] = "generate"
+    scoring: Scored = "generate"
     beams: int = 1
+    max_tokens: int = 0
 
     @property
     def name(self) -> str:
@@ -50,6 +56,7 @@ class Protocol:
             f"subimage{self.subimage_shots}": self.subimage_shots is not None,
             self.scoring: self.scoring != "generate",
             f"beams{self.beams}": self.beams != 1,
+            f"tokens{self.max_tokens}": self.max_tokens > 0,
         }
         return "-".join(part for part, differs in parts.items() if differs)
 

@@ -1,6 +1,5 @@
 """One task, asked of one model: its answers, read from their file or newly obtained, and their scores."""
 
-import functools
 import hashlib
 import json
 import math
@@ -10,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
-from mm1.document import Document, Image, Mark, Text
+from mm1.document import Document
 from mm1.eval.baselines import chance_answers, majority_answer
 from mm1.eval.blind import exchange_images
 from mm1.eval.fewshot import Task
 from mm1.eval.judge import Judge
 from mm1.eval.metrics.statistics import bootstrap, lowest, paired_difference
-from mm1.eval.model import Model, Request, prompt_text
+from mm1.eval.model import Model, Reply, Request, name_of, prompt_hash, prompt_text
+from mm1.eval.replies import KeptReplies
 from mm1.eval.results import (
     Answer,
     ScoredText,
@@ -94,11 +94,11 @@ class TaskEvaluation:
         if finished is not None:
             self.progress.update(bar, completed=len(own) + len(blind))
             return finished
-        texts = self._texts([*own, *blind], bar)
-        own_texts, blind_texts = self._scored(texts[: len(own)]), self._scored(texts[len(own) :])
+        replies = self._replies([*own, *blind], KeptReplies(path.parent / "replies" / path.name, self.model), bar)
+        own_texts, blind_texts = self._scored(replies[: len(own)]), self._scored(replies[len(own) :])
         shown = [[shot.id for shot in examples] if shots else [] for examples in drawn]
         sent = [
-            SentPrompt(_hash(document), prompt_text(document), ids, self.model.prompt_tokens(document))
+            SentPrompt(prompt_hash(document), prompt_text(document), ids, self.model.prompt_tokens(document))
             for document, ids in zip(own, shown, strict=True)
         ]
         answers = [
@@ -110,7 +110,7 @@ class TaskEvaluation:
         write_answers(path, answers, settings=settings)
         return answers
 
-    def _texts(self, documents: Sequence[Document], bar) -> list[str]:
+    def _replies(self, documents: Sequence[Document], kept: KeptReplies, bar: TaskID) -> list[Reply]:
         """The answer to be scored for each prompt: first the prompts of all queries, then their blind ones."""
         task, style, protocol = self.task, self.task.style, self.settings.protocol
         queries = [*task.queries, *task.queries]
@@ -119,14 +119,19 @@ class TaskEvaluation:
             Request(document, style.stops, style.max_tokens, protocol.beams, query.choices if ranks_choices else ())
             for document, query in zip(documents, queries, strict=True)
         ]
-        texts = self.model.answer(requests, done=functools.partial(self.progress.advance, bar))
-        if ranks_choices:
-            return texts
-        return [task.answer(text, query) for text, query in zip(texts, queries, strict=True)]
+        replies = kept.answer(requests, done=lambda number, reply: self.progress.advance(bar))
+        self.progress.update(bar, completed=len(requests))  # equal requests are asked once
+        return [
+            reply if reply.problem or ranks_choices else Reply(task.answer(reply.text, query))
+            for reply, query in zip(replies, queries, strict=True)
+        ]
 
-    def _scored(self, texts: Sequence[str]) -> list[ScoredText]:
-        scores = [None if math.isnan(score) else score for score in self._scores(texts)]
-        return [ScoredText(text, score) for text, score in zip(texts, scores, strict=True)]
+    def _scored(self, replies: Sequence[Reply]) -> list[ScoredText]:
+        scored = []
+        for reply, score in zip(replies, self._scores([reply.text for reply in replies]), strict=True):
+            points = 0.0 if reply.problem else None if math.isnan(score) else score
+            scored.append(ScoredText(reply.text, points, reply.problem))
+        return scored
 
     def _scores(self, answers: Sequence[str]) -> list[float]:
         """The score of the answer to each query; nan where the judge's reply can't be read."""
@@ -169,6 +174,7 @@ class TaskEvaluation:
             split=task.origin.split,
             form=task.style.form,
             metric="judge" if task.scoring.judge is not None else task.scoring.metric.__name__,
+            max_tokens=task.style.max_tokens,
             counted=_counted(task, trials),
         )
 
@@ -200,7 +206,7 @@ class TaskEvaluation:
         metric_name = task.scoring.metric.__name__
         decides = {
             "model": self.model.name,
-            "prompts": [_hash(document) for document in documents],
+            "prompts": [prompt_hash(document) for document in documents],
             "references": self.references,
             "choices": [query.choices for query in task.queries],
             "decoding": [style.stops, style.max_tokens, protocol.scoring, protocol.beams],
@@ -214,7 +220,9 @@ def _counted(task: Task, trials: Sequence[Sequence[Answer]]) -> dict[str, int]:
     counts = Counter({f"left out: {name}": count for name, count in task.origin.left_out.items()})
     counts.update(name for query in task.queries for name in query.odd)
     answers = [answer for trial in trials for answer in trial]
-    counts["no answer read"] = sum(not answer.text for answer in answers)
+    counts["no answer read"] = sum(not answer.text and not answer.own.problem for answer in answers)
+    counts.update(name_of(answer.own.problem) for answer in answers if answer.own.problem)
+    counts.update(f"{name_of(answer.blind.problem)} (blind)" for answer in answers if answer.blind.problem)
     counts["unread by the judge"] = sum(answer.score is None for answer in answers)
     return {name: count for name, count in counts.items() if count}
 
@@ -228,17 +236,3 @@ def _std_of_means(trials: Sequence[Sequence[Answer]]) -> float | None:
     """The standard deviation of the trials' means, in points; None for a single trial."""
     means = [np.nanmean(grouped_points(answers)) for answers in trials]
     return float(np.std(means, ddof=1)) if len(means) > 1 else None
-
-
-def _hash(prompt: Document) -> str:
-    """A name for a prompt: the hash of its texts, marks and images."""
-    digest = hashlib.sha256()
-    for piece in prompt.pieces:
-        kind = type(piece).__name__
-        data = piece.text if isinstance(piece, Text) else piece.name if isinstance(piece, Mark) else piece.data
-        digest.update(hashlib.sha256(data if isinstance(data, bytes) else f"{kind} {data}".encode()).digest())
-        if isinstance(piece, Image) and piece.box is not None:
-            digest.update(f"box {piece.box}".encode())
-        if isinstance(piece, Image) and piece.in_tiles is not None:
-            digest.update(f"in tiles {piece.in_tiles}".encode())
-    return digest.hexdigest()[:16]

@@ -81,7 +81,7 @@ class TextModel(TemplateLM):
         return [nats for nats, _ in self._loglikelihood_tokens(whole)]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        return self.ours.generate([_request(*request.args) for request in requests])
+        return [reply.text for reply in self.ours.generate([_request(*request.args) for request in requests])]
 
 
 def _request(context: str, options: dict[str, Any]) -> Request:

@@ -43,11 +43,11 @@ def search_all(
     *,
     how: BeamSearch,
     features: Features | None = None,
-    done: Callable[[int], None] = lambda number: None,
+    done: Callable[[int, Completion], None] = lambda number, completion: None,
 ) -> list[Completion]:
     """The best completion of each prompt; what all prompts begin with is computed once.
 
-    `done` is called with the number of each prompt that is finished.
+    `done` is called with the number and the completion of each prompt that is finished.
     """
     if not prompts:
         return []
@@ -62,7 +62,7 @@ def search_all(
     completions = []
     for number, prompt in enumerate(prompts):
         completions.append(search(model, prompt, how=how, features=features, prefixes=prefixes))
-        done(number)
+        done(number, completions[-1])
     return completions
 
 

@@ -113,11 +113,12 @@ class Engine:
         prompts: Sequence[Prompt],
         decoding: Decoding | Sequence[Decoding],
         *,
-        done: Callable[[int], None] = lambda number: None,
+        done: Callable[[int, Completion], None] = lambda number, completion: None,
     ) -> list[Completion]:
         """The completion of each prompt; prompt number i takes its random numbers from stream i.
 
-        `decoding` is for all prompts, or one for each. `done` is called with the number of each finished prompt.
+        `decoding` is for all prompts, or one for each. `done` is called with the number and the completion of each
+        prompt as soon as it is finished.
 
         Raises:
             ValueError: an empty prompt, or images that don't fit the image tokens.
@@ -127,20 +128,33 @@ class Engine:
             EngineRequest(prompt, one, stream)
             for stream, (prompt, one) in enumerate(zip(prompts, decodings, strict=True))
         ]
-        return [event.completion for event in self._run(requests, done=done) if event.completion is not None]
 
-    def score(self, pairs: Sequence[tuple[Prompt, Sequence[int]]]) -> list[Score]:
-        """How likely each continuation is after its prompt.
+        def finished(number: int, event: Event) -> None:
+            if event.completion is not None:
+                done(number, event.completion)
+
+        return [event.completion for event in self._run(requests, done=finished) if event.completion is not None]
+
+    def score(
+        self,
+        pairs: Sequence[tuple[Prompt, Sequence[int]]],
+        *,
+        done: Callable[[int, Score], None] = lambda number, score: None,
+    ) -> list[Score]:
+        """How likely each continuation is after its prompt; `done` is called with each pair's number and score.
 
         Raises:
             ValueError: an empty prompt or continuation, or images that don't fit the image tokens.
         """
         requests = [EngineRequest(prompt, continuation=continuation) for prompt, continuation in pairs]
-        return [event.score for event in self._run(requests) if event.score is not None]
 
-    def _run(
-        self, requests: Sequence[EngineRequest], *, done: Callable[[int], None] = lambda number: None
-    ) -> list[Event]:
+        def finished(number: int, event: Event) -> None:
+            if event.score is not None:
+                done(number, event.score)
+
+        return [event.score for event in self._run(requests, done=finished) if event.score is not None]
+
+    def _run(self, requests: Sequence[EngineRequest], *, done: Callable[[int, Event], None]) -> list[Event]:
         """The last event of each request. The engine must be idle: events of other requests would be lost."""
         assert not self.busy
         order: dict[int, int] = {}
@@ -152,7 +166,7 @@ class Engine:
                 for event in self.step():
                     if event.reason is not None:
                         last[order[event.request_id]] = event
-                        done(order[event.request_id])
+                        done(order[event.request_id], event)
         except BaseException:
             for request_id in order:
                 self.abort(request_id)

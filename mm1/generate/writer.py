@@ -19,7 +19,7 @@ from mm1.document import Document, Encoded, Image, Tile
 from mm1.generate.beam import BeamSearch, search_all
 from mm1.generate.engine import Engine
 from mm1.generate.prompt import IMAGES_PER_PASS, Picture, Prompt
-from mm1.generate.request import Score
+from mm1.generate.request import Completion, Score
 from mm1.generate.sampling import Decoding
 from mm1.model.mllm import MLLM
 
@@ -48,24 +48,29 @@ class Writer:
         max_tokens: int,
         stops: Sequence[str] = (),
         beams: int = 1,
-        done: Done = lambda count: None,
+        done: Callable[[int, str], None] = lambda number, text: None,
     ) -> list[str]:
         """What the model writes after each document, up to a stop string or an end token.
 
-        Decoding is greedy, or a beam search with more than one of `beams`.
+        Decoding is greedy, or a beam search with more than one of `beams`. `done` is called with the number and the
+        text of each document as soon as it is answered.
         """
         decoding = Decoding(max_tokens=max_tokens, stop_tokens=self.tokenizer.ends, stopped=self._stopped(stops))
         prompts = [self._prompt(self._encode(document)) for document in documents]
+
+        def finished(number: int, completion: Completion) -> None:
+            done(number, until(self.tokenizer.decode(completion.tokens), stops))
+
         if beams > 1:
             completions = search_all(
                 self.engine.model,
                 prompts,
                 how=BeamSearch(decoding, width=beams),
                 features=self.engine.features,
-                done=lambda number: done(1),
+                done=finished,
             )
         else:
-            completions = self.engine.generate(prompts, decoding, done=lambda number: done(1))
+            completions = self.engine.generate(prompts, decoding, done=finished)
         return [until(self.tokenizer.decode(completion.tokens), stops) for completion in completions]
 
     def losses(self, documents: Sequence[Document], *, done: Done = lambda count: None) -> np.ndarray:
@@ -81,15 +86,33 @@ class Writer:
             done(len(pairs))
         return np.array(losses)
 
-    def score(self, documents: Sequence[Document], continuations: Sequence[Sequence[str]]) -> list[list[Score]]:
-        """The score of each of a document's continuations as the text that follows it."""
-        pairs = []
-        for document, texts in zip(documents, continuations, strict=True):
+    def score(
+        self,
+        documents: Sequence[Document],
+        continuations: Sequence[Sequence[str]],
+        *,
+        done: Callable[[int, list[Score]], None] = lambda number, scores: None,
+    ) -> list[list[Score]]:
+        """The score of each of a document's continuations as the text that follows it.
+
+        `done` is called with a document's number and scores as soon as all of them are known.
+        """
+        pairs, owners = [], []
+        for number, (document, texts) in enumerate(zip(documents, continuations, strict=True)):
             prompt = self._prompt(self._encode(document))
             pairs += [(prompt, self.tokenizer.encode(text)) for text in texts]
+            owners += [(number, rank) for rank in range(len(texts))]
+        scores: list[dict[int, Score]] = [{} for _ in documents]
+
+        def scored(pair: int, score: Score) -> None:
+            number, rank = owners[pair]
+            scores[number][rank] = score
+            if len(scores[number]) == len(continuations[number]):
+                done(number, [scores[number][rank] for rank in range(len(continuations[number]))])
+
         # all in one call, so that the engine computes shared examples and questions once
-        scores = iter(self.engine.score(pairs))
-        return [list(islice(scores, len(texts))) for texts in continuations]
+        of_pairs = iter(self.engine.score(pairs, done=scored))
+        return [list(islice(of_pairs, len(texts))) for texts in continuations]
 
     def score_tokens(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Score]:
         """The score of each pair's second tokens after its first ones, for harnesses that tokenize themselves."""
