@@ -239,6 +239,7 @@ def report(folder: RunFolder) -> None:
     epilog="Examples: `mm1 prepare laion/ --to captions --workers 8`, "
     "`mm1 prepare site/ crawl.warc.gz filters=gopher,c4 language=en max_image_repeats=10 --to pages`, "
     "`mm1 prepare talk.json pictures=coco/train2017 decontaminate=sample:vqa-test --to chats`, "
+    "`mm1 prepare task:vqav2 data=VQAv2 --to sft/vqav2`, "
     "`mm1 prepare laion/ --runner ray --address ray://head:10001 --workers 64 --to captions`"
 )
 def prepare(
@@ -255,20 +256,22 @@ def prepare(
 ) -> None:
     """Turn what you have into document stores, clean and without copies, with a card beside them.
 
-    Reads tars, parquet, JSON lines, LLaVA and COCO files, folders of pictures or pages, WARC. Fields such as
-    filters=gopher,c4 max_side=512 decontaminate=sample:captions-test say what is kept. What was left out, and why, is
-    counted at the end. A stopped command continues when it is given again. If a part of the input fails, the status
-    is 3.
+    Reads tars, parquet, JSON lines, LLaVA and COCO files, folders of pictures or pages, WARC; task:NAME makes chats of
+    the training split of an evaluation task. Fields such as filters=gopher,c4 max_side=512
+    decontaminate=sample:captions-test say what is kept. What was left out, and why, is counted at the end. A stopped
+    command continues when it is given again. If a part of the input fails, the status is 3.
     """
     from mm1.cluster import Runner
+    from mm1.eval.training_chats import TrainingChats
     from mm1.prepare.pipeline import prepare as prepare_inputs
     from mm1.prepare.request import parse_request
     from mm1.prepare.summary import exit_status, failure_lines, summary_lines
 
     request = parse_request(words, kind=kind)
-    folder = to or Path(f"{Path(request.inputs[0].path).resolve().name}-prepared")
+    folder = to or Path(f"{Path(request.inputs[0].path).resolve().name.replace(':', '-')}-prepared")
+    nodes = Runner(runner.value, address, workers)
     try:
-        result = prepare_inputs(request, folder, runner=Runner(runner.value, address, workers), show=True)
+        result = prepare_inputs(request, folder, chats_of=TrainingChats, runner=nodes, show=True)
     except KeyboardInterrupt:
         typer.echo("stopped; the same command continues with the missing shards", err=True)
         os._exit(130)  # not sys.exit: a thread of Daft may still be at work, and Python aborts when it ends under one

@@ -103,7 +103,7 @@ ORDER = {
             "judge",
             "results",
         ),
-        *("tasks", "task_evaluation", "harness"),
+        *("tasks", "index", "training_chats", "task_evaluation", "harness"),
         *("text_suite", "answers_page", "ray_workers", "command", "lmms_plugin"),
     ),
     "report": ("templates", "drawing", "sequence", "figures", "progress", "findings", "samples", "mix", "page"),

@@ -199,10 +199,11 @@ def docvqa(folder: Path) -> None:
 
 
 def docvqa_files(folder: Path) -> None:
-    rows = six(lambda n: document_row(n) | {"image": f"documents/{n}.png", "docId": n})
-    write(folder / "val_v1.0_withQT.json", {"dataset_name": "SP-DocVQA", "data": rows})
-    for n in range(6):
-        jpg(folder / "documents" / f"{n}.png", n)
+    for short, start in (("val", 0), ("train", 20)):
+        rows = six(lambda n: document_row(n) | {"image": f"documents/{n}.png", "docId": n}, start=start)
+        write(folder / f"{short}_v1.0_withQT.json", {"dataset_name": "SP-DocVQA", "data": rows})
+        for n in range(start, start + 6):
+            jpg(folder / "documents" / f"{n}.png", n)
 
 
 def infovqa(folder: Path) -> None:
@@ -211,10 +212,11 @@ def infovqa(folder: Path) -> None:
 
 
 def infovqa_files(folder: Path) -> None:
-    rows = six(lambda n: document_row(n) | {"image_local_name": f"{n}.jpeg", "image_url": "x"})
-    write(folder / "infographicsVQA_val_v1.0_withQT.json", {"data": rows})
-    for n in range(6):
-        jpg(folder / "infographicsvqa_images" / f"{n}.jpeg", n)
+    for name, start in (("val_v1.0_withQT", 0), ("train_v1.0", 20)):
+        rows = six(lambda n: document_row(n) | {"image_local_name": f"{n}.jpeg", "image_url": "x"}, start=start)
+        write(folder / f"infographicsVQA_{name}.json", {"data": rows})
+        for n in range(start, start + 6):
+            jpg(folder / "infographicsvqa_images" / f"{n}.jpeg", n)
 
 
 def ai2d(folder: Path) -> None:

@@ -50,8 +50,8 @@ def test_a_fine_tuning_without_its_data_names_the_command_of_every_set(tmp_path,
         "mm1 prepare conversation_58k.json pictures=coco/train2017 --to sft/llava_conv, from "
         "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K"
     )
-    assert remedies["no document store at sft/gqa/images.lance"].startswith(
-        "from https://cs.stanford.edu/people/dorarad/gqa; not built yet: make chats"
+    assert remedies["no document store at sft/gqa/images.lance"] == (
+        "mm1 prepare task:gqa data=GQA --to sft/gqa, from https://cs.stanford.edu/people/dorarad/gqa"
     )
     assert remedies["no run at runs/mm1_3b"].startswith("mm1 train mm1_3b --to runs/mm1_3b")
     assert sum("--to sft/" in remedy for remedy in remedies.values()) == 17

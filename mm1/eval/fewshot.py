@@ -201,11 +201,11 @@ def prompt(task: Task, query: Example, *, shots: Sequence[Example]) -> Document:
 
 
 def _question(task: Task, example: Example) -> list[Piece]:
-    pieces = _with_images(example, task.style.ask(example))
+    pieces = with_images(example, task.style.ask(example))
     return list(chat.prompt(pieces).pieces) if task.style.form == "chat" else pieces
 
 
-def _with_images(example: Example, question: str) -> list[Piece]:
+def with_images(example: Example, question: str) -> list[Piece]:
     """The images before the question, or where `<image 1>`, `<image 2>`, ... in it say."""
     images = [example.image, *example.more_images]
     parts = re.split(r"<image (\d)>", question)

@@ -5,8 +5,6 @@ share these files out, and finished ones are not computed again.
 """
 
 import functools
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -17,10 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mm1 import dist
 from mm1.checkpoint import Loaded
-from mm1.eval import tasks as task_folder
 from mm1.eval.caption_loss import caption_loss
 from mm1.eval.data.published import Published, by_likelihood
 from mm1.eval.fewshot import Task
+from mm1.eval.index import find_task
 from mm1.eval.model import Model
 from mm1.eval.models import Ours, model_name
 from mm1.eval.results import Answer, Results, read_results, save_results
@@ -56,10 +54,7 @@ def load_task(name: str, *, limit: int, seed: int, data: str = "", split: str = 
     Raises:
         ValueError: an unknown task, or data that can't be scored.
     """
-    names = sorted(module.name for module in pkgutil.iter_modules(task_folder.__path__))
-    if name not in names:
-        raise ValueError(f"no task {name!r}; known: {', '.join(names)}")
-    make_task = importlib.import_module(f"{task_folder.__name__}.{name}").task
+    make_task = find_task(name)
     options = {key: value for key, value in (("data", data), ("split", split), ("form", form)) if value}
     if options and not isinstance(make_task, Published):
         raise ValueError(f"task {name} is of the shipped sample: it takes no {' or '.join(options)}")

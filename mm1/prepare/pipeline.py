@@ -9,10 +9,11 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -28,18 +29,27 @@ from mm1.prepare.ledger import Ledger
 from mm1.prepare.merge import merge
 from mm1.prepare.process_shard import process_shard
 from mm1.prepare.readers.kinds import list_shards
+from mm1.prepare.readers.task_chats import PREFIX, ChatsOfTask, TaskChats, task_shards
 from mm1.prepare.request import PrepareRequest
-from mm1.prepare.shard import Shard
+from mm1.prepare.shard import InputError, Shard
 
 
 class BusyError(ValueError):
     """The folder of another preparation is in the way."""
 
 
-def prepare(request: PrepareRequest, to: Path, *, runner: Runner | None = None, show: bool = False) -> PrepareResult:
+def prepare(
+    request: PrepareRequest,
+    to: Path,
+    *,
+    chats_of: ChatsOfTask | None = None,
+    runner: Runner | None = None,
+    show: bool = False,
+) -> PrepareResult:
     """What was prepared; the folder `to` then holds the stores `images` and `text`, each if it has documents.
 
-    The result does not depend on the runner. `show` draws a progress bar.
+    The result does not depend on the runner. `chats_of` makes the chats of inputs `task:NAME`. `show` draws a progress
+    bar.
 
     Raises:
         FileExistsError: `to` exists. BusyError: `TO.part` is of another request, or another process works on it.
@@ -47,7 +57,8 @@ def prepare(request: PrepareRequest, to: Path, *, runner: Runner | None = None, 
     """
     if to.exists():
         raise FileExistsError(f"{to} exists; remove it first or prepare elsewhere")
-    shards, decontaminator = _shards(request, to), _decontaminator(request)
+    tasks = _tasks(request, chats_of)
+    shards, decontaminator = _shards(request, to, tasks), _decontaminator(request, tasks)
     with _work_folder(request, to) as folder, _progress(show) as progress:
         outputs = [folder / f"{number:06}" for number in range(len(shards))]
         missing = [number for number, output in enumerate(outputs) if not output.is_dir()]
@@ -83,25 +94,40 @@ def _process(
     return process_shard(request, shards[number], outputs[number], decontaminator=decontaminator)
 
 
-def _shards(request: PrepareRequest, to: Path) -> list[Shard]:
+def _tasks(request: PrepareRequest, chats_of: ChatsOfTask | None) -> dict[str, TaskChats]:
+    """The chats of the inputs that are tasks, by the input's name."""
+    names = [entry.path for entry in request.inputs if entry.kind == "task"]
+    if bool(names) != bool(request.data):
+        raise InputError("data=FOLDER goes with task:NAME: the folder of the task's data set")
+    if names and chats_of is None:
+        raise InputError(f"{names[0]} is made by evaluation, which was not handed over")
+    return {name: chats_of(name.removeprefix(PREFIX), request.data) for name in names if chats_of is not None}
+
+
+def _shards(request: PrepareRequest, to: Path, tasks: Mapping[str, TaskChats]) -> list[Shard]:
     """The shards of all inputs, in their order."""
     fetcher = Fetcher(to.with_name(to.name + ".fetched")) if request.fetch else None
     pictures = Path(request.pictures) if request.pictures else None
     shards = []
     for entry in request.inputs:
         path = Path(entry.path)
-        for shard in list_shards(path, entry.kind, pictures=pictures, fetcher=fetcher):
+        if entry.kind == "task":
+            listed = task_shards(entry.path, tasks[entry.path])
+        else:
+            listed = list_shards(path, entry.kind, pictures=pictures, fetcher=fetcher)
+        for shard in listed:
             name = f"{path}: {shard.name}" if len(request.inputs) > 1 else shard.name
             shards.append(replace(shard, name=name, source=path.resolve().name))
     return shards
 
 
-def _decontaminator(request: PrepareRequest) -> Decontaminator | None:
-    """The index of the evaluation sets that the request names; None if it names none."""
-    if not request.decontaminate:
+def _decontaminator(request: PrepareRequest, tasks: Mapping[str, TaskChats]) -> Decontaminator | None:
+    """The index of the evaluation sets that the request names, and those of its tasks; None if there are none."""
+    if not request.decontaminate and not tasks:
         return None
     unbounded = ImageBounds(min_side=1, max_aspect=math.inf, max_images=sys.maxsize, on_missing="keep_text")
-    documents = (document for name in request.decontaminate for document in open_store(name).scan())
+    stores = (open_store(name).scan() for name in request.decontaminate)
+    documents = chain.from_iterable((*stores, *(chats.evaluation_set() for chats in tasks.values())))
     return index_evaluation_sets(screen(document, unbounded, Ledger()) for document in documents)
 
 

@@ -28,11 +28,13 @@ class PrepareRequest(Config):
     on_missing_image   a picture that is left out takes its caption or its chat with it, while a page keeps its text
                        (auto); drop leaves out pages, too, keep_text nothing but the picture
     decontaminate      stores of evaluation sets: a document that shares words or pictures with one of them is left out
+    data               the folder of a task's data set, for an input task:NAME
     language           documents in any other language are left out; empty keeps all
     """
 
     inputs: tuple[Input, ...] = Field(min_length=1)
     pictures: str = ""
+    data: str = ""
     source: str = ""
     licence: str = ""
     fetch: bool = False

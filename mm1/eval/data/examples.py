@@ -28,6 +28,7 @@ class Columns:
     reasoning    explanations of the answers
     metadata     columns that totals and judges need
     answer_set   the only answers there are, such as yes and no
+    picture      names the picture of a row, where several rows can ask about one
     """
 
     id: Column = "question_id"
@@ -39,6 +40,7 @@ class Columns:
     reasoning: Column | None = None
     metadata: tuple[str, ...] = ()
     answer_set: tuple[str, ...] = ()
+    picture: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,11 @@ class ExampleReader:
 
     def id(self, row: Row) -> str:
         return self.text(row, self.columns.id)
+
+    def picture_name(self, row: Row) -> str | None:
+        """The name of the row's picture; None if the rows don't name theirs."""
+        name = row.get(self.columns.picture)
+        return None if name is None else str(name)
 
     def text(self, row: Row, column: Column) -> str:
         return str(self._value(row, column))

@@ -83,11 +83,11 @@ def listed(file: str, *, key: str = "", image: str, folders: tuple[str, ...] = (
 def karpathy(file: str, *, folders: tuple[str, ...]) -> Reader:
     """A reader of Karpathy's splits (https://cs.stanford.edu/people/karpathy/deepimagesent/), one file of captions.
 
-    `train` includes `restval`, as is usual. Parquet with a column `split` is read, too.
+    `train` includes `restval`, as is usual; `train2014` does not. Parquet with a column `split` is read, too.
     """
 
     def read(folder: Path, split: str) -> Rows | None:
-        names = {"train": ("train", "restval")}.get(split, (split,))
+        names = {"train": ("train", "restval"), "train2014": ("train",)}.get(split, (split,))
         path = _find(folder, file)
         if path is None:
             all_rows = parquet_rows(folder, "test")

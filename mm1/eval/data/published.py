@@ -96,6 +96,7 @@ class Source:
     hub       its name on the hub; the columns of a benchmark are those of this layout
     queries   splits of the queries: the first that exists is used
     shots     splits that shots come from; empty: the queries' own split
+    training  splits whose questions become training chats; empty: `shots`, where they are a training split
     folder    the folder of its configuration on the hub; {split} is replaced
     original  reads a split of the first release into rows with the same columns; None if its files are not there
     belongs   which rows belong to the task
@@ -106,6 +107,7 @@ class Source:
     hub: str
     queries: tuple[str, ...]
     shots: tuple[str, ...] = ()
+    training: tuple[str, ...] = ()
     folder: str = ""
     original: Callable[[Path, str], Rows | None] | None = None
     belongs: Callable[[Row], bool] = lambda row: True
@@ -149,6 +151,18 @@ class Published:
             scoring=scoring,
             origin=Origin(f"{self.source.hub}, {len(listed.ids)} rows, {listed.digest()}", queries.split, left_out),
         )
+
+    def split_readers(self, data: str) -> tuple[ExampleReader, ExampleReader]:
+        """Readers of the training split and of the evaluation split in the folder `data`.
+
+        Raises:
+            TaskError: there is no training split, or one of both isn't in the folder.
+        """
+        splits = self.source.training or tuple(name for name in self.source.shots if name.startswith("train"))
+        if not splits:
+            raise TaskError(f"task {self.name} has no training split: its questions are for evaluation alone")
+        folder = self._folder(data)
+        return self._reader(folder, splits), self._reader(folder, self.source.queries)
 
     def _queries(
         self, reader: ExampleReader, listed: "Listed", *, selected: Sequence[int]

@@ -32,6 +32,6 @@ task = Published(
         shots=("train",),
         original=several("type", human=_file("human"), augmented=_file("augmented")),
     ),
-    columns=Columns(id="#", answers="answer", metadata=("type",)),
+    columns=Columns(id="#", answers="answer", metadata=("type",), picture="imgname"),
     scoring=Scoring(relaxed_accuracy, totals=totals),
 )

@@ -14,6 +14,7 @@ task = Published(
         hub="dataset_coco.json beside train2014 and val2014",
         queries=("test",),
         shots=("train",),
+        training=("train2014",),
         original=karpathy("dataset_coco.json", folders=("val2014", "train2014")),
     ),
     columns=Columns(id="img_id", question="", answers="caption"),

@@ -19,6 +19,6 @@ task = Published(
             named_rows("{split}_balanced_questions.json", name="id", image="{imageId}.jpg"),
         ),
     ),
-    columns=Columns(id="id", answers="answer"),
+    columns=Columns(id="id", answers="answer", picture="imageId"),
     scoring=Scoring(same_text, parse=lambda text, query: text.lower().rstrip(".")),
 )

@@ -16,7 +16,7 @@ task = Published(
         shots=("train",),
         folder="InfographicVQA",
         original=listed(
-            "infographicsVQA_{short}_v1.0_withQT.json",
+            "infographicsVQA_{short}_v1.0*.json",
             key="data",
             image="{image_local_name}",
             folders=("infographicsvqa_images",),

@@ -16,6 +16,6 @@ task = Published(
         shots=("train",),
         original=listed("TextVQA_0.5.1_{short}.json", key="data", image="{image_id}.jpg", folders=("train_images",)),
     ),
-    columns=Columns(answers=people),
+    columns=Columns(answers=people, picture="image_id"),
     scoring=Scoring(vqa_accuracy),
 )

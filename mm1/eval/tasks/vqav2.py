@@ -16,6 +16,6 @@ task = Published(
         shots=("train",),
         original=vqa_files("v2_OpenEnded_mscoco_{part}_questions.json", "v2_mscoco_{part}_annotations.json"),
     ),
-    columns=Columns(answers=people),
+    columns=Columns(answers=people, picture="image_id"),
     scoring=Scoring(vqa_accuracy),
 )

@@ -17,10 +17,11 @@ from mm1.prepare.readers.folders import PICTURE_ENDINGS, read_coco, read_llava, 
 from mm1.prepare.readers.json_lines import read_mmc4, read_text
 from mm1.prepare.readers.tables import read_dataset, read_parquet
 from mm1.prepare.readers.tars import read_tars
+from mm1.prepare.readers.task_chats import PREFIX, read_documents
 from mm1.prepare.readers.web import read_html, read_warc
 from mm1.prepare.shard import InputError, Shard, find_files, shard_per_file
 
-Kind = Literal["tars", "parquet", "mmc4", "llava", "coco", "text", "pairs", "dataset", "html", "warc"]
+Kind = Literal["tars", "parquet", "mmc4", "llava", "coco", "text", "pairs", "dataset", "html", "warc", "task"]
 Reader = Callable[[Shard, Ledger], Iterator[Document]]
 
 READERS: dict[str, Reader] = {
@@ -34,6 +35,7 @@ READERS: dict[str, Reader] = {
     "dataset": read_dataset,
     "html": read_html,
     "warc": read_warc,
+    "task": read_documents,
 }
 
 _JSON_LINES = tuple(f".jsonl{packed}" for packed in ("", ".gz", ".zst", ".bz2", ".zip"))
@@ -81,6 +83,8 @@ def detect_kind(path: Path) -> str:
     Raises:
         InputError: the input is missing, or of no known kind; the message says how to name the kind.
     """
+    if str(path).startswith(PREFIX):
+        return "task"
     _check_exists(path)
     for kind in ("tars", "warc", "dataset", "parquet", "html"):  # img2dataset puts parquet beside its tars
         if find_files(path, *_ENDINGS[kind]):
