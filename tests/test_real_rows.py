@@ -12,8 +12,9 @@ from rich.console import Console
 
 from mm1.document import Document
 from mm1.eval.answers_page import write_page
+from mm1.eval.fewshot import prompt
 from mm1.eval.harness import evaluate, load_task
-from mm1.eval.model import Model
+from mm1.eval.model import Model, Reply, Request, ignore
 from mm1.eval.results import Results, read_results, score_table
 from mm1.eval.task_evaluation import Settings
 
@@ -24,11 +25,17 @@ class Says(Model):
     def __init__(self, says: dict[str, str], otherwise: str = ""):
         self.name, self.says, self.otherwise = "says", says, otherwise
 
-    def generate(self, requests, *, done=None):
-        return [self.says.get(request.prompt.id, self.otherwise) for request in requests]
+    def generate(self, requests, *, done=ignore):
+        replies = [Reply(self.says.get(request.prompt.id, self.otherwise)) for request in requests]
+        for number, reply in enumerate(replies):
+            done(number, reply)
+        return replies
 
-    def loglikelihoods(self, requests, *, done=None):
-        return [[-float(len(text)) for text in request.choices] for request in requests]
+    def loglikelihoods(self, requests, *, done=ignore):
+        nats = [[-float(len(text)) for text in request.choices] for request in requests]
+        for number, of_choices in enumerate(nats):
+            done(number, of_choices)
+        return nats
 
     def prompt_tokens(self, prompt: Document) -> int:
         return 1
@@ -79,6 +86,8 @@ def test_an_empty_choice_is_not_listed_and_the_others_keep_their_letters(tmp_pat
     query = task.queries[2]
     assert "Which?\nB. fern\nC. oak\nD. none\n" in task.style.ask(query)
     assert [task.answer(text, query) for text in ("C", "oak", "A")] == ["C", "C", "A"]
+    shortest = Says({}).answer([Request(prompt(task, query, shots=[]), choices=query.choices)])
+    assert [reply.text for reply in shortest] == ["C"], "an empty choice has no likelihood"
 
 
 def test_the_summary_says_what_was_asked(tmp_path: Path):

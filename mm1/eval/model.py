@@ -4,7 +4,7 @@ import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Request:
     stops       strings that end a generated answer
     max_tokens  the longest generated answer
     beams       beams of the search when generating; 1 is greedy
-    choices     the answer is the letter of the likeliest of these texts; empty: the answer is generated
+    choices     the answer is the letter of the likeliest of these texts that isn't empty; none: it is generated
     """
 
     prompt: Document
@@ -85,13 +85,17 @@ class Model(ABC):
             done(number, reply)
 
         def rank(number: int, nats: list[float]) -> None:
-            keep(multiple_choice[number], Reply(LETTERS[int(np.argmax(nats))]))
+            choices = requests[multiple_choice[number]].choices
+            letters = [letter for letter, choice in zip(LETTERS, choices, strict=False) if choice]
+            keep(multiple_choice[number], Reply(letters[int(np.argmax(nats))]))
 
         if open_ended:
             texts = [requests[number] for number in open_ended]
             self.generate(texts, done=lambda number, reply: keep(open_ended[number], reply))
         if multiple_choice:
-            self.loglikelihoods([requests[number] for number in multiple_choice], done=rank)
+            ranked = [requests[number] for number in multiple_choice]
+            filled = [replace(one, choices=tuple(choice for choice in one.choices if choice)) for one in ranked]
+            self.loglikelihoods(filled, done=rank)
         return [replies[number] for number in range(len(requests))]
 
     @abstractmethod
