@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import layouts_training
 import layouts_tuned as tuned
 from conftest import picture
 from layout import cell, data, jpg, parquet, six, ten_answers, write
@@ -223,6 +224,7 @@ HUB: dict[str, Callable[[Path], None]] = {
     "infovqa": tuned.infovqa,
     "ai2d": tuned.ai2d,
     "realworldqa": tuned.realworldqa,
+    "aokvqa": layouts_training.aokvqa,
 }
 FILES: dict[str, Callable[[Path], None]] = {
     "coco": karpathy,
@@ -245,4 +247,8 @@ FILES: dict[str, Callable[[Path], None]] = {
     "chartqa": tuned.chartqa_files,
     "docvqa": tuned.docvqa_files,
     "infovqa": tuned.infovqa_files,
+    "aokvqa": layouts_training.aokvqa_files,
+    "dvqa": layouts_training.dvqa_files,
+    "ocrvqa": layouts_training.ocrvqa_files,
+    "ai2d": layouts_training.ai2d_files,
 }

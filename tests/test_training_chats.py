@@ -21,6 +21,8 @@ from mm1.eval.training_chats import MOST_TURNS, TrainingChats
 from mm1.prepare.pipeline import prepare
 from mm1.prepare.request import parse_request
 from mm1.prepare.shard import InputError
+from mm1.recipes.index import recipe
+from mm1.recipes.sft import SETS
 
 TRAINED = [name for name in layouts.FILES if find_task(name).source.training or "train" in find_task(name).source.shots]
 
@@ -68,6 +70,19 @@ def test_a_training_split_becomes_chats_that_are_asked_as_in_evaluation(name: st
     assert not {query.image for query in task.queries} & {image for document in documents for image in document.images}
 
 
+def test_letters_are_drawn_where_a_question_of_ai2d_speaks_of_them(tmp_path: Path):
+    folder = make("ai2d", tmp_path / "data")
+    lettered = find_task("ai2d").split_readers(str(folder))[0].examples([1])[0]
+    picture = np.asarray(Canvas.open(io.BytesIO(lettered.image.data)).convert("L"))
+    plain = np.asarray(Canvas.open(folder / "images/0.png").convert("L"))
+    box = np.zeros(picture.shape, bool)
+    box[4:15, 4:21] = True
+    assert (picture[~box] == plain[~box]).all()
+    assert (picture[box] == 255).any()
+    assert (picture[box] < 100).any()
+    assert lettered.question == "What is A?"
+
+
 def test_questions_about_one_picture_are_turns_of_one_chat(tmp_path: Path):
     folder = make("vqav2", tmp_path / "data")
     for part in ("questions", "annotations"):
@@ -101,7 +116,10 @@ def test_a_question_that_cannot_be_asked_costs_itself(tmp_path: Path):
     second.write_bytes(b"no picture")
     assert len(chats("vqav2", folder, tmp_path / "to")) == 4
     card = json.loads((tmp_path / "to/card.json").read_text())
-    assert card["skipped"] == {"question that its task cannot ask": 2}
+    assert card["records"]["dropped"] == {
+        "question that its task cannot ask: no picture": 1,
+        "question that its task cannot ask: unreadable picture": 1,
+    }
 
 
 def test_captions_of_coco_leave_out_the_pictures_of_its_validation(tmp_path: Path):
@@ -143,3 +161,31 @@ def test_chats_travel_to_other_processes_as_two_names(tmp_path: Path):
     own = TrainingChats("gqa", str(folder))
     assert len(pickle.dumps(own)) < 300 + len(str(folder))
     assert len(pickle.loads(pickle.dumps(own))) == len(own) == 3
+
+
+def chat_file(path: Path) -> None:
+    """Two conversations in LLaVA's form, of which the second has no picture."""
+    turns = [{"from": "human", "value": "Hello, what is new?"}, {"from": "gpt", "value": f"A file named {path.name}."}]
+    shown = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "It is noise."}]
+    path.write_text(
+        json.dumps([{"id": "0", "image": "0.jpg", "conversations": shown}, {"id": "1", "conversations": turns}])
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, chats in SETS.items() if chats.prepared])
+def test_the_command_of_a_set_makes_its_store(name: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs = SETS[name].prepared.split()
+    fields = dict(word.split("=") for word in inputs if "=" in word)
+    if "data" in fields:
+        make(inputs[0].removeprefix("task:"), tmp_path / fields["data"])
+    else:
+        chat_file(tmp_path / inputs[0])
+    if "pictures" in fields:
+        (tmp_path / fields["pictures"]).mkdir(parents=True)
+        (tmp_path / fields["pictures"] / "0.jpg").write_bytes(noise(name))
+    to = tmp_path / "sft" / name
+    to.parent.mkdir()
+    prepare(parse_request(inputs), to, chats_of=TrainingChats)
+    store = recipe("mm1_3b_sft").data.sources[name].store
+    assert next(Store(store).scan()).metadata["form"] == "chat"

@@ -4,7 +4,6 @@ Questions about one picture are turns of one chat, as LLaVA-1.5 merges them (htt
 appendix A).
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,11 +36,16 @@ class TrainingChats:
     def __len__(self) -> int:
         return len(_opened(self.task, self.data).chats)
 
-    def read(self, start: int, stop: int, drops: Counter[str]) -> Iterator[Document]:
-        """The chats numbered [start, stop). A question that the task can't ask is counted in `drops`."""
+    def read(self, start: int, stop: int) -> Iterator[Document | OddRow]:
+        """The chats numbered [start, stop), each after the questions in it that the task can't ask."""
         split = _opened(self.task, self.data)
         for positions in split.chats[start:stop]:
-            examples = list(_readable(split.training, positions, drops))
+            examples = []
+            for one in split.training.examples(positions):
+                if isinstance(one, OddRow):
+                    yield one
+                else:
+                    examples.append(one)
             if examples:
                 yield _chat(self.task, split.published, examples)
 
@@ -49,15 +53,15 @@ class TrainingChats:
         """The pictures of the evaluation split, each once. Questions recur with other pictures, so they are left out.
 
         Raises:
-            TaskError: the data have no evaluation split, or a picture in it can't be read.
+            TaskError: the data have no evaluation split.
         """
         split = _opened(self.task, self.data)
-        positions = [p for p, row in split.evaluation.light_rows() if split.published.source.belongs(row)]
+        positions = split.published.positions(split.evaluation)
         seen: set[str] = set()
         for at in range(0, len(positions), _EXAMPLES_IN_MEMORY):
             for example in split.evaluation.examples(positions[at : at + _EXAMPLES_IN_MEMORY]):
                 if isinstance(example, OddRow):
-                    raise example
+                    continue  # evaluation leaves it out, too
                 images = [image for image in (example.image, *example.more_images) if image_hash(image) not in seen]
                 seen.update(map(image_hash, images))
                 if images:
@@ -89,10 +93,9 @@ def _grouped(task: Published, training: ExampleReader) -> list[list[int]]:
     """The positions of the questions of each chat, in the order of the first question."""
     open_chats: dict[str, list[int]] = {}
     chats: list[list[int]] = []
-    for position, row in training.light_rows():
-        if not task.source.belongs(row):
-            continue
-        name = training.picture_name(row)
+    names = {position: training.picture_name(row) for position, row in training.light_rows()}
+    for position in task.positions(training):
+        name = names[position]
         chat = open_chats.get(name) if name is not None else None
         if chat is None or len(chat) == MOST_TURNS:
             chat = []
@@ -100,18 +103,7 @@ def _grouped(task: Published, training: ExampleReader) -> list[list[int]]:
             if name is not None:
                 open_chats[name] = chat
         chat.append(position)
-    if not chats:
-        raise TaskError(f"{training.rows.name} has no row that belongs to {task.name}")
     return chats
-
-
-def _readable(reader: ExampleReader, positions: Sequence[int], drops: Counter[str]) -> Iterator[Example]:
-    """The examples at `positions`, without those that can't be read."""
-    for example in reader.examples(positions):
-        if isinstance(example, OddRow):
-            drops["question that its task cannot ask"] += 1
-        else:
-            yield example
 
 
 def _chat(name: str, task: Published, examples: Sequence[Example]) -> Document:

@@ -1,11 +1,10 @@
 """A shard of the input: files that are read together, and kept or lost together."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mm1.document import Document
 from mm1.prepare.fetch import Fetcher
 
 
@@ -24,9 +23,7 @@ class Shard:
     fetcher: Fetcher | None = None  # fetches pictures given by address, if the user allows it
     kind: str = ""  # which reader reads it
     source: str = ""  # the source that its documents name
-    documents: Callable[[Counter[str]], Iterator[Document]] | None = (
-        None  # makes the documents where no file holds them
-    )
+    documents: Callable[[], Iterator[Any]] | None = None  # makes the documents where no file holds them
 
     @property
     def picture_folders(self) -> tuple[Path, ...]:

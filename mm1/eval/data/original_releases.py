@@ -288,6 +288,33 @@ def llava_bench(folder: Path, split: str) -> Rows | None:
     return ListedRows(str(path), rows)
 
 
+def book_covers(folder: Path, split: str) -> Rows | None:
+    """The rows of OCR-VQA's dataset.json (https://ocr-vqa.github.io), one for each question.
+
+    The pictures are those of its loadDataset.py, in `images`, with the ending of their address, or all as .jpg.
+    """
+    path = _find(folder, "dataset.json")
+    number = {"train": 1, "validation": 2, "test": 3}.get(split)
+    if path is None or number is None:
+        return None
+    rows: list[Row] = []
+    for book, entry in _mapping(path).items():
+        try:
+            if entry["split"] != number:
+                continue
+            names = (book + Path(entry["imageURL"]).suffix, f"{book}.jpg")
+            pictures = [_picture(path.parent, ["images"], name) for name in names]
+            image = next((picture for picture in pictures if picture.is_file()), pictures[0])
+            pairs = enumerate(zip(entry["questions"], entry["answers"], strict=True))
+            rows += [
+                {"question_id": f"{book}-{n}", "book": book, "question": question, "answer": answer, "image": image}
+                for n, (question, answer) in pairs
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise TaskError(f"{path}, {book!r} is not laid out as OCR-VQA: {error!r}") from error
+    return ListedRows(f"{split} of {path}", rows)
+
+
 def _find(folder: Path, name: str) -> Path | None:
     """The file of this name in the folder or in one of its subfolders."""
     paths = [*sorted(folder.glob(name)), *sorted(folder.glob(f"*/{name}"))]

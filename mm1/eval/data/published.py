@@ -187,6 +187,10 @@ class Published:
         left_out.update(odd.name for odd in odd_rows)
         return examples, left_out
 
+    def positions(self, reader: ExampleReader) -> list[int]:
+        """The positions of a split's rows that belong to the task and have an id."""
+        return list(self._listed(reader).ids)
+
     def _folder(self, data: str) -> Path:
         folder = Path(data) if data else Path(snapshot_download(self.source.hub, repo_type="dataset"))
         if not folder.is_dir():

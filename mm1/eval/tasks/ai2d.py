@@ -1,5 +1,6 @@
 """AI2D, test: questions about diagrams from school books with four choices."""
 
+from mm1.eval.data.diagrams import ai2d_release
 from mm1.eval.data.examples import Columns
 from mm1.eval.data.published import Published, Source
 from mm1.eval.fewshot import Scoring
@@ -12,7 +13,9 @@ task = Published(
         paper="https://arxiv.org/abs/1603.07396",
         hub="lmms-lab/ai2d",
         queries=("test",),
+        shots=("train",),
+        original=ai2d_release,
     ),
-    columns=Columns(id="#", answers="answer", choices="options"),
+    columns=Columns(id="#", answers="answer", choices="options", picture="drawn"),
     scoring=Scoring(same_word),
 )

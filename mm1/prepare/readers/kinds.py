@@ -37,6 +37,8 @@ READERS: dict[str, Reader] = {
     "warc": read_warc,
     "task": read_documents,
 }
+NOT_FILES = ("task",)
+"""The kinds whose documents are made, not read from files."""
 
 _JSON_LINES = tuple(f".jsonl{packed}" for packed in ("", ".gz", ".zst", ".bz2", ".zip"))
 _TEXTS = tuple(f"{e}{packed}" for e in (".jsonl", ".json", ".txt", ".ndjson") for packed in ("", ".gz", ".zst", ".bz2"))

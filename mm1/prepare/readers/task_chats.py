@@ -1,13 +1,12 @@
 """Reads chats of a task's training split. Evaluation makes them; the command line hands them over (`ChatsOfTask`)."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from mm1.document import Document
-from mm1.prepare.ledger import Ledger
+from mm1.prepare.ledger import Dropped, Ledger
 from mm1.prepare.shard import InputError, Shard
 
 PREFIX = "task:"
@@ -16,13 +15,20 @@ PREFIX = "task:"
 _CHATS_PER_SHARD = 1000
 
 
+class Odd(Protocol):
+    """A question that its task can't ask, counted under `name`; as a text it says what was found."""
+
+    @property
+    def name(self) -> str: ...
+
+
 class TaskChats(Protocol):
     """The chats of one task. They can be pickled, and are read in the process that works on a shard."""
 
     def __len__(self) -> int: ...
 
-    def read(self, start: int, stop: int, drops: Counter[str]) -> Iterator[Document]:
-        """The chats numbered [start, stop); what is left out is counted in `drops`."""
+    def read(self, start: int, stop: int) -> Iterator[Document | Odd]:
+        """The chats numbered [start, stop), each after the questions that are left out of it."""
         ...
 
     def evaluation_set(self) -> Iterator[Document]:
@@ -51,15 +57,16 @@ def task_shards(path: str, chats: TaskChats) -> list[Shard]:
 
 
 def read_documents(shard: Shard, ledger: Ledger) -> Iterator[Document]:
-    """The documents of a shard that has no files; each is a record, and a question that is left out is none.
+    """The documents of a shard that has no files; an odd question is a record of its own.
 
     Raises:
         InputError: the shard has nothing that makes documents.
     """
     if shard.documents is None:
         raise InputError(f"{shard.name} is read from no file; --kind {shard.kind} goes with its own inputs only")
-    skipped: Counter[str] = Counter()
-    for document in shard.documents(skipped):
-        with ledger.record(document.id, document.text):
+    for number, document in enumerate(shard.documents(), start=1):
+        with ledger.record(f"record {number}") as record:
+            if not isinstance(document, Document):
+                record.content = str(document)
+                raise Dropped(f"question that its task cannot ask: {document.name}", detail=str(document))
             yield document
-    ledger.skipped.update(skipped)
