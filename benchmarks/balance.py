@@ -17,7 +17,7 @@ from rich.table import Table
 from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.loader import Sequences
 from mm1.data.microbatches import micro_batches, of_rank, padded
-from mm1.data.tiles import TileSpec
+from mm1.tiling import TileSpec
 
 MIX = {
     "captions": SourceConfig(store="sample:captions-train", share=9),

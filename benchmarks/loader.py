@@ -40,8 +40,8 @@ from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.image import load
 from mm1.data.loader import Sequences, batches
 from mm1.data.store import write_store
-from mm1.data.tiles import TileSpec
 from mm1.document import Document, Image, Text
+from mm1.tiling import TileSpec
 
 SIZE = 336
 Sample = tuple[bytes, str]

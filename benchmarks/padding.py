@@ -19,8 +19,8 @@ from mm1.data.encode import Cutter
 from mm1.data.index import open_source
 from mm1.data.plan import Spans, pack_windows
 from mm1.data.store import open_store
-from mm1.data.tiles import KINDS, TileSpec
 from mm1.data.tokenizer import load_tokenizer
+from mm1.tiling import KINDS, TileSpec
 
 Lengths = tuple[np.ndarray, np.ndarray]  # positions and images of each span
 

@@ -28,7 +28,7 @@ from mm1.config.run import DataConfig, SourceConfig
 from mm1.data.index import append, mapped
 from mm1.data.loader import Sequences
 from mm1.data.plan import WINDOW, Packing, Plan, Spans, pack_windows, typed
-from mm1.data.tiles import TileSpec
+from mm1.tiling import TileSpec
 
 T, K = 4096, 64
 FAR = 10**6  # steps

@@ -34,7 +34,6 @@ from mm1.data.encode import encode_many
 from mm1.data.image import load
 from mm1.data.pack import pack
 from mm1.data.store import open_store
-from mm1.data.tiles import TileSpec
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import IGNORED, Batch, Encoded
 from mm1.hf.convert import decoder_config_to_hf, decoder_from_hf
@@ -45,6 +44,7 @@ from mm1.model.attention import document_mask
 from mm1.model.mllm import MLLM
 from mm1.model.vision import normalise
 from mm1.objectives.next_token import LOGITS, NextToken, cross_entropy
+from mm1.tiling import TileSpec
 from mm1.train.compilation import compile_blocks, missing_compiler
 from mm1.train.meter import costs, peak_flops
 

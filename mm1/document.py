@@ -14,12 +14,15 @@ Shape letters, for every tensor name in the project:
     M  documents of a micro-batch   F  width of a feed-forward layer
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
+
+from mm1.tiling import Cut
 
 IGNORED = -100
 """The target of a position that is not trained: padding, image tokens, prompts."""
@@ -53,20 +56,6 @@ class Image:
     box: Box | None = None  # None: the whole picture
     size: tuple[int, int] | None = field(default=None, compare=False, repr=False)  # width and height, if known
     in_tiles: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """How a tile is made of its picture.
-
-    The picture is resized to each of `sizes` (width, height) in turn. The tile is the square of the last whose left top
-    corner is `corner`; what lies outside of it is black. `cell` is the tile's row and column among the tiles of its
-    picture, from 1; (0, 0) is the overview, which shows the whole picture.
-    """
-
-    sizes: tuple[tuple[int, int], ...]
-    corner: tuple[int, int] = (0, 0)
-    cell: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +106,9 @@ class Encoded:
     marks the tokens that the model learns to predict; `images` are the tiles in the order of their tokens, and
     `pictures` (same length) says by a number which picture of the document each tile belongs to. `extents` are the
     positions [start, stop) of each picture, with the text around its tiles; a part of a document has none.
+    `starts` are the positions from which on each tile is needed. `features` (int32, same length as `tokens`) has for
+    each image token the number of its feature among those of all tiles (`TileSpec.features` each); None if image tokens
+    take them in order.
     """
 
     tokens: np.ndarray
@@ -124,6 +116,26 @@ class Encoded:
     images: tuple[Tile, ...]
     pictures: tuple[int, ...]
     extents: tuple[tuple[int, int], ...] = ()
+    starts: tuple[int, ...] = ()
+    features: np.ndarray | None = None
+
+    def part(self, start: int, stop: int, *, features: int) -> "Encoded":
+        """The positions [start, stop), with their tiles, of `features` each. They must not begin or end inside one."""
+        tiles = slice(bisect_left(self.starts, start), bisect_left(self.starts, stop))
+        return Encoded(
+            self.tokens[start:stop],
+            self.train[start:stop],
+            self.images[tiles],
+            self.pictures[tiles],
+            starts=tuple(position - start for position in self.starts[tiles]),
+            features=None if self.features is None else self.features[start:stop] - tiles.start * features,
+        )
+
+    def untrained(self) -> "Encoded":
+        """What the model only reads, without the tokens that it learns to write."""
+        kept = ~self.train
+        features = None if self.features is None else self.features[kept]
+        return replace(self, tokens=self.tokens[kept], train=self.train[kept], features=features)
 
 
 @dataclass(slots=True)
@@ -139,6 +151,8 @@ class Batch:
     source_B     int64   the source of each sequence (index into the run's sources)
     sequence_B   int64   the number of each sequence in the run: with the seed, what an objective draws by
     broken       names   the pictures that could not be decoded and are grey instead
+    feature_BT   int64   the feature of each image token among those of all tiles; none if they are taken in order
+    features     int     the features of each tile, where `feature_BT` numbers them
     trained_R    int64   the trained positions of the flat batch, if they are counted already: on a GPU that waits for
                          all work before it
     """
@@ -152,6 +166,8 @@ class Batch:
     source_B: torch.Tensor
     sequence_B: torch.Tensor
     broken: tuple[str, ...] = ()
+    feature_BT: torch.Tensor | None = None
+    features: int = 0
     trained_R: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":

@@ -7,10 +7,11 @@ from pydantic import model_validator
 from torch import nn
 
 from mm1.config.base import choices
-from mm1.config.model import ConnectorConfig, Grid, VisionConfig
+from mm1.config.model import ConnectorConfig, VisionConfig
 from mm1.model.connector import KINDS, Average, Bottleneck, average, sample
 from mm1.model.layers import initialise
 from mm1.model.sizes import c_abstractor_144, vit_h_14_378
+from mm1.tiling import Grid
 
 VISION = VisionConfig(image_size=30, patch_size=6, width=24, layers=1, heads=2, mlp_width=40)
 GRID = VISION.grid

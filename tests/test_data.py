@@ -18,9 +18,9 @@ from mm1.data.encode import Cutter, encode
 from mm1.data.image import ImageError, load
 from mm1.data.loader import Sequences, batches, workers_of
 from mm1.data.store import Store, StoreError, open_store, write_store
-from mm1.data.tiles import TileSpec
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import IGNORED, Batch, Document, Image, Text
+from mm1.tiling import TileSpec
 
 TOKENIZER = load_tokenizer("sample")
 IMAGE_TOKENS = 4

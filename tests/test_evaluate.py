@@ -17,13 +17,13 @@ from mm1.__main__ import app
 from mm1.checkpoint import load_for_use
 from mm1.data.encode import encode
 from mm1.data.image import load
-from mm1.data.tiles import TileSpec
 from mm1.document import Document, Text
 from mm1.eval.fewshot import prompt
 from mm1.eval.harness import load_task
 from mm1.eval.model import Request
 from mm1.eval.models import Ours, model_name, open_model
 from mm1.eval.results import read_answers, read_results
+from mm1.tiling import TileSpec
 from mm1.train.run import train_run
 
 

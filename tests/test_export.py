@@ -23,7 +23,7 @@ from mm1.data import image
 from mm1.data.encode import encode
 from mm1.data.recorded import chat_format_of, record_text
 from mm1.data.store import open_store, write_store
-from mm1.data.tiles import TileSpec, tile_spec
+from mm1.data.tiles import tile_spec
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
 from mm1.generate.engine import Engine
@@ -35,6 +35,7 @@ from mm1.hf.shards import bytes_of
 from mm1.model.encoders import clip
 from mm1.model.layers import initialise
 from mm1.model.mllm import MLLM
+from mm1.tiling import TileSpec
 
 transformers = pytest.importorskip("transformers")
 

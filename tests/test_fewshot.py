@@ -19,7 +19,6 @@ from mm1.config.model import ConnectorConfig, DecoderConfig, ModelConfig, Vision
 from mm1.data.encode import encode
 from mm1.data.image import load
 from mm1.data.store import write_store
-from mm1.data.tiles import TileSpec
 from mm1.data.tokenizer import MARKS, Tokenizer
 from mm1.document import IGNORED, Batch, Document, Image, Mark, Text
 from mm1.eval import fewshot
@@ -37,6 +36,7 @@ from mm1.generate import writer
 from mm1.generate.engine import Completion
 from mm1.generate.writer import Writer
 from mm1.model.mllm import MLLM
+from mm1.tiling import TileSpec
 
 
 def example(number: int, *, group: int | None = None) -> Example:

@@ -7,7 +7,7 @@ from small import IMAGE, IMAGE_TOKENS, ROWS, doc, pack
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from mm1.config.base import choices
-from mm1.config.model import DecoderConfig, Grid, VisionConfig
+from mm1.config.model import DecoderConfig, VisionConfig
 from mm1.model import attention as kernels
 from mm1.model import sizes
 from mm1.model.attention import Causal, Groups, attention, dense_mask, document_mask
@@ -16,6 +16,7 @@ from mm1.model.connector import KINDS
 from mm1.model.layers import ACTIVATIONS, resize_positions, rotary_angles
 from mm1.model.mllm import MLLM
 from mm1.model.vision import Vision
+from mm1.tiling import Grid
 
 
 def documents_of(batch, hidden_BTD):

@@ -13,8 +13,8 @@ import pytest
 from mm1.config.base import ConfigError
 from mm1.config.run import DataConfig, SourceConfig, Stage, parse
 from mm1.data.loader import Sequences, batches
-from mm1.data.tiles import TileSpec
 from mm1.document import IGNORED, Batch
+from mm1.tiling import TileSpec
 
 BATCH, MICRO = 24, 1  # micro-batches that 1, 2, 3, 4 and 8 ranks share out evenly
 STEPS = 2

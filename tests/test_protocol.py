@@ -12,7 +12,7 @@ import pytest
 from conftest import picture
 
 from mm1.data.chat_format import messages
-from mm1.data.tiles import KINDS, TileSpec, tiled
+from mm1.data.tiles import tiled
 from mm1.document import Document, Image, Mark, Text
 from mm1.eval import fewshot, shots
 from mm1.eval.answers_page import write_page
@@ -25,6 +25,7 @@ from mm1.eval.model import Done, Model, Reply, prompt_hash, prompt_text
 from mm1.eval.results import Answer, compare, comparison_table, read_answers, read_results, save_results
 from mm1.eval.shots import MM1, Protocol, SimilarShots, draw_all, prompts
 from mm1.eval.task_evaluation import Settings
+from mm1.tiling import KINDS, TileSpec
 
 
 def example(number: int) -> Example:

@@ -9,13 +9,14 @@ from fixtures.ablations import ablation_record
 
 from mm1.ablate.plan import make_plan
 from mm1.config.run import RunConfig
-from mm1.data.tiles import tile_spec, tiles
+from mm1.data.tiles import tile_spec
 from mm1.model.sizes import non_embedding_parameters
 from mm1.objectives.index import objective_of
 from mm1.recipes.ablations.index import ABLATIONS, ablation
 from mm1.recipes.index import RECIPES, recipe
 from mm1.recipes.sft import SETS, remedy
 from mm1.scaling import law
+from mm1.tiling import tiles
 from mm1.train import optim, schedule
 
 GOLDEN = {

@@ -14,7 +14,6 @@ from conftest import picture
 from mm1.config import run as config
 from mm1.config.run import DataConfig, RunConfig, SourceConfig
 from mm1.data.loader import Sequences
-from mm1.data.tiles import TileSpec
 from mm1.document import Batch, Document, Image, Mark, Text
 from mm1.eval.caption_loss import CaptionLoss
 from mm1.eval.harness import load_task
@@ -26,6 +25,7 @@ from mm1.report.mix import mix_page, source_totals
 from mm1.report.page import report
 from mm1.report.progress import marked_steps, progress
 from mm1.report.sequence import checks, document_page, sequence_page
+from mm1.tiling import TileSpec
 from mm1.train.log import read_metrics
 
 ROOT = Path(__file__).parents[1]

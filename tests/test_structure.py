@@ -22,11 +22,12 @@ CODE = ("mm1", "sample_build", "tests", "benchmarks")
 
 # These dicts hold one class, function or preset for each value of the field; the dict is KINDS where none is named.
 KINDS = {
-    "mm1.data.tiles": (architecture.TilingConfig, "kind"),
-    "mm1.data.tiles:GRIDS": (architecture.TilingConfig, "grid"),
-    "mm1.data.tiles:FITS": (architecture.TilingConfig, "fit"),
-    "mm1.data.tiles:ORDERS": (architecture.TilingConfig, "order"),
-    "mm1.data.tiles:INDICATORS": (architecture.TilingConfig, "indicators"),
+    "mm1.tiling": (architecture.TilingConfig, "kind"),
+    "mm1.tiling:GRIDS": (architecture.TilingConfig, "grid"),
+    "mm1.tiling:FITS": (architecture.TilingConfig, "fit"),
+    "mm1.tiling:ORDERS": (architecture.TilingConfig, "order"),
+    "mm1.tiling:INDICATORS": (architecture.TilingConfig, "indicators"),
+    "mm1.tiling:LAYOUTS": (architecture.TilingConfig, "layout"),
     "mm1.model.connector": (architecture.ConnectorConfig, "kind"),
     "mm1.train.optim": (config.OptimConfig, "kind"),
     "mm1.train.schedule": (config.OptimConfig, "schedule"),

@@ -24,13 +24,14 @@ from mm1.data.encode import Cutter, encode
 from mm1.data.image import load_tiles
 from mm1.data.loader import Sequences
 from mm1.data.store import Store, write_store
-from mm1.data.tiles import KINDS, TileSpec, quarters, tiled, tiles
+from mm1.data.tiles import quarters, tiled
 from mm1.data.tokenized import tokenize_store
 from mm1.data.tokenizer import load_tokenizer
-from mm1.document import Batch, Cut, Document, Image, Text
+from mm1.document import Batch, Document, Image, Text
 from mm1.generate.writer import Writer
 from mm1.model.mllm import MLLM
 from mm1.report.sequence import checks, run_sequence_page
+from mm1.tiling import KINDS, Cut, TileSpec, tiles
 from mm1.train.log import read_metrics
 from mm1.train.run import train_run
 

@@ -4,6 +4,7 @@ import io
 import math
 from fractions import Fraction
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from mm1.config.base import choices
 from mm1.config.model import ModelConfig, TilingConfig, VisionConfig
 from mm1.data.encode import Cutter, encode
 from mm1.data.image import load_tiles
-from mm1.data.tiles import KINDS, TileSpec, tile_spec, tiled, tiles
+from mm1.data.tiles import tile_spec, tiled
 from mm1.data.tokenizer import load_tokenizer
-from mm1.document import Cut, Document, Image, Text
+from mm1.document import Document, Image, Text
+from mm1.tiling import KINDS, SHAPES, Cut, TileSpec, blocks, tiles
 
 TOKENIZER = load_tokenizer("sample")
 NAMES = choices(TilingConfig, "kind")
@@ -97,6 +99,29 @@ def test_grids_of_llava_next_are_those_of_its_processor(llava_next):
         cuts = tiles(width, height, spec("llava_next"))
         assert grid_of(cuts) == (rows // 336, columns // 336), (width, height)
         assert [cut.cell for cut in cuts[:2]] == [(0, 0), (1, 1)]
+
+
+def test_rows_of_llava_next_are_those_of_its_model():
+    """Every feature of every tile, and the ends of rows, in their order, for 500 sizes."""
+    import torch
+    from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
+
+    size, side = 336, 6
+    pinpoints = [[rows * size, columns * size] for rows, columns in SHAPES]
+    vision = SimpleNamespace(image_size=size, patch_size=size // side)
+    theirs = SimpleNamespace(config=SimpleNamespace(vision_config=vision, image_grid_pinpoints=pinpoints))
+    tiling = spec("llava_next", size=size, tokens=side**2)
+    for width, height in [*sizes(500), (1, 4000), (4000, 1), (1, 1)]:
+        cuts = tiles(width, height, tiling)
+        parts, ending = blocks(cuts, (width, height), tiling, number=0)
+        numbers = torch.arange(len(cuts) * tiling.features).view(len(cuts), -1)
+        end = numbers[0, -1:]
+        (packed,), _ = LlavaNextModel.pack_image_features(
+            theirs, [numbers[:, :-1, None]], torch.tensor([[height, width]]), "full", image_newline=end
+        )
+        assert [feature for part in parts for feature in part.features] == packed[:, 0].tolist(), (width, height)
+        assert not ending
+        assert not any(part.text for part in parts)
 
 
 def test_grids_of_internvl_are_those_of_its_processor():
@@ -239,7 +264,7 @@ def test_text_around_tiles_of_idefics3_is_that_of_its_processor(width, height):
 
     cuts = tiles(width, height, spec("idefics3", size=364))
     (one,) = tiled(Document((Image(b"", size=(width, height)),)), spec("idefics3", size=364))
-    ours = "".join(f"{text}<image><image>" for text in one.texts[:-1]) + one.texts[-1]
+    ours = "".join(f"{block.text}<image><image>" for block in one.blocks) + one.ending
     processor = theirs.Idefics3Processor.__new__(theirs.Idefics3Processor)
     processor.image_seq_len, processor.image_token = 2, "<image>"
     processor.fake_image_token, processor.global_image_tag = "<fake_token_around_image>", "<global-img>"
@@ -250,8 +275,9 @@ def test_text_around_tiles_of_idefics3_is_that_of_its_processor(width, height):
 def test_text_around_tiles_of_mm1_5_numbers_picture_row_and_column():
     document = Document((Image(b"", size=(10, 10)), Text("and"), Image(b"", size=(2000, 100))))
     first, second = tiled(document, spec("mm1_5"))
-    assert first.texts == ("(0, 1, 1)", "(0, 1, 2)", "(0, 2, 1)", "(0, 2, 2)", "(0, 0, 0)", "")
-    assert second.texts[0] == "(1, 1, 1)"
+    texts = [block.text for block in first.blocks]
+    assert texts == ["(0, 1, 1)", "(0, 1, 2)", "(0, 2, 1)", "(0, 2, 2)", "(0, 0, 0)"]
+    assert second.blocks[0].text == "(1, 1, 1)"
     encoded = encode(document, TOKENIZER, tile=spec("mm1_5"))
     text = TOKENIZER.decode(encoded.tokens.tolist())
     assert text.startswith("(0, 1, 1)(0, 1, 2)(0, 2, 1)")

@@ -15,10 +15,10 @@ from mm1.config.run import DataConfig, SourceConfig
 from mm1.data import encode
 from mm1.data.loader import Sequences
 from mm1.data.store import Store, StoreError, open_store, write_store
-from mm1.data.tiles import TileSpec
 from mm1.data.tokenized import tokenize_store
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
 from mm1.document import Document, Text
+from mm1.tiling import TileSpec
 
 
 @pytest.fixture(params=["interleaved", "chat"])

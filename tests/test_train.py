@@ -22,10 +22,11 @@ from mm1.config.run import RunConfig, Stage
 from mm1.data.image import load_tiles
 from mm1.data.loader import Sequences
 from mm1.data.tiles import tile_spec
-from mm1.document import Cut, Image
+from mm1.document import Image
 from mm1.model.mllm import MLLM
 from mm1.objectives.loss import Loss
 from mm1.objectives.next_token import NextToken
+from mm1.tiling import Cut
 from mm1.train import loop
 from mm1.train.compilation import compile_blocks, missing_compiler
 from mm1.train.log import read_metrics

@@ -12,9 +12,10 @@ from PIL import ImageOps
 
 from mm1.data.image import ImageError, load, load_tiles, resize, size_of
 from mm1.data.preview import page_items
-from mm1.data.tiles import KINDS, TileSpec, tiled
+from mm1.data.tiles import tiled
 from mm1.document import Document, Image
 from mm1.prepare.images import open_picture
+from mm1.tiling import KINDS, TileSpec
 
 ORIENTATION = 0x0112
 

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from mm1.config.base import choices
-from mm1.config.model import Grid, VisionConfig
+from mm1.config.model import VisionConfig
 from mm1.model import encoders, sizes
 from mm1.model.layers import NORMS, initialise
 from mm1.model.vision import Vision, fixed_positions
+from mm1.tiling import Grid
 
 SMALL = {"image_size": 24, "patch_size": 6, "width": 24, "layers": 2, "heads": 2, "mlp_width": 40}
 EVERYTHING = SMALL | {

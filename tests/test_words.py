@@ -23,13 +23,13 @@ from mm1.checkpoint import Loaded, load_for_use
 from mm1.data.chat_format import prompt
 from mm1.data.chat_template import ChatTemplate
 from mm1.data.encode import encode
-from mm1.data.tiles import TileSpec
 from mm1.document import Document, Image, Mark, Piece, Text
 from mm1.eval.hf_model import HfModel
 from mm1.eval.model import Reply, Request
 from mm1.eval.models import Ours, open_model
 from mm1.hf.vocabulary import words
 from mm1.serve.chat import answer
+from mm1.tiling import TileSpec
 
 transformers = pytest.importorskip("transformers")
 

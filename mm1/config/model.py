@@ -4,22 +4,13 @@ Defaults are the simplest case; the sizes of the paper are in `model/sizes.py`.
 """
 
 import math
-from typing import Literal, NamedTuple
+from dataclasses import fields, replace
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from mm1.config.base import Config
-
-
-class Grid(NamedTuple):
-    """Rows and columns of a picture's tiles, or of the patches or image tokens of one tile, numbered row by row."""
-
-    rows: int
-    columns: int
-
-    @property
-    def cells(self) -> int:
-        return self.rows * self.columns
+from mm1.tiling import KINDS, Grid, Tiling
 
 
 class VisionConfig(Config):
@@ -87,11 +78,20 @@ class TilingConfig(Config):
     fit: Literal["squeeze", "pad", "pad_tiles", "squeeze_twice"] | None = None
     order: Literal["overview_first", "overview_last"] | None = None
     indicators: Literal["none", "index", "row_column"] | None = None  # text around tiles that says which is which
+    # the image tokens of a tile after those of the one before; or the rows of all tiles together, without padding, each
+    # ended by a learned token (LLaVA-NeXT)
+    layout: Literal["tiles", "rows"] | None = None
     min_tiles: int | None = Field(None, ge=1)  # without the overview
     max_tiles: int | None = Field(None, ge=1)  # without the overview; in training
     use_max_tiles: int | None = Field(None, ge=1)  # in evaluation, chat and serving
     full_images: int | None = Field(None, ge=0)  # of a document only the last so many pictures are cut; null: all
     max_document_images: int | None = Field(None, ge=0)  # documents of more pictures show overviews only
+
+    @property
+    def resolved(self) -> Tiling:
+        """The choices of the preset, and those that replace them."""
+        values = {field.name: getattr(self, field.name) for field in fields(Tiling)}
+        return replace(KINDS[self.kind], **{name: value for name, value in values.items() if value is not None})
 
 
 class ConnectorConfig(Config):
@@ -169,6 +169,11 @@ class ModelConfig(Config):
     tiling: TilingConfig = Field(default_factory=TilingConfig)
     connector: ConnectorConfig = Field(default_factory=ConnectorConfig)
     decoder: DecoderConfig = Field(default_factory=DecoderConfig)
+
+    @property
+    def tile_features(self) -> int:
+        """What the connector makes of a tile: its image tokens and, in the layout `rows`, the end of a row."""
+        return self.connector.tokens + (self.tiling.resolved.layout == "rows")
 
     @property
     def image_token(self) -> int:

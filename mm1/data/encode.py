@@ -2,15 +2,16 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 
 import numpy as np
 
 from mm1.data.chat_format import is_chat, messages, with_roles
-from mm1.data.tiles import TiledPicture, TileSpec, tiled
+from mm1.data.tiles import TiledPicture, tiled
 from mm1.data.tokenizer import Tokenizer
 from mm1.document import Document, Encoded, Image, Mark, Text
+from mm1.tiling import TileSpec
 
 
 def encode(document: Document, tokenizer: Tokenizer, *, tile: TileSpec, end: bool = True) -> Encoded:
@@ -46,10 +47,8 @@ def _assemble(
     extents: list[tuple[int, int]] = []
     for piece in document.pieces:
         if isinstance(piece, Image):
-            added = _picture_tokens(pictures[len(extents)], tokenizer, tile)
-            extents.append((len(tokens), len(tokens) + len(added)))
-            tokens += added
-            train += [False] * len(added)
+            extents.append(_add_picture(tokens, pictures[len(extents)], tokenizer))
+            train += [False] * (len(tokens) - len(train))
         elif isinstance(piece, Mark):
             tokens.append(marks[piece.name])
             train.append(piece.train)
@@ -60,7 +59,7 @@ def _assemble(
     if end and tokens[-1:] != [marks["end"]]:
         tokens.append(marks["end"])
         train.append(teaches)
-    return _encoded(tokens, train, pictures, extents)
+    return _encoded(tokens, train, pictures, extents, tokenizer=tokenizer, tile=tile)
 
 
 def _by_template(document: Document, tokenizer: Tokenizer, tile: TileSpec) -> Encoded:
@@ -70,28 +69,46 @@ def _by_template(document: Document, tokenizer: Tokenizer, tile: TileSpec) -> En
     tokens: list[int] = []
     for token in tokenizer.conversation(messages(document)):
         if token == tokenizer.image:
-            added = _picture_tokens(pictures[len(extents)], tokenizer, tile)
-            extents.append((len(tokens), len(tokens) + len(added)))
-            tokens += added
+            extents.append(_add_picture(tokens, pictures[len(extents)], tokenizer))
         else:
             tokens.append(token)
-    return _encoded(tokens, [False] * len(tokens), pictures, extents)
+    return _encoded(tokens, [False] * len(tokens), pictures, extents, tokenizer=tokenizer, tile=tile)
 
 
-def _picture_tokens(picture: TiledPicture, tokenizer: Tokenizer, tile: TileSpec) -> list[int]:
-    """The image tokens of a picture's tiles with the tokens of the text around them."""
-    tokens: list[int] = []
-    for text in picture.texts[:-1]:
-        tokens += [*tokenizer.indicator(text), *[tokenizer.image] * tile.tokens]
-    return [*tokens, *tokenizer.indicator(picture.texts[-1])]
+def _add_picture(tokens: list[int], picture: TiledPicture, tokenizer: Tokenizer) -> tuple[int, int]:
+    """The positions [start, stop) of a picture, whose tokens are added to `tokens`."""
+    start = len(tokens)
+    for block in picture.blocks:
+        tokens += [*tokenizer.indicator(block.text), *[tokenizer.image] * len(block.features)]
+    tokens += tokenizer.indicator(picture.ending)
+    return start, len(tokens)
 
 
 def _encoded(
-    tokens: list[int], train: list[bool], pictures: Sequence[TiledPicture], extents: Sequence[tuple[int, int]]
+    tokens: list[int],
+    train: list[bool],
+    pictures: Sequence[TiledPicture],
+    extents: Sequence[tuple[int, int]],
+    *,
+    tokenizer: Tokenizer,
+    tile: TileSpec,
 ) -> Encoded:
     images = tuple(one for picture in pictures for one in picture.tiles)
     numbers = tuple(number for number, picture in enumerate(pictures) for _ in picture.tiles)
-    return Encoded(np.array(tokens, np.int32), np.array(train, bool), images, numbers, tuple(extents))
+    ids = np.array(tokens, np.int32)
+    at_image = np.flatnonzero(ids == tokenizer.image) if pictures else np.zeros(0, np.int64)
+    encoded = Encoded(ids, np.array(train, bool), images, numbers, tuple(extents))
+    if tile.in_order:
+        return replace(encoded, starts=tuple(at_image[:: tile.tokens].tolist()))
+    # the tokens of a picture are spread over all of its tiles
+    starts = tuple(start for (start, _), picture in zip(extents, pictures, strict=True) for _ in picture.tiles)
+    features = np.zeros(len(ids), np.int32)
+    first, parts = 0, [np.zeros(0, np.int32)]
+    for picture in pictures:
+        parts += [np.array(block.features, np.int32) + first for block in picture.blocks]
+        first += len(picture.tiles) * tile.features
+    features[at_image] = np.concatenate(parts)
+    return replace(encoded, starts=starts, features=features)
 
 
 def _teaches(document: Document) -> bool:
@@ -124,25 +141,28 @@ class Cutter:
         inside a tile, nor inside a picture that fits a sequence: between its tiles or in the text around them. No
         position and no tile is lost.
         """
-        seen = np.concatenate([[0], np.cumsum(encoded.tokens == self.tokenizer.image)])  # image tokens before each
-        spans, start = [], 0
+        spans, start, starts = [], 0, encoded.starts
         while start < len(encoded.tokens):
-            most_seen = seen[start] + self.max_images * self.tile.tokens
-            stop = min(start + self.sequence_length, int(np.searchsorted(seen, most_seen, side="right")) - 1)
+            first = bisect_left(starts, start)  # the number of the first tile
+            too_many = first + self.max_images
+            stop = min(
+                start + self.sequence_length, starts[too_many] if too_many < len(starts) else len(encoded.tokens)
+            )
             if stop < len(encoded.tokens):
-                stop = self._best_stop(encoded, seen, start=start, stop=stop)
-            spans.append(Span(start, stop, int(seen[stop] - seen[start]) // self.tile.tokens))
+                stop = self._best_stop(encoded, start=start, stop=stop)
+            spans.append(Span(start, stop, bisect_left(starts, stop) - first))
             start = stop
         return spans
 
-    def _best_stop(self, encoded: Encoded, seen: np.ndarray, *, start: int, stop: int) -> int:
+    def _best_stop(self, encoded: Encoded, *, start: int, stop: int) -> int:
         """The best position to cut at, at most `stop`."""
         number = bisect_left(encoded.extents, stop, key=itemgetter(0)) - 1  # of the last picture that starts before
         if number >= 0 and stop < encoded.extents[number][1]:
             first = encoded.extents[number][0]
             if first > start:
                 return first  # the picture moves to the next span, whole
-            return stop - int(seen[stop]) % self.tile.tokens  # it fits no sequence: its tiles stay whole
+            last = encoded.starts[bisect_left(encoded.starts, stop) - 1]  # it fits no sequence: its tiles stay whole
+            return last if start < last < stop < last + self.tile.tokens else stop
         window = max(1, (stop - start) // 32)
         quality = self.tokenizer.breaks[encoded.tokens[stop - window : stop]]
         for first, end in encoded.extents[number::-1] if number >= 0 else ():

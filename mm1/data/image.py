@@ -10,7 +10,8 @@ import torch
 from PIL import Image as Pillow
 from torch.nn.functional import interpolate
 
-from mm1.document import Box, Cut, Image
+from mm1.document import Box, Image
+from mm1.tiling import Cut
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded: a small file can claim 30,000 x 30,000 pixels."""

@@ -24,9 +24,10 @@ from mm1.data.index import Source, open_source
 from mm1.data.microbatches import micro_batches, of_rank, padded
 from mm1.data.mixture import Mixture, sequence_shares
 from mm1.data.store import StoreError, open_store
-from mm1.data.tiles import TileSpec, tile_spec
+from mm1.data.tiles import tile_spec
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import IGNORED, Batch, Encoded, Tile, trained_positions
+from mm1.tiling import TileSpec
 
 MAX_WORKERS = 8
 """Processes that load data for a rank by default, at most. So many decode several times what a GPU trains on."""
@@ -95,6 +96,7 @@ class Sequences:
         tokens_BT = torch.zeros(len(numbers), length, dtype=torch.int64)
         targets_BT = torch.full_like(tokens_BT, IGNORED)
         document_BT, position_BT = torch.zeros_like(tokens_BT), torch.zeros_like(tokens_BT)
+        feature_BT = None if self.tile.in_order else torch.zeros_like(tokens_BT)
         tiles: list[np.ndarray] = []
         broken: list[str] = []
         origins = []
@@ -111,6 +113,8 @@ class Sequences:
                 targets_BT[row, start : stop - 1] = torch.where(trained, ids[1:], IGNORED)
                 document_BT[row, here] = order
                 position_BT[row, here] = torch.arange(len(ids))
+                if feature_BT is not None and span.features is not None:
+                    feature_BT[row, here] = torch.from_numpy(span.features + len(tiles) * self.tile.features)
                 pictures = groupby(zip(span.pictures, span.images, strict=True), key=itemgetter(0))
                 for image, (_, parts) in enumerate(pictures):
                     tiles += self._pixels([part for _, part in parts], f"{name}, image {image}", broken)
@@ -125,6 +129,8 @@ class Sequences:
             source_B=torch.tensor(origins),
             sequence_B=torch.tensor(numbers, dtype=torch.int64),
             broken=tuple(broken),
+            feature_BT=feature_BT,
+            features=self.tile.features,
             trained_R=trained_positions(targets_BT),
         )
 
@@ -136,15 +142,8 @@ class Sequences:
         encoded = encode_many(documents, self.tokenizer, tile=self.tile)
         for number, document, whole in zip(numbers.tolist(), documents, encoded, strict=True):
             start = int(spans.start[number])
-            part = self._slice(whole, start, start + int(spans.length[number]))
+            part = whole.part(start, start + int(spans.length[number]), features=self.tile.features)
             yield f"{source.name}: {document.id}", part
-
-    def _slice(self, whole: Encoded, start: int, stop: int) -> Encoded:
-        is_image = whole.tokens == self.tokenizer.image
-        before = int(is_image[:start].sum()) // self.tile.tokens
-        inside = int(is_image[start:stop].sum()) // self.tile.tokens
-        tiles = slice(before, before + inside)
-        return Encoded(whole.tokens[start:stop], whole.train[start:stop], whole.images[tiles], whole.pictures[tiles])
 
     def _pixels(self, tiles: list[Tile], name: str, broken: list[str]) -> list[np.ndarray]:
         """The pixels of tiles of one picture, decoded once; grey, and its name in `broken`, if it is unreadable."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from mm1.generate.prefix_cache import MIN_SHARED, Prefix, prefill, prefill_prefix
-from mm1.generate.prompt import Features, Prompt, common_prefix, content, whole_images
+from mm1.generate.prompt import Features, Prompt, common_prefix, content
 from mm1.generate.request import Completion
 from mm1.generate.sampling import Decoding, without_image_token
 from mm1.model.cache import Cache
@@ -52,10 +52,8 @@ def search_all(
     if not prompts:
         return []
     features = features or Features(model)
-    image_tokens = model.config.connector.tokens
     contents = [content(prompt, model.config) for prompt in prompts]
     shared = min(common_prefix(contents[0], other[:-1]) for other in contents)  # the last position's logits are needed
-    shared = whole_images(contents[0], shared, image_tokens=image_tokens)
     prefixes: list[Prefix] = []
     if shared >= MIN_SHARED and len(prompts) > 1:
         prefixes = [prefill_prefix(model, prompts[0], contents[0], length=shared, features=features)]

@@ -20,7 +20,7 @@ import torch
 from mm1.generate.admission import admission_order, next_wave
 from mm1.generate.decode_step import DecodeStep, step_for
 from mm1.generate.prefix_cache import MIN_SHARED, PrefixCache, prefill_prefix
-from mm1.generate.prompt import Features, Prompt, common_prefix, whole_images
+from mm1.generate.prompt import Features, Prompt, common_prefix
 from mm1.generate.prompt_lookup import PromptLookup
 from mm1.generate.request import ActiveRequest, Completion, EngineRequest, Event, Score
 from mm1.generate.sampling import Decoding, sample_tokens
@@ -193,7 +193,6 @@ class Engine:
         first, prefix_cache = arrivals[0], self.prefix_cache
         shared = min(common_prefix(first.content, other.content) for other in arrivals)
         shared = min(shared, *(len(active.content) - active.outputs for active in arrivals))
-        shared = whole_images(first.content, shared, image_tokens=self.model.config.connector.tokens)
         longest = max(active.max_length for active in arrivals)
         if prefix_cache is not None:
             kept = min(shared, common_prefix(prefix_cache.prefix.content, first.content)) if prefix_cache.prefix else 0

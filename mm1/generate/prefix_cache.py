@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from mm1.generate.decode_step import DecodeStep, step_for
-from mm1.generate.prompt import Features, Prompt, common_prefix, content, embed_from, whole_images
+from mm1.generate.prompt import Features, Prompt, common_prefix, content, embed_from
 from mm1.model.cache import Cache, Segment
 from mm1.model.mllm import MLLM
 
@@ -45,9 +45,8 @@ def prefill(
 
 
 def prefill_prefix(model: MLLM, prompt: Prompt, contents: np.ndarray, *, length: int, features: Features) -> Prefix:
-    """The first `length` positions of `prompt`, whose content is `contents`. They must not end inside an image."""
-    images = int((contents[:length] < 0).sum()) // model.config.connector.tokens
-    segment, _ = prefill(model, Prompt(prompt.tokens[:length], prompt.images[:images]), features=features)
+    """The first `length` positions of `prompt`, whose content is `contents`."""
+    segment, _ = prefill(model, prompt.part(0, length, model.config), features=features)
     return Prefix(contents[:length], segment)
 
 
@@ -175,8 +174,7 @@ class PrefixCache:
     def _take_row(self, own: np.ndarray, owner: int, *, most: int) -> tuple[int, int]:
         """The row that `owner` takes, and how many first positions of `own` it holds already: `most` at most."""
         source, start = self._nearest(own)
-        image_tokens = self.model.config.connector.tokens
-        start = whole_images(own, min(start, most), image_tokens=image_tokens)
+        start = min(start, most)
         if start < MIN_SHARED:
             start = 0
         row = source

@@ -34,14 +34,31 @@ def picture(pixels_CYX: torch.Tensor) -> Picture:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Tokens, with the image token at every position of an image, and the images in order."""
+    """Tokens, with the image token at every position of an image, and the images in order.
+
+    `features` numbers the feature of each image token among those of all images; without it image tokens take them in
+    order, each once.
+    """
 
     tokens: Sequence[int]
     images: Sequence[Picture] = ()
+    features: np.ndarray | None = None
+
+    def part(self, start: int, stop: int, config: ModelConfig) -> "Prompt":
+        """The positions [start, stop), with the images that they show a part of."""
+        is_image = np.array(self.tokens[:stop], np.int64) == config.image_token
+        features = self.feature_numbers(config)[is_image[:start].sum() : is_image.sum()]
+        size = config.tile_features
+        first, last = (int(features.min()) // size, int(features.max()) // size) if len(features) else (0, -1)
+        return Prompt(self.tokens[start:stop], self.images[first : last + 1], features - first * size)
+
+    def feature_numbers(self, config: ModelConfig) -> np.ndarray:
+        """`features`, also where they are in order."""
+        return np.arange(len(self.images) * config.tile_features) if self.features is None else self.features
 
 
 def content(prompt: Prompt, config: ModelConfig) -> np.ndarray:
-    """What stands at each position, as int64: a token, or a negative number made of the image's name.
+    """What stands at each position, as int64: a token, or a negative number made of the image's name and the feature.
 
     Where two prompts begin with the same content, their keys and values are the same.
 
@@ -49,15 +66,15 @@ def content(prompt: Prompt, config: ModelConfig) -> np.ndarray:
         ValueError: the images don't fit the image tokens, or the prompt is empty.
     """
     tokens = np.array(prompt.tokens, np.int64)
-    image_tokens = config.connector.tokens
-    is_image = tokens == config.image_token
-    if is_image.sum() != len(prompt.images) * image_tokens or not len(tokens):
+    is_image, features = tokens == config.image_token, prompt.feature_numbers(config)
+    if is_image.sum() != len(features) or not len(tokens):
         raise ValueError(
             f"a prompt has {len(tokens)} tokens, of them {is_image.sum()} image tokens, and {len(prompt.images)} "
-            f"images of {image_tokens} image tokens each; give each image exactly its image tokens"
+            f"images, which take {len(features)} image tokens; give each image exactly its image tokens"
         )
-    numbers = [int.from_bytes(hashlib.sha256(one.name.encode()).digest()[:7]) for one in prompt.images]
-    tokens[is_image] = -1 - np.repeat(np.array(numbers, np.int64), image_tokens)
+    digests = [int.from_bytes(hashlib.sha256(one.name.encode()).digest()[:7]) for one in prompt.images]
+    image, feature = np.divmod(features, config.tile_features)
+    tokens[is_image] = -1 - np.array(digests, np.int64)[image] - feature
     return tokens
 
 
@@ -66,11 +83,6 @@ def common_prefix(ours: np.ndarray, theirs: np.ndarray) -> int:
     shorter = min(len(ours), len(theirs))
     differs = np.flatnonzero(ours[:shorter] != theirs[:shorter])
     return int(differs[0]) if len(differs) else shorter
-
-
-def whole_images(contents: np.ndarray, positions: int, *, image_tokens: int) -> int:
-    """`positions`, reduced if needed so that the first ones of a content end with no image cut in two."""
-    return positions - int((contents[:positions] < 0).sum()) % image_tokens
 
 
 class Features:
@@ -95,7 +107,7 @@ class Features:
         for one in pictures:
             self._features.move_to_end(one.name)
         if not pictures:
-            return weight.new_zeros(0, self.model.config.connector.tokens, weight.shape[1])
+            return weight.new_zeros(0, self.model.config.tile_features, weight.shape[1])
         features_NSD = torch.stack([self._features[one.name] for one in pictures]).to(weight)
         while len(self._features) * features_NSD[0].nbytes > self.memory:
             self._features.popitem(last=False)
@@ -103,22 +115,23 @@ class Features:
 
 
 def embed_from(model: MLLM, prompts: Sequence[Prompt], starts: Sequence[int], *, features: Features) -> torch.Tensor:
-    """The decoder's input [B, T, D] for each prompt's positions from its start on, padded with its last one.
-
-    A start must not fall inside an image.
-    """
-    image_tokens = model.config.connector.tokens
-    news = [prompt.tokens[start:] for prompt, start in zip(prompts, starts, strict=True)]
-    pictures: list[Picture] = []
-    for prompt, tokens in zip(prompts, news, strict=True):
-        count = sum(token == model.config.image_token for token in tokens) // image_tokens
-        pictures += prompt.images[len(prompt.images) - count :]
+    """The decoder's input [B, T, D] for each prompt's positions from its start on, padded with its last one."""
+    config = model.config
+    parts = [prompt.part(start, len(prompt.tokens), config) for prompt, start in zip(prompts, starts, strict=True)]
+    news = [part.tokens for part in parts]
     weight = model.decoder.embedding.weight
     longest = max(map(len, news))
-    padding = 0 if model.config.image_token else 1  # any token but the image token: it is replaced below
+    padding = 0 if config.image_token else 1  # any token but the image token: it is replaced below
     rows = [[*tokens, *[padding] * (longest - len(tokens))] for tokens in news]
-    tokens_BT = torch.tensor(rows, device=weight.device)
-    x_BTD = model.embed(tokens_BT, features.of(pictures))
+    tokens_BT = torch.tensor(rows)
+    images, numbers = 0, []
+    for part in parts:
+        numbers.append(part.feature_numbers(config) + images * config.tile_features)
+        images += len(part.images)
+    feature_BT = torch.zeros_like(tokens_BT)
+    feature_BT[tokens_BT == config.image_token] = torch.from_numpy(np.concatenate(numbers))
+    features_NSD = features.of([picture for part in parts for picture in part.images])
+    x_BTD = model.embed(tokens_BT.to(weight.device), features_NSD, feature_BT.to(weight.device))
     if all(len(tokens) == longest for tokens in news):
         return x_BTD
     last_B1 = torch.tensor([[len(tokens) - 1] for tokens in news], device=weight.device)

@@ -1,7 +1,7 @@
 """A request to the engine, its state until it ends, and what comes back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -73,7 +73,7 @@ class ActiveRequest:
                     "a prompt or a continuation is empty; give each one token (such as the one that starts text)"
                 )
             # nothing attends to the last token
-            self.prompt = Prompt([*self.prompt.tokens, *self.continuation[:-1]], self.prompt.images)
+            self.prompt = replace(self.prompt, tokens=[*self.prompt.tokens, *self.continuation[:-1]])
             self.outputs, self.max_length = len(self.continuation), len(self.prompt.tokens)
         self.content = content(self.prompt, config)
         self.generator = random_stream(self.decoding.seed, request.stream)

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import groupby, islice
 from operator import itemgetter
 
@@ -80,7 +79,7 @@ class Writer:
             pairs = []
             for document in documents[start : start + self.engine.rows]:
                 whole = encode(document, self.tokenizer, tile=self._tile)
-                before = replace(whole, tokens=whole.tokens[~whole.train], train=whole.train[~whole.train])
+                before = whole.untrained()
                 pairs.append((self._prompt(before), whole.tokens[whole.train].tolist()))
             losses += [-score.log_probability / score.tokens for score in self.engine.score(pairs)]
             done(len(pairs))
@@ -124,7 +123,8 @@ class Writer:
         for start in range(0, len(images), IMAGES_PER_PASS):
             tiles = [overview(image, self._tile) for image in images[start : start + IMAGES_PER_PASS]]
             pictures = [picture for tile in tiles for picture in self._pictures((tile,))]
-            parts.append(self.engine.features.of(pictures).mean(dim=1).float().cpu().numpy())
+            features_NSD = self.engine.features.of(pictures)[:, : self._tile.tokens]
+            parts.append(features_NSD.mean(dim=1).float().cpu().numpy())
         return np.concatenate(parts)
 
     def prompt_tokens(self, document: Document) -> int:
@@ -143,7 +143,9 @@ class Writer:
         pictures: list[Picture] = []
         for _, tiles in groupby(zip(encoded.pictures, encoded.images, strict=True), key=itemgetter(0)):
             pictures += self._pictures(tuple(tile for _, tile in tiles))
-        return Prompt(encoded.tokens.tolist(), pictures)
+        at_image = encoded.tokens == self.tokenizer.image
+        features = None if encoded.features is None else encoded.features[at_image]
+        return Prompt(encoded.tokens.tolist(), pictures, features)
 
     def _pictures(self, tiles: tuple[Tile, ...]) -> list[Picture]:
         """Each tile of one image as a picture of the engine."""

@@ -4,15 +4,41 @@ Each takes features row by row and the grid of their patches; `tokens` is the gr
 stands for the inner width of a connector.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mm1.config.model import ConnectorConfig, Grid, VisionConfig
+from mm1.config.model import ConnectorConfig, VisionConfig
 from mm1.model.layers import Attention, FeedForward, linear, residual_scale, resize_positions
+from mm1.tiling import Grid
 
 
-class Average(nn.Module):
+class Connector(nn.Module):
+    """What all connectors share: the features that end rows, if the model's tiling has such (see `tiling.py`)."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_parameter("row_end_D", None)
+
+    def learn_row_ends(self, width: int) -> None:
+        """Give every tile one more feature after those of its tokens: a learned one, which ends a row of tiles."""
+        self.row_end_D = nn.Parameter(torch.zeros(width))
+
+    def forward(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """Features [N, S, D] of tiles from those of their patches; [N, S + 1, D] with an end of rows."""
+        x_NSD = self.project(features_NPE, grid)
+        if self.row_end_D is None:
+            return x_NSD
+        return torch.cat((x_NSD, self.row_end_D.expand(len(x_NSD), 1, -1)), 1)
+
+    def project(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """Image tokens [N, S, D]."""
+        raise NotImplementedError
+
+
+class Average(Connector):
     """Patch features averaged over the cells of the tokens' grid, then one linear layer."""
 
     def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
@@ -20,11 +46,11 @@ class Average(nn.Module):
         self.tokens = config.grid
         self.out = linear(vision.width, width, bias=True)
 
-    def forward(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+    def project(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
         return self.out(average(features_NPE.unflatten(1, grid), self.tokens).flatten(1, 2))
 
 
-class Linear(nn.Module):
+class Linear(Connector):
     """One linear layer on features sampled at the centres of the tokens' cells.
 
     With a token per patch it is LLaVA's (Liu et al., arXiv 2304.08485).
@@ -35,11 +61,11 @@ class Linear(nn.Module):
         self.tokens = config.grid
         self.out = linear(vision.width, width, bias=True)
 
-    def forward(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+    def project(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
         return self.out(sample(features_NPE.unflatten(1, grid), self.tokens).flatten(1, 2))
 
 
-class MLP(nn.Module):
+class MLP(Connector):
     """Two linear layers with a GELU between them, LLaVA-1.5's (Liu et al., arXiv 2310.03744).
 
     With fewer tokens than patches they take averages of patches (DeCo; Yao et al., arXiv 2405.20985).
@@ -51,11 +77,11 @@ class MLP(nn.Module):
         self.up = linear(vision.width, width, bias=True)
         self.out = linear(width, width, bias=True)
 
-    def forward(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+    def project(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
         return self.out(F.gelu(self.up(average(features_NPE.unflatten(1, grid), self.tokens).flatten(1, 2))))
 
 
-class PixelShuffle(nn.Module):
+class PixelShuffle(Connector):
     """Blocks of patches, their channels concatenated, through one linear layer.
 
     Idefics3's (Laurençon et al., arXiv 2408.12637). A grid that blocks don't divide is first sampled at a finer one.
@@ -68,7 +94,7 @@ class PixelShuffle(nn.Module):
         self.block = Grid(*(-(-patches // tokens) for patches, tokens in zip(vision.grid, self.tokens, strict=True)))
         self.out = linear(self.block.cells * vision.width, width, bias=False)
 
-    def forward(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+    def project(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
         tokens, block = self.tokens, self.block
         x_NYXC = sample(features_NPE.unflatten(1, grid), Grid(tokens.rows * block.rows, tokens.columns * block.columns))
         blocks = x_NYXC.unflatten(2, (tokens.columns, block.columns)).unflatten(1, (tokens.rows, block.rows))
@@ -92,7 +118,7 @@ class PoolingBlock(nn.Module):
         return x_NSC + self.feed_forward(self.feed_forward_norm(x_NSC))
 
 
-class AttentionPooling(nn.Module):
+class AttentionPooling(Connector):
     """Learned queries attend to the patch features, then comes one linear layer."""
 
     def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
@@ -102,14 +128,14 @@ class AttentionPooling(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.out = linear(config.width, width, bias=True)
 
-    def forward(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+    def project(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
         x_NSC = self.query_SC.expand(len(features_NPE), -1, -1)
         for block in self.blocks:
             x_NSC = block(x_NSC, features_NPE)
         return self.out(self.norm(x_NSC))
 
 
-class CAbstractor(nn.Module):
+class CAbstractor(Connector):
     """Convolutions before and after an adaptive average pooling, which keep the layout; then two linear layers.
 
     Honeybee's C-Abstractor (Cha et al., arXiv 2312.06742; settings of github.com/khanrc/honeybee).
@@ -126,7 +152,7 @@ class CAbstractor(nn.Module):
         self.up = linear(inputs[config.depth], width, bias=True)
         self.out = linear(width, width, bias=True)
 
-    def forward(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+    def project(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
         x_NPE = features_NPE + resize_positions(self.position_PE, self.grid, to=grid)
         x_NYXC = self.after(average(self.before(x_NPE.unflatten(1, grid)), self.tokens))
         return self.out(F.silu(self.up(x_NYXC.flatten(1, 2))))
@@ -165,7 +191,7 @@ class Bottleneck(nn.Module):
         return F.silu(x_NYXC + y_NYXC)
 
 
-KINDS = {
+KINDS: dict[str, Callable[..., Connector]] = {
     "c_abstractor": CAbstractor,
     "average": Average,
     "attention": AttentionPooling,

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mm1.config.model import DecoderConfig, Grid
+from mm1.config.model import DecoderConfig
+from mm1.tiling import Grid
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,

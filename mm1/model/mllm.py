@@ -24,6 +24,8 @@ class MLLM(nn.Module):
         self.connector = KINDS[config.connector.kind](
             config.connector, vision=config.vision, width=config.decoder.width
         )
+        if config.tiling.resolved.layout == "rows":
+            self.connector.learn_row_ends(config.decoder.width)
         self.decoder = Decoder(config.decoder)
         for parameter in self.vision.idle():
             parameter.requires_grad_(False)
@@ -33,14 +35,19 @@ class MLLM(nn.Module):
         initialise(self, seed)
 
     def encode_images(self, images_NCYX: torch.Tensor) -> torch.Tensor:
-        """Image tokens [N, S, D] of uint8 images."""
+        """Image tokens [N, S, D] of uint8 images; [N, S + 1, D] where a learned feature ends rows of tiles."""
         return self.connector(self.vision(images_NCYX), self.vision.grid_of(images_NCYX))
 
-    def embed(self, tokens_BT: torch.Tensor, features_NSD: torch.Tensor) -> torch.Tensor:
-        """The decoder's input [B, T, D]: token embeddings, and image features in order at the image tokens."""
+    def embed(
+        self, tokens_BT: torch.Tensor, features_NSD: torch.Tensor, feature_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The decoder's input [B, T, D]: token embeddings, and image features at the image tokens.
+
+        `feature_BT` numbers the feature of each image token; without it the n-th image token takes the n-th feature.
+        """
         image_BT = tokens_BT == self.config.image_token
-        # the n-th image token takes the n-th feature; all other tokens take row 0 of the table, which has no gradient
-        index_BT = image_BT.flatten().cumsum(0).view_as(tokens_BT) * image_BT
+        number_BT = image_BT.flatten().cumsum(0).view_as(tokens_BT) if feature_BT is None else feature_BT + 1
+        index_BT = number_BT * image_BT  # other tokens take row 0 of the table, which has no gradient
         table = F.pad(features_NSD.flatten(0, 1), (0, 0, 1, 0))
         feature_BTD = F.embedding(index_BT, table, padding_idx=0)
         x_BTD = self.decoder.embed(tokens_BT)
@@ -61,7 +68,7 @@ class MLLM(nn.Module):
             size = self.config.vision.image_size
             images_NCYX = images_NCYX.new_zeros(1, 3, size, size)
         features_NSD = self.encode_images(images_NCYX)
-        x_BTD = self.embed(batch.tokens_BT, features_NSD)
+        x_BTD = self.embed(batch.tokens_BT, features_NSD, batch.feature_BT)
         mask = document_mask(batch.document_BT)
         return self.decoder.routed(x_BTD, batch.position_BT, mask=mask, real_BT=batch.document_BT > 0)
 

@@ -6,8 +6,9 @@ Two letters beside the project's legend: R are registers, Q all tokens of an ima
 import torch
 from torch import nn
 
-from mm1.config.model import Grid, VisionConfig
+from mm1.config.model import VisionConfig
 from mm1.model.layers import NORMS, Attention, FeedForward, LayerScale, SwiGLU, linear, residual_scale, resize_positions
+from mm1.tiling import Grid
 
 
 class VisionBlock(nn.Module):

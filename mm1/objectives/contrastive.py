@@ -172,6 +172,11 @@ class Contrastive(Objective):
     def check(cls, run: RunConfig) -> None:
         if run.model.decoder.sparse.experts:
             raise ConfigError("objective contrastive has no router losses; set model.decoder.sparse.experts=0")
+        if run.model.tiling.kind != "none":
+            raise ConfigError(
+                "objective contrastive pairs a caption with one tile, which shows the whole picture; set "
+                "model.tiling.kind=none"
+            )
         if run.z_loss_weight:
             raise ConfigError("objective contrastive has no z loss; set z_loss_weight=0")
         if run.loss_weighting != "token":

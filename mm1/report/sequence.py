@@ -131,8 +131,18 @@ class _Arrays:
         self.images = batch.images
         self.image_token = image_token
         self.is_image = (self.tokens == image_token) & (self.document > 0)
+        self.in_order = batch.feature_BT is None
         self.image_tokens = int(self.is_image.sum()) // batch.images if batch.images else 0
+        if batch.feature_BT is None:
+            self.tile = (self.is_image.cumsum() - 1) // max(self.image_tokens, 1)
+        else:
+            self.tile = batch.feature_BT[0].numpy() // batch.features
         self.trained = self.targets != IGNORED
+
+    def tiles(self, start: int, stop: int) -> dict[int, int]:
+        """The tiles that positions [start, stop) show a part of, each with its number of positions."""
+        tiles, counts = np.unique(self.tile[start:stop][self.is_image[start:stop]], return_counts=True)
+        return dict(zip(tiles.tolist(), counts.tolist(), strict=True))
 
     def mask(self) -> np.ndarray:
         """Which position (first axis) sees which (second axis): those of its own document up to itself."""
@@ -193,15 +203,14 @@ def _padding_check(arrays: _Arrays) -> Check:
 
 def _image_checks(arrays: _Arrays) -> list[Check]:
     positions = int(arrays.is_image.sum())
-    torn = sum(
-        int(arrays.is_image[extent.start : extent.stop].sum()) % max(arrays.image_tokens, 1)
-        for extent in arrays.extents()
-    )
+    of_documents = [arrays.tiles(extent.start, extent.stop) for extent in arrays.extents()]
+    torn = sum(map(len, of_documents)) - len({tile for tiles in of_documents for tile in tiles})
+    is_whole = positions == arrays.images * arrays.image_tokens or not arrays.in_order
     targets = int((arrays.targets[arrays.trained] == arrays.image_token).sum())
     return [
         Check(
             "every image has its positions, inside one document",
-            positions == arrays.images * arrays.image_tokens and torn == 0,
+            is_whole and torn == 0 and max(map(max, filter(None, of_documents)), default=-1) < arrays.images,
             f"{positions:,} positions for {arrays.images} images",
         ),
         Check("no image token is a target", targets == 0, f"{targets:,} image targets"),
@@ -211,15 +220,16 @@ def _image_checks(arrays: _Arrays) -> list[Check]:
 def _document_span(arrays: _Arrays, number: int, tokenizer: Tokenizer) -> DocumentSpan:
     positions = np.flatnonzero(arrays.document == number)
     start, stop = int(positions[0]), int(positions[-1]) + 1
-    before = int(arrays.is_image[:start].sum())  # image tokens before this document
+    tiles, shown = arrays.tiles(start, stop), set()
     items: list[PageItem] = []
     for index in range(start, stop):
         position = arrays.position[index]
         if arrays.is_image[index]:
-            image, offset = divmod(before + int(arrays.is_image[start:index].sum()), max(arrays.image_tokens, 1))
-            if offset == 0:
-                tip = f"{arrays.image_tokens} positions from {index} on, from {position} on in the document"
-                picture = _picture_uri(arrays.pictures[image]) if image < len(arrays.pictures) else ""
+            tile = int(arrays.tile[index])
+            if tile not in shown:
+                shown.add(tile)
+                tip = f"{tiles[tile]} positions from {index} on, from {position} on in the document"
+                picture = _picture_uri(arrays.pictures[tile]) if tile < len(arrays.pictures) else ""
                 items.append(PageItem("image", picture, tip, trained=False))
             continue
         token = int(arrays.tokens[index])
@@ -233,7 +243,7 @@ def _document_span(arrays: _Arrays, number: int, tokenizer: Tokenizer) -> Docume
         items=items,
         start=start,
         length=stop - start,
-        images=int(arrays.is_image[start:stop].sum()) // max(arrays.image_tokens, 1),
+        images=len(tiles),
         trained=int(arrays.trained[start:stop].sum()),
     )
 

@@ -163,11 +163,17 @@ class Meter:
             "memory_gib": peak_memory() / 2**30,
         }
         for number, name in enumerate(self._names):
-            sequences = [batch.tokens_BT[batch.source_B == number] for batch in batches]
-            image_tokens = sum(int((tokens == self._image).sum()) for tokens in sequences)
-            metrics[f"sequences/{name}"] = sum(len(tokens) for tokens in sequences)
-            metrics[f"images/{name}"] = image_tokens // self._image_tokens
+            metrics[f"sequences/{name}"] = sum(int((batch.source_B == number).sum()) for batch in batches)
+            metrics[f"images/{name}"] = sum(self._images(batch, source=number) for batch in batches)
         return metrics
+
+    def _images(self, batch: Batch, *, source: int) -> int:
+        """The tiles in the sequences of a source."""
+        mine_B = batch.source_B == source
+        is_image_BT = batch.tokens_BT[mine_B] == self._image
+        if batch.feature_BT is None:
+            return int(is_image_BT.sum()) // self._image_tokens
+        return len((batch.feature_BT[mine_B][is_image_BT] // batch.features).unique())
 
     def restart(self) -> None:
         """Exclude the time since the last step (a checkpoint, a validation) from the next one."""
