@@ -23,11 +23,13 @@ from mm1.config.base import ConfigError
 from mm1.config.model import ModelConfig
 from mm1.config.run import DataConfig, LoRAConfig, RunConfig
 from mm1.data.chat_format import TEMPLATE
-from mm1.data.recorded import TOKENIZER, record_text, recorded_text
-from mm1.data.tokenizer import load_tokenizer
+from mm1.data.recorded import TOKENIZER, RecordedText, record_text, recorded_text
+from mm1.data.tokenizer import Tokenizer, load_tokenizer
 from mm1.disk import sync
-from mm1.hf import adapter, encoder, files, llava
+from mm1.hf import adapter, encoder, files
 from mm1.hf.convert import decoder_config_to_hf, decoder_from_hf, decoder_to_hf
+from mm1.hf.families import FAMILIES, REFUSED
+from mm1.hf.files import Processor
 from mm1.hf.language import Language, downloaded, read_language, tensors_of, with_words
 from mm1.hf.layouts import layout_of, vision_from_hf, vision_to_hf
 from mm1.hf.shards import Group, State, write_shards
@@ -36,6 +38,7 @@ from mm1.hf.vocabulary import Words, read_words
 from mm1.model.lora import is_adapter
 from mm1.model.mllm import MLLM
 from mm1.objectives.index import generates_text
+from mm1.tiling import KINDS
 
 log = logging.getLogger("mm1")
 
@@ -50,6 +53,7 @@ class Form:
     config: dict[str, Any]
     rename: Callable[[State], State]
     native: bool = True
+    processor: Processor | None = None
 
 
 def export_run(run_folder: Path, to: Path, *, dtype: str = "stored", shard_bytes: int = 5 * 10**9) -> Form:
@@ -66,13 +70,9 @@ def export_run(run_folder: Path, to: Path, *, dtype: str = "stored", shard_bytes
     weights = Weights(run_folder)
     _check_free(to)
     part = _part(run, weights)
-    if part == "model" and run.model.tiling.kind != "none":
-        raise ValueError(
-            f"model.tiling.kind is {run.model.tiling.kind}, but an exported model reads every picture as one tile; "
-            "for an export that does so, set model.tiling.kind to none in the run's config.json"
-        )
     names = [name for name in weights.shapes if part == "model" or name.startswith(f"{part}.")]
-    form = _form(run, part, names)
+    text = None if part == "vision" else recorded_text(run_folder)
+    form = _form(run, part, names, tokenizer=text.tokenizer if text and part == "model" else None)
     target = DTYPES[dtype]
 
     def typed(x: torch.Tensor) -> torch.Tensor:
@@ -93,9 +93,9 @@ def export_run(run_folder: Path, to: Path, *, dtype: str = "stored", shard_bytes
             read=lambda name: typed(weights.read(name)),
             limit=shard_bytes,
         )
-        for name, content in _small_files(run_folder, run, part, form).items():
-            text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-            (half / name).write_text(text)
+        for name, content in _small_files(run, part, form, text).items():
+            written = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            (half / name).write_text(written)
     return form
 
 
@@ -117,7 +117,8 @@ def export_adapter(run_folder: Path, to: Path, *, dtype: str = "stored") -> Path
         )
     part = _part(run, weights)
     lora, base = _adapter_base(run, run_folder, part=part)
-    form = _form(run, part, [name for name in weights.shapes if not is_adapter(name)])
+    tokenizer = recorded_text(run_folder).tokenizer if part == "model" else None
+    form = _form(run, part, [name for name in weights.shapes if not is_adapter(name)], tokenizer=tokenizer)
     names = [name for name in weights.shapes if is_adapter(name)]
     if part == "model":
         names += [name for name in weights.shapes if name.startswith("connector.")]
@@ -196,19 +197,29 @@ def _record(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _form(run: RunConfig, part: str, names: list[str]) -> Form:
+def _form(run: RunConfig, part: str, names: list[str], *, tokenizer: Tokenizer | None) -> Form:
+    """The form of an export of `part`; a whole model has a `tokenizer`."""
     model, length = run.model, run.data.sequence_length
     if part == "vision":
         layout = layout_of({name.removeprefix("vision.") for name in names})
         return Form(vision_config_to_hf(model.vision), lambda ours: vision_to_hf(_inside(ours, "vision."), layout))
-    try:
-        if part == "decoder":
+    if tokenizer is None:
+        try:
             theirs = decoder_config_to_hf(model.decoder, max_positions=length)
             return Form(theirs, lambda ours: decoder_to_hf(_inside(ours, "decoder.")))
-        return Form(llava.llava_config_to_hf(model, max_positions=length), llava.llava_to_hf)
-    except ValueError as why:
-        log.info("exported with a modelling file: %s", why)
+        except ValueError as why:
+            log.info("exported with a modelling file: %s", why)
         return Form(files.own_config(model, part=part, max_positions=length), lambda ours: ours, native=False)
+    reasons = []
+    for name, family in FAMILIES.items():
+        try:
+            theirs, processor = family.config_to_hf(model, max_positions=length), family.processor(model, tokenizer)
+            return Form(theirs, family.to_hf, processor=processor)
+        except ValueError as why:
+            reasons.append(f"no {name}, since {why}")
+    log.info("exported with a modelling file: %s", "; ".join(reasons))
+    theirs = files.own_config(model, part=part, max_positions=length)
+    return Form(theirs, lambda ours: ours, native=False, processor=files.own_processor(model, tokenizer))
 
 
 def _inside(state: State, prefix: str) -> State:
@@ -224,22 +235,20 @@ def _groups(names: list[str]) -> list[list[str]]:
     return [*groups.values()]
 
 
-def _small_files(run_folder: Path, run: RunConfig, part: str, form: Form) -> dict[str, str | dict[str, Any]]:
+def _small_files(run: RunConfig, part: str, form: Form, text: RecordedText | None) -> dict[str, str | dict[str, Any]]:
     contents: dict[str, str | dict[str, Any]] = {"config.json": form.config}
-    if part != "decoder":
-        contents["preprocessor_config.json"] = files.preprocessor_config(run.model.vision, processor=part == "model")
-    if part == "vision":
-        return contents
-    text = recorded_text(run_folder)
+    if text is None:
+        return contents | {"preprocessor_config.json": files.squeezed_images(run.model.vision)}
     tokenizer = text.tokenizer
     contents["tokenizer.json"] = files.tokenizer_file(json.loads(tokenizer.path.read_text()), tokenizer)
-    processor = part == "model"
     contents["tokenizer_config.json"] = files.tokenizer_config(
-        tokenizer, max_positions=run.data.sequence_length, processor=processor
+        tokenizer,
+        max_positions=run.data.sequence_length,
+        processor=form.processor.name if form.processor is not None else "",
     )
     contents["generation_config.json"] = files.generation_config(tokenizer)
-    if part == "model":
-        contents["processor_config.json"] = files.processor_config(run.model, tokenizer, native=form.native)
+    if form.processor is not None:
+        contents |= form.processor.contents()
     if not form.native:
         contents[files.modelling_file().name] = files.modelling_file().read_text()
     if text.chats:
@@ -273,8 +282,10 @@ def import_model(name: str, folder: Path) -> Imported:
     kind = theirs.get("model_type", "")
     if "mm1" in theirs:
         return _import_export(_folder_of(name), theirs, folder)
-    if kind in llava.TYPES:
-        return _import_llava(_folder_of(name), theirs, folder)
+    if kind in FAMILIES:
+        return _import_multimodal(_folder_of(name), theirs, folder)
+    if kind in REFUSED:
+        raise ValueError(f"models of type {kind} can't be read: {REFUSED[kind]}; known: {', '.join(FAMILIES)}")
     if theirs.get("vision_config") or encoder.is_encoder(theirs):
         vision, state = encoder.read_encoder(name)
         weights = {f"vision.{leaf}": x for leaf, x in state.items()}
@@ -307,16 +318,19 @@ def _folder_of(name: str) -> Path:
     return Path(name) if Path(name).is_dir() else downloaded(name, kinds=("*.json", "*.safetensors", TEMPLATE))
 
 
-def _import_llava(path: Path, theirs: dict[str, Any], folder: Path) -> Imported:
-    model = llava.llava_config_from_hf(theirs)
+def _import_multimodal(path: Path, theirs: dict[str, Any], folder: Path) -> Imported:
+    family = FAMILIES[theirs["model_type"]]
+    model = family.config_from_hf(theirs, path)
     model.vision.mean, model.vision.std = encoder.pixels_of(path, model.vision)
     image = theirs.get("image_token_index", theirs.get("image_token_id"))
-    state = llava.llava_from_hf(tensors_of(path), model)
+    state = family.from_hf(tensors_of(path), model)
     language, weights = _with_words(model, state, read_words(path, image=image))
     model.decoder = language.config
-    data = DataConfig(sequence_length=max(4 * model.connector.tokens, 512))
+    tiling = model.tiling.resolved
+    tiles = 1 if tiling == KINDS["none"] else 1 + max(tiling.max_tiles, tiling.use_max_tiles)
+    data = DataConfig(sequence_length=max(4 * model.connector.tokens, 2 * tiles * model.tile_features, 512))
     _write(folder, "model", weights, model=model, data=data, words=language.words)
-    return Imported(folder, llava.NOT_READ.get(theirs["model_type"], ""))
+    return Imported(folder, family.left_out(path))
 
 
 def _with_words(model: ModelConfig, state: State, words: Words) -> tuple[Language, State]:
@@ -338,7 +352,7 @@ def _import_export(path: Path, theirs: dict[str, Any], folder: Path) -> Imported
             for name, x in decoder_from_hf(state, tie_embeddings=model.decoder.tie_embeddings).items()
         }
     elif native:
-        state = llava.llava_from_hf(state, model)
+        state = FAMILIES[theirs["model_type"]].from_hf(state, model)
     data = DataConfig(sequence_length=record["sequence_length"])
     words = None
     if part != "vision":

@@ -324,17 +324,17 @@ def _by_row(cuts: Sequence[Cut], size: Size, spec: TileSpec) -> list[Sequence[in
     LLaVA-NeXT's `spatial_unpad` (https://llava-vl.github.io/blog/2024-01-30-llava-next/).
     """
     side, end = math.isqrt(spec.tokens), spec.tokens  # of the first tile; those of the others are the same
-    place = {cut.cell: number * spec.features for number, cut in enumerate(cuts)}
-    overview = [*range(place[0, 0], place[0, 0] + spec.tokens)]
+    first = {cut.cell: number * spec.features for number, cut in enumerate(cuts)}
+    overview = [*range(first[0, 0], first[0, 0] + spec.tokens)]
     if len(cuts) == 1:
         return [[*overview, end]]
-    grid = Grid(*max(place))
+    grid = Grid(*max(first))
     canvas = Grid(grid.rows * side, grid.columns * side)
     above, left = _padding(cuts, size, spec, canvas)
     rows: list[int] = []
     for row in range(above, canvas.rows - above):
-        first = [place[row // side + 1, column + 1] + row % side * side for column in range(grid.columns)]
-        whole = [feature for start in first for feature in range(start, start + side)]
+        starts = [first[row // side + 1, column + 1] + row % side * side for column in range(grid.columns)]
+        whole = [feature for start in starts for feature in range(start, start + side)]
         rows += [*whole[left : canvas.columns - left], end]
     return [overview, rows] if cuts[0].cell == (0, 0) else [rows, overview]
 

@@ -72,7 +72,20 @@ ORDER = {
         *("prompt", "sampling", "threads", "decode_step", "prefix_cache", "prompt_lookup", "request", "admission"),
         *("engine", "beam", "writer"),
     ),
-    "hf": ("names", "layouts", "vision", "encoder", "vocabulary", "convert", "llava", "adapter", "files", "shards"),
+    "hf": (
+        "names",
+        "layouts",
+        "vision",
+        "encoder",
+        "vocabulary",
+        "convert",
+        "files",
+        "llava",
+        "idefics3",
+        "families",
+        "adapter",
+        "shards",
+    ),
     "train": (
         *(
             "inputs",

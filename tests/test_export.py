@@ -362,7 +362,7 @@ def test_what_cannot_be_exported_says_why(tmp_path):
     tiled = run_of(NATIVE["CLIP, Llama"].model_copy(deep=True))
     tiled.model.tiling.kind = "mm1"
     write_run(tmp_path / "tiled", tiled)
-    with pytest.raises(ValueError, match=r"model\.tiling\.kind is mm1, but an exported model reads every picture as"):
+    with pytest.raises(ValueError, match=r"model\.tiling\.kind is mm1, but the modelling file reads every picture as"):
         exchange.export_run(tmp_path / "tiled", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -64,7 +64,7 @@ class VisionConfig(Config):
 
 
 class TilingConfig(Config):
-    """How a picture becomes tiles, each an image of the encoder: docs/tiles.md, `data/tiles.py`.
+    """How a picture becomes tiles, each an image of the encoder: docs/tiles.md, `tiling.py`.
 
     `kind` names a preset of all fields after it; one that is null has the preset's value.
     """
@@ -86,6 +86,8 @@ class TilingConfig(Config):
     use_max_tiles: int | None = Field(None, ge=1)  # in evaluation, chat and serving
     full_images: int | None = Field(None, ge=0)  # of a document only the last so many pictures are cut; null: all
     max_document_images: int | None = Field(None, ge=0)  # documents of more pictures show overviews only
+    # pixels of a tile's side, if it is larger than what the patches of the encoder fill: they see its top left
+    pixels: int | None = Field(None, gt=0)
 
     @property
     def resolved(self) -> Tiling:
@@ -169,6 +171,16 @@ class ModelConfig(Config):
     tiling: TilingConfig = Field(default_factory=TilingConfig)
     connector: ConnectorConfig = Field(default_factory=ConnectorConfig)
     decoder: DecoderConfig = Field(default_factory=DecoderConfig)
+
+    @model_validator(mode="after")
+    def _fills_tiles(self) -> "ModelConfig":
+        pixels, vision = self.tiling.pixels, self.vision
+        if pixels is not None and pixels // vision.patch_size != vision.grid.rows:
+            raise ValueError(
+                f"model.tiling.pixels is {pixels}, in which {pixels // vision.patch_size} patches of a side fit, but "
+                f"model.vision.image_size has {vision.grid.rows}; set model.tiling.pixels to null"
+            )
+        return self
 
     @property
     def tile_features(self) -> int:

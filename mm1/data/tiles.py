@@ -30,7 +30,11 @@ def tile_spec(model: ModelConfig, *, use: bool = False) -> TileSpec:
             f"model.tiling.indicators is {tiling.indicators}, but in the layout rows tiles have no place of their own "
             "for text; set model.tiling.indicators=none or model.tiling.layout=tiles"
         )
-    return TileSpec(model.vision.image_size, model.connector.tokens, replace(tiling, use_max_tiles=tiling.max_tiles))
+    return TileSpec(
+        model.tiling.pixels or model.vision.image_size,
+        model.connector.tokens,
+        replace(tiling, use_max_tiles=tiling.max_tiles),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,7 @@ class Writer:
         for _, tiles in groupby(zip(encoded.pictures, encoded.images, strict=True), key=itemgetter(0)):
             pictures += self._pictures(tuple(tile for _, tile in tiles))
         at_image = encoded.tokens == self.tokenizer.image
-        features = None if encoded.features is None else encoded.features[at_image]
+        features = None if encoded.features is None else encoded.features[at_image].astype(np.int64)
         return Prompt(encoded.tokens.tolist(), pictures, features)
 
     def _pictures(self, tiles: tuple[Tile, ...]) -> list[Picture]:

@@ -18,6 +18,7 @@ _PREFIX = "base_model.model."
 _LOADED = {
     "language_model.model.": "model.language_model.",
     "multi_modal_projector.": "model.multi_modal_projector.",
+    "image_newline": "model.image_newline",
 }
 """Where `transformers` puts parts of a LLaVA's file: adapters are named after the model in memory."""
 
@@ -70,4 +71,7 @@ def _loaded(name: str) -> str:
 
 def _connector(name: str) -> str:
     """The module that is the connector, from the name of one of its tensors."""
-    return "model.multi_modal_projector" if "multi_modal_projector" in name else "connector"
+    for module in ("model.multi_modal_projector", "model.connector", "connector"):
+        if name.startswith(f"{module}."):
+            return module
+    raise ValueError(f"{name} belongs to no module, which an adapter of PEFT can't hold; leave --adapter out")

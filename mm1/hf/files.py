@@ -1,5 +1,6 @@
 """Contents of the small files beside exported weights, as `transformers` reads them: pure functions."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ def own_config(config: ModelConfig, *, part: str, max_positions: int) -> dict[st
         ValueError: a part that the file doesn't have.
     """
     decoder = config.decoder
+    if config.tiling.kind != "none":
+        raise ValueError(
+            f"model.tiling.kind is {config.tiling.kind}, but the modelling file reads every picture as one tile; "
+            "for an export that does so, set model.tiling.kind to none in the run's config.json"
+        )
     if decoder.sparse.capacity is not None:
         raise ValueError(
             f"experts of capacity {decoder.sparse.capacity} drop tokens, which no exported model does; "
@@ -90,7 +96,7 @@ def tokenizer_file(content: dict[str, Any], tokenizer: Tokenizer) -> dict[str, A
     return content | {"post_processor": post_processor({"begin": (tokenizer.begin, ["<|begin|>"])})}
 
 
-def tokenizer_config(tokenizer: Tokenizer, *, max_positions: int, processor: bool) -> dict[str, Any]:
+def tokenizer_config(tokenizer: Tokenizer, *, max_positions: int, processor: str = "") -> dict[str, Any]:
     """Special tokens, and padding on the left, so that generation continues at the end of the text."""
     theirs: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -104,37 +110,54 @@ def tokenizer_config(tokenizer: Tokenizer, *, max_positions: int, processor: boo
     if processor:
         theirs |= {
             "extra_special_tokens": {"image_token": tokenizer.spelling("image")},
-            "processor_class": "LlavaProcessor",
+            "processor_class": processor,
         }
     return theirs
 
 
-def preprocessor_config(vision: VisionConfig, *, processor: bool) -> dict[str, Any]:
-    """Images resized to a square as in `data/image.py`, then normalised as in `model/vision.py`."""
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """How `transformers` makes the inputs of a model from pictures and text: a class, and what its two files hold."""
+
+    name: str
+    images: dict[str, Any]  # preprocessor_config.json
+    text: dict[str, Any]  # processor_config.json
+
+    def contents(self) -> dict[str, str | dict[str, Any]]:
+        """The content of each file."""
+        named = {"processor_class": self.name}
+        return {"preprocessor_config.json": self.images | named, "processor_config.json": named | self.text}
+
+
+def normalised_images(vision: VisionConfig) -> dict[str, Any]:
+    """Pixels normalised as in `model/vision.py`."""
     return {
-        "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"height": vision.image_size, "width": vision.image_size},
-        "resample": 3,  # bicubic
-        "do_center_crop": False,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(vision.mean),
         "image_std": list(vision.std),
-    } | ({"processor_class": "LlavaProcessor"} if processor else {})
-
-
-def processor_config(config: ModelConfig, tokenizer: Tokenizer, *, native: bool) -> dict[str, Any]:
-    """The number of image tokens of an image. LLaVA's are its patches; other numbers are written as one patch plus the
-    rest, which is how LLaVA's processor counts."""
-    vision, tokens = config.vision, config.connector.tokens
-    counted = (vision.patch_size, int(vision.class_token)) if native else (vision.image_size, tokens - 1)
-    return {
-        "processor_class": "LlavaProcessor",
-        "image_token": tokenizer.spelling("image"),
-        "patch_size": counted[0],
-        "num_additional_image_tokens": counted[1],
-        "vision_feature_select_strategy": "default" if native and vision.class_token else "full",
     }
+
+
+def squeezed_images(vision: VisionConfig) -> dict[str, Any]:
+    """Images resized to a square as in `data/image.py`, then normalised."""
+    return normalised_images(vision) | {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"height": vision.image_size, "width": vision.image_size},
+        "resample": 3,  # bicubic
+        "do_center_crop": False,
+    }
+
+
+def own_processor(config: ModelConfig, tokenizer: Tokenizer) -> Processor:
+    """LLaVA's processor for the modelling file: its count of one patch and the rest is the number of our tokens."""
+    text = {
+        "image_token": tokenizer.spelling("image"),
+        "patch_size": config.vision.image_size,
+        "num_additional_image_tokens": config.connector.tokens - 1,
+        "vision_feature_select_strategy": "full",
+    }
+    return Processor("LlavaProcessor", squeezed_images(config.vision), text)

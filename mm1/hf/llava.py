@@ -1,34 +1,33 @@
 """LLaVA's models (LLaVA-1.5, LLaVA-NeXT) to ours and back: pure functions over configs and state dicts.
 
-A LLaVA is an encoder, an MLP of two layers and a decoder: LlavaForConditionalGeneration of `transformers`.
+A LLaVA is an encoder, an MLP of two layers and a decoder: LlavaForConditionalGeneration of `transformers`. LLaVA-NeXT
+has tiles besides, as `tiling.py` says under `llava_next`: LlavaNextForConditionalGeneration.
 Nothing is computed, so a round trip gives the same tensors, bit for bit.
 """
 
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from mm1.config.model import ConnectorConfig, ModelConfig
+from mm1.config.model import ConnectorConfig, ModelConfig, TilingConfig
+from mm1.data.tokenizer import Tokenizer
 from mm1.hf.convert import decoder_config_from_hf, decoder_config_to_hf, decoder_from_hf, decoder_to_hf
-from mm1.hf.layouts import LAYOUTS, find, vision_from_hf, write
+from mm1.hf.files import Processor, normalised_images, squeezed_images
+from mm1.hf.layouts import LAYOUTS, State, find, vision_from_hf, write
 from mm1.hf.names import CONNECTOR, reverse, translate
 from mm1.hf.vision import vision_config_from_hf, vision_config_to_hf
+from mm1.tiling import KINDS, SHAPES
 
-State = dict[str, torch.Tensor]
-
-TYPES = ("llava", "llava_next")
-NOT_READ = {
-    "llava_next": "image_newline and the tiles of large images (anyres): every image is read once, resized to the "
-    "encoder's size"
-}
-"""What is left out of a model, by type."""
+_BETWEEN = re.compile(r"multi_modal_projector\..*|image_newline$")
+"""The names of the connector's tensors."""
 
 _SELECT = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 """Which tokens of an encoder LLaVA takes: CLIP's without the class token; all of SigLIP's, which has none."""
 
 
-def llava_config_from_hf(theirs: dict[str, Any]) -> ModelConfig:
-    """Our config for a LLaVA, from its config.json. A LLaVA-NeXT is read without its tiles.
+def llava_config_from_hf(theirs: dict[str, Any], folder: Path | None = None) -> ModelConfig:
+    """Our config for a LLaVA, from its config.json. The tiles of a LLaVA-NeXT are not in it.
 
     Raises:
         ValueError: it has parts that ours doesn't have, or takes features of a layer that ours can't take.
@@ -55,12 +54,40 @@ def llava_config_from_hf(theirs: dict[str, Any]) -> ModelConfig:
     return ModelConfig(vision=vision, connector=ConnectorConfig(kind="mlp", tokens=vision.grid.cells), decoder=decoder)
 
 
+def llava_next_config_from_hf(theirs: dict[str, Any], folder: Path) -> ModelConfig:
+    """Our config for a LLaVA-NeXT, from its config.json.
+
+    Raises:
+        ValueError: as `llava_config_from_hf`, or it has other grids of tiles.
+    """
+    model = llava_config_from_hf(theirs)
+    pixels = theirs["vision_config"].get("image_size", model.vision.image_size)
+    default = [[rows * 336, columns * 336] for rows, columns in SHAPES]
+    grids = [[*grid] for grid in theirs.get("image_grid_pinpoints") or default]
+    for most in (4, 3, 2):
+        if grids == _pinpoints(pixels, most=most):
+            limits = {} if most == KINDS["llava_next"].max_tiles else {"max_tiles": most, "use_max_tiles": most}
+            size = {} if pixels == model.vision.image_size else {"pixels": pixels}
+            model.tiling = TilingConfig(kind="llava_next", **limits, **size)
+            return model
+    raise ValueError(
+        f"image_grid_pinpoints are {grids}; only LLaVA-NeXT's own can be read, for this encoder "
+        f"{_pinpoints(pixels, most=4)}"
+    )
+
+
+def _pinpoints(pixels: int, *, most: int) -> list[list[int]]:
+    """Height and width of the pictures of all grids with so many tiles of `pixels` a side, in LLaVA-NeXT's order."""
+    return [[shape.rows * pixels, shape.columns * pixels] for shape in SHAPES if shape.cells <= most]
+
+
 def llava_config_to_hf(config: ModelConfig, *, max_positions: int) -> dict[str, Any]:
     """The config of the LLaVA that `config` describes; `max_positions` is the length of the longest text.
 
     Raises:
         ValueError: it describes no LLaVA; the message says why.
     """
+    _check_tiling(config, kind="none")
     vision, connector = config.vision, config.connector
     if connector.kind != "mlp" or connector.tokens != vision.grid.cells:
         raise ValueError(
@@ -87,15 +114,72 @@ def llava_config_to_hf(config: ModelConfig, *, max_positions: int) -> dict[str, 
     }
 
 
+def llava_next_config_to_hf(config: ModelConfig, *, max_positions: int) -> dict[str, Any]:
+    """The config of the LLaVA-NeXT that `config` describes.
+
+    Raises:
+        ValueError: as `llava_config_to_hf`.
+    """
+    _check_tiling(config, kind="llava_next")
+    pixels = config.tiling.pixels or config.vision.image_size
+    theirs = llava_config_to_hf(config.model_copy(update={"tiling": TilingConfig()}), max_positions=max_positions)
+    theirs["vision_config"]["image_size"] = pixels
+    return theirs | {
+        "model_type": "llava_next",
+        "architectures": ["LlavaNextForConditionalGeneration"],
+        "image_grid_pinpoints": _pinpoints(pixels, most=_most(config)),
+    }
+
+
+def _most(config: ModelConfig) -> int:
+    tiling = config.tiling.resolved
+    return max(tiling.max_tiles, tiling.use_max_tiles)
+
+
+def _check_tiling(config: ModelConfig, *, kind: str) -> None:
+    limits: dict[str, Any] = {"max_tiles": _most(config), "use_max_tiles": _most(config)}
+    if replace(config.tiling.resolved, **limits) != replace(KINDS[kind], **limits) or _most(config) > 4:
+        raise ValueError(f"such a model cuts every picture as model.tiling.kind={kind} says, not as here")
+
+
+def llava_processor(config: ModelConfig, tokenizer: Tokenizer) -> Processor:
+    """LLaVA's processor; a picture has as many image tokens as its encoder has patches."""
+    return Processor("LlavaProcessor", squeezed_images(config.vision), _counts(config, tokenizer))
+
+
+def llava_next_processor(config: ModelConfig, tokenizer: Tokenizer) -> Processor:
+    """LLaVA-NeXT's processor, which cuts pictures into tiles."""
+    pixels = config.tiling.pixels or config.vision.image_size
+    images = normalised_images(config.vision) | {
+        "image_processor_type": "LlavaNextImageProcessor",
+        "size": {"shortest_edge": pixels},
+        "crop_size": {"height": pixels, "width": pixels},
+        "do_center_crop": True,
+        "do_pad": True,
+        "resample": 3,  # bicubic
+        "image_grid_pinpoints": _pinpoints(pixels, most=_most(config)),
+    }
+    return Processor("LlavaNextProcessor", images, _counts(config, tokenizer))
+
+
+def _counts(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    vision = config.vision
+    return {
+        "image_token": tokenizer.spelling("image"),
+        "patch_size": vision.patch_size,
+        "num_additional_image_tokens": int(vision.class_token),
+        "vision_feature_select_strategy": "default" if vision.class_token else "full",
+    }
+
+
 def llava_from_hf(theirs: State, config: ModelConfig) -> State:
     """The state of our `MLLM` from a state dict of theirs, with the names of any version."""
     _, prefix = find(theirs)
     encoder = {name: x for name, x in theirs.items() if name.startswith(prefix)}
     ours = {f"vision.{name}": x for name, x in vision_from_hf(encoder).items()}
-    ending = "multi_modal_projector."
-    between = {ending + name.partition(ending)[2]: x for name, x in theirs.items() if ending in name}
+    between = {match[0]: x for name, x in theirs.items() if (match := _BETWEEN.search(name))}
     ours |= {f"connector.{name}": between[their] for their, name in translate(between, reverse(CONNECTOR)).items()}
-    rest = {name: x for name, x in theirs.items() if not name.startswith(prefix) and ending not in name}
+    rest = {name: x for name, x in theirs.items() if not name.startswith(prefix) and not _BETWEEN.search(name)}
     return ours | {
         f"decoder.{n}": x for n, x in decoder_from_hf(rest, tie_embeddings=config.decoder.tie_embeddings).items()
     }

@@ -112,8 +112,9 @@ OPENCLIP = {
 CONNECTOR = {
     **_both("up", "multi_modal_projector.linear_1"),
     **_both("out", "multi_modal_projector.linear_2"),
+    "row_end_D": "image_newline",
 }
-"""LLaVA's two-layer MLP."""
+"""LLaVA's two-layer MLP, and what ends a row of LLaVA-NeXT's tiles."""
 
 DECODER = {
     "embedding.weight": "embed_tokens.weight",

@@ -42,6 +42,17 @@ FAMILIES = {
         HALF_PIXELS,
         {},
     ),
+    **{
+        f"{name}_vision": Family(
+            "",
+            _BASE
+            | {"hidden_size": 1152, "num_attention_heads": 16, "intermediate_size": 3072, "patch_size": 32}
+            | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+            HALF_PIXELS,
+            {},
+        )
+        for name in ("idefics3", "smolvlm")
+    },
     "dinov2": Family("Dinov2Model", _DINOV2 | {"patch_size": 14}, IMAGENET_PIXELS, _DINOV2_PARTS),
     "dinov2_with_registers": Family(
         "Dinov2WithRegistersModel",
@@ -66,7 +77,9 @@ FAMILIES = {
         {"norm": "rms", "gated": True, "bias": False, "patch_norm": True},
     ),
 }
-"""By model type. SigLIP 2 at a fixed resolution is a SigLIP; SigLIP 2 NaFlex is another model, which is not here."""
+"""By model type. The encoders of Idefics3 and SmolVLM are SigLIPs.
+
+SigLIP 2 at a fixed resolution is a SigLIP; SigLIP 2 NaFlex is another model, which is not here."""
 
 
 def vision_config_from_hf(theirs: dict[str, Any]) -> VisionConfig:

@@ -37,8 +37,8 @@ class VisionBlock(nn.Module):
 class Vision(nn.Module):
     """A ViT from uint8 pixels to patch features (Dosovitskiy et al., arXiv 2010.11929).
 
-    Images may have another size than `config.image_size`, in multiples of `patch_size`: learned position embeddings
-    are then interpolated.
+    Images may have another size than `config.image_size`: learned position embeddings are then interpolated. What fills
+    no patch, on the right and below, is not seen.
     """
 
     def __init__(self, config: VisionConfig):
@@ -120,8 +120,9 @@ class Vision(nn.Module):
         return self.input_norm(x_NQE)
 
     def _patches(self, images_NCYX: torch.Tensor) -> torch.Tensor:
-        """Normalised pixels [N, P, channels * rows * columns of a patch] in fp32."""
-        size = self.config.patch_size
+        """Normalised pixels [N, P, channels * rows * columns of a patch] in fp32; what fills no patch is cut off."""
+        size, grid = self.config.patch_size, self.grid_of(images_NCYX)
+        images_NCYX = images_NCYX[:, :, : grid.rows * size, : grid.columns * size]
         patches = normalise(images_NCYX, self.config).unflatten(3, (-1, size)).unflatten(2, (-1, size))
         return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 

@@ -1,0 +1,173 @@
+"""Models with tiles, in and out: tiny random ones of `transformers` say the same as ours of pictures of any shape."""
+
+import io
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Canvas
+from test_export import same_files
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+from mm1 import exchange
+from mm1.checkpoint import load_for_use
+from mm1.data.encode import encode
+from mm1.data.image import load_tiles
+from mm1.data.tiles import tile_spec
+from mm1.document import Document, Image, Text
+from mm1.generate.sampling import Decoding
+from mm1.generate.writer import Writer
+from mm1.model.vision import normalise
+from mm1.tiling import SHAPES
+
+transformers = pytest.importorskip("transformers")
+
+SIZE, IMAGE, VOCABULARY = 24, 258, 300
+TEXT = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+TEXT |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048, "pad_token_id": 259}
+VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 2}
+VISION |= {"image_size": SIZE, "patch_size": 6}
+ODD = VISION | {"image_size": SIZE + 2}  # patches don't fill the picture
+MARKS = ["<s>", "</s>", "<image>", "<pad>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+MARKS += [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
+PICTURES = {"tall": (31, 90), "wide": (100, 20), "small": (9, 7), "odd": (53, 47)}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model of theirs: the class of its processor, and what its config and processor say."""
+
+    kind: str
+    vision: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=dict)
+    processor: str = "Idefics3"
+    images: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+
+
+def anyres(size: int, *, grids: int = 5, **text) -> dict[str, Any]:
+    pinpoints = [[rows * size, columns * size] for rows, columns in SHAPES][:grids]
+    images = {"image_grid_pinpoints": pinpoints, "size": {"shortest_edge": size}}
+    images["crop_size"] = {"height": size, "width": size}
+    return {
+        "config": {"image_grid_pinpoints": pinpoints, "image_token_index": IMAGE},
+        "processor": "LlavaNext",
+        "images": images,
+        "text": {"patch_size": 6, **text},
+    }
+
+
+def splits(size: int, side: int = 4) -> dict[str, Any]:
+    return {
+        "config": {"image_token_id": IMAGE, "scale_factor": 2, "pad_token_id": 259},
+        "images": {"size": {"longest_edge": side * size}, "max_image_size": {"longest_edge": size}, "resample": 3},
+        "text": {"image_seq_len": 4},
+    }
+
+
+CLIP, SIGLIP = {"model_type": "clip_vision_model"}, {"model_type": "siglip_vision_model", "vision_use_head": False}
+DEFAULT = {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
+MODELS = {
+    "LLaVA-NeXT": Published("LlavaNext", VISION | CLIP, **anyres(SIZE, **DEFAULT)),
+    "LLaVA-NeXT, three grids, SigLIP": Published(
+        "LlavaNext", ODD | SIGLIP, **anyres(SIZE + 2, grids=2, vision_feature_select_strategy="full")
+    ),
+    "Idefics3": Published("Idefics3", VISION, **splits(SIZE)),
+    "SmolVLM, patches that don't fill": Published("SmolVLM", ODD, **splits(SIZE + 2, side=3)),
+}
+
+
+def publish(model: Published, folder: Path):
+    """The model in `folder`, as save_pretrained writes it with its processor; both."""
+    torch.manual_seed(0)
+    text = {"model_type": "llama", **TEXT}
+    settings = model.config | {k: v for k, v in model.text.items() if k == "vision_feature_select_strategy"}
+    whole = getattr(transformers, f"{model.kind}Config")(vision_config=model.vision, text_config=text, **settings)
+    theirs = getattr(transformers, f"{model.kind}ForConditionalGeneration")(whole).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    theirs.save_pretrained(folder)
+    letters = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = HFTokenizer(BPE(letters, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(MARKS)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", extra_special_tokens={"image_token": "<image>"}
+    )
+    name = {"LlavaNext": "llava_next", "Idefics3": "idefics3"}[model.processor]
+    module = import_module(f"transformers.models.{name}.image_processing_pil_{name}")
+    images = getattr(module, f"{model.processor}ImageProcessorPil")(**model.images)
+    processor = getattr(transformers, f"{model.processor}Processor")(images, fast, **model.text)
+    processor.save_pretrained(folder)
+    return theirs, processor
+
+
+def picture(width: int, height: int) -> Canvas.Image:
+    coarse = np.random.default_rng((width, height)).integers(0, 256, (height // 4 + 2, width // 4 + 2, 3), np.uint8)
+    return Canvas.fromarray(coarse).resize((width, height), Canvas.Resampling.BICUBIC)
+
+
+def png(canvas: Canvas.Image) -> bytes:
+    file = io.BytesIO()
+    canvas.save(file, format="PNG")
+    return file.getvalue()
+
+
+def with_our_pixels(inputs, document: Document, loaded):
+    """Their inputs with our pixels, which are theirs up to what resizing rounds."""
+    tile, config = tile_spec(loaded.model.config, use=True), loaded.model.config.vision
+    encoded = encode(document, loaded.tokenizer, tile=tile, end=False)
+    assert inputs["input_ids"].tolist() == [encoded.tokens.tolist()]
+    cuts = [one.cut for one in encoded.images]
+    pixels_NCYX = torch.from_numpy(np.stack(load_tiles(encoded.images[0].image, cuts, size=tile.size)))
+    pixels = normalise(pixels_NCYX, config)[None]
+    assert inputs["pixel_values"].shape == pixels.shape
+    assert (inputs["pixel_values"] - pixels).abs().mean() * 255 * min(config.std) < 1
+    return dict(inputs) | {"pixel_values": pixels}, pixels_NCYX, encoded
+
+
+def our_logits(loaded, pixels_NCYX: torch.Tensor, encoded) -> torch.Tensor:
+    model = loaded.model
+    tokens_BT = torch.from_numpy(encoded.tokens).long()[None]
+    feature_BT = None if encoded.features is None else torch.from_numpy(encoded.features).long()[None]
+    with torch.no_grad():
+        x_BTD = model.embed(tokens_BT, model.encode_images(pixels_NCYX), feature_BT)
+        return model.decoder.logits(model.decoder(x_BTD, torch.arange(tokens_BT.shape[1])[None]))[..., :VOCABULARY]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_with_tiles_says_what_it_said_and_goes_back(name, tmp_path):
+    theirs, processor = publish(MODELS[name], tmp_path / "theirs")
+    imported = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+    loaded = load_for_use(imported.folder)
+    exchange.export_run(tmp_path / "ours", tmp_path / "out")
+    exported = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval()
+    assert type(exported).__name__.startswith(MODELS[name].processor)
+    their_processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
+    writer = Writer(loaded.model, loaded.tokenizer, rows=2)
+    for width, height in PICTURES.values():
+        canvas = picture(width, height)
+        document = Document((Image(png(canvas)), Text("what is it?")))
+        inputs = processor(images=canvas, text="<image>what is it?", return_tensors="pt")
+        again = their_processor(images=canvas, text="<image>what is it?", return_tensors="pt")
+        assert torch.equal(again["input_ids"], inputs["input_ids"])
+        torch.testing.assert_close(again["pixel_values"], inputs["pixel_values"])
+        inputs, pixels_NCYX, encoded = with_our_pixels(inputs, document, loaded)
+        ours = our_logits(loaded, pixels_NCYX, encoded)
+        with torch.no_grad():
+            torch.testing.assert_close(ours, theirs(**inputs).logits, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(ours, exported(**inputs).logits[..., :VOCABULARY], atol=1e-5, rtol=1e-5)
+        (written,) = writer.engine.generate([writer._prompt(encoded)], Decoding(max_tokens=8))
+        options = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [IMAGE]}
+        said = theirs.generate(**inputs, max_new_tokens=8, **options)[0, len(encoded.tokens) :]
+        assert written.tokens == said.tolist()
+    exchange.import_model(str(tmp_path / "out"), tmp_path / "back")
+    exchange.export_run(tmp_path / "back", tmp_path / "again")
+    same_files(tmp_path / "out", tmp_path / "again")
