@@ -32,10 +32,10 @@ def merge(shards: Sequence[Path], to: Path, *, max_image_repeats: int, failed: M
             account.read += count
             account.failed += count
     hashes = load_hashes(shards, to / "minhash")
-    if not len(hashes.exact):
-        raise ValueError(_nothing_left(ledger, failed))
     removals = _removals(hashes, max_image_repeats)
     _enter(removals, shards, hashes, ledger)
+    if not removals.kept.any():
+        raise ValueError(_nothing_left(ledger, failed))
     stores = {}
     for name, mask in (("images", removals.images_left > 0), ("text", removals.images_left == 0)):
         mask &= removals.kept

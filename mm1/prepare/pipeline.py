@@ -108,6 +108,8 @@ def _shards(request: PrepareRequest, to: Path, tasks: Mapping[str, TaskChats]) -
     """The shards of all inputs, in their order."""
     fetcher = Fetcher(to.with_name(to.name + ".fetched")) if request.fetch else None
     pictures = Path(request.pictures) if request.pictures else None
+    if pictures is not None and not pictures.is_dir():
+        raise InputError(f"there is no folder {pictures}; pictures= names the folder that names of pictures start from")
     shards = []
     for entry in request.inputs:
         path = Path(entry.path)

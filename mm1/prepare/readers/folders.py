@@ -1,6 +1,7 @@
 """Reads folders as people keep them: pictures with a text file beside them, LLaVA's conversations, COCO captions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mm1.document import Document, Image, Piece, Text
@@ -11,7 +12,20 @@ from mm1.prepare.shard import InputError, Shard
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """Endings of the names of picture files."""
 
-_IS_ANSWER = {"human": False, "user": False, "system": False, "gpt": True, "assistant": True}
+_MARK = "<image>"
+_ROLES = {"human": "user", "user": "user", "system": "system", "gpt": "assistant", "assistant": "assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn of a conversation: who speaks (`system`, `user` or `assistant`), and the text, with `<image>` marks."""
+
+    role: str
+    text: str
+
+    @property
+    def is_answer(self) -> bool:
+        return self.role == "assistant"
 
 
 def read_pairs(shard: Shard, ledger: Ledger) -> Iterator[Document]:
@@ -40,33 +54,46 @@ def read_llava(shard: Shard, ledger: Ledger) -> Iterator[Document]:
             turns = parse_turns(entry.get("conversations") or entry.get("messages"))
             if not turns or not all(isinstance(name, str) for name in names):
                 raise Dropped("conversation without turns, or with none of the known form")
-            pieces = chat_pieces(turns, [read_picture(shard, name) for name in names])
-            document_id = f"{shard.name}/{entry.get('id', number)}"
-            yield Document(tuple(pieces), id=document_id, metadata={"form": "chat"})
+            pictures = [read_picture(shard, name) for name in names]
+            yield chat(turns, pictures, id=f"{shard.name}/{entry.get('id', number)}")
 
 
-def chat_pieces(turns: list[tuple[bool, str]], pictures: list[Image]) -> list[Piece]:
-    """The pieces of a conversation, answers trained.
+def chat(turns: Sequence[Turn], pictures: Sequence[Image], *, id: str = "") -> Document:
+    """A conversation as a document, answers trained; turns of one role are joined by a line.
 
-    Without any `<image>` the pictures stand first, as LLaVA's own loader puts them.
+    Without any `<image>` the pictures stand first, as LLaVA's own loader puts them. The turns of the system that it
+    begins with are its first pieces; metadata `system_pieces` says how many.
 
     Raises:
         Dropped: it has not as many pictures as `<image>` marks.
     """
-    if not any("<image>" in text for _, text in turns):
-        return [*pictures, *(Text(text, train=is_answer) for is_answer, text in turns)]
-    marks = sum(text.count("<image>") for _, text in turns)
-    if marks != len(pictures):
+    turns = [turn for turn in turns if turn.text.strip()]
+    marks = sum(turn.text.count(_MARK) for turn in turns)
+    if marks and marks != len(pictures):
         raise Dropped("conversation with more or fewer pictures than <image> marks", detail=f"{len(pictures)}, {marks}")
-    pieces: list[Piece] = []
     remaining = iter(pictures)
-    for is_answer, text in turns:
-        for index, part in enumerate(text.split("<image>")):
-            if index:
-                pieces.append(next(remaining))
-            if part.strip():
-                pieces.append(Text(part.strip("\n"), train=is_answer))
-    return pieces
+    pieces: list[Piece] = []
+    system_pieces = 0
+    for index, turn in enumerate(turns):
+        if not marks and turn.role != "system":
+            pieces += remaining
+        goes_on = index + 1 < len(turns) and turn.is_answer == turns[index + 1].is_answer
+        pieces += _turn_pieces(turn, remaining, end="\n" if goes_on else "")
+        if system_pieces == len(pieces) - 1 and turn.role == "system":
+            system_pieces += 1
+    metadata = {"form": "chat"} | ({"system_pieces": str(system_pieces)} if system_pieces else {})
+    return Document((*pieces, *remaining), id=id, metadata=metadata)
+
+
+def _turn_pieces(turn: Turn, pictures: Iterator[Image], *, end: str) -> Iterator[Piece]:
+    """The pieces of a turn, the next of the pictures at each mark; `end` is written after its last text."""
+    parts = turn.text.split(_MARK)
+    for index, part in enumerate(parts):
+        if index:
+            yield next(pictures)
+        text = part.strip("\n") if len(parts) > 1 else part
+        if text.strip():
+            yield Text(text.removesuffix(end) + end if index + 1 == len(parts) else text, train=turn.is_answer)
 
 
 def read_coco(shard: Shard, ledger: Ledger) -> Iterator[Document]:
@@ -109,13 +136,13 @@ def read_coco(shard: Shard, ledger: Ledger) -> Iterator[Document]:
                 raise Dropped("picture without a caption")
 
 
-def parse_turns(value: Any) -> list[tuple[bool, str]]:
-    """(is it an answer, its text) of each turn of a conversation; empty if one of them has no known form."""
+def parse_turns(value: Any) -> list[Turn]:
+    """The turns of a conversation; none if one of them has no known form."""
     turns = []
     for turn in value if isinstance(value, list) else []:
         role = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
         text = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
-        if role not in _IS_ANSWER or not isinstance(text, str):
+        if role not in _ROLES or not isinstance(text, str):
             return []
-        turns.append((_IS_ANSWER[role], text))
+        turns.append(Turn(_ROLES[role], text))
     return turns

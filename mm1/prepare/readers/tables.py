@@ -8,7 +8,7 @@ from mm1.document import Document, Image, Piece, Text
 from mm1.prepare.bounded_read import parse_json, read_picture
 from mm1.prepare.fetch import FetchError
 from mm1.prepare.ledger import Dropped, Ledger, MissingImage, Page, Record
-from mm1.prepare.readers.folders import chat_pieces, parse_turns
+from mm1.prepare.readers.folders import Turn, chat, parse_turns
 from mm1.prepare.shard import InputError, Shard, file_inside
 
 PICTURE_COLUMNS = ("image", "jpg", "png", "webp", "image_bytes", "img", "picture")
@@ -174,12 +174,10 @@ def _interleaved(row: Row, pictures: Pictures, record: Record) -> Document:
 
 def _questions(texts: list[Any], images: list[Any], pictures: Pictures) -> Document:
     """The Cauldron and FineVision: all pictures, then turns of user and assistant."""
-    turns = [(is_answer, turn.get(key)) for turn in texts for is_answer, key in ((False, "user"), (True, "assistant"))]
-    if not all(isinstance(text, str) for _, text in turns):
+    turns = [Turn(role, turn.get(role)) for turn in texts for role in ("user", "assistant")]
+    if not all(isinstance(turn.text, str) for turn in turns):
         raise Dropped("row whose turns are of no known form")
-    pieces: list[Piece] = [pictures.get(image) for image in images]
-    pieces += [Text(text, train=is_answer) for is_answer, text in turns]
-    return Document(tuple(pieces), metadata={"form": "chat"})
+    return chat(turns, [pictures.get(image) for image in images])
 
 
 def _conversation(row: Row, pictures: Pictures, record: Record) -> Document:
@@ -189,8 +187,7 @@ def _conversation(row: Row, pictures: Pictures, record: Record) -> Document:
     turns = parse_turns(row.get("conversations") or row.get("messages"))
     if not turns:
         raise Dropped("conversation without turns, or with none of the known form")
-    pieces = chat_pieces(turns, [pictures.get(cell) for cell in cells])
-    return Document(tuple(pieces), metadata={"form": "chat"})
+    return chat(turns, [pictures.get(cell) for cell in cells])
 
 
 def _addresses(rows: list[Row]) -> Iterator[str]:
