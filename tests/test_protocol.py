@@ -16,13 +16,14 @@ from mm1.data.tiles import tiled
 from mm1.document import Document, Image, Mark, Text
 from mm1.eval import fewshot, shots
 from mm1.eval.answers_page import write_page
+from mm1.eval.comparison import compare, comparison_table
 from mm1.eval.fewshot import Example, Pool, PromptStyle, Scoring, Task
 from mm1.eval.harness import evaluate, load_task
 from mm1.eval.metrics.captions import cider
 from mm1.eval.metrics.references import Metric
 from mm1.eval.metrics.vqa import exact_match
 from mm1.eval.model import Done, Model, Reply, prompt_hash, prompt_text
-from mm1.eval.results import Answer, compare, comparison_table, read_answers, read_results, save_results
+from mm1.eval.results import Answer, read_answers, read_results, save_results
 from mm1.eval.shots import MM1, Protocol, SimilarShots, draw_all, prompts
 from mm1.eval.task_evaluation import Settings
 from mm1.tiling import KINDS, TileSpec
@@ -78,12 +79,14 @@ def documents(task: Task, protocol: Protocol, *, count: int = 4, similar: Simila
 def test_the_same_shots_stand_before_all_queries():
     task = a_task()
     drawn = draw_all(task, shots=4, seed=0, protocol=Protocol("same"))
-    assert all(shown == drawn[0] for shown in drawn)
-    assert not {shot.image for shot in drawn[0]} & {query.image for query in task.queries}
+    for query, shown in zip(task.queries, drawn, strict=True):
+        assert query.image not in {shot.image for shot in shown}
+    plain = next(shown for shown in drawn if not {q.image for q in task.queries} & {shot.image for shot in shown})
+    assert sum(shown == plain for shown in drawn) >= 4  # a query that is among the examples has the next one instead
     assert drawn[0] == draw_all(task, shots=8, seed=0, protocol=Protocol("same"))[0][:4]
     assert drawn != draw_all(task, shots=4, seed=1, protocol=Protocol("same"))
-    with pytest.raises(ValueError, match="25 examples whose picture no query shows; 26 shots"):
-        draw_all(task, shots=26, seed=0, protocol=Protocol("same"))
+    with pytest.raises(ValueError, match="29 examples to draw 30 shots from"):
+        draw_all(task, shots=30, seed=0, protocol=Protocol("same"))
 
 
 def test_similar_shots_are_the_nearest_by_features_and_end_with_the_nearest():
@@ -246,8 +249,21 @@ def test_two_runs_are_compared_query_by_query(tmp_path: Path):
     assert comparison_table([zero, two]).row_count == 2
     with pytest.raises(ValueError, match="has no scores; run mm1 eval"):
         compare(tmp_path / "a", tmp_path / "c")
+    others = {"data": "a set, 5 rows, 123", "split": "test", "form": "chat", "metric": "anls"}
+    recorded = json.loads((tmp_path / "b" / "eval" / "summary.json").read_text())
+    recorded["cells"][0] |= {"data": "a set, 6 rows, 124"}  # the first is of the shipped sample, and says no data
+    (tmp_path / "b" / "eval" / "summary.json").write_text(json.dumps(recorded))
+    assert compare(tmp_path / "a", tmp_path / "b")
+    for name, value in others.items():
+        for run, text in (("a", f"first {name}"), ("b", value)):
+            path = tmp_path / run / "eval" / "summary.json"
+            recorded = json.loads(path.read_text())
+            recorded["cells"][1] |= dict.fromkeys(others, "one") | {name: text}
+            path.write_text(json.dumps(recorded))
+        with pytest.raises(ValueError, match=f"different questions: made-2shot: {name} 'first {name}' and '{value}'"):
+            compare(tmp_path / "a", tmp_path / "b")
     evaluate(Echo("c"), [task], settings=Settings(tmp_path / "c" / "eval"), shots=(3,))
-    with pytest.raises(ValueError, match="no task at the same shots in both"):
+    with pytest.raises(ValueError, match=r"no task at the same shots .* in both: .*made-2shot"):
         compare(tmp_path / "a", tmp_path / "c")
 
 

@@ -165,7 +165,7 @@ def test_a_server_that_fails_loses_nothing_that_it_answered(serve, tmp_path: Pat
     server.answer = lambda number: (200, "red")
     before = len(server.bodies)
     evaluate(server.model(), [task], settings=Settings(tmp_path / "eval"), shots=(1,))
-    assert len(server.bodies) - before == 12 - 7
+    assert len(server.bodies) - before == kept.read_text().count("\n") - 7 > 0
 
 
 def test_a_server_that_refuses_all_stops_the_call(serve, tmp_path: Path):

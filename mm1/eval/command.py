@@ -10,6 +10,7 @@ from rich.console import Console
 from mm1 import dist
 from mm1.cluster import Runner
 from mm1.eval.answers_page import write_page
+from mm1.eval.comparison import compare, comparison_table
 from mm1.eval.fewshot import Task
 from mm1.eval.harness import AnswerJob, answer_jobs, evaluate, load_task
 from mm1.eval.http_model import HttpModel
@@ -17,7 +18,7 @@ from mm1.eval.judge import Judge
 from mm1.eval.model import Model
 from mm1.eval.models import Ours, open_model
 from mm1.eval.ray_workers import answer_on_ray
-from mm1.eval.results import compare, comparison_table, score_table
+from mm1.eval.results import score_table
 from mm1.eval.shots import MM1, Protocol
 from mm1.eval.task_evaluation import Settings
 

@@ -104,6 +104,7 @@ class Scoring:
     """How answers are scored.
 
     metric  answers and references of all queries -> one score per query
+    within  makes the metric from the references of the whole split, if a score depends on them
     parse   turns the cleaned text into the answer to be scored, where the query decides how
     totals  scores of all answers together, in points, besides the mean
     judge   another model scores the answers by this rule, and `metric` is not used
@@ -114,6 +115,7 @@ class Scoring:
     parse: Callable[[str, Example], str] | None = None
     totals: Totals | None = None
     judge: JudgeRule | None = None
+    within: Callable[[Sequence[Sequence[str]]], Metric] | None = None
     whole: bool = False
 
 
@@ -121,7 +123,8 @@ class Scoring:
 class Task:
     """Queries with their shots, how they are asked and scored. `name` is as in `mm1 eval --tasks`.
 
-    `loss` says whether to compare the loss of the right answer with the right and with a wrong image.
+    `split_references` are those of all queries of the split, asked or not, if the metric depends on them. `loss` says
+    whether to compare the loss of the right answer with the right and with a wrong image.
     """
 
     name: str
@@ -129,6 +132,7 @@ class Task:
     pool: Pool
     style: PromptStyle
     scoring: Scoring
+    split_references: Sequence[Sequence[str]] = ()
     loss: bool = False
     origin: Origin = Origin()
 
@@ -165,7 +169,7 @@ def clean_vqa(written: str) -> str:
 
 
 def draw_shots(task: Task, query: int, *, shots: int, seed: int) -> list[Example]:
-    """`shots` examples for query number `query`: a pure function of (seed, query).
+    """`shots` examples for query number `query`: a pure function of (seed, the query's id), so not of the others.
 
     Fewer shots are the first of more shots, so that scores at 4 and 8 differ by the added examples alone. Examples with
     the query's own image are skipped.
@@ -176,7 +180,7 @@ def draw_shots(task: Task, query: int, *, shots: int, seed: int) -> list[Example
     if shots == 0:
         return []
     own = image_hash(task.queries[query].image)
-    order = rng(seed, "shots", query).permutation(task.pool.count).tolist()
+    order = rng(seed, f"shots of {task.queries[query].id}", 0).permutation(task.pool.count).tolist()
     drawn: list[Example] = []
     for start in range(0, len(order), shots):
         examples = task.pool.read(order[start : start + shots])

@@ -32,7 +32,10 @@ class KeptReplies:
             ValueError: the model refuses all requests, or fails; the replies until then are kept.
         """
         keys = [request_key(self.model.name, request) for request in requests]
-        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._replies}
+        missing: dict[str, Request] = {}
+        for key, request in zip(keys, requests, strict=True):
+            if key not in self._replies:
+                missing.setdefault(key, request)
         answered = len(set(keys)) - len(missing)
         for number, key in enumerate(keys):
             if key not in missing:

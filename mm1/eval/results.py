@@ -15,7 +15,7 @@ from rich.table import Table
 
 from mm1.disk import write_whole
 from mm1.eval.caption_loss import CaptionLoss
-from mm1.eval.metrics.statistics import Interval, lowest, paired_difference
+from mm1.eval.metrics.statistics import Interval, lowest
 from mm1.eval.model import REFUSED, name_of
 
 
@@ -226,18 +226,16 @@ def score_table(results: Results) -> Table:
     for name in ("task", "shots", "queries", "score", "blind", "difference", "majority", "chance"):
         table.add_column(name, justify="left" if name == "task" else "right")
     for one in results.scores:
-        difference = _shown(one.difference, sign=True)
+        difference = shown(one.difference, sign=True)
         if one.difference.above_zero:
             difference = f"[green]{difference}[/green]"
         task = f"{one.task} ({one.protocol})" if one.protocol else one.task
-        score = _shown(one.score) + (f" ± {one.std:.1f}" if one.std is not None else "")
+        score = shown(one.score) + (f" ± {one.std:.1f}" if one.std is not None else "")
         table.add_row(
             *(task, str(one.shots), str(one.queries)),
-            *(score, _shown(one.blind), difference),
+            *(score, shown(one.blind), difference),
             *(f"{one.majority:.1f}", f"{one.chance:.1f}"),
         )
-        for name, count in one.counted.items():
-            table.add_row(f"  {name}", "", str(count))
         for name, values in one.totals.items():
             score, blind, majority, chance = (
                 f"{values[of]:.1f}" if of in values else "-" for of in ("score", "blind", "majority", "chance")
@@ -246,46 +244,6 @@ def score_table(results: Results) -> Table:
         for name, count in one.counted.items():
             table.add_row(f"  {name}", "", str(count))
     return table
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two runs on one task: the mean of ours - theirs over the queries that both answered, in points."""
-
-    name: str
-    queries: int
-    ours: float
-    theirs: float
-    difference: Interval
-
-
-def compare(ours: Path, theirs: Path, *, seed: int = 0) -> list[Comparison]:
-    """Every score that both runs have, compared query by query.
-
-    Raises:
-        ValueError: a run has no scores, the runs have none in common, or they answered different queries.
-    """
-    folders = [path / "eval" if (path / "eval").is_dir() else path for path in (ours, theirs)]
-    scores = [{score.name: score for score in read_results(folder).scores} for folder in folders]
-    for path, of_run in zip((ours, theirs), scores, strict=True):
-        if not of_run:
-            raise ValueError(f"{path} has no scores; run mm1 eval {path} first")
-    common = [name for name in scores[0] if name in scores[1]]
-    if not common:
-        raise ValueError(
-            f"no task at the same shots in both: {ours} has {', '.join(scores[0])}; {theirs} has {', '.join(scores[1])}"
-        )
-    return [_compare(name, folders, scores=[of_run[name] for of_run in scores], seed=seed) for name in common]
-
-
-def _compare(name: str, folders: list[Path], *, scores: list[TaskScore], seed: int) -> Comparison:
-    by_query = [mean_scores(folder, score) for folder, score in zip(folders, scores, strict=True)]
-    shared = [query for query in by_query[0] if query in by_query[1]]
-    if not shared:
-        raise ValueError(f"{name}: the two runs answered different queries; use the same --limit, --seed and data")
-    ours, theirs = (np.array([of_run[query] for query in shared]) for of_run in by_query)
-    difference = paired_difference(ours, theirs, seed=seed)
-    return Comparison(name, len(shared), float(np.nanmean(ours)), float(np.nanmean(theirs)), difference)
 
 
 def mean_scores(folder: Path, score: TaskScore) -> dict[str, float]:
@@ -301,20 +259,8 @@ def grouped_points(answers: Sequence[Answer], *, blind: bool = False) -> np.ndar
     return 100 * lowest(scores, [answer.group for answer in answers])
 
 
-def comparison_table(comparisons: list[Comparison]) -> Table:
-    """The comparisons for a terminal; a difference whose interval excludes 0 is coloured."""
-    table = Table(title="ours - theirs, paired by query", title_justify="left")
-    for name in ("task", "queries", "ours", "theirs", "difference"):
-        table.add_column(name, justify="left" if name == "task" else "right")
-    for one in comparisons:
-        shown = _shown(one.difference, sign=True)
-        if one.difference.above_zero or one.difference.below_zero:
-            shown = f"[{'green' if one.difference.above_zero else 'red'}]{shown}[/]"
-        table.add_row(one.name, str(one.queries), f"{one.ours:.1f}", f"{one.theirs:.1f}", shown)
-    return table
-
-
-def _shown(interval: Interval, *, sign: bool = False) -> str:
+def shown(interval: Interval, *, sign: bool = False) -> str:
+    """The mean and the interval for a terminal."""
     shape = "+.1f" if sign else ".1f"
     return f"{interval.mean:{shape}} \\[{interval.low:{shape}}, {interval.high:{shape}}]"
 

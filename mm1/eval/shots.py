@@ -112,7 +112,7 @@ def draw_all(
     if not count:
         return [[] for _ in task.queries]
     if protocol.draw == "same":
-        return [_same_shots(task, shots=count, seed=seed)] * len(task.queries)
+        return _same_shots(task, shots=count, seed=seed)
     if protocol.draw == "similar":
         if similar is None:
             raise ValueError("similar shots need a model that gives features of pictures: one of mm1's runs")
@@ -120,20 +120,23 @@ def draw_all(
     return [draw_shots(task, query, shots=count, seed=seed) for query in range(len(task.queries))]
 
 
-def _same_shots(task: Task, *, shots: int, seed: int) -> list[Example]:
-    """One list of shots for all queries; none has the image of any query."""
-    query_images = {image_hash(query.image) for query in task.queries}
+def _same_shots(task: Task, *, shots: int, seed: int) -> list[list[Example]]:
+    """The same examples for all queries; a query whose image is among them has the next one instead."""
     order = rng(seed, "same shots", 0).permutation(task.pool.count).tolist()
-    drawn: list[Example] = []
-    for start in range(0, len(order), shots):
-        examples = task.pool.read(order[start : start + shots])
-        drawn += [one for one in examples if one is not None and image_hash(one.image) not in query_images]
-        if len(drawn) >= shots:
-            return drawn[:shots]
-    raise ValueError(
-        f"task {task.name} has {len(drawn)} examples whose picture no query shows; {shots} shots for all queries need "
-        "as many: ask for fewer shots or fewer queries, or leave --same-shots out"
-    )
+    drawn: list[tuple[str, Example]] = []
+    start, shown = 0, []
+    for query in task.queries:
+        own = image_hash(query.image)
+        while len(others := [one for name, one in drawn if name != own]) < shots and start < len(order):
+            examples = task.pool.read(order[start : start + shots])
+            drawn += [(image_hash(one.image), one) for one in examples if one is not None]
+            start += shots
+        if len(others) < shots:
+            raise ValueError(
+                f"task {task.name} has {len(others)} examples to draw {shots} shots from; ask for fewer shots"
+            )
+        shown.append(others[:shots])
+    return shown
 
 
 def prompts(

@@ -64,6 +64,10 @@ class TaskEvaluation:
         if settings.protocol.draw == "similar":
             self.similar = SimilarShots(task, model.features, settings.seed)
         self.references = [query.answers for query in task.queries]
+        self.metric = task.scoring.metric
+        if task.scoring.within is not None:
+            self.metric = task.scoring.within(task.split_references or self.references)
+        self.split_digest = hashlib.sha256(json.dumps(task.split_references).encode()).hexdigest()[:16]
         self.blind_queries = exchange_images(task.queries, seed=settings.seed)
 
     def trials(self, shots: int) -> int:
@@ -137,7 +141,7 @@ class TaskEvaluation:
         """The score of the answer to each query; nan where the judge's reply can't be read."""
         judge, rule = self.settings.judge, self.task.scoring.judge
         if rule is None or judge is None:
-            return self.task.scoring.metric(answers, self.references).tolist()
+            return self.metric(answers, self.references).tolist()
         return [
             judge.score(rule, query, answer=answer) for query, answer in zip(self.task.queries, answers, strict=True)
         ]
@@ -212,6 +216,8 @@ class TaskEvaluation:
             "decoding": [style.stops, style.max_tokens, protocol.scoring, protocol.beams],
             "scoring": [metric_name, getattr(style.clean, "__qualname__", ""), judge.name if judge else ""],
         }
+        if task.split_references:
+            decides["split"] = self.split_digest
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
 

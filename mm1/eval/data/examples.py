@@ -67,8 +67,8 @@ class ExampleReader:
     def text(self, row: Row, column: Column) -> str:
         return str(self._value(row, column))
 
-    def first_answer(self, row: Row) -> str:
-        return self._answers(row, self._choices(row))[0]
+    def answers(self, row: Row) -> tuple[str, ...]:
+        return self._answers(row, self._choices(row))
 
     def examples(self, positions: Sequence[int]) -> list[Example | OddRow]:
         """The examples at `positions`; a row that can't be scored is its error."""

@@ -146,9 +146,12 @@ class Published:
         return Task(
             name=self.name,
             queries=examples,
-            pool=Pool(len(pool.ids), _reader_of(shots, list(pool.ids)), list(pool.answers.values())),
+            pool=Pool(
+                len(pool.ids), _reader_of(shots, list(pool.ids)), [answers[0] for answers in pool.answers.values()]
+            ),
             style=styles.chat if (form or styles.default) == "chat" else styles.plain,
             scoring=scoring,
+            split_references=list(listed.answers.values()) if scoring.within is not None else (),
             origin=Origin(f"{self.source.hub}, {len(listed.ids)} rows, {listed.digest()}", queries.split, left_out),
         )
 
@@ -239,7 +242,7 @@ class Published:
             taken.add(name)
             listed.ids[position] = name
             try:
-                listed.answers[position] = reader.first_answer(row)
+                listed.answers[position] = reader.answers(row)
             except OddRow as odd:
                 listed.unanswered.append(odd)
         if not listed.answers and (listed.odd or listed.unanswered):
@@ -277,7 +280,7 @@ class Listed:
     """The rows of one split that belong to a task, by position, without their images.
 
     ids         the id of each; that of a row whose id an earlier one has names its row
-    answers     the first right answer of each that has one
+    answers     the right answers of each that has any
     groups      the group of each, if questions are drawn together
     repeated    positions of rows whose id an earlier row has
     odd         the errors of rows that can't be read
@@ -285,7 +288,7 @@ class Listed:
     """
 
     ids: dict[int, str] = field(default_factory=dict)
-    answers: dict[int, str] = field(default_factory=dict)
+    answers: dict[int, tuple[str, ...]] = field(default_factory=dict)
     groups: dict[int, str] = field(default_factory=dict)
     repeated: set[int] = field(default_factory=set)
     odd: list[OddRow] = field(default_factory=list)
@@ -293,7 +296,7 @@ class Listed:
 
     def digest(self) -> str:
         """A short hash of ids and answers, by which two runs know that they asked the same data."""
-        rows = [f"{name}\t{self.answers.get(position, '')}\n" for position, name in self.ids.items()]
+        rows = [f"{name}\t{self.answers.get(position, ('',))[0]}\n" for position, name in self.ids.items()]
         return hashlib.sha256("".join(rows).encode()).hexdigest()[:12]
 
 

@@ -8,11 +8,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from mm1.eval.metrics.ptb_tokenizer import tokens
-from mm1.eval.metrics.references import checked
+from mm1.eval.metrics.references import Metric, checked
 
 Tokenize = Callable[[str], list[str]]
 Grams = Counter[tuple[str, ...]]
@@ -22,21 +23,46 @@ LONGEST_GRAM = 4
 CIDER_SIGMA = 6.0
 
 
-def cider(answers: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: Tokenize = tokens) -> np.ndarray:
+@dataclass(frozen=True, slots=True)
+class DocumentFrequencies:
+    """How many of `queries` have each n-gram in their references."""
+
+    counts: Counter[tuple[str, ...]]
+    queries: int
+
+
+def document_frequencies(references: Sequence[Sequence[str]], *, tokenize: Tokenize = tokens) -> DocumentFrequencies:
+    """The frequencies of n-grams of 1 to 4 tokens among the references of all queries."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    for texts in references:
+        counts.update({gram for text in texts for gram in _grams(tokenize(text))})
+    return DocumentFrequencies(counts, len(references))
+
+
+def cider_within(split: Sequence[Sequence[str]]) -> Metric:
+    """CIDEr-D with the document frequencies of these references, so that a score doesn't depend on other queries."""
+    return partial(cider, frequencies=document_frequencies(split))
+
+
+def cider(
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    tokenize: Tokenize = tokens,
+    frequencies: DocumentFrequencies | None = None,
+) -> np.ndarray:
     """CIDEr-D of each answer (0 to 10; papers print it times 100). Float64, one per query.
 
-    N-grams of 1 to 4 tokens weigh more the fewer queries have them in their references. A score therefore depends on
-    the whole set of queries; with a single query every score is 0.
+    N-grams of 1 to 4 tokens weigh more the fewer queries have them in their references. `frequencies` are those of the
+    whole split; without them, those of these queries: then a score depends on all of them, and a single query has 0.
 
     Source: Vedantam et al., CIDEr, https://arxiv.org/abs/1411.5726, section 4 (CIDEr-D). As in the official code
     (https://github.com/tylin/coco-caption), weights are clipped in the numerator only.
     """
     reference_grams = [[_grams(tokenize(text)) for text in texts] for texts in checked(answers, references)]
-    document_counts: Counter[tuple[str, ...]] = Counter()
-    for texts in reference_grams:
-        document_counts.update({gram for text in texts for gram in text})
-    log_queries = math.log(len(reference_grams)) if reference_grams else 0.0
-    rarity = {gram: log_queries - math.log(count) for gram, count in document_counts.items()}
+    frequencies = frequencies or document_frequencies(references, tokenize=tokenize)
+    log_queries = math.log(frequencies.queries) if frequencies.queries else 0.0
+    rarity = {gram: log_queries - math.log(count) for gram, count in frequencies.counts.items()}
     scores = np.zeros(len(reference_grams))
     for query, (answer, texts) in enumerate(zip(answers, reference_grams, strict=True)):
         ours = _weigh(_grams(tokenize(answer)), rarity, unseen=log_queries)

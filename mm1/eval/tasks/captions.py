@@ -3,7 +3,7 @@
 from mm1.data.store import open_store
 from mm1.document import Document
 from mm1.eval.fewshot import CAPTION_STOPS, Example, Origin, Pool, PromptStyle, Scoring, Task, ask_caption, rng
-from mm1.eval.metrics.captions import cider
+from mm1.eval.metrics.captions import cider, cider_within
 
 
 def task(limit: int, *, seed: int, queries: str = "sample:captions-test", pool: str = "sample:captions-train") -> Task:
@@ -21,7 +21,8 @@ def task(limit: int, *, seed: int, queries: str = "sample:captions-test", pool: 
         queries=[_example(document) for document in held_out.take(selected)],
         pool=Pool(len(training), lambda indices: [_example(document) for document in training.take(indices)], answers),
         style=PromptStyle(ask_caption, stops=CAPTION_STOPS),
-        scoring=Scoring(cider),
+        scoring=Scoring(cider, within=cider_within),
+        split_references=[(document.text.strip(),) for document in held_out.scan(with_images=False)],
         loss=True,
         origin=Origin(queries),
     )

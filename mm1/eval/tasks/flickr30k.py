@@ -4,7 +4,7 @@ from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import karpathy
 from mm1.eval.data.published import Published, Source
 from mm1.eval.fewshot import Scoring
-from mm1.eval.metrics.captions import cider
+from mm1.eval.metrics.captions import cider, cider_within
 
 task = Published(
     name="flickr30k",
@@ -17,5 +17,5 @@ task = Published(
         original=karpathy("dataset_flickr30k.json", folders=("flickr30k-images", "flickr30k_images")),
     ),
     columns=Columns(id="img_id", question="", answers="caption"),
-    scoring=Scoring(cider),
+    scoring=Scoring(cider, within=cider_within),
 )

@@ -4,7 +4,7 @@ from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import coco_captions
 from mm1.eval.data.published import Published, Source
 from mm1.eval.fewshot import Scoring
-from mm1.eval.metrics.captions import cider
+from mm1.eval.metrics.captions import cider, cider_within
 
 task = Published(
     name="nocaps",
@@ -16,5 +16,5 @@ task = Published(
         original=coco_captions("nocaps_{short}_4500_captions.json", folders=("val", "images")),
     ),
     columns=Columns(id="image_id", question="", answers="annotations_captions"),
-    scoring=Scoring(cider),
+    scoring=Scoring(cider, within=cider_within),
 )

@@ -4,7 +4,7 @@ from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import grouped, listed
 from mm1.eval.data.published import Published, Source
 from mm1.eval.fewshot import Scoring
-from mm1.eval.metrics.captions import cider
+from mm1.eval.metrics.captions import cider, cider_within
 
 task = Published(
     name="textcaps",
@@ -21,5 +21,5 @@ task = Published(
         ),
     ),
     columns=Columns(id="image_id", question="", answers="caption_str"),
-    scoring=Scoring(cider),
+    scoring=Scoring(cider, within=cider_within),
 )
