@@ -63,7 +63,7 @@ def shown(results: Results) -> str:
 def ai2d(folder: Path) -> None:
     def row(n: int) -> dict[str, Any]:
         texts = {2: ["", "fern", "oak", "none"], 5: ["moss", "oak", "oak", "none"]}.get(n, ["moss", "fern", "oak", "x"])
-        return {"question": "Which?", "options": texts, "answer": str(n % 4), "image": cell(n)}
+        return {"question": f"Which {n}?", "options": texts, "answer": str(n % 4), "image": cell(n)}
 
     data(folder, "test", six(row, count=8))
 
@@ -84,7 +84,7 @@ def test_an_empty_choice_is_not_listed_and_the_others_keep_their_letters(tmp_pat
     ai2d(tmp_path)
     task = load_task("ai2d", limit=100, seed=0, data=str(tmp_path))
     query = task.queries[2]
-    assert "Which?\nB. fern\nC. oak\nD. none\n" in task.style.ask(query)
+    assert "Which 2?\nB. fern\nC. oak\nD. none\n" in task.style.ask(query)
     assert [task.answer(text, query) for text in ("C", "oak", "A")] == ["C", "C", "A"]
     shortest = Says({}).answer([Request(prompt(task, query, shots=[]), choices=query.choices)])
     assert [reply.text for reply in shortest] == ["C"], "an empty choice has no likelihood"
@@ -97,13 +97,15 @@ def test_the_summary_says_what_was_asked(tmp_path: Path):
     hub, rows, digest = score.data.split(", ")
     assert (hub.partition("/")[2], rows, len(digest)) == ("ai2d", "8 rows", 12)
     other = tmp_path / "other"
-    data(other, "test", [{"question": "?", "options": ["x", "y"], "answer": "1", "image": cell(n)} for n in range(8)])
+    data(
+        other, "test", [{"question": f"{n}?", "options": ["x", "y"], "answer": "1", "image": cell(n)} for n in range(8)]
+    )
     assert run("ai2d", other, gold).scores[0].data.split(", ")[2] != digest
 
 
 @pytest.mark.parametrize("limit", [3, 100])
 def test_an_unreadable_row_is_left_out_at_any_limit(limit: int, tmp_path: Path):
-    rows = six(lambda n: {"question": "Which?", "options": ["x", "y"], "answer": "1", "image": cell(n)}, count=9)
+    rows = six(lambda n: {"question": f"Which {n}?", "options": ["x", "y"], "answer": "1", "image": cell(n)}, count=9)
     rows[4]["image"] = {"bytes": b"no picture", "path": None}
     rows[7]["answer"] = "9"
     data(tmp_path, "test", rows)
