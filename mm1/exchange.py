@@ -43,7 +43,7 @@ from mm1.tiling import KINDS
 log = logging.getLogger("mm1")
 
 DTYPES = {"stored": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_OURS = re.compile(r"model.*\.safetensors(\.index\.json)?|\w*config\.json|tokenizer\.json|modeling_mm1\.py|" + TEMPLATE)
+_OURS = re.compile(r"model.*\.safetensors(\.index\.json)?|\w*config\.json|tokenizer\.json|\w+_mm1\.py|" + TEMPLATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +250,7 @@ def _small_files(run: RunConfig, part: str, form: Form, text: RecordedText | Non
     if form.processor is not None:
         contents |= form.processor.contents()
     if not form.native:
-        contents[files.modelling_file().name] = files.modelling_file().read_text()
+        contents |= files.code(tiles=form.processor is not None and form.processor.name == "MM1Processor")
     if text.chats:
         contents[TEMPLATE] = tokenizer.template.source if tokenizer.template else files.chat_template(tokenizer)
     return contents

@@ -30,7 +30,7 @@ from mm1.generate.engine import Engine
 from mm1.generate.prompt import Prompt
 from mm1.generate.prompt import picture as named
 from mm1.generate.sampling import Decoding
-from mm1.hf.files import modelling_file
+from mm1.hf.files import code
 from mm1.hf.shards import bytes_of
 from mm1.model.encoders import clip
 from mm1.model.layers import initialise
@@ -101,9 +101,9 @@ def run_of(shape: ModelConfig, **data) -> RunConfig:
 
 
 def picture() -> bytes:
-    """A PNG smaller than the encoder's size, of which both sides get the same pixels."""
+    """A PNG of the encoder's size, of which both sides get the same pixels."""
     file = io.BytesIO()
-    Picture.frombytes("RGB", (20, 18), random.Random(0).randbytes(20 * 18 * 3)).save(file, format="PNG")
+    Picture.frombytes("RGB", (24, 24), random.Random(0).randbytes(24 * 24 * 3)).save(file, format="PNG")
     return file.getvalue()
 
 
@@ -218,11 +218,18 @@ def test_an_encoder_is_exported_alone(vision, kind, tmp_path):
     same_files(tmp_path / "out", tmp_path / "again")
 
 
-def test_the_modelling_file_needs_nothing_of_ours():
-    tree = ast.parse(modelling_file().read_text())
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in imported} == {"types", "torch", "transformers"}
+def test_the_code_of_an_export_needs_nothing_of_ours():
+    sources, imported = code(tiles=True), set()
+    for source in sources.values():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                assert f"{node.module}.py" in sources
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module))
+    known = {"torch", "transformers", "numpy", "PIL"} | sys.stdlib_module_names
+    assert {name.partition(".")[0] for name in imported} <= known
 
 
 TALK = (Text("What is it?", train=False), Text("A cat."), Text("And its colour?", train=False), Text("Grey."))
@@ -359,11 +366,6 @@ def test_what_cannot_be_exported_says_why(tmp_path):
     write_run(tmp_path / "capacity", run_of(shape))
     with pytest.raises(ValueError, match=r"capacity 1\.5 drop tokens"):
         exchange.export_run(tmp_path / "capacity", tmp_path / "out")
-    tiled = run_of(NATIVE["CLIP, Llama"].model_copy(deep=True))
-    tiled.model.tiling.kind = "mm1"
-    write_run(tmp_path / "tiled", tiled)
-    with pytest.raises(ValueError, match=r"model\.tiling\.kind is mm1, but the modelling file reads every picture as"):
-        exchange.export_run(tmp_path / "tiled", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -10,19 +10,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Canvas
-from test_export import same_files
+from test_export import SHAPE, model, opened, run_of, same_files, write_run
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from mm1 import exchange
 from mm1.checkpoint import load_for_use
+from mm1.config.model import TilingConfig, VisionConfig
 from mm1.data.encode import encode
 from mm1.data.image import load_tiles
 from mm1.data.tiles import tile_spec
+from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
 from mm1.generate.sampling import Decoding
 from mm1.generate.writer import Writer
+from mm1.hf.families import REFUSED
+from mm1.hf.llava import llava_next_config_from_hf
 from mm1.model.vision import normalise
 from mm1.tiling import SHAPES
 
@@ -171,3 +175,79 @@ def test_a_model_with_tiles_says_what_it_said_and_goes_back(name, tmp_path):
     exchange.import_model(str(tmp_path / "out"), tmp_path / "back")
     exchange.export_run(tmp_path / "back", tmp_path / "again")
     same_files(tmp_path / "out", tmp_path / "again")
+
+
+OWN = {
+    "mm1": {},
+    "mm1_5": {"max_tiles": 4, "use_max_tiles": 6},
+    "llava_next": {"full_images": 1},
+    "internvl": {},
+    "idefics3": {"indicators": "index"},
+}
+
+
+def our_run(folder: Path, kind: str):
+    shape = model(VisionConfig(image_size=SIZE, **SHAPE), "c_abstractor", 4)
+    shape.tiling = TilingConfig.model_validate({"kind": kind} | OWN[kind])
+    run = run_of(shape)
+    run.data.sequence_length = 1024
+    return write_run(folder, run)
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_an_exported_run_cuts_pictures_as_the_run_did(kind, tmp_path):
+    """Same ids, pixels, logits and greedy text for two pictures of any shapes in a text, alone and padded."""
+    ours, tokenizer = our_run(tmp_path / "run", kind), load_tokenizer("sample")
+    exchange.export_run(tmp_path / "run", tmp_path / "out")
+    theirs = opened(tmp_path / "out")
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    writer, tile = Writer(ours, tokenizer, rows=2), tile_spec(ours.config, use=True)
+    said = {}
+    for first, second in [("tall", "wide"), ("small", "odd")]:
+        canvases = [picture(*PICTURES[name]) for name in (first, second)]
+        text = "<|image|>a red circle<|image|> and a hill"
+        one, two = (Image(png(canvas)) for canvas in canvases)
+        document = Document((one, Text("a red circle"), two, Text(" and a hill")))
+        inputs = processor(images=canvases, text=text, return_tensors="pt")
+        encoded = encode(document, tokenizer, tile=tile, end=False)
+        assert inputs["input_ids"].tolist() == [encoded.tokens.tolist()]
+        pixels_NCYX = torch.from_numpy(np.stack([load_tiles(t.image, [t.cut], size=SIZE)[0] for t in encoded.images]))
+        torch.testing.assert_close(inputs["pixel_values"], normalise(pixels_NCYX, ours.config.vision))
+        feature_BT = None if encoded.features is None else torch.from_numpy(encoded.features).long()[None]
+        tokens_BT = torch.from_numpy(encoded.tokens).long()[None]
+        with torch.no_grad():
+            x_BTD = ours.embed(tokens_BT, ours.encode_images(pixels_NCYX), feature_BT)
+            logits = ours.decoder.logits(ours.decoder(x_BTD, torch.arange(tokens_BT.shape[1])[None]))
+            torch.testing.assert_close(theirs(**inputs).logits, logits, atol=1e-5, rtol=1e-5)
+        (written,) = writer.engine.generate([writer._prompt(encoded)], Decoding(max_tokens=6))
+        options = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 6}
+        assert theirs.generate(**inputs, **options)[0, len(encoded.tokens) :].tolist() == written.tokens
+        said[first] = canvases, text, written.tokens
+    images, texts, tokens = zip(*said.values(), strict=True)
+    both = processor(images=[*images], text=[*texts], return_tensors="pt")
+    assert not both["attention_mask"].all()
+    assert theirs.generate(**both, **options)[:, -6:].tolist() == [*tokens]
+    beams = theirs.generate(**both, **options, num_beams=2)
+    alone = theirs.generate(**processor(images=images[0], text=texts[0], return_tensors="pt"), **options, num_beams=2)
+    assert beams[0, -6:].tolist() == alone[0, -6:].tolist()
+    exchange.import_model(str(tmp_path / "out"), tmp_path / "back")
+    exchange.export_run(tmp_path / "back", tmp_path / "again")
+    same_files(tmp_path / "out", tmp_path / "again")
+
+
+def test_an_exported_processor_counts_pictures_and_their_marks(tmp_path):
+    our_run(tmp_path / "run", "mm1")
+    exchange.export_run(tmp_path / "run", tmp_path / "out")
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    with pytest.raises(ValueError, match=r"2 marks <\|image\|> in a text, but only 1 images are left"):
+        processor(images=picture(9, 9), text="<|image|><|image|>")
+    with pytest.raises(ValueError, match=r"1 images more than marks <\|image\|>"):
+        processor(images=picture(9, 9), text="a text")
+
+
+def test_what_has_other_grids_or_parts_is_refused_by_name():
+    config = {"vision_config": VISION | CLIP, "text_config": {"model_type": "llama"} | TEXT}
+    with pytest.raises(ValueError, match=r"only LLaVA-NeXT's own can be read, for this encoder \[\[24, 48\]"):
+        llava_next_config_from_hf(config | {"image_grid_pinpoints": [[24, 72]]}, Path())
+    for kind, why in (("llava_onevision", "shrinks the features"), ("internvl", "scales residual branches")):
+        assert why in REFUSED[kind]

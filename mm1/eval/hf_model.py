@@ -10,7 +10,7 @@ from mm1.data.chat_format import messages
 from mm1.document import Document, Image, Mark
 from mm1.eval.model import Done, Model, Ranked, Reply, Request, as_pillow, digest, ignore
 from mm1.generate.writer import until
-from mm1.hf.files import modelling_file
+from mm1.hf.files import code
 
 
 class HfModel(Model):
@@ -25,10 +25,10 @@ class HfModel(Model):
             raise ValueError(f"{folder} has no config.json; hf: takes the folder of a transformers model")
         if (folder / "checkpoints").is_dir():
             raise ValueError(f"{folder} is a run of mm1; give it without hf:")
-        ours = modelling_file()
-        is_export = (folder / ours.name).is_file() and (folder / ours.name).read_bytes() == ours.read_bytes()
+        ours = code(tiles=True)
+        theirs = {path.name: path.read_text() for path in folder.glob("*.py")}
         # our own code is trusted; before it runs other code, `transformers` asks the user
-        trust = {"trust_remote_code": True} if is_export else {}
+        trust = {"trust_remote_code": True} if theirs and theirs.items() <= ours.items() else {}
         try:
             self.processor = AutoProcessor.from_pretrained(folder, **trust)
             self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", **trust).eval()

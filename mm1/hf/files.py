@@ -1,10 +1,12 @@
 """Contents of the small files beside exported weights, as `transformers` reads them: pure functions."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mm1.config.model import ModelConfig, VisionConfig
+from mm1.data.tiles import tile_spec
 from mm1.data.tokenizer import Tokenizer, own_marks
 from mm1.hf.vocabulary import post_processor
 
@@ -34,9 +36,21 @@ def chat_template(tokenizer: Tokenizer) -> str:
     return template
 
 
-def modelling_file() -> Path:
-    """The path of the model's source for `transformers`, which no module here imports."""
-    return Path(__file__).with_name("modeling_mm1.py")
+_IMPORT = re.compile(r"^from mm1\.(?:hf\.)?(\w+?)(?:_mm1)? import", re.MULTILINE)
+MODEL, TILES = ("modeling_mm1", "vision_mm1"), ("processing_mm1", "tiling_mm1")
+"""The code that an export has if no class of `transformers` fits its weights, and that for tiles besides."""
+
+
+def code(*, tiles: bool) -> dict[str, str]:
+    """The files with the model's source for `transformers`, which no module here imports."""
+    sources = {}
+    for name in (*MODEL, *(TILES if tiles else ())):
+        path = Path(__file__).with_name(f"{name}.py")
+        if not path.exists():
+            path = Path(__file__).parents[1] / f"{name.removesuffix('_mm1')}.py"
+        # beside each other, files import each other without the name of the package
+        sources[f"{name}.py"] = _IMPORT.sub(r"from .\1_mm1 import", path.read_text())
+    return sources
 
 
 def own_config(config: ModelConfig, *, part: str, max_positions: int) -> dict[str, Any]:
@@ -46,11 +60,6 @@ def own_config(config: ModelConfig, *, part: str, max_positions: int) -> dict[st
         ValueError: a part that the file doesn't have.
     """
     decoder = config.decoder
-    if config.tiling.kind != "none":
-        raise ValueError(
-            f"model.tiling.kind is {config.tiling.kind}, but the modelling file reads every picture as one tile; "
-            "for an export that does so, set model.tiling.kind to none in the run's config.json"
-        )
     if decoder.sparse.capacity is not None:
         raise ValueError(
             f"experts of capacity {decoder.sparse.capacity} drop tokens, which no exported model does; "
@@ -74,6 +83,7 @@ def own_config(config: ModelConfig, *, part: str, max_positions: int) -> dict[st
         "head_dim": decoder.head_width,
         "max_position_embeddings": max_positions,
         "image_token_id": config.image_token_id,
+        "row_ends": config.tile_features > config.connector.tokens,
     }
 
 
@@ -153,9 +163,19 @@ def squeezed_images(vision: VisionConfig) -> dict[str, Any]:
 
 
 def own_processor(config: ModelConfig, tokenizer: Tokenizer) -> Processor:
-    """LLaVA's processor for the modelling file: its count of one patch and the rest is the number of our tokens."""
-    text = {
-        "image_token": tokenizer.spelling("image"),
+    """The processor for the modelling file: ours if there are tiles.
+
+    Else it is LLaVA's, whose count of one patch and the rest is the number of our tokens.
+    """
+    tile = tile_spec(config, use=True)
+    text: dict[str, Any] = {"image_token": tokenizer.spelling("image")}
+    if not tile.whole:
+        text |= {
+            "auto_map": {"AutoProcessor": "processing_mm1.MM1Processor"},
+            "tile": asdict(tile),
+        }
+        return Processor("MM1Processor", squeezed_images(config.vision), text)
+    text |= {
         "patch_size": config.vision.image_size,
         "num_additional_image_tokens": config.connector.tokens - 1,
         "vision_feature_select_strategy": "full",
