@@ -123,7 +123,7 @@ def test_the_categories_of_mm1_5_have_its_ratios():
 def test_the_page_about_fine_tuning_has_the_sets_of_the_recipe():
     page = (Path(__file__).parents[1] / "docs/finetune.md").read_text()
     for name, chats in SETS.items():
-        command = f"`mm1 prepare {chats.prepared} --to sft/{name}`" if chats.prepared else "not built yet"
+        command = f"`mm1 prepare {chats.prepared} --to sft/{name}`"
         row = next(line for line in page.splitlines() if line.startswith("| ") and f"sft/{name}" in line)
         assert f"| {chats.thousands}k | {chats.published} | {command}" in row
         assert remedy(f"sft/{name}/images.lance").count(f"--to sft/{name}") == 1

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as Canvas
 
 from mm1.data.encode import encode
-from mm1.data.store import SAMPLE, Store
+from mm1.data.store import SAMPLE, Store, write_store
 from mm1.data.tiles import TileSpec
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
@@ -172,12 +172,16 @@ def chat_file(path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", [name for name, chats in SETS.items() if chats.prepared])
+@pytest.mark.parametrize("name", SETS)
 def test_the_command_of_a_set_makes_its_store(name: str, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     inputs = SETS[name].prepared.split()
     fields = dict(word.split("=") for word in inputs if "=" in word)
-    if "data" in fields:
+    if "text" in fields:
+        (tmp_path / "text").mkdir()
+        write_store([Document((Text("Words to write."),))], tmp_path / fields["text"])
+        inputs = ["rendered_text", f"text={fields['text']}", "count=3", "page_side=96"]
+    elif "data" in fields:
         make(inputs[0].removeprefix("task:"), tmp_path / fields["data"])
     else:
         chat_file(tmp_path / inputs[0])

@@ -28,7 +28,7 @@ from mm1.prepare.filters.image_filters import ImageBounds, screen
 from mm1.prepare.ledger import Ledger
 from mm1.prepare.merge import merge
 from mm1.prepare.process_shard import process_shard
-from mm1.prepare.readers.kinds import list_shards
+from mm1.prepare.readers.kinds import PAGES, list_shards
 from mm1.prepare.readers.task_chats import PREFIX, ChatsOfTask, TaskChats, task_shards
 from mm1.prepare.request import PrepareRequest
 from mm1.prepare.shard import InputError, Shard
@@ -104,19 +104,32 @@ def _tasks(request: PrepareRequest, chats_of: ChatsOfTask | None) -> dict[str, T
     return {name: chats_of(name.removeprefix(PREFIX), request.data) for name in names if chats_of is not None}
 
 
+def _pages(request: PrepareRequest) -> list[Shard]:
+    """The shards of the pages that the request asks to be rendered."""
+    wanted = any(entry.kind == PAGES for entry in request.inputs)
+    if not wanted == bool(request.text) == bool(request.count):
+        raise InputError(f"text=STORE and count=N go with {PAGES}: whose texts are written, on how many pages")
+    if not wanted:
+        return []
+    from mm1.prepare.rendering.fonts import find_fonts  # matplotlib takes a second
+    from mm1.prepare.rendering.pages import Rendering
+
+    open_store(request.text)  # a name that is wrong is an error of the request
+    sizes = (request.page_words, request.page_side, request.page_letters)
+    return Rendering(request.text, find_fonts(request.fonts), request.seed, *sizes).shards(request.count)
+
+
 def _shards(request: PrepareRequest, to: Path, tasks: Mapping[str, TaskChats]) -> list[Shard]:
     """The shards of all inputs, in their order."""
     fetcher = Fetcher(to.with_name(to.name + ".fetched")) if request.fetch else None
     pictures = Path(request.pictures) if request.pictures else None
     if pictures is not None and not pictures.is_dir():
         raise InputError(f"there is no folder {pictures}; pictures= names the folder that names of pictures start from")
+    without_files = {PAGES: _pages(request)} | {name: task_shards(name, chats) for name, chats in tasks.items()}
     shards = []
     for entry in request.inputs:
         path = Path(entry.path)
-        if entry.kind == "task":
-            listed = task_shards(entry.path, tasks[entry.path])
-        else:
-            listed = list_shards(path, entry.kind, pictures=pictures, fetcher=fetcher)
+        listed = without_files.get(entry.path) or list_shards(path, entry.kind, pictures=pictures, fetcher=fetcher)
         for shard in listed:
             name = f"{path}: {shard.name}" if len(request.inputs) > 1 else shard.name
             shards.append(replace(shard, name=name, source=path.resolve().name))

@@ -29,12 +29,24 @@ class PrepareRequest(Config):
                        (auto); drop leaves out pages, too, keep_text nothing but the picture
     decontaminate      stores of evaluation sets: a document that shares words or pictures with one of them is left out
     data               the folder of a task's data set, for an input task:NAME
+    text               the store whose texts rendered_text writes on `count` pages, by `seed`
+    page_words, page_side, page_letters
+                       at most so many words on a page; pixels of its longer side, at most; the height of letters as a
+                       share of that side, from and to
+    fonts              a folder of fonts; without one, matplotlib's and the system's
     language           documents in any other language are left out; empty keeps all
     """
 
     inputs: tuple[Input, ...] = Field(min_length=1)
     pictures: str = ""
     data: str = ""
+    text: str = ""
+    count: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    page_words: int = Field(default=100, ge=1)
+    page_side: int = Field(default=1024, ge=64)
+    page_letters: tuple[float, float] = (0.02, 0.08)
+    fonts: str = ""
     source: str = ""
     licence: str = ""
     fetch: bool = False
@@ -71,7 +83,7 @@ def parse_request(words: Sequence[str], *, kind: str = "") -> PrepareRequest:
             continue
         if name not in PrepareRequest.model_fields or name == "inputs":
             raise ConfigError(f"no field {name!r} in a preparation; {_hint(name)}")
-        is_list = name in ("filters", "decontaminate")
+        is_list = name in ("filters", "decontaminate", "page_letters")
         fields[name] = tuple(part for part in value.split(",") if part) if is_list else value
     inputs = [{"path": path, "kind": kind or detect_kind(Path(path))} for path in paths]
     try:

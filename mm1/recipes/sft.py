@@ -14,14 +14,11 @@ from mm1.model import sizes
 
 @dataclass(frozen=True, slots=True)
 class ChatSet:
-    """A set of the mixture: its size, where it is published, and what `mm1 prepare` reads for it.
-
-    Without `prepared` no command makes chats of it yet.
-    """
+    """A set of the mixture: its size, where it is published, and what `mm1 prepare` reads for it."""
 
     thousands: int  # of samples; not certain one by one, but their sum is the paper's 1.45 M
     published: str
-    prepared: str = ""
+    prepared: str
     pictures: bool = True
 
 
@@ -48,7 +45,11 @@ SETS = {
     "ai2d": ChatSet(3, "https://prior.allenai.org/projects/diagram-understanding", prepared="task:ai2d data=AI2D"),
     "docvqa": ChatSet(39, "https://www.docvqa.org", prepared="task:docvqa data=DocVQA"),
     "infovqa": ChatSet(24, "https://www.docvqa.org", prepared="task:infovqa data=InfoVQA"),
-    "synthdog_en": ChatSet(500, "https://huggingface.co/datasets/naver-clova-ix/synthdog-en"),
+    "synthdog_en": ChatSet(
+        500,
+        "https://huggingface.co/datasets/naver-clova-ix/synthdog-en",
+        prepared="rendered_text text=text/text.lance count=500000",
+    ),
 }
 """MM1's mixture by the name of its folder."""
 
@@ -111,11 +112,7 @@ def remedy(store: str) -> str:
         return f"mm1 prepare CHATS --to {folder}, from your chats of this category"
     if folder.parent.name != "sft" or name not in SETS:
         return ""
-    chats = SETS[name]
-    if chats.prepared:
-        return f"mm1 prepare {chats.prepared} --to {folder}, from {chats.published}"
-    own = f"make chats in LLaVA's layout of it, then mm1 prepare CHATS.json --to {folder}"
-    return f"from {chats.published}; not built yet: {own}"
+    return f"mm1 prepare {SETS[name].prepared} --to {folder}, from {SETS[name].published}"
 
 
 def _mm1(base: str, model: ModelConfig, *, root: str) -> RunConfig:

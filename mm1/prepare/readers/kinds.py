@@ -21,7 +21,9 @@ from mm1.prepare.readers.task_chats import PREFIX, read_documents
 from mm1.prepare.readers.web import read_html, read_warc
 from mm1.prepare.shard import InputError, Shard, find_files, shard_per_file
 
-Kind = Literal["tars", "parquet", "mmc4", "llava", "coco", "text", "pairs", "dataset", "html", "warc", "task"]
+Kind = Literal[
+    "tars", "parquet", "mmc4", "llava", "coco", "text", "pairs", "dataset", "html", "warc", "task", "rendered_text"
+]
 Reader = Callable[[Shard, Ledger], Iterator[Document]]
 
 READERS: dict[str, Reader] = {
@@ -36,8 +38,13 @@ READERS: dict[str, Reader] = {
     "html": read_html,
     "warc": read_warc,
     "task": read_documents,
+    "rendered_text": read_documents,
 }
-NOT_FILES = ("task",)
+
+PAGES = "rendered_text"
+"""The input that stands for pages rendered from the texts of a store."""
+
+NOT_FILES = ("task", PAGES)
 """The kinds whose documents are made, not read from files."""
 
 _JSON_LINES = tuple(f".jsonl{packed}" for packed in ("", ".gz", ".zst", ".bz2", ".zip"))
@@ -63,8 +70,10 @@ def list_shards(path: Path, kind: str, *, pictures: Path | None = None, fetcher:
     """The shards of the input, in the order of their names.
 
     Raises:
-        InputError: the input is missing, or has no file that the kind's reader reads.
+        InputError: the input is missing, has no file that the kind's reader reads, or the kind is not read from files.
     """
+    if kind in NOT_FILES:
+        raise InputError(f"kind {kind!r} is not read from {path}: its inputs are {PREFIX}NAME and {PAGES}")
     _check_exists(path)
     endings = _ENDINGS[kind]
     if kind in _SMALL_FILES:
@@ -87,6 +96,8 @@ def detect_kind(path: Path) -> str:
     """
     if str(path).startswith(PREFIX):
         return "task"
+    if str(path) == PAGES and not path.exists():
+        return PAGES
     _check_exists(path)
     for kind in ("tars", "warc", "dataset", "parquet", "html"):  # img2dataset puts parquet beside its tars
         if find_files(path, *_ENDINGS[kind]):

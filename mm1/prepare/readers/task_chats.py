@@ -1,4 +1,7 @@
-"""Reads chats of a task's training split. Evaluation makes them; the command line hands them over (`ChatsOfTask`)."""
+"""Inputs that are no files: chats of a task's training split, and rendered pages.
+
+Evaluation makes the chats; the command line hands them over (`ChatsOfTask`).
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -66,6 +69,9 @@ def read_documents(shard: Shard, ledger: Ledger) -> Iterator[Document]:
         raise InputError(f"{shard.name} is read from no file; --kind {shard.kind} goes with its own inputs only")
     for number, document in enumerate(shard.documents(), start=1):
         with ledger.record(f"record {number}") as record:
+            if isinstance(document, Dropped):
+                record.content = document.detail
+                raise document
             if not isinstance(document, Document):
                 record.content = str(document)
                 raise Dropped(f"question that its task cannot ask: {document.name}", detail=str(document))
