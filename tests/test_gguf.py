@@ -15,7 +15,7 @@ from mm1.generate.prompt import Prompt
 from mm1.generate.sampling import Decoding
 from mm1.hf.gguf import NAMES, Gguf
 from mm1.hf.names import translate
-from mm1.hf.vocabulary import extended, with_marks
+from mm1.hf.vocabulary import extended
 from mm1.model.decoder import Decoder
 from mm1.model.layers import initialise
 from mm1.model.mllm import MLLM
@@ -90,7 +90,7 @@ def smollm2() -> Gguf:
 
 def test_smollm2_writes_what_transformers_reads_out_of_the_same_file(smollm2, tmp_path):
     """64 tokens on five prompts, greedily, through the whole model with its vocabulary extended by our marks."""
-    (tmp_path / "tokenizer.json").write_text(json.dumps(with_marks(smollm2.tokenizer())))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(smollm2.words().tokenizer))
     tokenizer = Tokenizer(tmp_path)
     config = small.config()
     config.decoder = smollm2.config().model_copy(update={"vocabulary": tokenizer.vocabulary})

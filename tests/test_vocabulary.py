@@ -54,13 +54,13 @@ def test_marks_come_behind_and_every_other_id_stays(tmp_path):
     plain = HFTokenizer(BPE({letter: number for number, letter in enumerate("abcdĠ")}, []))
     plain.pre_tokenizer = ByteLevel(add_prefix_space=False)
     plain.add_special_tokens(["<s>", "<|end|>"])  # ids 5 and 6
-    marked = with_marks(json.loads(plain.to_str()))
-    assert [token["id"] for token in marked["added_tokens"]] == [*range(5, 6 + len(MARKS))]
+    marked = with_marks(json.loads(plain.to_str()), {"begin": [5]})
+    assert [token["id"] for token in marked["added_tokens"]] == [*range(5, 5 + len(MARKS))]
     (tmp_path / "tokenizer.json").write_text(json.dumps(marked))
     loaded = Tokenizer(tmp_path)
     assert loaded.encode("abba d") == plain.encode("abba d", add_special_tokens=False).ids
     assert loaded.marks["end"] == 6
-    others = [loaded.marks[name] for name in MARKS if name != "end"]
+    others = [loaded.marks[name] for name in MARKS if name not in ("begin", "end")]
     assert others == [*range(7, 7 + len(others))]
     assert loaded.vocabulary == 7 + len(others)
     assert not set(loaded.encode("<|image|>abc")) & set(loaded.marks.values())  # text never spells one

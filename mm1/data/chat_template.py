@@ -13,6 +13,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Turns = list[dict[str, Any]]
 
+_ABSENT = {"tools": None, "documents": None}
+"""What `transformers` gives a template that is asked without tools: some test `tools is not none`."""
+
 
 class _Generation(Extension):
     """The tag `{% generation %}`, which marks the assistant's text for training: its content is rendered as it is."""
@@ -54,7 +57,7 @@ class ChatTemplate:
         if not self._takes_pieces:
             turns = [{"role": turn["role"], "content": _only_text(turn["content"])} for turn in turns]
         try:
-            return self._template.render(messages=turns, add_generation_prompt=continued)
+            return self._template.render(messages=turns, add_generation_prompt=continued, **_ABSENT)
         except (jinja2.TemplateError, TypeError) as error:
             raise ValueError(f"the model's chat template cannot write this conversation: {error}") from None
 
@@ -62,7 +65,7 @@ class ChatTemplate:
         """Whether a turn's content may be a list of pieces, as templates of vision models take; else it is one text."""
         turns = [{"role": "user", "content": [{"type": "text", "text": "a probe"}]}]
         try:
-            text = self._template.render(messages=turns, add_generation_prompt=True)
+            text = self._template.render(messages=turns, add_generation_prompt=True, **_ABSENT)
         except (jinja2.TemplateError, TypeError):
             return False
         return "a probe" in text and "'type'" not in text

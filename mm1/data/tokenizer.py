@@ -40,8 +40,10 @@ class Tokenizer:
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{self.path} is not a tokenizer.json: {error}") from error
         self._inner.encode_special_tokens = True  # "<|end|>" typed by a user stays text
+        self._inner.no_truncation()  # what the file says of both is how it was last called, by whoever saved it
+        self._inner.no_padding()
         self.fingerprint = hashlib.sha256(data).hexdigest()[:12]
-        self.vocabulary = self._inner.get_vocab_size()
+        self.vocabulary = max(self._inner.get_vocab().values()) + 1  # ids may have holes
         self.template: ChatTemplate | None = None
         self._indicators: dict[str, list[int]] = {"": []}
         ids = own_marks(json.loads(data))

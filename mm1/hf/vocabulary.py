@@ -15,6 +15,8 @@ from mm1.data.tokenizer import MARKS
 
 State = dict[str, torch.Tensor]
 
+_SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
 
 @dataclass(frozen=True, slots=True)
 class Words:
@@ -52,8 +54,9 @@ def words(
     """The words of a tokenizer with these `settings` (bos_token, eos_token, ...), as in a tokenizer_config.json.
 
     A text begins with the tokens that this tokenizer puts before it, in some families with none. `ends` are further
-    tokens that end an answer.
+    tokens that end an answer. What a file says of truncation and padding is how it was last called: neither is kept.
     """
+    tokenizer = _without_holes(tokenizer | {"truncation": None, "padding": None})
     theirs = HFTokenizer.from_str(json.dumps(tokenizer))
     names = {name: _content(token) for name, token in settings.items() if name.endswith("_token") and _content(token)}
     numbers = {name: theirs.token_to_id(token) for name, token in names.items()}
@@ -95,29 +98,59 @@ def _self_contained(template: str, names: Mapping[str, str], *, begin: str) -> s
     return f"{spellings}\n{template}"
 
 
-def with_marks(tokenizer: dict[str, Any], own: Mapping[str, list[int]] | None = None) -> dict[str, Any]:
+def with_marks(tokenizer: dict[str, Any], own: Mapping[str, list[int]]) -> dict[str, Any]:
     """A tokenizer.json with every mark of the project; tokens that it has keep their ids.
 
-    `own` are the model's tokens for some marks, by the mark: they are recorded in the post-processor (see
-    `tokenizer.own_marks`). A mark that the tokenizer has by its name stays as it is. Others get the ids after the last
-    one. Many models have rows for these, since their matrices are padded to a round size.
+    `own` are the model's tokens for some marks, by the mark. A mark that the tokenizer has by its name stays as it is.
+    Others get the ids after the largest one; many models have rows for these, since their matrices are padded to a
+    round size. Their names are like `<|mm1_user|>`, since a chat template may write `<|user|>` as plain text. All are
+    recorded in the post-processor (see `tokenizer.own_marks`).
     """
     added = list(tokenizer.get("added_tokens") or [])
-    vocabulary = tokenizer["model"]["vocab"]
-    tokens = {token["content"] for token in added} | set(vocabulary)
-    last = max([*vocabulary.values(), *(token["id"] for token in added)])
-    for name in (f"<|{name}|>" for name in MARKS if name not in (own or {})):
-        if name in tokens:
+    ids = vocabulary_of(tokenizer)
+    marks = dict(own)
+    last = max(ids.values())
+    for mark in MARKS:
+        if mark in marks or f"<|{mark}|>" in ids:
             continue
         last += 1
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        added.append({"id": last, "content": name, **flags})
-    if own is None:
-        return tokenizer | {"added_tokens": added}
-    spelling = {number: token for token, number in vocabulary.items()}
-    spelling |= {token["id"]: token["content"] for token in added}
-    marks = {name: (ids, [spelling[number] for number in ids]) for name, ids in own.items()}
-    return tokenizer | {"added_tokens": added, "post_processor": post_processor(marks)}
+        name = f"<|mm1_{mark}|>"
+        added.append({"id": last, "content": name, **_SPECIAL})
+        ids[name], marks[mark] = last, [last]
+    spelling = {id_: token for token, id_ in ids.items()}
+    named = {name: (numbers, [spelling[id_] for id_ in numbers]) for name, numbers in marks.items()}
+    return tokenizer | {"added_tokens": added, "post_processor": post_processor(named)}
+
+
+def vocabulary_of(tokenizer: dict[str, Any]) -> dict[str, int]:
+    """The id of each token of a tokenizer.json, added tokens included."""
+    vocabulary = tokenizer["model"]["vocab"]
+    if isinstance(vocabulary, list):  # Unigram's: pairs of a token and its score
+        vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
+    return vocabulary | {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
+
+
+def _without_holes(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer with a placeholder for each id that no token has, up to the largest.
+
+    The library numbers added tokens from the count of tokens on, whatever their ids in the file: with a hole before
+    them they would get the ids of words.
+    """
+    vocabulary = tokenizer["model"]["vocab"]
+    added = sorted(tokenizer.get("added_tokens") or [], key=lambda token: token["id"])
+    content = {token["id"]: token["content"] for token in added}
+    size = len(vocabulary)
+    if isinstance(vocabulary, dict) and vocabulary:
+        ids, size = set(vocabulary.values()), max(vocabulary.values()) + 1
+        inside = {content.get(id_, _unused(id_)): id_ for id_ in range(size) if id_ not in ids}
+        tokenizer = tokenizer | {"model": tokenizer["model"] | {"vocab": vocabulary | inside}}
+    beyond = [id_ for id_ in range(size, max(content, default=0)) if id_ not in content]
+    added += [{"id": id_, "content": _unused(id_), **_SPECIAL} for id_ in beyond]
+    return tokenizer | {"added_tokens": sorted(added, key=lambda token: token["id"])}
+
+
+def _unused(id_: int) -> str:
+    return f"<|mm1_unused_{id_}|>"
 
 
 def post_processor(marks: Mapping[str, tuple[list[int], list[str]]]) -> dict[str, Any]:
