@@ -26,8 +26,8 @@ from mm1.data.chat_format import TEMPLATE
 from mm1.data.recorded import TOKENIZER, RecordedText, record_text, recorded_text
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
 from mm1.disk import sync
-from mm1.hf import adapter, encoder, files
-from mm1.hf.convert import decoder_config_to_hf, decoder_from_hf, decoder_to_hf
+from mm1.hf import adapter, encoder, files, unread
+from mm1.hf.convert import decoder_config_to_hf, decoder_from_hf, decoder_to_hf, with_own_head
 from mm1.hf.families import FAMILIES, REFUSED
 from mm1.hf.files import Processor
 from mm1.hf.language import Language, downloaded, read_language, tensors_of, with_words
@@ -290,7 +290,7 @@ def import_model(name: str, folder: Path) -> Imported:
         vision, state = encoder.read_encoder(name)
         weights = {f"vision.{leaf}": x for leaf, x in state.items()}
         _write(folder, "vision", weights, model=ModelConfig(vision=vision), data=DataConfig())
-        return Imported(folder)
+        return Imported(folder, unread.left_out(theirs))
     language = read_language(name)
     weights = {f"decoder.{leaf}": x for leaf, x in language.weights.items()}
     model = ModelConfig(decoder=language.config)
@@ -299,19 +299,25 @@ def import_model(name: str, folder: Path) -> Imported:
 
 
 def _config_of(name: str) -> dict[str, Any]:
-    """The config.json (or open_clip_config.json) of a model; empty for GGUF."""
+    """The config.json (or open_clip_config.json) of a model; empty for GGUF.
+
+    Raises:
+        ValueError: it is not JSON, or the folder holds an adapter or quantised weights.
+    """
     if name in encoder.NAMES:
         return {"model_cfg": {}}
     path = Path(name)
     if not path.exists():
         path = downloaded(name, kinds=("*config.json",))
-    for file in ("open_clip_config.json", "config.json"):
-        if (path / file).is_file():
-            try:
-                return json.loads((path / file).read_text())
-            except ValueError as error:
-                raise ValueError(f"{path / file} is not JSON: {error}") from None
-    return {}
+    theirs: dict[str, Any] = {}
+    file = next((path / each for each in ("open_clip_config.json", "config.json") if (path / each).is_file()), None)
+    if file is not None:
+        try:
+            theirs = json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file} is not JSON: {error}") from None
+    unread.check_whole(path, theirs)
+    return theirs
 
 
 def _folder_of(name: str) -> Path:
@@ -323,7 +329,9 @@ def _import_multimodal(path: Path, theirs: dict[str, Any], folder: Path) -> Impo
     model = family.config_from_hf(theirs, path)
     model.vision.mean, model.vision.std = encoder.pixels_of(path, model.vision)
     image = theirs.get("image_token_index", theirs.get("image_token_id"))
-    state = family.from_hf(tensors_of(path), model)
+    tensors = tensors_of(path)
+    model.decoder = with_own_head(model.decoder, tensors)
+    state = family.from_hf(tensors, model)
     language, weights = _with_words(model, state, read_words(path, image=image))
     model.decoder = language.config
     tiling = model.tiling.resolved

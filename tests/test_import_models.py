@@ -210,7 +210,7 @@ def test_bad_folders_are_one_clear_line(tmp_path):
         exchange.import_model(str(tmp_path), tmp_path / "ours")
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="'gpt2' can't be read"):
+    with pytest.raises(ValueError, match=r"a model \(gpt2\), which mm1 doesn't read; mm1 reads"):
         exchange.import_model(str(tmp_path), tmp_path / "ours")
     vision, text, _ = LLAVAS["CLIP, Llama"]
     published(tmp_path / "theirs", "Llava", vision, text)

@@ -13,7 +13,7 @@ from mm1.hf.names import DECODER, DECODER_DROPPED, reverse, translate
 
 State = dict[str, torch.Tensor]
 
-_DECODERS = {
+DECODERS = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "mixtral": "MixtralForCausalLM",
@@ -28,13 +28,22 @@ _LLAMA |= {"num_attention_heads": 32, "hidden_act": "silu", "max_position_embedd
 _MISTRAL = _LLAMA | {"num_key_value_heads": 8, "intermediate_size": 14336, "max_position_embeddings": 131072}
 _QWEN = _LLAMA | {"vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768}
 _QWEN |= {"num_key_value_heads": 32, "use_sliding_window": False}
+_SMOLLM3: dict[str, Any] = {
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 36,
+}
+_SMOLLM3 |= {"num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 32768}
+_SMOLLM3 |= {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 2e6}
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "mistral": _MISTRAL | {"sliding_window": 4096},
-    "mixtral": _MISTRAL | {"rms_norm_eps": 1e-5, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "mixtral": _MISTRAL | {"rope_theta": 1e6, "rms_norm_eps": 1e-5, "num_local_experts": 8, "num_experts_per_tok": 2},
     "qwen2": _QWEN,
     "qwen3": _QWEN | {"head_dim": 128},
+    "smollm3": _SMOLLM3,
 }
 """Defaults of their config classes: a config, above all one inside a larger model's, may leave fields out."""
 
@@ -97,8 +106,8 @@ def _sparse(theirs: dict[str, Any]) -> SparseConfig:
 
 def _refuse(theirs: dict[str, Any], family: str) -> None:
     """Raise if their decoder computes something else than ours."""
-    if family not in _DECODERS:
-        raise ValueError(f"decoders of type {family!r} can't be read; known: {', '.join(_DECODERS)}")
+    if family not in DECODERS:
+        raise ValueError(f"decoders of type {family!r} can't be read; known: {', '.join(DECODERS)}")
     for name in ("attention_bias", "mlp_bias"):
         if theirs.get(name):
             raise ValueError(f"{name} is set, but only Qwen2's biases of query, key and value can be read")
@@ -133,7 +142,7 @@ def decoder_config_to_hf(config: DecoderConfig, *, max_positions: int) -> dict[s
         }
     return {
         "model_type": family,
-        "architectures": [_DECODERS[family]],
+        "architectures": [DECODERS[family]],
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,
         "intermediate_size": config.mlp_width,
@@ -179,15 +188,34 @@ def _family(config: DecoderConfig) -> tuple[str, dict[str, Any]]:
     return next(iter(families.items()), ("llama", {}))
 
 
+def with_own_head(config: DecoderConfig, theirs: State) -> DecoderConfig:
+    """`config` with embeddings untied if the files hold an output matrix of their own, as `transformers` reads them."""
+    heads = [x for name, x in theirs.items() if name.endswith("lm_head.weight")]
+    if not config.tie_embeddings or not heads:
+        return config
+    (embedding,) = (x for name, x in theirs.items() if name.endswith("embed_tokens.weight"))
+    is_own = heads[0].shape != embedding.shape or not torch.equal(heads[0], embedding)
+    return config.model_copy(update={"tie_embeddings": not is_own})
+
+
 def decoder_from_hf(theirs: State, *, tie_embeddings: bool) -> State:
-    """The state of our `Decoder` from a state dict of theirs, which may hold more than the decoder."""
+    """The state of our `Decoder` from a state dict of theirs, which may hold more than the decoder.
+
+    Raises:
+        ValueError: tensors of another model, or no output matrix though embeddings are not tied.
+    """
     prefix = _prefix(theirs, "embed_tokens.weight")
     inside = {name: x for name, x in _inside(theirs, prefix).items() if not DECODER_DROPPED.match(name)}
     inside = stack_experts(inside)
     ours = {name: inside[their] for their, name in translate(inside, reverse(DECODER)).items()}
-    if not tie_embeddings:
-        ours["output.weight"] = theirs[_prefix(theirs, "lm_head.weight") + "lm_head.weight"]
-    return ours
+    if tie_embeddings:
+        return ours
+    if not any(name.endswith("lm_head.weight") for name in theirs):
+        raise ValueError(
+            "no file holds lm_head.weight, but config.json does not say that embeddings are tied; if they are, add "
+            '"tie_word_embeddings": true to it, else download the missing file'
+        )
+    return ours | {"output.weight": theirs[_prefix(theirs, "lm_head.weight") + "lm_head.weight"]}
 
 
 def decoder_to_hf(ours: State) -> State:

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from mm1.config.model import VisionConfig
 from mm1.hf.layouts import State, find, vision_from_hf
+from mm1.hf.unread import check_encoder
 from mm1.hf.vision import FAMILIES, vision_config_from_aim, vision_config_from_hf, vision_config_from_openclip
 
 NAMES = {
@@ -37,7 +38,10 @@ def read_encoder(source: str) -> tuple[VisionConfig, State]:
     """
     folder = Path(source) if Path(source).is_dir() else _download(NAMES.get(source, source))
     config, weights = _choose([path.name for path in folder.iterdir()], source)
-    theirs, state = _json(folder / config), _state([folder / name for name in weights])
+    theirs = _json(folder / config)
+    if "vision_config" in theirs:
+        check_encoder(folder, theirs, tuple(FAMILIES))
+    state = _state([folder / name for name in weights])
     if config == "open_clip_config.json":
         return vision_config_from_openclip(theirs), state
     ours = vision_config_from_aim(theirs) if "num_blocks" in theirs else vision_config_from_hf(theirs)

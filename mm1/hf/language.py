@@ -9,8 +9,9 @@ from safetensors import SafetensorError, safe_open
 
 from mm1.config.model import DecoderConfig
 from mm1.data.chat_format import TEMPLATE
-from mm1.hf.convert import decoder_config_from_hf, decoder_from_hf
+from mm1.hf.convert import DECODERS, decoder_config_from_hf, decoder_from_hf, with_own_head
 from mm1.hf.gguf import Gguf
+from mm1.hf.unread import check_family
 from mm1.hf.vocabulary import Words, extended, read_words
 
 
@@ -36,12 +37,16 @@ def read_language(name: str) -> Language:
     if not (path / "config.json").is_file() and len(files) == 1:
         gguf = Gguf(files[0])
         return with_words(gguf.config(), dict(gguf.tensors()), gguf.words())
-    for needed in ("config.json", "tokenizer.json"):
-        if not (path / needed).is_file():
-            raise ValueError(f"{path} has no {needed}, and not exactly one .gguf; is it a model's folder?")
-    config = decoder_config_from_hf(json.loads((path / "config.json").read_text()))
-    weights = decoder_from_hf(tensors_of(path), tie_embeddings=config.tie_embeddings)
-    return with_words(config, weights, read_words(path))
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} has no config.json, and not exactly one .gguf; is it a model's folder?")
+    described = json.loads((path / "config.json").read_text())
+    check_family(path, described, tuple(DECODERS))
+    words = read_words(path)
+    config = decoder_config_from_hf(described)
+    theirs = tensors_of(path)
+    config = with_own_head(config, theirs)
+    weights = decoder_from_hf(theirs, tie_embeddings=config.tie_embeddings)
+    return with_words(config, weights, words)
 
 
 def with_words(config: DecoderConfig, weights: dict[str, torch.Tensor], words: Words) -> Language:
@@ -55,11 +60,15 @@ def with_words(config: DecoderConfig, weights: dict[str, torch.Tensor], words: W
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of the folder's files. Files are mapped, so tensors take memory only when they are used.
 
+    As in `transformers`, model.safetensors goes before an index, which may be left from an earlier version.
+
     Raises:
         ValueError: there are no safetensors, a file of the index is missing, or one is damaged.
     """
     files, index = sorted(path.glob("*.safetensors")), path / "model.safetensors.index.json"
-    if index.is_file():  # some folders have the same weights in another format too
+    if (path / "model.safetensors").is_file():
+        files = [path / "model.safetensors"]
+    elif index.is_file():  # some folders have the same weights in another format too
         files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
     missing = [file.name for file in files if not file.is_file()]
     if len(missing) == len(files):

@@ -1,0 +1,151 @@
+"""Folders as people publish them: weights and configs that disagree, and models that mm1 doesn't read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_published_text import letters
+
+from mm1.checkpoint import load_for_use
+from mm1.exchange import import_model
+
+transformers = pytest.importorskip("transformers")
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TOKENS = torch.arange(20, 40)[None]
+VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def published(folder: Path, model, **changes: Any) -> Path:
+    """A model as `save_pretrained` writes it, with a tokenizer, and with some fields of config.json changed."""
+    torch.manual_seed(0)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(letters(["<s>", "</s>"]).to_str())
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value != "gone"}))
+    return folder
+
+
+def llama(**settings: Any):
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=264, num_key_value_heads=2, **SHAPE | settings)
+    ).eval()
+
+
+def logits_of(source: Path, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Theirs, as `transformers` opens the folder, and ours, over the tokens that both have."""
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(source).eval()
+    import_model(str(source), folder)
+    decoder = load_for_use(folder).model.decoder
+    with torch.no_grad():
+        expected = theirs(TOKENS).logits
+        hidden_BTD = decoder(decoder.embed(TOKENS), torch.arange(TOKENS.shape[1])[None])
+        return expected, decoder.logits(hidden_BTD)[..., : expected.shape[-1]]
+
+
+def test_an_output_matrix_beside_tied_embeddings_is_used(tmp_path):
+    source = published(tmp_path / "theirs", llama(tie_word_embeddings=False), tie_word_embeddings=True)
+    expected, ours = logits_of(source, tmp_path / "ours")
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_missing_output_matrix_is_said_with_its_mend(tmp_path):
+    source = published(tmp_path / "theirs", llama(tie_word_embeddings=True), tie_word_embeddings=False)
+    with pytest.raises(ValueError, match=r'no file holds lm_head\.weight.*add "tie_word_embeddings": true'):
+        import_model(str(source), tmp_path / "ours")
+
+
+def test_one_file_goes_before_an_index_of_an_earlier_version(tmp_path):
+    source = published(tmp_path / "theirs", llama())
+    old = {name: x + 1 for name, x in load_file(source / "model.safetensors").items()}
+    save_file(old, source / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(old, "model-00001-of-00001.safetensors")}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    expected, ours = logits_of(source, tmp_path / "ours")
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+DECODERS = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "smollm3")
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_fields_that_a_config_leaves_out_are_those_of_its_class(family, tmp_path):
+    """Rotary base, epsilon, key-value heads and experts are left out where they are the class's defaults."""
+    shape = SHAPE | {"vocab_size": 264, "num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 32}
+    own = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+    config = transformers.AutoConfig.for_model(family, **shape, **own, max_position_embeddings=4096)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    kept = {"model_type", "architectures", *shape, "max_position_embeddings", "pad_token_id"}
+    gone = {name: "gone" for name in config.to_dict() if name not in kept}
+    source = published(tmp_path / "theirs", model, **gone)
+    expected, ours = logits_of(source, tmp_path / "ours")
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_siglip_whose_patches_do_not_fill_its_images_says_so(tmp_path):
+    settings = transformers.SiglipVisionConfig(**VISION, image_size=32, patch_size=14)
+    transformers.SiglipVisionModel(settings).save_pretrained(tmp_path / "theirs")
+    imported = import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+    assert "resized to 28 x 28" in imported.left_out
+    assert "last 4 rows" in imported.left_out
+
+
+UNREAD = {
+    "dinov3": {"model_type": "dinov3_vit", "architectures": ["DINOv3ViTModel"]},
+    "convnext": {"model_type": "convnext", "architectures": ["ConvNextForImageClassification"]},
+    "vit": {"model_type": "vit", "architectures": ["ViTForImageClassification"]},
+    "radio": {"model_type": "", "architectures": ["RADIOModel"]},
+    "timm": {"architecture": "vit_base_patch16_224", "num_classes": 1000},
+    "qwen2.5-vl": {
+        "model_type": "qwen2_5_vl",
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "vision_config": {"model_type": "qwen2_5_vl"},
+    },
+    "internvl3": {
+        "model_type": "internvl_chat",
+        "architectures": ["InternVLChatModel"],
+        "vision_config": {"model_type": "intern_vit_6b"},
+    },
+    "gemma 4": {"model_type": "gemma9", "architectures": ["Gemma9ForCausalLM"]},
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_family_that_is_not_read_is_named_with_what_is(name, tmp_path):
+    theirs = UNREAD[name]
+    (tmp_path / "config.json").write_text(json.dumps(theirs))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="mm1 reads") as refusal:
+        import_model(str(tmp_path), tmp_path / "ours")
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert (theirs.get("architectures") or [theirs.get("architecture")])[0] in message
+    assert "LLaVA" in message
+
+
+@pytest.mark.parametrize("method", ["fp8", "gptq", "awq", "bitsandbytes"])
+def test_quantised_weights_are_refused_by_their_method(method, tmp_path):
+    source = published(tmp_path / "theirs", llama(), quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(ValueError, match=rf"quantised weights \({method}\).*bf16 or fp32"):
+        import_model(str(source), tmp_path / "ours")
+
+
+def test_an_adapter_alone_is_refused_with_the_way_to_merge_it(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x", "peft_type": "LORA"}))
+    save_file({"x": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"holds an adapter.*merge_and_unload"):
+        import_model(str(tmp_path), tmp_path / "ours")
+
+
+def test_a_model_read_for_its_encoder_alone_says_what_is_left_out(tmp_path):
+    vision = transformers.SiglipVisionConfig(**VISION, image_size=28, patch_size=14)
+    text = transformers.GemmaConfig(vocab_size=264, head_dim=8, num_key_value_heads=1, **SHAPE)
+    whole = transformers.PaliGemmaConfig(vision_config=vision, text_config=text, projection_dim=32)
+    transformers.PaliGemmaForConditionalGeneration(whole).save_pretrained(tmp_path / "theirs")
+    imported = import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+    assert "PaliGemmaForConditionalGeneration" in imported.left_out
