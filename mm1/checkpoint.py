@@ -310,8 +310,8 @@ class Weights:
 class Loaded:
     """A trained run, ready for use: the model is in evaluation mode on this process's device.
 
-    `chats` tells whether it learned chats. A run that doesn't see is a language model alone, as imported: it has the
-    weights of a decoder only.
+    `chats` tells whether it learned chats. A run that doesn't see is a language model alone: it has the weights of a
+    decoder only, as imported, or its vision was never trained.
     """
 
     run: RunConfig
@@ -336,11 +336,11 @@ def load_for_use(folder: Path, *, precision: dist.Precision = "auto") -> Loaded:
         raise ConfigError(f"{folder} trained an encoder ({run.objective}); name a run that writes text")
     model = MLLM(run.model)
     checkpoint = newest(folder)
-    sees = any(name.startswith("model.vision.") for name in _reader(checkpoint).read_metadata().state_dict_metadata)
-    _load_part(checkpoint, model, "" if sees else "decoder", run=run)
+    whole = any(name.startswith("model.vision.") for name in _reader(checkpoint).read_metadata().state_dict_metadata)
+    _load_part(checkpoint, model, "" if whole else "decoder", run=run)
     text, device = recorded_text(folder), dist.device()
     model.to(device, dist.resolve_precision(precision, device)).eval()
-    return Loaded(run, folder, checkpoint.step, model, text.tokenizer, text.chats, sees)
+    return Loaded(run, folder, checkpoint.step, model, text.tokenizer, text.chats, whole and text.images)
 
 
 def _location(run: Path, folder: str) -> str:

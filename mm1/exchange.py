@@ -69,7 +69,7 @@ def export_run(run_folder: Path, to: Path, *, dtype: str = "stored", shard_bytes
     run = config.load(run_folder / "config.json")
     weights = Weights(run_folder)
     _check_free(to)
-    part = _part(run, weights)
+    part = _part(run_folder, run, weights)
     names = [name for name in weights.shapes if part == "model" or name.startswith(f"{part}.")]
     text = None if part == "vision" else recorded_text(run_folder)
     form = _form(run, part, names, tokenizer=text.tokenizer if text and part == "model" else None)
@@ -115,7 +115,7 @@ def export_adapter(run_folder: Path, to: Path, *, dtype: str = "stored") -> Path
         raise ConfigError(
             f"{to} holds {min(others)}, which no adapter has; use another --to folder, or remove this one"
         )
-    part = _part(run, weights)
+    part = _part(run_folder, run, weights)
     lora, base = _adapter_base(run, run_folder, part=part)
     tokenizer = recorded_text(run_folder).tokenizer if part == "model" else None
     form = _form(run, part, [name for name in weights.shapes if not is_adapter(name)], tokenizer=tokenizer)
@@ -146,8 +146,11 @@ def _adapter_base(run: RunConfig, folder: Path, *, part: str) -> tuple[LoRAConfi
     if start is None or (part == "model" and len(run.start_from) > 1):
         raise ConfigError(f"{folder} starts from {run.start_from or 'random weights'}, no whole model; {merged}")
     recorded = Path(start) / "config.json"
-    shapes = [each.model for each in (run, *([config.load(recorded)] if recorded.is_file() else []))]
-    plain = [shape.decoder if part == "decoder" else shape.model_copy(update={"image_token_id": 0}) for shape in shapes]
+    runs = [run, *([config.load(recorded)] if recorded.is_file() else [])]
+    shapes = [each.model.model_copy(deep=True) for each in runs]
+    for shape in shapes:
+        shape.image_token_id = shape.decoder.max_positions = None
+    plain = [shape.decoder if part == "decoder" else shape for shape in shapes]
     if plain[0] != plain[-1]:
         raise ConfigError(f"{folder} has other model.* fields than {start}, from which it starts; {merged}")
     return run.lora, Path(start)
@@ -180,13 +183,12 @@ def _check_free(to: Path) -> None:
         )
 
 
-def _part(run: RunConfig, weights: Weights) -> str:
+def _part(folder: Path, run: RunConfig, weights: Weights) -> str:
     """The part of a run that an export holds: the encoder, the decoder, or the whole model."""
     parts = {name.partition(".")[0] for name in weights.shapes}
     if not generates_text(run) or "decoder" not in parts:
         return "vision"
-    only_text = run.data.max_images == 0 and not run.start_from.keys() & {"vision", "model"}
-    return "decoder" if only_text or "vision" not in parts else "model"
+    return "model" if "vision" in parts and recorded_text(folder).images else "decoder"
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
@@ -199,7 +201,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
 
 def _form(run: RunConfig, part: str, names: list[str], *, tokenizer: Tokenizer | None) -> Form:
     """The form of an export of `part`; a whole model has a `tokenizer`."""
-    model, length = run.model, run.data.sequence_length
+    model, length = run.model, _positions(run)
     if part == "vision":
         layout = layout_of({name.removeprefix("vision.") for name in names})
         return Form(vision_config_to_hf(model.vision), lambda ours: vision_to_hf(_inside(ours, "vision."), layout))
@@ -220,6 +222,11 @@ def _form(run: RunConfig, part: str, names: list[str], *, tokenizer: Tokenizer |
     log.info("exported with a modelling file: %s", "; ".join(reasons))
     theirs = files.own_config(model, part=part, max_positions=length)
     return Form(theirs, lambda ours: ours, native=False, processor=files.own_processor(model, tokenizer))
+
+
+def _positions(run: RunConfig) -> int:
+    """How many positions a text may have: as many as the run's sequences, or as the decoder it started from took."""
+    return max(run.data.sequence_length, run.model.decoder.max_positions or 0)
 
 
 def _inside(state: State, prefix: str) -> State:
@@ -243,7 +250,7 @@ def _small_files(run: RunConfig, part: str, form: Form, text: RecordedText | Non
     contents["tokenizer.json"] = files.tokenizer_file(json.loads(tokenizer.path.read_text()), tokenizer)
     contents["tokenizer_config.json"] = files.tokenizer_config(
         tokenizer,
-        max_positions=run.data.sequence_length,
+        max_positions=_positions(run),
         processor=form.processor.name if form.processor is not None else "",
     )
     contents["generation_config.json"] = files.generation_config(tokenizer)
@@ -392,10 +399,9 @@ def _write(
     _check_shapes(part, weights, model)
     save_weights(folder, weights)
     if words is not None:
-        data.tokenizer = str(folder / TOKENIZER)
-        Path(data.tokenizer).write_text(json.dumps(words.tokenizer, ensure_ascii=False))
-        tokenizer = load_tokenizer(data.tokenizer)
+        (folder / TOKENIZER).write_text(json.dumps(words.tokenizer, ensure_ascii=False))
+        tokenizer, data.tokenizer = load_tokenizer(str(folder)), f"./{TOKENIZER}"  # wherever the folder is moved
         record_text(folder, tokenizer, template=words.template)
         model.image_token_id = tokenizer.image
-    run = RunConfig(recipe=folder.name, model=model, data=data, start_from={part: str(folder)})
+    run = RunConfig(recipe=folder.name, model=model, data=data, start_from={part: "."})
     config.save(run, folder / "config.json")

@@ -89,7 +89,9 @@ def write_run(folder: Path, run: RunConfig, *, part: str = "") -> MLLM:
     state = {name: x for name, x in model.state_dict().items() if name.startswith(part)}
     checkpoint.save_weights(folder, state)
     stores = [open_store(source.store) for source in run.data.sources.values()]
-    record_text(folder, load_tokenizer(run.data.tokenizer), chat_format=chat_format_of(stores))
+    record_text(
+        folder, load_tokenizer(run.data.tokenizer), chat_format=chat_format_of(stores), images=run.data.max_images > 0
+    )
     config.save(run, folder / "config.json")
     return model.eval()
 

@@ -10,7 +10,10 @@ from safetensors.torch import load_file, save_file
 from test_published_text import letters
 
 from mm1.checkpoint import load_for_use
-from mm1.exchange import import_model
+from mm1.config import run as config
+from mm1.config.run import override
+from mm1.exchange import export_run, import_model
+from mm1.train.run import train_run
 
 transformers = pytest.importorskip("transformers")
 
@@ -149,3 +152,31 @@ def test_a_model_read_for_its_encoder_alone_says_what_is_left_out(tmp_path):
     transformers.PaliGemmaForConditionalGeneration(whole).save_pretrained(tmp_path / "theirs")
     imported = import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     assert "PaliGemmaForConditionalGeneration" in imported.left_out
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 64, "rope_theta": 500_000.0}
+
+
+def test_a_llama_that_learned_more_text_leaves_as_the_llama_it_was(tmp_path, stores):
+    """Its class, its context and its rotary scaling, in the forms of `transformers` 4 and 5."""
+    source = published(tmp_path / "theirs", llama(max_position_embeddings=2048, rope_parameters=LLAMA3))
+    folder = import_model(str(source), tmp_path / "ours").folder
+    changes = [f"data.sources.text.store={stores['text']}", "steps=1", "batch_size=1", "micro_batch_size=1"]
+    changes += ["data.workers=0", f"data.tokenizer={folder}", "data.sequence_length=128"]
+    run = override(config.load(folder / "config.json"), changes)
+    export_run(train_run(run, tmp_path / "trained"), tmp_path / "out")
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written["architectures"] == ["LlamaForCausalLM"]
+    assert written["max_position_embeddings"] == 2048
+    assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["model_max_length"] == 2048
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == 500_000.0
+    assert {name: written["rope_scaling"][name] for name in LLAMA3} == LLAMA3
+    assert not list((tmp_path / "out").glob("*.py"))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert again.config.rope_parameters["rope_type"] == "llama3"
+    decoder = load_for_use(tmp_path / "trained").model.decoder
+    tokens = torch.arange(20, 20 + 100)[None]
+    with torch.no_grad():
+        ours = decoder.logits(decoder(decoder.embed(tokens), torch.arange(100)[None]))
+        torch.testing.assert_close(again(tokens).logits, ours, atol=1e-5, rtol=1e-5)

@@ -156,6 +156,7 @@ class DecoderConfig(Config):
     qk_norm: bool = False
     qkv_bias: bool = False
     tie_embeddings: bool = True  # the output matrix is the embedding matrix
+    max_positions: int | None = Field(None, gt=0)  # that a published decoder was trained for; null: see the run
     sparse: SparseConfig = Field(default_factory=SparseConfig)
 
 

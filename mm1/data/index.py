@@ -49,6 +49,10 @@ class Source:
         return self.plan.spans
 
     @property
+    def has_images(self) -> bool:
+        return bool(self.spans.images.any())
+
+    @property
     def trained_per_sequence(self) -> float:
         """The mean number of trained tokens in a sequence, over an epoch."""
         return float(self.spans.trained.sum(dtype=np.int64)) / self.plan.epoch_sequences

@@ -25,10 +25,11 @@ ChatFormat = Literal["none", "marks", "template"]
 
 @dataclass(frozen=True, slots=True)
 class RecordedText:
-    """The tokenizer of a run, with the run's chat template if it has one; and whether the run learned chats."""
+    """The tokenizer of a run, with the run's chat template if it has one; what the run learned: chats, and images."""
 
     tokenizer: Tokenizer
     chat_format: ChatFormat
+    images: bool = True
 
     @property
     def chats(self) -> bool:
@@ -44,13 +45,24 @@ def chat_format_of(stores: Iterable[Store]) -> ChatFormat:
     return "marks" if any(is_chat(store.take([0])[0]) for store in stores) else "none"
 
 
-def record_text(folder: Path, tokenizer: Tokenizer, *, chat_format: ChatFormat = "none", template: str = "") -> None:
-    """Write the tokenizer and the chat format to a run's folder; a `template` is a chat format of its own."""
+def record_text(
+    folder: Path,
+    tokenizer: Tokenizer,
+    *,
+    chat_format: ChatFormat = "none",
+    template: str = "",
+    images: bool = True,
+) -> None:
+    """Write the tokenizer and the chat format to a run's folder; a `template` is a chat format of its own.
+
+    `images` says whether the run's vision was trained, by this run or by the one that it starts from.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / TOKENIZER, tokenizer.path.read_bytes())
     if template:
         write_whole(folder / TEMPLATE, template)
-    write_whole(folder / CHAT, json.dumps({"chat_format": "template" if template else chat_format}) + "\n")
+    learned = {"chat_format": "template" if template else chat_format, "images": images}
+    write_whole(folder / CHAT, json.dumps(learned) + "\n")
 
 
 def recorded_text(folder: Path) -> RecordedText:
@@ -65,7 +77,9 @@ def recorded_text(folder: Path) -> RecordedText:
                 f"{folder} has no {name}, which training and mm1 import write; copy the whole folder of the run, or "
                 "train it again if an earlier version of mm1 made it"
             )
-    text = RecordedText(Tokenizer(folder / TOKENIZER), json.loads((folder / CHAT).read_text())["chat_format"])
+    learned = json.loads((folder / CHAT).read_text())
+    # earlier versions recorded no `images`
+    text = RecordedText(Tokenizer(folder / TOKENIZER), learned["chat_format"], learned.get("images", True))
     if text.chat_format == "template":
         text.tokenizer.template = ChatTemplate((folder / TEMPLATE).read_text())
     return text

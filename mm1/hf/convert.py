@@ -86,6 +86,7 @@ def decoder_config_from_hf(theirs: dict[str, Any]) -> DecoderConfig:
         qkv_bias=family == "qwen2",
         no_rope_layers=_no_rope_layers(theirs) if family == "smollm3" else (),
         tie_embeddings=theirs.get("tie_word_embeddings", family == "smollm3"),
+        max_positions=theirs["max_position_embeddings"],
         sparse=_sparse(theirs) if family == "mixtral" else SparseConfig(),
     )
 
@@ -122,7 +123,7 @@ def _refuse(theirs: dict[str, Any], family: str) -> None:
 
 
 def decoder_config_to_hf(config: DecoderConfig, *, max_positions: int) -> dict[str, Any]:
-    """A config of the family that has the parts of `config`; `max_positions` is the length of the longest text.
+    """A config of the family that has the parts of `config`; `max_positions` is the length that it was trained for.
 
     A Mistral decoder becomes a Llama, which computes the same.
 
@@ -140,6 +141,8 @@ def decoder_config_to_hf(config: DecoderConfig, *, max_positions: int) -> dict[s
             "high_freq_factor": high,
             "original_max_position_embeddings": original_length,
         }
+    # versions of transformers before 5 read rope_theta and rope_scaling, later ones rope_parameters
+    earlier = {"rope_theta": config.rope_base, "rope_scaling": None if config.rope_scaling is None else rope}
     return {
         "model_type": family,
         "architectures": [DECODERS[family]],
@@ -154,7 +157,7 @@ def decoder_config_to_hf(config: DecoderConfig, *, max_positions: int) -> dict[s
         "max_position_embeddings": max_positions,
         "rms_norm_eps": config.norm_epsilon,
         "rope_parameters": rope,
-        "rope_theta": config.rope_base,  # for versions before 5
+        **earlier,
         "tie_word_embeddings": config.tie_embeddings,
         "attention_bias": False,
     } | extra

@@ -97,6 +97,7 @@ class Gguf:
             qk_norm="blk.0.attn_q_norm.weight" in shapes,
             qkv_bias="blk.0.attn_q.bias" in shapes,
             tie_embeddings="output.weight" not in shapes,
+            max_positions=self._fields.get(f"{self.architecture}.context_length"),
         )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

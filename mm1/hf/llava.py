@@ -82,7 +82,7 @@ def _pinpoints(pixels: int, *, most: int) -> list[list[int]]:
 
 
 def llava_config_to_hf(config: ModelConfig, *, max_positions: int) -> dict[str, Any]:
-    """The config of the LLaVA that `config` describes; `max_positions` is the length of the longest text.
+    """The config of the LLaVA that `config` describes; `max_positions` is the length that it was trained for.
 
     Raises:
         ValueError: it describes no LLaVA; the message says why.
