@@ -62,19 +62,24 @@ def train(
     recipe: Recipe,
     assignments: Assignments = None,
     to: To = None,
+    continue_to: Annotated[
+        int | None, typer.Option(help="Go on with the run in --to up to this step, which may be beyond its last.")
+    ] = None,
 ) -> None:
     """Train a run from a recipe. The same command continues a run that was stopped.
 
     Without --to the run's folder is runs/RECIPE. Start it with torchrun on several GPUs or machines; parallel.* fields
-    set the parallelism. On SIGTERM it saves a checkpoint and exits with code 143.
+    set the parallelism. On SIGTERM it saves a checkpoint and exits with code 143. With start_from.vision=RUN,
+    start_from.decoder=RUN or start_from.model=RUN the run takes shapes and tokenizer of what it starts from.
     """
     from mm1 import dist
     from mm1.train.continued import continues
     from mm1.train.run import train_run
 
-    run = _run(recipe, assignments)
+    more = [f"steps={continue_to}"] if continue_to else []
+    run = _run(recipe, [*(assignments or []), *more])
     with continues():
-        folder = train_run(run, to or Path("runs") / run.recipe)
+        folder = train_run(run, to or Path("runs") / run.recipe, longer=continue_to is not None)
     if dist.rank() == 0:
         typer.echo(f"trained: {folder}")
 
@@ -351,10 +356,10 @@ def import_model(
 
 def _run(recipe: str, assignments: list[str] | None) -> "RunConfig":
     """The run that a command's arguments describe."""
-    from mm1.config.run import override
     from mm1.recipes.index import recipe as find_recipe
+    from mm1.recipes.starts import with_starts
 
-    return override(find_recipe(recipe), assignments or [])
+    return with_starts(find_recipe(recipe), assignments or [])
 
 
 def main() -> None:

@@ -217,7 +217,7 @@ def save(run: RunConfig, path: Path) -> None:
 
 
 def load(path: Path) -> RunConfig:
-    """The run recorded at `path` (a `config.json`)."""
+    """The run recorded at `path` (a `config.json`); what it names with `./` is in the same folder."""
     try:
         data = json.loads(path.read_text())
         if "model_type" in data:
@@ -225,7 +225,7 @@ def load(path: Path) -> RunConfig:
                 f"{path.parent} holds a model of transformers, not a run; `mm1 import {path.parent} --to RUN` makes "
                 f"it a run, and `mm1 eval hf:{path.parent}` scores it as it is"
             )
-        return parse(data)
+        return _resolved(parse(data), path.parent)
     except FileNotFoundError:
         if path.name != "config.json":
             raise ConfigError(missing(path, "file")) from None
@@ -234,6 +234,17 @@ def load(path: Path) -> RunConfig:
         raise ConfigError(missing(path.parent, "run")) from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
+
+
+def _resolved(run: RunConfig, folder: Path) -> RunConfig:
+    """`run` with its tokenizer and starts of the form `./NAME` as paths to what is in `folder`."""
+
+    def resolve(name: str) -> str:
+        return str(folder / name) if name == "." or name.startswith("./") else name
+
+    run.data.tokenizer = resolve(run.data.tokenizer)
+    run.start_from = {part: resolve(start) for part, start in run.start_from.items()}
+    return run
 
 
 def differences(ours: RunConfig, theirs: RunConfig) -> dict[str, tuple[Any, Any]]:

@@ -101,6 +101,11 @@ class Tokenizer:
         finally:
             self._inner.encode_special_tokens = True
 
+    def clash(self, other: "Tokenizer") -> str | None:
+        """A token that has another id in `other`; None if all that both have are the same."""
+        ours = self._inner.get_vocab()
+        return next((token for token, id_ in other._inner.get_vocab().items() if ours.get(token, id_) != id_), None)
+
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`, without special tokens."""
         return self._inner.decode(list(ids), skip_special_tokens=True)

@@ -8,8 +8,9 @@ from typing import TypeVar
 from mm1.checkpoint import CheckpointError
 from mm1.config.base import ConfigError, missing
 from mm1.config.run import RunConfig
+from mm1.data.recorded import TOKENIZER
 from mm1.data.store import open_store
-from mm1.data.tokenizer import load_tokenizer
+from mm1.data.tokenizer import Tokenizer, load_tokenizer
 from mm1.recipes import sft
 from mm1.recipes.index import RECIPES
 from mm1.recipes.mm1 import PUBLISHED
@@ -42,6 +43,24 @@ def check_inputs(run: RunConfig, folder: Path) -> None:
         for problem in problems:
             lines += [f"  {problem.error}", *([f"      {problem.remedy}"] if problem.remedy else [])]
         raise ConfigError("\n".join(lines))
+
+
+def check_start_tokenizers(run: RunConfig, tokenizer: Tokenizer) -> None:
+    """Check that the decoder a run starts from learned the run's tokens.
+
+    Raises:
+        ConfigError: it learned others.
+    """
+    for part, start in run.start_from.items():
+        recorded = Path(start) / TOKENIZER
+        if part == "vision" or not recorded.is_file():
+            continue
+        theirs = Tokenizer(recorded)
+        if token := tokenizer.clash(theirs):
+            raise ConfigError(
+                f"start_from.{part}={start} learned another tokenizer than data.tokenizer={run.data.tokenizer}, for "
+                f"example another id for {token!r}; set data.tokenizer={start}"
+            )
 
 
 def _data_problems(run: RunConfig) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from mm1.config.base import ConfigError
 from mm1.config.model import SparseConfig
 from mm1.config.run import RunConfig
 from mm1.data.loader import Sequences, batches, sequences_of, workers_of
-from mm1.data.recorded import chat_format_of, check_tokenizer, record_text
+from mm1.data.recorded import chat_format_of, check_tokenizer, record_text, recorded_text
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
 from mm1.model.layers import sharded_like
 from mm1.model.lora import is_adapter
@@ -27,15 +27,19 @@ from mm1.train import optim
 from mm1.train.adapters import add_adapters, check_adapters
 from mm1.train.coordinator import Stopped, check_same_start
 from mm1.train.float8 import check_float8, use_float8
-from mm1.train.inputs import check_inputs
+from mm1.train.inputs import check_inputs, check_start_tokenizers
 from mm1.train.log import console
 from mm1.train.loop import Learner, Trainer, train
 from mm1.train.parallel import ParallelDims, init_weights, parallel_dims, parallelize
 from mm1.train.parameters import freeze
+from mm1.train.schedule import rate
 
-FREE = ("data.workers", "tensorboard", "wandb", "profile", "health_every", "parallel", "checkpoints")
-"""Fields, and groups of fields, that may change when a run is resumed: no sequence, loss or weight depends on them
-(docs/order.md)."""
+FREE = (
+    *("data.workers", "tensorboard", "wandb", "profile", "health_every", "parallel", "checkpoints"),
+    *("checkpoint_every", "guard", "data.validation", "validate_every", "validation_sequences"),
+)
+"""Fields, and groups of fields, that may change when a run is resumed: no sequence, loss or weight of the steps that
+are done depends on them (docs/order.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +50,12 @@ class Data:
     held_out: dict[str, Sequences]
 
 
-def train_run(run: RunConfig, folder: Path) -> Path:
+def train_run(run: RunConfig, folder: Path, *, longer: bool = False) -> Path:
     """Train `run` in `folder` to its last step and return the folder.
 
-    The same call resumes a run that was stopped from its newest valid checkpoint.
+    The same call resumes a run that was stopped from its newest valid checkpoint. With `longer` the folder may hold
+    the same run with fewer steps: it goes on with its weights and moments. Its rate is that of the longer schedule
+    from the next step on, which the terminal says.
 
     Raises:
         ConfigError: the folder holds another run (the differences are named), fields or ranks disagree, or the run
@@ -63,23 +69,26 @@ def train_run(run: RunConfig, folder: Path) -> Path:
     precision = dist.resolve_precision(run.precision, dist.device())
     dist.prepare_process()
     with dist.repeatable(), dist.connected(alone=precision != torch.float32):
-        return _train_run(run, folder)
+        return _train_run(run, folder, longer=longer)
 
 
-def _train_run(run: RunConfig, folder: Path) -> Path:
+def _train_run(run: RunConfig, folder: Path, *, longer: bool) -> Path:
     objective_of(run).check(run)
     check_float8(run, dist.device())
     check_adapters(run)
     check_inputs(run, folder)
     tokenizer = load_tokenizer(run.data.tokenizer)
     run = _with_rate(_with_image_token(run, tokenizer))
-    _check_folder(run, folder, tokenizer=tokenizer)
+    check_start_tokenizers(run, tokenizer)
+    earlier = _check_folder(run, folder, tokenizer=tokenizer, longer=longer)
     dims = parallel_dims(run)
     newest = checkpoint.latest(folder, run.checkpoints.folder)
     check_same_start(run, newest.step if newest else None)
     if newest and newest.step >= run.steps:
         console.print(f"{folder.name}  already trained ({run.steps} steps)", highlight=False)
         return folder
+    if newest and earlier and earlier.steps != run.steps:
+        _say_rates(earlier, run, done=newest.step)
     with console.status(f"{folder.name}: reading and measuring the documents"):
         data = _open_data(run, folder)
     _check_vocabulary(run, data.train)
@@ -166,7 +175,7 @@ def _train_from(
 
 def decides(field: str) -> bool:
     """Whether a sequence, a loss or a weight depends on the field of this dotted name."""
-    return field not in FREE and field.partition(".")[0] not in FREE
+    return not any(field == free or field.startswith(f"{free}.") for free in FREE)
 
 
 def deciding_differences(there: RunConfig, now: RunConfig) -> str:
@@ -175,20 +184,56 @@ def deciding_differences(there: RunConfig, now: RunConfig) -> str:
     return "\n".join(f"  {field}: {old!r} there, {new!r} now" for field, (old, new) in changed if decides(field))
 
 
-def _check_folder(run: RunConfig, folder: Path, *, tokenizer: Tokenizer) -> None:
-    """Check that the folder holds this run with its tokenizer, or no run yet."""
+def _check_folder(run: RunConfig, folder: Path, *, tokenizer: Tokenizer, longer: bool) -> RunConfig | None:
+    """Check that the folder holds this run with its tokenizer, or no run yet; the run that it holds.
+
+    Raises:
+        ConfigError: it holds another run, or, without `longer`, one of fewer steps.
+    """
     recorded = folder / "config.json"
     if not recorded.exists():
-        return
-    if lines := deciding_differences(config.load(recorded), run):
+        return None
+    there = config.load(recorded)
+    same_steps = there.model_copy(update={"steps": run.steps})
+    if lines := deciding_differences(same_steps, run):
         raise ConfigError(f"{folder} holds another run:\n{lines}\nUse another --to folder, or remove this one.")
+    if there.steps != run.steps and not (longer and there.steps < run.steps):
+        more = f"--continue-to {run.steps} goes on with it" if there.steps < run.steps else "it can't become shorter"
+        raise ConfigError(
+            f"{folder} holds this run with steps={there.steps}, not {run.steps}: {more}, another --to folder begins"
+        )
     check_tokenizer(folder, tokenizer)
+    return there
+
+
+def _say_rates(there: RunConfig, run: RunConfig, *, done: int) -> None:
+    """Say what a longer schedule makes of the learning rate at the next step."""
+    peak = peak_rate(run.optim.learning_rate, non_embedding_parameters(run.model.decoder))
+    last = rate(there.optim, done - 1, steps=there.steps, peak=peak)
+    following = rate(run.optim, done, steps=run.steps, peak=peak)
+    console.print(
+        f"continues to step {run.steps} instead of {there.steps}: the learning rate was {last:.3g} at step {done}, and "
+        f"is {following:.3g} from there on, as the {run.optim.schedule} schedule of {run.steps} steps has it",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _claim(run: RunConfig, folder: Path, *, sequences: Sequences) -> None:
     """Make the folder this run's: write all that is needed to use it, the config last."""
-    record_text(folder, sequences.tokenizer, chat_format=chat_format_of(source.store for source in sequences.sources))
+    sources = sequences.sources
+    record_text(
+        folder,
+        sequences.tokenizer,
+        chat_format=chat_format_of(source.store for source in sources),
+        images=any(source.has_images for source in sources) or _starts_with_vision(run),
+    )
     config.save(run, folder / "config.json")
+
+
+def _starts_with_vision(run: RunConfig) -> bool:
+    whole = run.start_from.get("model")
+    return "vision" in run.start_from or (whole is not None and recorded_text(Path(whole)).images)
 
 
 def _check_vocabulary(run: RunConfig, sequences: Sequences) -> None:

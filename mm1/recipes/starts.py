@@ -1,0 +1,62 @@
+"""What a run takes over from the runs that `start_from` names: their shapes and their tokenizer."""
+
+from pathlib import Path
+
+from mm1.config.model import DecoderConfig, VisionConfig
+from mm1.config.run import RunConfig, load, override
+from mm1.data.recorded import TOKENIZER
+from mm1.data.tokenizer import load_tokenizer
+
+
+def with_starts(run: RunConfig, assignments: list[str]) -> RunConfig:
+    """`run` with the assignments of a command line. Those of `start_from` come first: the run takes shapes and
+    tokenizer of what it starts from, and the other assignments change them.
+
+    The recipe keeps its image size if the encoder's patches fill it, since position embeddings are resized, and its
+    experts if it starts from a dense decoder. A start that is missing changes nothing.
+
+    Raises:
+        ConfigError: an assignment that is no override of the run.
+    """
+    named = [assignment for assignment in assignments if assignment.startswith("start_from")]
+    run = override(run, named)
+    if named:
+        for part, folder in run.start_from.items():
+            if (Path(folder) / "config.json").is_file():
+                run = _started(run, part, Path(folder))
+    return override(run, [assignment for assignment in assignments if assignment not in named])
+
+
+def _started(run: RunConfig, part: str, folder: Path) -> RunConfig:
+    """`run` with the shape of a part of another run, or of all of its parts, and with that run's tokenizer."""
+    start, run = load(folder / "config.json").model, run.model_copy(deep=True)
+    if part in ("vision", "model"):
+        run.model.vision = _vision(run.model.vision, start.vision)
+    if part == "model":
+        run.model.connector = start.connector
+    if part in ("decoder", "model"):
+        run.model.decoder = _decoder(run.model.decoder, start.decoder)
+        run.data.tokenizer = _tokenizer(run.data.tokenizer, folder)
+    return run
+
+
+def _vision(ours: VisionConfig, start: VisionConfig) -> VisionConfig:
+    fits = ours.image_size % start.patch_size == 0
+    return start.model_copy(update={"image_size": ours.image_size if fits else start.image_size})
+
+
+def _decoder(ours: DecoderConfig, start: DecoderConfig) -> DecoderConfig:
+    upcycled = ours.sparse.experts and not start.sparse.experts
+    return start.model_copy(update={"sparse": ours.sparse}) if upcycled else start
+
+
+def _tokenizer(ours: str, folder: Path) -> str:
+    """The tokenizer of the run in `folder`; `ours` if it is the same one, or if there is none in the folder."""
+    theirs = folder / TOKENIZER
+    if not theirs.is_file():
+        return ours
+    try:
+        same = load_tokenizer(ours).fingerprint == load_tokenizer(str(theirs)).fingerprint
+    except ValueError:  # the recipe's own is not there; it isn't needed
+        same = False
+    return ours if same else str(folder)
