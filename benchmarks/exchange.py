@@ -18,12 +18,14 @@ from pathlib import Path
 
 import torch
 
-from mm1 import checkpoint, exchange
+from mm1 import checkpoint
 from mm1.config import run as config
 from mm1.config.model import DecoderConfig, ModelConfig
 from mm1.config.run import DataConfig, RunConfig
 from mm1.data.recorded import record_text
 from mm1.data.tokenizer import load_tokenizer
+from mm1.exchange.export import export_run
+from mm1.exchange.importing import import_model
 from mm1.model.decoder import Decoder
 
 SHARD = 250 * 10**6
@@ -39,7 +41,7 @@ def make(folder: Path, layers: int) -> None:
     run = RunConfig(model=ModelConfig(decoder=decoder), data=DataConfig(max_images=0))
     record_text(folder / "made", load_tokenizer(run.data.tokenizer))
     config.save(run, folder / "made/config.json")
-    exchange.export_run(folder / "made", folder / "published", shard_bytes=SHARD)
+    export_run(folder / "made", folder / "published", shard_bytes=SHARD)
     theirs = json.loads((folder / "published/config.json").read_text())
     del theirs["mm1"]  # or it would be imported as an export of ours
     (folder / "published/config.json").write_text(json.dumps(theirs))
@@ -83,11 +85,11 @@ def main() -> None:
     if options.step == "make":
         make(options.folder, options.layers)
     elif options.step == "import":
-        figures = measured(lambda: exchange.import_model(str(options.folder / "published"), options.folder / "run"))
+        figures = measured(lambda: import_model(str(options.folder / "published"), options.folder / "run"))
         print(f"import: {figures}", flush=True)
     elif options.step == "export":
         run, to = options.folder / "run", options.folder / "again"
-        print(f"export: {measured(lambda: exchange.export_run(run, to, shard_bytes=SHARD))}", flush=True)
+        print(f"export: {measured(lambda: export_run(run, to, shard_bytes=SHARD))}", flush=True)
     else:
         with tempfile.TemporaryDirectory() as folder:
             for step in ("make", "import", "export"):

@@ -322,7 +322,7 @@ def export(
     It becomes a LLaVA, Llama, Qwen, Mixtral, CLIP, ... if it is one, else a model with its own modelling file.
     LoRA is merged into the weights; --adapter writes it alone, in PEFT's layout.
     """
-    from mm1.exchange import export_adapter, export_run
+    from mm1.exchange.export import export_adapter, export_run
     from mm1.hf.shards import bytes_of
 
     if adapter:
@@ -346,7 +346,7 @@ def import_model(
     Train it further with `mm1 train FOLDER/config.json`, or start another run from it with start_from.decoder=FOLDER,
     start_from.vision=FOLDER or start_from.model=FOLDER.
     """
-    from mm1.exchange import import_model as import_published
+    from mm1.exchange.importing import import_model as import_published
 
     done = import_published(model, to)
     typer.echo(f"imported: {done.folder}")

@@ -10,7 +10,6 @@ import conftest
 import pytest
 import small
 
-from mm1 import exchange
 from mm1.checkpoint import load_for_use
 from mm1.config.base import ConfigError
 from mm1.config.run import RunConfig, SourceConfig
@@ -18,6 +17,7 @@ from mm1.data.store import SAMPLE, write_store
 from mm1.document import Document, Text
 from mm1.eval.harness import Settings, evaluate, load_task
 from mm1.eval.models import open_model
+from mm1.exchange.export import export_run
 from mm1.serve.chat import answer
 from mm1.train.run import train_run
 
@@ -47,7 +47,7 @@ def use(run: Path, to: Path) -> dict[str, object]:
     model = open_model(str(run))
     tasks = [load_task(name, limit=2, seed=0) for name in ("captions", "easy_vqa")]  # plain, and a chat
     evaluate(model, tasks, settings=Settings(to / "eval"), shots=(0, 2))
-    exchange.export_run(run, to / "export")
+    export_run(run, to / "export")
     files = {
         str(path.relative_to(to)): path.read_bytes() for name in ("eval", "export") for path in (to / name).iterdir()
     }

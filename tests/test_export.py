@@ -13,7 +13,7 @@ import torch
 from PIL import Image as Picture
 from safetensors.torch import load_file
 
-from mm1 import checkpoint, exchange
+from mm1 import checkpoint
 from mm1.__main__ import main
 from mm1.config import run as config
 from mm1.config.base import ConfigError
@@ -26,6 +26,8 @@ from mm1.data.store import open_store, write_store
 from mm1.data.tiles import tile_spec
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
+from mm1.exchange.export import export_run
+from mm1.exchange.importing import import_model
 from mm1.generate.engine import Engine
 from mm1.generate.prompt import Prompt
 from mm1.generate.prompt import picture as named
@@ -129,7 +131,7 @@ def test_transformers_says_what_the_run_says(name, tmp_path):
     """Same inputs from its processor, same logits, same greedy text with a cache; importing it gives the same files."""
     shape = (NATIVE | OWN)[name]
     ours, data, tokenizer = write_run(tmp_path / "run", run_of(shape)), picture(), load_tokenizer("sample")
-    exchange.export_run(tmp_path / "run", tmp_path / "out", shard_bytes=200_000)
+    export_run(tmp_path / "run", tmp_path / "out", shard_bytes=200_000)
     theirs = opened(tmp_path / "out")
     assert type(theirs).__name__.startswith("Llava" if name in NATIVE else "MM1")
 
@@ -149,8 +151,8 @@ def test_transformers_says_what_the_run_says(name, tmp_path):
     (written,) = Engine(ours, rows=1).generate([Prompt(prompt, images)], decoding)
     assert theirs.generate(**inputs, max_new_tokens=12)[0, len(prompt) :].tolist() == written.tokens
 
-    exchange.import_model(str(tmp_path / "out"), tmp_path / "back")
-    exchange.export_run(tmp_path / "back", tmp_path / "again", shard_bytes=200_000)
+    import_model(str(tmp_path / "out"), tmp_path / "back")
+    export_run(tmp_path / "back", tmp_path / "again", shard_bytes=200_000)
     same_files(tmp_path / "out", tmp_path / "again")
     assert config.load(tmp_path / "back/config.json").model == shape
 
@@ -158,7 +160,7 @@ def test_transformers_says_what_the_run_says(name, tmp_path):
 def test_padded_texts_are_continued_as_each_alone(tmp_path):
     """In the modelling file; in native models that is up to transformers."""
     write_run(tmp_path / "run", run_of(OWN["C-Abstractor, sparse"]))
-    exchange.export_run(tmp_path / "run", tmp_path / "out")
+    export_run(tmp_path / "run", tmp_path / "out")
     theirs = opened(tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     texts = ["a red circle", "the painter stood on a hill above the town"]
@@ -182,15 +184,15 @@ def test_a_language_model_is_exported_as_one(change, kind, tmp_path):
     """A run without images; its checkpoint has an encoder that nothing trained."""
     shape = ModelConfig(vision=VISION, decoder=DECODER.model_copy(update=change))
     ours = write_run(tmp_path / "run", run_of(shape, max_images=0))
-    exchange.export_run(tmp_path / "run", tmp_path / "out")
+    export_run(tmp_path / "run", tmp_path / "out")
     theirs = opened(tmp_path / "out", "AutoModelForCausalLM")
     assert type(theirs).__name__ == kind
     tokens_BT = torch.randint(0, 4096, (2, 30), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = ours.decoder.logits(ours.decoder(ours.decoder.embed(tokens_BT), torch.arange(30).expand(2, -1)))
         torch.testing.assert_close(theirs(tokens_BT).logits, logits, atol=1e-5, rtol=1e-5)
-    exchange.import_model(str(tmp_path / "out"), tmp_path / "back")
-    exchange.export_run(tmp_path / "back", tmp_path / "again")
+    import_model(str(tmp_path / "out"), tmp_path / "back")
+    export_run(tmp_path / "back", tmp_path / "again")
     same_files(tmp_path / "out", tmp_path / "again")
 
 
@@ -206,7 +208,7 @@ def test_an_encoder_is_exported_alone(vision, kind, tmp_path):
     run = run_of(ModelConfig(vision=vision, decoder=DECODER), tokenizer="sample")
     run.objective = "contrastive"
     ours = write_run(tmp_path / "run", run)
-    exchange.export_run(tmp_path / "run", tmp_path / "out")
+    export_run(tmp_path / "run", tmp_path / "out")
     theirs = opened(tmp_path / "out", "AutoModel")
     assert type(theirs).__name__ == f"{kind}{'' if 'Dino' in kind else 'Vision'}Model"
     pixels = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")(Picture.open(io.BytesIO(picture())))
@@ -215,8 +217,8 @@ def test_an_encoder_is_exported_alone(vision, kind, tmp_path):
         features = theirs(torch.tensor(pixels["pixel_values"][0])[None]).last_hidden_state[:, -16:]
         features = theirs.post_layernorm(features) if kind == "CLIP" else features
         torch.testing.assert_close(features, ours.vision(pixels_NCYX), atol=1e-5, rtol=1e-5)
-    exchange.import_model(str(tmp_path / "out"), tmp_path / "back")
-    exchange.export_run(tmp_path / "back", tmp_path / "again")
+    import_model(str(tmp_path / "out"), tmp_path / "back")
+    export_run(tmp_path / "back", tmp_path / "again")
     same_files(tmp_path / "out", tmp_path / "again")
 
 
@@ -242,7 +244,7 @@ def test_a_chat_is_written_as_it_was_learned(tmp_path, monkeypatch):
     write_store([talk], tmp_path / "talk.lance")
     sources = {"talk": SourceConfig(store=str(tmp_path / "talk.lance"))}
     write_run(tmp_path / "run", run_of(OWN["mlp of fewer tokens"], sources=sources))
-    exchange.export_run(tmp_path / "run", tmp_path / "out")
+    export_run(tmp_path / "run", tmp_path / "out")
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
     seen = {"type": "image", "image": Picture.open(io.BytesIO(picture()))}
     texts = [{"type": "text", "text": piece.text} for piece in TALK]
@@ -258,9 +260,9 @@ def test_a_chat_is_written_as_it_was_learned(tmp_path, monkeypatch):
         "huggingface_hub.snapshot_download",
         lambda name, *, allow_patterns: fetched.append(allow_patterns) or str(tmp_path / "out"),
     )
-    exchange.import_model("someone/talk", tmp_path / "back")
+    import_model("someone/talk", tmp_path / "back")
     assert fetched[-1] == ["*.json", "*.safetensors", "chat_template.jinja"]
-    exchange.export_run(tmp_path / "back", tmp_path / "again")
+    export_run(tmp_path / "back", tmp_path / "again")
     same_files(tmp_path / "out", tmp_path / "again")
 
 
@@ -304,13 +306,13 @@ def test_one_tensor_at_a_time_is_in_memory(tmp_path, monkeypatch):
         return tensor
 
     monkeypatch.setattr(checkpoint.Weights, "read", counted)
-    exchange.export_run(tmp_path / "run", tmp_path / "out")
+    export_run(tmp_path / "run", tmp_path / "out")
     assert len(alive) == len(load_file(tmp_path / "out/model.safetensors"))
 
 
 def test_files_keep_to_their_size_and_the_index_names_them(tmp_path):
     ours = write_run(tmp_path / "run", run_of(NATIVE["CLIP, Llama"]))
-    exchange.export_run(tmp_path / "run", tmp_path / "out", dtype="bf16", shard_bytes=60_000)
+    export_run(tmp_path / "run", tmp_path / "out", dtype="bf16", shard_bytes=60_000)
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
     files = {name: load_file(tmp_path / "out" / name) for name in set(index["weight_map"].values())}
     assert {name: file for file, held in files.items() for name in held} == index["weight_map"]
@@ -324,7 +326,7 @@ def test_files_keep_to_their_size_and_the_index_names_them(tmp_path):
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     write_run(tmp_path / "run", run_of(NATIVE["CLIP, Llama"]))
-    exchange.export_run(tmp_path / "run", tmp_path / "out")
+    export_run(tmp_path / "run", tmp_path / "out")
     before = (tmp_path / "out/model.safetensors").read_bytes()
 
     def fails(self, name):
@@ -334,10 +336,10 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         patch.setattr(checkpoint.Weights, "read", fails)
         for to in ("out", "new"):
             with pytest.raises(OSError, match="disk full"):
-                exchange.export_run(tmp_path / "run", tmp_path / to)
+                export_run(tmp_path / "run", tmp_path / to)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
     assert (tmp_path / "out/model.safetensors").read_bytes() == before
-    exchange.export_run(tmp_path / "run", tmp_path / "out", dtype="fp16")
+    export_run(tmp_path / "run", tmp_path / "out", dtype="fp16")
     assert (tmp_path / "out/model.safetensors").read_bytes() != before
 
 
@@ -346,28 +348,28 @@ def test_what_stands_in_the_way_is_named_and_kept(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").touch()
     with pytest.raises(ConfigError, match=r"mine holds notes\.txt"):
-        exchange.export_run(tmp_path / "run", tmp_path / "mine")
+        export_run(tmp_path / "run", tmp_path / "mine")
     with pytest.raises(ConfigError, match=r"run holds chat.json"):
-        exchange.export_run(tmp_path / "run", tmp_path / "run")
+        export_run(tmp_path / "run", tmp_path / "run")
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ConfigError, match=r"theirs holds config\.json"):
-        exchange.export_run(tmp_path / "run", tmp_path / "theirs")
+        export_run(tmp_path / "run", tmp_path / "theirs")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):
-        exchange.export_run(tmp_path / "run", tmp_path / "file")
+        export_run(tmp_path / "run", tmp_path / "file")
 
 
 def test_what_cannot_be_exported_says_why(tmp_path):
     with pytest.raises(ConfigError, match="no run"):
-        exchange.export_run(tmp_path / "nowhere", tmp_path / "out")
+        export_run(tmp_path / "nowhere", tmp_path / "out")
     config.save(run_of(NATIVE["CLIP, Llama"]), tmp_path / "empty/config.json")
     with pytest.raises(checkpoint.CheckpointError, match="no whole checkpoint"):
-        exchange.export_run(tmp_path / "empty", tmp_path / "out")
+        export_run(tmp_path / "empty", tmp_path / "out")
     shape = model(VISION, "mlp", 16, sparse=SparseConfig(experts=4, capacity=1.5))
     write_run(tmp_path / "capacity", run_of(shape))
     with pytest.raises(ValueError, match=r"capacity 1\.5 drop tokens"):
-        exchange.export_run(tmp_path / "capacity", tmp_path / "out")
+        export_run(tmp_path / "capacity", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -8,11 +8,12 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from mm1 import checkpoint, exchange
+from mm1 import checkpoint
 from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.run import override
 from mm1.data.tokenizer import Tokenizer
+from mm1.exchange.importing import import_model
 from mm1.hf import language
 from mm1.model.decoder import Decoder
 from mm1.model.mllm import MLLM
@@ -41,7 +42,7 @@ def published(tmp_path):
 
 
 def test_an_imported_model_says_what_it_said_and_trains_on(published, tmp_path, stores):
-    folder = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
+    folder = import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
     run = config.load(folder / "config.json")
     tokenizer = Tokenizer(run.data.tokenizer)
     assert run.model.decoder.vocabulary == tokenizer.vocabulary == 262  # 256 + 2 + four marks: it has its own of two
@@ -59,9 +60,9 @@ def test_an_imported_model_says_what_it_said_and_trains_on(published, tmp_path, 
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(published, tmp_path):
-    exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+    import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     with pytest.raises(ConfigError, match="holds a run already"):
-        exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+        import_model(str(tmp_path / "theirs"), tmp_path / "ours")
 
 
 def test_a_name_on_the_hub_is_fetched_and_pickles_are_not_read(published, tmp_path, monkeypatch):

@@ -10,12 +10,13 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from mm1 import checkpoint, exchange
+from mm1 import checkpoint
 from mm1.checkpoint import load_for_use
 from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.model import VisionConfig
 from mm1.eval.models import open_model
+from mm1.exchange.importing import import_model
 from mm1.hf.llava import llava_config_from_hf
 from mm1.hf.vision import vision_config_from_openclip
 from mm1.model import sizes
@@ -93,7 +94,7 @@ LLAVAS = {
 def test_a_llava_says_what_it_said(name, tmp_path):
     vision, text, settings = LLAVAS[name]
     theirs = published(tmp_path / "theirs", "Llava", vision, text, **settings)
-    imported = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+    imported = import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     assert not imported.left_out
     run = config.load(imported.folder / "config.json")
     pixels = normalised(IMAGES[:1], run.model.vision)
@@ -105,7 +106,7 @@ def test_a_llava_says_what_it_said(name, tmp_path):
 def test_an_imported_llava_answers_trains_and_is_started_from(tmp_path, stores):
     vision, text, _ = LLAVAS["CLIP, Llama"]
     published(tmp_path / "theirs", "Llava", vision, text)
-    folder = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
+    folder = import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
     assert isinstance(answer(load_for_use(folder), "USER: what is it? ASSISTANT:", images=[], tokens=4), str)
     changes = [f"data.sources.captions.store={stores['captions']}", "steps=1", "batch_size=1", "micro_batch_size=1"]
     run = config.override(config.load(folder / "config.json"), [*changes, "data.workers=0", "optim.learning_rate=0"])
@@ -141,7 +142,7 @@ def test_an_encoder_alone_is_a_run_to_start_from(name, tmp_path):
         torch.manual_seed(0)
         theirs = ENCODERS[name]().eval()
         theirs.save_pretrained(tmp_path / "theirs")
-    folder = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
+    folder = import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
     run = config.load(folder / "config.json")
     assert run.start_from == {"vision": str(folder)}
     model = MLLM(run.model)
@@ -204,27 +205,27 @@ def test_a_llava_that_ours_cannot_be_is_refused(change, word):
 
 def test_bad_folders_are_one_clear_line(tmp_path):
     with pytest.raises(ValueError, match=r"no config\.json"):
-        exchange.import_model(str(tmp_path), tmp_path / "ours")
+        import_model(str(tmp_path), tmp_path / "ours")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
-        exchange.import_model(str(tmp_path), tmp_path / "ours")
+        import_model(str(tmp_path), tmp_path / "ours")
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"a model \(gpt2\), which mm1 doesn't read; mm1 reads"):
-        exchange.import_model(str(tmp_path), tmp_path / "ours")
+        import_model(str(tmp_path), tmp_path / "ours")
     vision, text, _ = LLAVAS["CLIP, Llama"]
     published(tmp_path / "theirs", "Llava", vision, text)
     (tmp_path / "theirs/tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
-        exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+        import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     write_tokenizer(tmp_path / "theirs")
     shard = next((tmp_path / "theirs").glob("model-00002*"))
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"{shard.name} is damaged"):
-        exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+        import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     shard.unlink()
     with pytest.raises(ValueError, match="model-00002"):
-        exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+        import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 
@@ -241,19 +242,19 @@ def test_tensors_that_are_not_those_of_the_config_are_named(tmp_path):
     for name, (value, message) in changes.items():
         file.write_text(json.dumps(whole | {"text_config": whole["text_config"] | {name: value}}))
         with pytest.raises(ValueError, match=message):
-            exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+            import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     file.write_text(json.dumps(whole | {"text_config": whole["text_config"] | {"num_hidden_layers": 1}}))
     with pytest.raises(ValueError, match=r"blocks\.1\.\S+ is \[16, 32\] in the files, but no tensor by config"):
-        exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+        import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 
 def test_what_belongs_elsewhere_is_told_where(tmp_path):
     vision, text, _ = LLAVAS["CLIP, Llama"]
     published(tmp_path / "theirs", "Llava", vision, text)
-    folder = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
+    folder = import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
     with pytest.raises(ConfigError, match="ours is a run already; mm1 export writes"):
-        exchange.import_model(str(folder), tmp_path / "other")
+        import_model(str(folder), tmp_path / "other")
     with pytest.raises(ConfigError, match=r"holds a model of transformers, not a run; `mm1 import \S+theirs --to RUN`"):
         load_for_use(tmp_path / "theirs")
     with pytest.raises(ValueError, match="ours is a run of mm1; give it without hf:"):
@@ -262,12 +263,12 @@ def test_what_belongs_elsewhere_is_told_where(tmp_path):
         open_model(f"hf:{tmp_path / 'theirs'}")  # it has no processor
     (tmp_path / "cat.gguf").write_bytes(b"GIF89a, no model")
     with pytest.raises(ValueError, match=r"cat\.gguf is not a whole GGUF file"):
-        exchange.import_model(str(tmp_path / "cat.gguf"), tmp_path / "other")
+        import_model(str(tmp_path / "cat.gguf"), tmp_path / "other")
 
 
 def test_a_run_is_not_overwritten(tmp_path):
     vision, text, _ = LLAVAS["CLIP, Llama"]
     published(tmp_path / "theirs", "Llava", vision, text)
-    exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+    import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     with pytest.raises(ConfigError, match="holds a run already"):
-        exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+        import_model(str(tmp_path / "theirs"), tmp_path / "ours")

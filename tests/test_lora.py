@@ -8,7 +8,7 @@ import small
 import torch
 from pair import Pair, train_all
 
-from mm1 import checkpoint, exchange
+from mm1 import checkpoint
 from mm1.budget.hardware import GPUS
 from mm1.budget.parallel_layout import ParallelLayout, layouts
 from mm1.budget.planner import Planner
@@ -16,6 +16,7 @@ from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.model import ConnectorConfig, SparseConfig, VisionConfig
 from mm1.config.run import LoRAConfig, RunConfig
+from mm1.exchange.export import export_adapter, export_run
 from mm1.model.lora import LoRALinear, is_adapter
 from mm1.train.adapters import add_adapters, check_adapters
 from mm1.train.log import read_metrics
@@ -235,9 +236,9 @@ def test_peft_loads_the_adapter_and_says_what_the_run_says(stores, tmp_path, kin
     second.lora, second.start_from = LORA, {"model": str(tmp_path / "first")}
     second.steps, second.optim.learning_rate = 8, 3e-3
     train_run(second, tmp_path / "second")
-    assert exchange.export_adapter(tmp_path / "second", tmp_path / "adapter") == tmp_path / "first"
+    assert export_adapter(tmp_path / "second", tmp_path / "adapter") == tmp_path / "first"
     for run in ("first", "second"):
-        exchange.export_run(tmp_path / run, tmp_path / f"{run} exported")
+        export_run(tmp_path / run, tmp_path / f"{run} exported")
 
     def opened(name: str):
         auto = transformers.AutoModelForImageTextToText
@@ -273,8 +274,8 @@ def test_an_adapter_that_no_base_fits_is_refused(stores, base, tuned, tmp_path):
         shutil.copytree(tuned, tmp_path / "run", dirs_exist_ok=True)
         config.save(run.model_copy(update=change), tmp_path / "run/config.json")
         with pytest.raises(ConfigError, match=words):
-            exchange.export_adapter(tmp_path / "run", tmp_path / "adapter")
+            export_adapter(tmp_path / "run", tmp_path / "adapter")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/notes.txt").touch()
     with pytest.raises(ConfigError, match=r"taken holds notes\.txt"):
-        exchange.export_adapter(tuned, tmp_path / "taken")
+        export_adapter(tuned, tmp_path / "taken")

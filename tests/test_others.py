@@ -16,7 +16,6 @@ from PIL import Image as Pillow
 from test_export import NATIVE, OWN, run_of, write_run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mm1 import exchange
 from mm1.data.recorded import record_text
 from mm1.data.tiles import quarters
 from mm1.data.tokenizer import load_tokenizer
@@ -31,6 +30,7 @@ from mm1.eval.models import open_model
 from mm1.eval.results import read_answers
 from mm1.eval.shots import Protocol
 from mm1.eval.task_evaluation import Settings
+from mm1.exchange.export import export_run
 from mm1.generate.writer import until
 from mm1.hf.files import chat_template
 
@@ -135,7 +135,7 @@ def test_one_model_has_one_score_by_transformers_and_by_our_engine(name, tmp_pat
     write_run(tmp_path / "run", run_of(shape))
     tokenizer = load_tokenizer("sample")
     record_text(tmp_path / "run", tokenizer, template=chat_template(tokenizer))
-    exchange.export_run(tmp_path / "run", tmp_path / "out")
+    export_run(tmp_path / "run", tmp_path / "out")
     paths = {"ours": str(tmp_path / "run"), "theirs": f"hf:{tmp_path / 'out'}"}
     answers: dict[str, list] = {}
     for who, path in paths.items():

@@ -12,7 +12,8 @@ from test_published_text import letters
 from mm1.checkpoint import load_for_use
 from mm1.config import run as config
 from mm1.config.run import override
-from mm1.exchange import export_run, import_model
+from mm1.exchange.export import export_run
+from mm1.exchange.importing import import_model
 from mm1.train.run import train_run
 
 transformers = pytest.importorskip("transformers")

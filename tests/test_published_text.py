@@ -16,7 +16,7 @@ from mm1.data.chat_format import prompt
 from mm1.data.encode import encode
 from mm1.data.tiles import TileSpec
 from mm1.document import Text
-from mm1.exchange import import_model
+from mm1.exchange.importing import import_model
 
 transformers = pytest.importorskip("transformers")
 

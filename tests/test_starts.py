@@ -15,7 +15,7 @@ from mm1.checkpoint import load_for_use
 from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.data.tokenizer import Tokenizer
-from mm1.exchange import import_model
+from mm1.exchange.importing import import_model
 from mm1.recipes.index import recipe
 from mm1.recipes.starts import with_starts
 from mm1.train.run import train_run

@@ -15,7 +15,6 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from mm1 import exchange
 from mm1.checkpoint import load_for_use
 from mm1.config.model import TilingConfig, VisionConfig
 from mm1.data.encode import encode
@@ -23,6 +22,8 @@ from mm1.data.image import load_tiles
 from mm1.data.tiles import tile_spec
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
+from mm1.exchange.export import export_run
+from mm1.exchange.importing import import_model
 from mm1.generate.sampling import Decoding
 from mm1.generate.writer import Writer
 from mm1.hf.families import REFUSED
@@ -149,9 +150,9 @@ def our_logits(loaded, pixels_NCYX: torch.Tensor, encoded) -> torch.Tensor:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_with_tiles_says_what_it_said_and_goes_back(name, tmp_path):
     theirs, processor = publish(MODELS[name], tmp_path / "theirs")
-    imported = exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+    imported = import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     loaded = load_for_use(imported.folder)
-    exchange.export_run(tmp_path / "ours", tmp_path / "out")
+    export_run(tmp_path / "ours", tmp_path / "out")
     exported = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval()
     assert type(exported).__name__.startswith(MODELS[name].processor)
     their_processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
@@ -172,8 +173,8 @@ def test_a_model_with_tiles_says_what_it_said_and_goes_back(name, tmp_path):
         options = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [IMAGE]}
         said = theirs.generate(**inputs, max_new_tokens=8, **options)[0, len(encoded.tokens) :]
         assert written.tokens == said.tolist()
-    exchange.import_model(str(tmp_path / "out"), tmp_path / "back")
-    exchange.export_run(tmp_path / "back", tmp_path / "again")
+    import_model(str(tmp_path / "out"), tmp_path / "back")
+    export_run(tmp_path / "back", tmp_path / "again")
     same_files(tmp_path / "out", tmp_path / "again")
 
 

@@ -17,7 +17,6 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
-from mm1 import exchange
 from mm1.__main__ import main
 from mm1.checkpoint import Loaded, load_for_use
 from mm1.data.chat_format import prompt
@@ -27,6 +26,8 @@ from mm1.document import Document, Image, Mark, Piece, Text
 from mm1.eval.hf_model import HfModel
 from mm1.eval.model import Reply, Request
 from mm1.eval.models import Ours, open_model
+from mm1.exchange.export import export_run
+from mm1.exchange.importing import import_model
 from mm1.hf.vocabulary import words
 from mm1.serve.chat import answer
 from mm1.tiling import TileSpec
@@ -86,7 +87,7 @@ def llava(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def imported(llava, tmp_path_factory) -> Loaded:
     folder = tmp_path_factory.mktemp("runs") / "llava"
-    exchange.import_model(str(llava), folder)
+    import_model(str(llava), folder)
     return load_for_use(folder)
 
 
@@ -157,13 +158,13 @@ def test_mm1_chat_asks_an_imported_llava(llava, imported, tmp_path, monkeypatch,
 
 def test_an_imported_llava_is_exported_with_its_own_words(imported, llava, tmp_path):
     """So `transformers` asks the export the same; importing and exporting again gives the same files."""
-    exchange.export_run(imported.folder, tmp_path / "out")
+    export_run(imported.folder, tmp_path / "out")
     again, document = HfModel(tmp_path / "out"), talk(turns=2)
     assert torch.equal(again._inputs(document)["input_ids"], HfModel(llava)._inputs(document)["input_ids"])
     assert again.processor.image_token == "<image>"
     assert again.model.generation_config.eos_token_id == 257
-    exchange.import_model(str(tmp_path / "out"), tmp_path / "back")
-    exchange.export_run(tmp_path / "back", tmp_path / "again")
+    import_model(str(tmp_path / "out"), tmp_path / "back")
+    export_run(tmp_path / "back", tmp_path / "again")
     for file in (tmp_path / "out").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
 
@@ -182,7 +183,7 @@ def test_a_language_models_chat_is_what_its_tokenizer_makes(tmp_path):
     settings = transformers.LlamaConfig(**TEXT | {"max_position_embeddings": 512}, eos_token_id=[258, 256])
     transformers.LlamaForCausalLM(settings).save_pretrained(tmp_path / "theirs")
     theirs.save_pretrained(tmp_path / "theirs")
-    exchange.import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+    import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     loaded = load_for_use(tmp_path / "ours")
     assert loaded.tokenizer.begin == []
     assert loaded.tokenizer.ends == {258, 256}
