@@ -339,6 +339,9 @@ def export(
 def import_model(
     model: Annotated[str, typer.Argument(help="A model's folder, a .gguf file, or a name on the hub.")],
     to: Annotated[Path, typer.Option("--to", help="Folder of the new run.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of a tokenizer.json to take for a language model's own.")
+    ] = None,
 ) -> None:
     """Make a run from a published model: a language model, an image encoder, a LLaVA, or an export of mm1.
 
@@ -348,7 +351,7 @@ def import_model(
     """
     from mm1.exchange.importing import import_model as import_published
 
-    done = import_published(model, to)
+    done = import_published(model, to, tokenizer=tokenizer)
     typer.echo(f"imported: {done.folder}")
     if done.left_out:
         typer.echo(f"left out: {done.left_out}")

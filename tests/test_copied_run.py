@@ -48,9 +48,8 @@ def use(run: Path, to: Path) -> dict[str, object]:
     tasks = [load_task(name, limit=2, seed=0) for name in ("captions", "easy_vqa")]  # plain, and a chat
     evaluate(model, tasks, settings=Settings(to / "eval"), shots=(0, 2))
     export_run(run, to / "export")
-    files = {
-        str(path.relative_to(to)): path.read_bytes() for name in ("eval", "export") for path in (to / name).iterdir()
-    }
+    paths = [path for name in ("eval", "export") for path in (to / name).rglob("*") if path.is_file()]
+    files = {str(path.relative_to(to)): path.read_bytes() for path in paths}
     return {"answer": said, **{name: content for name, content in files.items() if name != "eval/summary.json"}}
 
 

@@ -1,6 +1,7 @@
 """Language models from GGUF files: tiny ones made here, and SmolLM2-135M from its package."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ gguf = pytest.importorskip("gguf")
 GOLDEN = Path(__file__).parent / "fixtures/smollm2.json"
 
 
-def write(path: Path, decoder: Decoder, architecture: str, **fields) -> None:
-    """Write `decoder` as GGUF, with the library's own writer and llama.cpp's conventions."""
+def write(path: Path, decoder: Decoder, architecture: str, *, add: Callable = lambda _: None, **fields) -> None:
+    """Write `decoder` as GGUF, with the library's own writer and llama.cpp's conventions; `add` writes more fields."""
     config, writer = decoder.config, gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.layers)
     writer.add_embedding_length(config.width)
@@ -38,6 +39,7 @@ def write(path: Path, decoder: Decoder, architecture: str, **fields) -> None:
     writer.add_layer_norm_rms_eps(config.norm_epsilon)
     for name, value in fields.items():
         writer.add_string(f"{architecture}.{name.replace('__', '.')}", value)
+    add(writer)
     state = decoder.state_dict()
     for name, theirs in translate(state, NAMES).items():
         x = state[name]

@@ -199,7 +199,7 @@ def our_run(folder: Path, kind: str):
 def test_an_exported_run_cuts_pictures_as_the_run_did(kind, tmp_path):
     """Same ids, pixels, logits and greedy text for two pictures of any shapes in a text, alone and padded."""
     ours, tokenizer = our_run(tmp_path / "run", kind), load_tokenizer("sample")
-    exchange.export_run(tmp_path / "run", tmp_path / "out")
+    export_run(tmp_path / "run", tmp_path / "out")
     theirs = opened(tmp_path / "out")
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
     writer, tile = Writer(ours, tokenizer, rows=2), tile_spec(ours.config, use=True)
@@ -231,14 +231,14 @@ def test_an_exported_run_cuts_pictures_as_the_run_did(kind, tmp_path):
     beams = theirs.generate(**both, **options, num_beams=2)
     alone = theirs.generate(**processor(images=images[0], text=texts[0], return_tensors="pt"), **options, num_beams=2)
     assert beams[0, -6:].tolist() == alone[0, -6:].tolist()
-    exchange.import_model(str(tmp_path / "out"), tmp_path / "back")
-    exchange.export_run(tmp_path / "back", tmp_path / "again")
+    import_model(str(tmp_path / "out"), tmp_path / "back")
+    export_run(tmp_path / "back", tmp_path / "again")
     same_files(tmp_path / "out", tmp_path / "again")
 
 
 def test_an_exported_processor_counts_pictures_and_their_marks(tmp_path):
     our_run(tmp_path / "run", "mm1")
-    exchange.export_run(tmp_path / "run", tmp_path / "out")
+    export_run(tmp_path / "run", tmp_path / "out")
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
     with pytest.raises(ValueError, match=r"2 marks <\|image\|> in a text, but only 1 images are left"):
         processor(images=picture(9, 9), text="<|image|><|image|>")

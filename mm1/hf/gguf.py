@@ -1,9 +1,11 @@
 """Language models from llama.cpp's GGUF files: config, weights one by one, tokenizer.
 
-Quantised tensors are dequantised to fp32 by the `gguf` library (the extra `mm1[gguf]`).
+Quantised tensors are dequantised to fp32 by the `gguf` library, tokenizers are read by `transformers` (the extra
+`mm1[gguf]`).
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,12 +38,6 @@ NAMES = {
 }
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
-_CONTROL = 3  # llama.cpp's token type of special tokens
-
-_DIGITS = {"type": "Digits", "individual_digits": True}
-_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-_SPLITS = {"gpt-2": _BYTES, "smollm": {"type": "Sequence", "pretokenizers": [_DIGITS, _BYTES]}}
-"""How a text is split before byte pairs are merged, by llama.cpp's name for it."""
 
 
 class Gguf:
@@ -117,52 +113,35 @@ class Gguf:
             yield name, x
 
     def words(self) -> Words:
-        """The tokenizer with the project's marks, and the chat template."""
+        """The tokenizer with the project's marks, and the chat template.
+
+        Raises:
+            ValueError: `transformers` is not installed, or can't read the file's tokenizer.
+        """
+        kind = self._fields.get("tokenizer.ggml.model")
         tokens = self._fields["tokenizer.ggml.tokens"]
         settings = {"chat_template": self._fields.get("tokenizer.chat_template")}
-        settings["add_bos_token"] = self._fields.get("tokenizer.ggml.add_bos_token", False)
+        settings["add_bos_token"] = self._fields.get("tokenizer.ggml.add_bos_token", kind == "llama")  # SentencePiece
         for mark, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
             number = self._fields.get(f"tokenizer.ggml.{name}_token_id")
             settings[f"{mark}_token"] = None if number is None else tokens[number]
-        return words(self.tokenizer(), settings)
+        return words(self._tokenizer(), settings)
 
-    def tokenizer(self) -> dict[str, Any]:
-        """The file's tokenizer as a tokenizer.json.
-
-        Raises:
-            ValueError: it is not byte-level BPE, or splits texts in a way that is not in `_SPLITS`.
-        """
-        kind, split = self._fields.get("tokenizer.ggml.model"), self._fields.get("tokenizer.ggml.pre", "gpt-2")
-        if kind != "gpt2" or split not in _SPLITS:
+    def _tokenizer(self) -> dict[str, Any]:
+        """The file's tokenizer as a tokenizer.json, as `transformers` reads it."""
+        try:
+            from transformers import AutoTokenizer
+        except ImportError:
+            raise ValueError("reading GGUF needs a package: pip install 'mm1[gguf]'") from None
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
+        except Exception as error:  # whatever it is, there is another way
+            kind, split = (self._fields.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
             raise ValueError(
-                f"{self.path} has a tokenizer of type {kind!r} ({split}); known: gpt2 ({', '.join(_SPLITS)}). "
-                "Import the model from a folder with its own tokenizer.json"
-            )
-        tokens, types = self._fields["tokenizer.ggml.tokens"], self._fields["tokenizer.ggml.token_type"]
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        special = [number for number, kind in enumerate(types) if kind == _CONTROL]
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [{"id": number, "content": tokens[number], **flags} for number in special],
-            "normalizer": None,
-            "pre_tokenizer": _SPLITS[split],
-            "post_processor": None,
-            "decoder": _BYTES,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab": {token: number for number, token in enumerate(tokens)},
-                "merges": [merge.split(" ") for merge in self._fields["tokenizer.ggml.merges"]],
-            },
-        }
+                f"the tokenizer of {self.path} (type {kind}, {split}) can't be read: {error}; give that of the model "
+                "it was made from, --tokenizer FOLDER with its tokenizer.json"
+            ) from None
+        return json.loads(tokenizer.backend_tokenizer.to_str())
 
     def _field(self, name: str, default: Any = None) -> Any:
         value = self._fields.get(f"{self.architecture}.{name}", default)

@@ -24,10 +24,11 @@ class Language:
     words: Words
 
 
-def read_language(name: str) -> Language:
+def read_language(name: str, *, tokenizer: Path | None = None) -> Language:
     """The language model `name`: a folder in HF layout, a .gguf file or a folder with one, or a name on the hub.
 
-    Weights keep the type they are stored in; those of GGUF become fp32.
+    Weights keep the type they are stored in; those of GGUF become fp32. `tokenizer` is a folder in HF layout whose
+    tokenizer and chat template replace the model's own.
 
     Raises:
         ValueError: nothing has that name, or our decoder can't compute the model.
@@ -36,12 +37,13 @@ def read_language(name: str) -> Language:
     files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
     if not (path / "config.json").is_file() and len(files) == 1:
         gguf = Gguf(files[0])
-        return with_words(gguf.config(), dict(gguf.tensors()), gguf.words())
+        words = read_words(tokenizer) if tokenizer else gguf.words()
+        return with_words(gguf.config(), dict(gguf.tensors()), words)
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} has no config.json, and not exactly one .gguf; is it a model's folder?")
     described = json.loads((path / "config.json").read_text())
     check_family(path, described, tuple(DECODERS))
-    words = read_words(path)
+    words = read_words(tokenizer or path)
     config = decoder_config_from_hf(described)
     theirs = tensors_of(path)
     config = with_own_head(config, theirs)
