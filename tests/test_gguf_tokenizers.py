@@ -13,7 +13,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from mm1.checkpoint import load_for_use
 from mm1.config.model import DecoderConfig
-from mm1.exchange import import_model
+from mm1.exchange.importing import import_model
 from mm1.model.decoder import Decoder
 from mm1.model.layers import initialise
 

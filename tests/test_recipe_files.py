@@ -14,7 +14,7 @@ from mm1.checkpoint import load_for_use
 from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.run import RunConfig
-from mm1.exchange import export_run
+from mm1.exchange.export import export_run
 from mm1.recipes.ablations.index import ablation
 from mm1.recipes.index import recipe
 from mm1.recipes.tiny import tiny

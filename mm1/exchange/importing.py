@@ -34,11 +34,11 @@ class Imported:
     left_out: str = ""
 
 
-def import_model(name: str, folder: Path) -> Imported:
+def import_model(name: str, folder: Path, *, tokenizer: Path | None = None) -> Imported:
     """Make `folder` a run with the weights of a published model: a folder, a .gguf file or a name on the hub.
 
     The `config.json` names the folder in `start_from`. So training it further needs only sources, and other runs may
-    start from a part of it.
+    start from a part of it. `tokenizer` is a folder whose tokenizer replaces a language model's own.
 
     Raises:
         ConfigError: the folder holds a run already.
@@ -61,7 +61,7 @@ def import_model(name: str, folder: Path) -> Imported:
         weights = {f"vision.{leaf}": x for leaf, x in state.items()}
         _write(folder, "vision", weights, model=ModelConfig(vision=vision), data=DataConfig())
         return Imported(folder, unread.left_out(theirs))
-    language = read_language(name)
+    language = read_language(name, tokenizer=tokenizer)
     weights = {f"decoder.{leaf}": x for leaf, x in language.weights.items()}
     model = ModelConfig(decoder=language.config)
     _write(folder, "decoder", weights, model=model, data=DataConfig(), words=language.words)

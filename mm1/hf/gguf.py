@@ -40,6 +40,18 @@ NAMES = {
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 
+_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+_SENTENCEPIECE: dict[bool, dict[str, Any]] = {
+    True: {
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, _SPACES]},
+        "pre_tokenizer": None,
+    },
+    False: {"normalizer": _SPACES, "pre_tokenizer": None},
+}
+"""How SentencePiece's kind is written, by whether a space is put before every text, also one that begins with a space;
+`transformers` puts it before others only."""
+
+
 class Gguf:
     """A GGUF file of a language model. Weights are read when they are used.
 
@@ -141,7 +153,10 @@ class Gguf:
                 f"the tokenizer of {self.path} (type {kind}, {split}) can't be read: {error}; give that of the model "
                 "it was made from, --tokenizer FOLDER with its tokenizer.json"
             ) from None
-        return json.loads(tokenizer.backend_tokenizer.to_str())
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        if self._fields.get("tokenizer.ggml.model") == "llama":
+            content |= _SENTENCEPIECE[self._fields.get("tokenizer.ggml.add_space_prefix", True)]
+        return content
 
     def _field(self, name: str, default: Any = None) -> Any:
         value = self._fields.get(f"{self.architecture}.{name}", default)
