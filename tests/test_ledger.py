@@ -291,3 +291,13 @@ def test_rules_that_the_user_set_are_no_surprise(tmp_path):
     ended = mm1(tmp_path / "x.jsonl", "--to", tmp_path / "out", "--strict")
     assert ended.exit_code == 0
     assert "copy of an earlier document" in ended.stdout
+
+
+def test_a_tar_that_is_cut_between_two_members_is_noticed(tmp_path):
+    tars(tmp_path, ["good", "good"])
+    with tarfile.open(tmp_path / "0.tar") as tar:
+        second = tar.getmember("00001.jpg").offset
+    (tmp_path / "0.tar").write_bytes((tmp_path / "0.tar").read_bytes()[:second])
+    documents, ledger = reading.read(tmp_path, "tars")
+    assert len(documents) == 1
+    assert ledger.unexpected() == {"tar without its end: more may have been in it": 1}

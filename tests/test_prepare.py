@@ -4,7 +4,6 @@ import importlib.util
 import io
 import json
 import re
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -186,45 +185,6 @@ def tars(folder: Path, count: int) -> Path:
 
 def request_for(*paths: Path, kind: str = "tars", **more) -> PrepareRequest:
     return PrepareRequest(inputs=[Input(path=str(path), kind=kind) for path in paths], **more)
-
-
-STOPPED = """
-import os, sys, time
-from mm1.prepare import pipeline
-original = pipeline.process_shard
-def process_shard(request, shard, to, *, decontaminator):
-    if shard.name == "00002.tar":
-        os.kill(os.getpid(), int(sys.argv[3]))
-        time.sleep(1)
-    return original(request, shard, to, decontaminator=decontaminator)
-pipeline.process_shard = process_shard
-try:
-    pipeline.prepare(pipeline.PrepareRequest.model_validate_json(sys.argv[1]), pipeline.Path(sys.argv[2]))
-except KeyboardInterrupt:
-    os._exit(130)
-"""
-
-
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)], ids=["killed", "Ctrl-C"])
-def test_a_stopped_preparation_continues_with_the_missing_shards(tmp_path, stop, code):
-    request, out = request_for(tars(tmp_path / "in", 4)), tmp_path / "out"
-    words = [sys.executable, "-c", STOPPED, request.model_dump_json(), str(out), str(int(stop))]
-    stopped = subprocess.run(
-        words,
-        check=False,
-        capture_output=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job would ignore it
-    )
-    assert stopped.returncode == code, stopped.stderr
-    assert not out.exists()
-    finished = [folder.name for folder in tmp_path.glob("out.part/00000?")]
-    assert finished
-    for name in finished:
-        (tmp_path / f"in/{name[1:]}.tar").write_bytes(b"junk" * 500)  # finished shards are not read again
-    result = prepare(request, out)
-    assert result.stores == {"images": 16}
-    assert not result.failed
-    assert not (tmp_path / "out.part").exists()
 
 
 def test_a_folder_of_another_preparation_is_left_alone(tmp_path):

@@ -9,7 +9,6 @@ import gzip
 import io
 import json
 import os
-import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from typing import Any, BinaryIO
 
 from mm1.document import Image
 from mm1.prepare.ledger import Dropped, Ledger, MissingImage
-from mm1.prepare.shard import InputError, Shard, file_inside
+from mm1.prepare.shard import InputError, Shard, Span, file_inside
+from mm1.prepare.watch import note_file
 
 LARGEST_FILE = 64 * 2**20
 """Bytes of the largest picture, page or line that is read: a larger one is left out unread and counted."""
@@ -32,7 +32,6 @@ _MARKS = {  # UTF-32's begins with UTF-16's
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_SEPARATORS = re.compile(r"[,\s]*")
 
 
 def read_picture(shard: Shard, name: str) -> Image:
@@ -56,6 +55,7 @@ def read_file(path: Path) -> bytes:
     Raises:
         Dropped: it is larger than `LARGEST_FILE`.
     """
+    note_file(path)
     if path.stat().st_size > LARGEST_FILE:
         raise Dropped(f"file of more than {LARGEST_FILE >> 20} MB", detail=path.name)
     return path.read_bytes()
@@ -74,18 +74,20 @@ def decode_text(data: bytes) -> str:
         raise Dropped("text that is not UTF-8", detail=str(error)) from None
 
 
-def read_lines(path: Path, ledger: Ledger) -> Iterator[tuple[int, bytes]]:
-    """(number from 0, line) of a text file, decompressed (.gz, .zst, .bz2, .zip) as it is read.
+def read_lines(path: Path, ledger: Ledger, *, span: Span | None = None) -> Iterator[tuple[int, bytes]]:
+    """(number from 0, line) of a text file, decompressed (.gz, .zst, .bz2, .zip) as it is read; those of `span` alone.
 
     An overlong line is a record that is left out.
 
     Raises:
         InputError: the compressed file is broken.
     """
-    number = 0
+    number, stop = (0, None) if span is None else (span.first, span.stop)
     try:
         with _open_decompressed(path) as file:
-            while line := file.readline(LARGEST_FILE):
+            if span is not None:
+                file.seek(span.start)
+            while (stop is None or file.tell() < stop) and (line := file.readline(LARGEST_FILE)):
                 if len(line) < LARGEST_FILE:
                     yield number, line
                 else:
@@ -117,13 +119,14 @@ def _open_decompressed(path: Path) -> BinaryIO | io.BufferedReader:
     return path.open("rb")
 
 
-def read_json_lines(path: Path, ledger: Ledger) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number of its line from 0, JSON object) of a file; any other line is a record that is left out."""
-    for number, line in read_lines(path, ledger):
-        value = parse_json(line) if line.strip() else {}
+def read_json_lines(shard: Shard, ledger: Ledger) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of its line from 0, JSON object) of the shard's file; any other line is a record that is left out."""
+    for number, line in read_lines(shard.files[0], ledger, span=shard.span):
+        if not line.strip():
+            continue
+        value = parse_json(line)
         if isinstance(value, dict):
-            if line.strip():
-                yield number, value
+            yield number, value
             continue
         with ledger.record(f"line {number + 1}", line):
             raise Dropped("line that is no JSON object")
@@ -135,39 +138,3 @@ def parse_json(text: bytes | str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def read_json_array(path: Path, ledger: Ledger) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number from 0, object) of a file that is one JSON array, one after the other; a JSONL file works too.
-
-    Raises:
-        InputError: the array is malformed or breaks off, or an element is larger than `LARGEST_FILE`.
-    """
-    decoder, block, number = json.JSONDecoder(), 2**20, 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        text = file.read(block).lstrip("\ufeff \r\n\t")
-        if not text.startswith("["):
-            yield from read_json_lines(path, ledger)
-            return
-        at = 1
-        while True:
-            at = _SEPARATORS.match(text, at).end()  # type: ignore[union-attr]
-            if text.startswith("]", at):
-                return
-            try:
-                value, at = decoder.raw_decode(text, at)
-            except RecursionError as error:
-                raise InputError(f"{path.name} is nested too deep") from error
-            except ValueError as error:
-                text, at = text[at:], 0
-                more = file.read(max(block, len(text)))
-                if not more or len(text) > LARGEST_FILE:
-                    raise InputError(f"{path.name} is no JSON array of objects, or breaks off: {error}") from error
-                text += more
-                continue
-            if isinstance(value, dict):
-                yield number, value
-            else:
-                with ledger.record(f"element {number + 1}", value):
-                    raise Dropped("element that is no JSON object")
-            number += 1

@@ -1,15 +1,17 @@
 """A preparation: shards are processed on all cores or machines, then merged into stores that appear whole.
 
-While it runs, `TO.part/` holds the result of each finished shard. The same command continues with the missing shards.
-A shard that fails is named, on the card too, and does not stop the others.
+While it runs, `TO.part/` holds the result of each finished shard. The same command continues with the missing shards:
+those of files that are new, or that have another size or time than when they were read. A shard that fails is named, on
+the card too, and does not stop the others; `TO.part/` then stays, so that the same command reads it again.
 """
 
 import fcntl
+import hashlib
 import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,11 +29,13 @@ from mm1.prepare.fetch import Fetcher
 from mm1.prepare.filters.image_filters import ImageBounds, screen
 from mm1.prepare.ledger import Ledger
 from mm1.prepare.merge import merge
-from mm1.prepare.process_shard import process_shard
+from mm1.prepare.process_shard import is_current, process_shard
 from mm1.prepare.readers.kinds import PAGES, list_shards
+from mm1.prepare.readers.ranges import cut
 from mm1.prepare.readers.task_chats import PREFIX, ChatsOfTask, TaskChats, task_shards
 from mm1.prepare.request import PrepareRequest
 from mm1.prepare.shard import InputError, Shard
+from mm1.prepare.watch import Stamp, stamp
 
 
 class BusyError(ValueError):
@@ -55,18 +59,19 @@ def prepare(
         FileExistsError: `to` exists. BusyError: `TO.part` is of another request, or another process works on it.
         InputError: the input is missing, or not of this kind. ValueError: no document is left.
     """
-    if to.exists():
-        raise FileExistsError(f"{to} exists; remove it first or prepare elsewhere")
     tasks = _tasks(request, chats_of)
     shards, decontaminator = _shards(request, to, tasks), _decontaminator(request, tasks)
+    _check_target(request, to, shards)
     with _work_folder(request, to) as folder, _progress(show) as progress:
-        outputs = [folder / f"{number:06}" for number in range(len(shards))]
-        missing = [number for number, output in enumerate(outputs) if not output.is_dir()]
+        outputs = [folder / _key(shard) for shard in shards]
+        missing = [number for number, output in enumerate(outputs) if not is_current(output)]
+        for number in missing:
+            shutil.rmtree(outputs[number], ignore_errors=True)  # its files have changed
         task = progress.add_task("reading shards", total=len(shards), completed=len(shards) - len(missing))
         failed: dict[str, Failure] = {}
         process = partial(_process, request, shards, outputs, decontaminator)
         for number, error in run_shards(process, missing, runner=runner or Runner()):
-            failed |= {shards[number].name: Failure(**json.loads(error))} if error else {}
+            failed |= {shards[number].title: Failure(**json.loads(error))} if error else {}
             progress.advance(task)
         merged = folder / "whole"
         shutil.rmtree(merged, ignore_errors=True)
@@ -78,10 +83,57 @@ def prepare(
         progress.update(task, description="writing the card")
         (merged / "ledger.json").unlink()  # the card has it
         (merged / "request.json").write_text(request.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (merged / "inputs.json").write_text(json.dumps(_stamps(shards)), encoding="utf-8", errors="surrogateescape")
         write_card(merged, result, title=to.name)
+        if to.exists():
+            to.rename(folder / "replaced")
         merged.rename(to)
-    shutil.rmtree(folder)
+    if not failed:
+        shutil.rmtree(folder)
     return result
+
+
+def _key(shard: Shard) -> str:
+    """The name of a shard's output: the same in every try as long as the shard has the same files, by name."""
+    content = (shard.name, shard.kind, shard.span, [str(path) for path in shard.files])
+    return hashlib.sha256(repr(content).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _stamps(shards: Iterable[Shard]) -> dict[str, Stamp]:
+    """Size and time of all files of the input."""
+    return {str(path): stamp(path) for shard in shards for path in shard.files}
+
+
+def _check_target(request: PrepareRequest, to: Path, shards: Sequence[Shard]) -> None:
+    """Returns if the folder `to` may be written: it is not there, or an earlier try of the same request left faults.
+
+    Raises:
+        FileExistsError: it is there; the message says what has changed in its input.
+    """
+    if not to.exists():
+        return
+    message = f"{to} exists; remove it first or prepare elsewhere"
+    try:
+        same_request = (to / "request.json").read_text(encoding="utf-8") == request.model_dump_json(indent=1) + "\n"
+        before = json.loads((to / "inputs.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise FileExistsError(message) from None
+    if same_request and to.with_name(to.name + ".part").exists():
+        return
+    if same_request:
+        now = {name: list(value) if value else None for name, value in _stamps(shards).items()}
+        new, gone = sorted(now.keys() - before.keys()), sorted(before.keys() - now.keys())
+        changed = sorted(name for name in now.keys() & before.keys() if now[name] != before[name])
+        changes = [
+            f"{what}: {_some(names)}" for what, names in (("new", new), ("changed", changed), ("gone", gone)) if names
+        ]
+        message += f"; its input has changed since: {'; '.join(changes)}" if changes else "; its input is the same"
+    raise FileExistsError(message)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(Path(name).name for name in names[:3])}{more}"
 
 
 def _process(
@@ -132,7 +184,7 @@ def _shards(request: PrepareRequest, to: Path, tasks: Mapping[str, TaskChats]) -
         listed = without_files.get(entry.path) or list_shards(path, entry.kind, pictures=pictures, fetcher=fetcher)
         for shard in listed:
             name = f"{path}: {shard.name}" if len(request.inputs) > 1 else shard.name
-            shards.append(replace(shard, name=name, source=path.resolve().name))
+            shards += cut(replace(shard, name=name, source=path.resolve().name))
     return shards
 
 
@@ -162,8 +214,8 @@ def _work_folder(request: PrepareRequest, to: Path) -> Iterator[Path]:
                 f"{folder} is of another preparation (its request.json differs); remove it or prepare elsewhere"
             )
         record.write_text(content, encoding="utf-8")
-        for leftover in folder.glob("*.tmp"):
-            shutil.rmtree(leftover)  # of a process that was stopped
+        for leftover in (*folder.glob("*.tmp"), folder / "replaced"):
+            shutil.rmtree(leftover, ignore_errors=True)  # of a process that was stopped
         yield folder
 
 

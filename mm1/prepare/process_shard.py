@@ -16,7 +16,8 @@ from mm1.prepare.filters.text_filters import FILTERS, detect_language
 from mm1.prepare.ledger import Dropped, Example, Ledger
 from mm1.prepare.readers.kinds import READERS
 from mm1.prepare.request import PrepareRequest
-from mm1.prepare.shard import Shard
+from mm1.prepare.shard import InputError, Shard
+from mm1.prepare.watch import changed_files, note_file, watch_files
 
 
 def process_shard(
@@ -31,17 +32,22 @@ def process_shard(
     folder = to.with_name(f"{to.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    ledger = Ledger(shard.name)
+    ledger = Ledger(shard.title)
     errors: list[Exception] = []
-    with HashFiles(folder) as hashes:
+    with watch_files() as stamps, HashFiles(folder) as hashes:
+        for path in shard.files:
+            note_file(path)
         kept = kept_documents(request, shard, ledger, decontaminator=decontaminator)
         write_store(_hashed(kept, hashes, errors), folder / "documents.lance")
+    if not errors and (changed := changed_files({str(path): stamps[str(path)] for path in shard.files})):
+        errors.append(InputError(f"{changed[0]} changed while it was read; give the same command again"))
     if errors:
         shutil.rmtree(folder)
         ledger.fail()
         error = f"{type(errors[0]).__name__}: {errors[0]}"
         return json.dumps({"error": error, "records": ledger.records.read, "pictures": ledger.pictures.read})
     write_ledger(ledger, folder)
+    (folder / "files.json").write_text(json.dumps(stamps), encoding="utf-8", errors="surrogateescape")
     try:
         folder.rename(to)
     except OSError:
@@ -52,6 +58,15 @@ def process_shard(
 
 
 Kept = tuple[Document, Hashes]
+
+
+def is_current(output: Path) -> bool:
+    """Whether the folder holds a finished shard whose files are still as they were when it was made."""
+    try:
+        stamps = json.loads((output / "files.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return not changed_files(stamps)
 
 
 def kept_documents(

@@ -6,10 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from mm1.prepare.fetch import Fetcher
+from mm1.prepare.watch import note_file
 
 
 class InputError(ValueError):
     """Input that cannot be read as its kind; the message says which, what was expected, what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Some records of a file: [start, stop) in bytes of JSON, in rows of tables; `first` is the number of the first."""
+
+    start: int
+    stop: int
+    first: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +34,12 @@ class Shard:
     kind: str = ""  # which reader reads it
     source: str = ""  # the source that its documents name
     documents: Callable[[], Iterator[Any]] | None = None  # makes the documents where no file holds them
+    span: Span | None = None  # the records of the file that are its own, if not all
+
+    @property
+    def title(self) -> str:
+        """Its name among all shards."""
+        return self.name if self.span is None else f"{self.name}, from record {self.span.first + 1}"
 
     @property
     def picture_folders(self) -> tuple[Path, ...]:
@@ -33,6 +49,7 @@ class Shard:
 
 def file_inside(folder: Path, name: str) -> Path | None:
     """The file `name` of a folder; None if it is missing or lies elsewhere (`../x`, an absolute name, a link)."""
+    note_file(folder / name)
     try:
         path = folder.joinpath(name).resolve()
         return path if path.is_relative_to(folder.resolve()) and path.is_file() else None

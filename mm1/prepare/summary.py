@@ -35,6 +35,8 @@ def failure_lines(result: PrepareResult) -> Iterator[str]:
     for name, failure in result.failed.items():
         read = f" (after {failure.records:,} records)" if failure.records else ""
         yield f"failed: {name}: {failure.error}{read}"
+    if result.failed:
+        yield "repair or remove these files and give the same command again: the rest is not read a second time"
 
 
 def _reasons(ledger: Ledger, title: str, *, expected: bool) -> Iterator[str]:

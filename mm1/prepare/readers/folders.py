@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mm1.document import Document, Image, Piece, Text
-from mm1.prepare.bounded_read import LARGEST_INDEX, decode_text, parse_json, read_file, read_json_array, read_picture
+from mm1.prepare.bounded_read import LARGEST_INDEX, decode_text, parse_json, read_file, read_picture
+from mm1.prepare.json_arrays import read_json_array
 from mm1.prepare.ledger import Dropped, Ledger
 from mm1.prepare.shard import InputError, Shard
 
@@ -46,7 +47,7 @@ def read_llava(shard: Shard, ledger: Ledger) -> Iterator[Document]:
 
     https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md
     """
-    for number, entry in read_json_array(shard.files[0], ledger):
+    for number, entry in read_json_array(shard, ledger):
         with ledger.record(f"element {number + 1}", entry) as record:
             images = entry.get("image") or entry.get("images") or []
             names = images if isinstance(images, list) else [images]

@@ -27,7 +27,7 @@ def read_text(shard: Shard, ledger: Ledger) -> Iterator[Document]:
             yield Document((Text(_plain_text(path, ledger)),), id=shard.name)
         return
     lines = texts = 0
-    for number, entry in read_json_lines(path, ledger):
+    for number, entry in read_json_lines(shard, ledger):
         lines += 1
         with ledger.record(f"line {number + 1}", entry):
             text = entry.get("text", entry.get("content"))
@@ -58,7 +58,7 @@ def read_mmc4(shard: Shard, ledger: Ledger) -> Iterator[Document]:
     Pictures are looked for by `image_name` beside the file, and fetched by `raw_url` if that is allowed.
     """
     pictures = Pictures(shard)
-    for number, entry in read_json_lines(shard.files[0], ledger):
+    for number, entry in read_json_lines(shard, ledger):
         with ledger.record(f"line {number + 1}", entry.get("text_list")) as record:
             sentences, images = entry.get("text_list"), entry.get("image_info")
             record.pictures = len(images) if isinstance(images, list) else 0

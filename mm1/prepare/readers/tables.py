@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 from mm1.document import Document, Image, Piece, Text
@@ -9,7 +10,7 @@ from mm1.prepare.bounded_read import parse_json, read_picture
 from mm1.prepare.fetch import FetchError
 from mm1.prepare.ledger import Dropped, Ledger, MissingImage, Page, Record
 from mm1.prepare.readers.folders import Turn, chat, parse_turns
-from mm1.prepare.shard import InputError, Shard, file_inside
+from mm1.prepare.shard import InputError, Shard, Span, file_inside
 
 PICTURE_COLUMNS = ("image", "jpg", "png", "webp", "image_bytes", "img", "picture")
 ADDRESS_COLUMNS = ("url", "URL", "image_url")
@@ -67,8 +68,10 @@ def read_parquet(shard: Shard, ledger: Ledger) -> Iterator[Document]:
     try:
         with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
             columns = file.schema_arrow.names
-            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=_ROWS_IN_MEMORY))
-            yield from _documents(batches, columns, shard=shard, ledger=ledger)
+            groups, skipped = _row_groups(file, shard.span)
+            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=_ROWS_IN_MEMORY, row_groups=groups))
+            rows = _cut(batches, shard.span, skipped)
+            yield from _documents(rows, columns, shard=shard, ledger=ledger)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise InputError(f"{path.name} is no readable parquet file: {error}") from error
 
@@ -88,15 +91,36 @@ def read_dataset(shard: Shard, ledger: Ledger) -> Iterator[Document]:
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
             starts = ((batch, start) for batch in stream for start in range(0, batch.num_rows, _ROWS_IN_MEMORY))
             batches = (batch.slice(start, _ROWS_IN_MEMORY).to_pylist() for batch, start in starts)
-            yield from _documents(batches, stream.schema.names, shard=shard, ledger=ledger)
+            yield from _documents(_cut(batches, shard.span, 0), stream.schema.names, shard=shard, ledger=ledger)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path.name} is no Arrow file of a saved data set: {error}") from error
+
+
+def _row_groups(file: Any, span: Span | None) -> tuple[list[int], int]:
+    """The row groups of a parquet file that hold rows of the span, and the number of rows before them."""
+    sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+    ends = list(accumulate(sizes))
+    if span is None:
+        return list(range(len(sizes))), 0
+    groups = [group for group, end in enumerate(ends) if end > span.start and end - sizes[group] < span.stop]
+    return groups, ends[groups[0]] - sizes[groups[0]] if groups else 0
+
+
+def _cut(batches: Iterable[list[Row]], span: Span | None, at: int) -> Iterator[list[Row]]:
+    """The rows of the span; `at` is the number of the first row of all batches."""
+    for rows in batches:
+        if span is not None and at >= span.stop:
+            return
+        kept = rows if span is None else rows[max(0, span.start - at) : max(0, span.stop - at)]
+        at += len(rows)
+        if kept:
+            yield kept
 
 
 def _documents(batches: Iterable[list[Row]], columns: list[str], *, shard: Shard, ledger: Ledger) -> Iterator[Document]:
     """One document per row, in the layout that the columns' names show."""
     to_document, pictures = _table_layout(columns, shard.name), Pictures(shard)
-    rows_read = 0
+    rows_read = shard.span.first if shard.span else 0
     for rows in batches:
         pictures.prefetch(rows)
         for number, row in enumerate(rows, start=rows_read):

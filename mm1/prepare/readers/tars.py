@@ -8,6 +8,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mm1.document import Document, Image, Text
 from mm1.prepare.bounded_read import LARGEST_FILE, decode_text, parse_json
@@ -107,3 +108,12 @@ def _samples(shard: Shard, ledger: Ledger) -> Iterator[_Sample]:
         raise InputError(f"{path.name} is no tar, or breaks off: {error}") from error
     if sample is not None:
         yield sample
+    if path.suffix == ".tar" and not _has_end(path):
+        ledger.skipped["tar without its end: more may have been in it"] += 1
+
+
+def _has_end(path: Path) -> bool:
+    """Whether a tar ends with a block of zeros, as it should."""
+    with path.open("rb") as file:
+        file.seek(-tarfile.BLOCKSIZE, 2)
+        return not any(file.read())
