@@ -80,25 +80,6 @@ def test_pope_of_a_model_that_says_no_is_zero():
     assert answers.pope_scores(["no", "no"], ["yes", "no"]) == {"F1": 0, "precision": 0, "recall": 0, "yes": 0}
 
 
-@pytest.mark.parametrize(
-    ("written", "letter"),
-    [
-        *(("B", "B"), (" b", "B"), ("(B)", "B"), ("B. a cat", "B"), ("B) a cat", "B"), ("The answer is B.", "B")),
-        *(("the answer is (B)", "B"), ("Answer: B", "B"), ("a cat", "B"), ("A cat.", "B"), ("It is a cat", "B")),
-        *(("I think (C) fits", "C"), ("B a cat or a dog", ""), ("A bird", ""), ("a dog or a cat", "")),
-        *(("", ""), ("E", ""), ("Both are wrong", "")),
-    ],
-)
-def test_the_letter_of_an_answer(written: str, letter: str):
-    assert parsing.letter_of(written, ["a dog", "a cat", "a cow", "none"]) == letter
-
-
-@given(st.text(max_size=40), st.integers(2, 6))
-def test_a_letter_is_a_choice_or_nothing(written: str, count: int):
-    parsed = parsing.letter_of(written, [f"choice {number}" for number in range(count)])
-    assert parsed in ("", *answers.LETTERS[:count])
-
-
 def test_open_answers_match_as_numbers_or_words():
     scores = answers.open_answer(
         ["It costs 1,200.004 dollars", "about 13", "the Ural Mountains", "naturally", "B", "B or C", "no"],

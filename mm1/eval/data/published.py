@@ -29,7 +29,7 @@ from mm1.eval.fewshot import (
     clean_vqa,
     rng,
 )
-from mm1.eval.metrics.answer_parsing import letter_of
+from mm1.eval.metrics.letters import letter_of
 from mm1.eval.metrics.short_answers import LETTERS
 
 Kind = Literal["caption", "vqa", "choice", "free"]

@@ -1,4 +1,4 @@
-"""Which answer a model's text gives: the letter of a choice, yes or no, a number.
+"""Which answer a model's text gives: yes or no, a number. `letters.py` reads the letter of a choice.
 
 `short_answers.py` scores what these functions return.
 """
@@ -7,36 +7,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from mm1.eval.metrics.letters import letter_of
 from mm1.eval.metrics.short_answers import LETTERS, edit_distance
-
-
-def letter_of(written: str, choices: Sequence[str]) -> str:
-    """The letter of the choice that the text `written` names, or "" if it names none. Nothing is guessed.
-
-    Tried in this order: the letter alone or at the beginning ("B", "(b)", "B. a dog"); after "answer is" or "answer:";
-    in brackets; the whole text of a choice; the only choice whose text occurs.
-    """
-    text, letters = written.strip(), LETTERS[: len(choices)]
-    patterns = (
-        rf"^\(?([{letters}{letters.lower()}])(?:[).:,]|\s*$)",
-        rf"(?i:answer|option|choice)(?i:\s+is|:)\s*:?\s*\(?([{letters}])\b",
-        rf"\(([{letters}])\)",
-        rf"^([{letters}])\s",
-    )
-    for pattern in patterns[:3]:
-        if match := re.search(pattern, text):
-            return match[1].upper()
-    lower = [choice.strip().lower() for choice in choices]
-    if text.lower().rstrip(".") in lower:
-        return letters[lower.index(text.lower().rstrip("."))]
-    mentioned = [
-        n for n, choice in enumerate(lower) if choice and re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", text.lower())
-    ]
-    if len(mentioned) == 1:
-        return letters[mentioned[0]]
-    # "A" and "I" are words too: "A dog" names no choice
-    match = re.search(patterns[3], text)
-    return match[1] if match and not mentioned and match[1] not in "AI" else ""
 
 
 def yes_or_no(written: str) -> str:

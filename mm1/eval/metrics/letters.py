@@ -1,0 +1,240 @@
+"""Which choice a model's text names. Nothing is guessed: a text that names none, or several, is read as none.
+
+The rules are tried in the order of `letter_of`, from the plainest sign to the weakest. `tests/test_letters.py` has the
+table of forms that they are measured on.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from mm1.eval.metrics.short_answers import LETTERS
+
+_MARKUP = re.compile(
+    r"\*+|`+|(?<!\w)_+|_+(?!\w)|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|mathrm|mathbf)\b|[$]|\\[()\[\]]", re.MULTILINE
+)
+_PLAIN = str.maketrans(
+    {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u3002": ".", "\u2013": "-", "\u2014": "-"}
+)
+_ENCLOSED = re.compile(r"<answer>(.*?)</answer>|\\boxed\s*\{([^{}]*(?:\{[^{}]*\})?[^{}]*)\}", re.IGNORECASE | re.DOTALL)
+_CONCLUSION = re.compile(
+    r"""\b(?:answer|ans|option|choice|letter|conclusion|selection)\b["'\])]*
+        (?:\s+(?:to|for|here|in|that)\b[^.\n:]{0,60}?)?
+        \s*(?:\b(?:is|was)\b(?:\s+(?:therefore|thus|then|clearly|likely|probably|most\ likely))?\s*[:=]?
+            |\b(?:would|should|must|could|might|will|has\ to|seems\ to|appears\ to|is\ likely\ to)\s+be\b
+            |[:=→]|-+>?(?=\s)|\.(?=\s*\(?[A-Za-z]\b)|\n)\s*""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_RIGHT = r"(?:correct|right|true|best|accurate|answer|appropriate|(?:the\s+)?one|match|choice|option)"
+_FILL = r"(?:(?:the|my|clearly|most|definitely|probably|likely|indeed|also|only|single|a|very)\s+)*"
+_BE = r"(?:is|was|(?:would|should|must)\s+be|(?:seems|appears)(?:\s+to\s+be)?|looks|fits|matches)"
+_WRONG = r"(?:not|wrong|incorrect|false|isn't|cannot|can't|doesn't|ruled\s+out|out\b)"
+_NOT = (
+    r"(?:\bnot|n't|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of|\bexcept|\bwithout)"
+    r"\s+(?:the\s+|be\s+|an?\s+)*"
+)
+_NAMED = r"(?:(?:option|choice|answer|letter)\s*)?"
+_CHOOSE = (
+    r"\b(?:choose|chose|pick|picked|select|selected|go(?:ing)?\s+with|went\s+with|say|guess|think|believe|is|it's"
+    r"|so|thus|hence|therefore)\b[\s,:]*(?:that\s+|it\s+is\s+|it's\s+)?"
+)
+_AFTER_A = r"(?:because|since|as|for|due|which|where|is|was|fits|matches|seems|looks|shows|describes|would|best)\b"
+_LAST_WORDS = 5
+_WEAK_TEXTS = frozenset({"no", "none", "a", "i", "all", "both", "one", "it", "is", "the"})
+"""Choices that are common words: their text counts only where the answer begins with it."""
+
+
+def letter_of(written: str, choices: Sequence[str]) -> str:
+    """The letter of the choice that the text `written` names, or "" if it names none, or several.
+
+    Tried in this order: the letter or the text of a choice alone; what stands in <answer> or in a box; what follows the
+    last "the answer is"; "B is correct"; a letter that the text begins with; "I choose B"; the only letter, or the only
+    choice's text, that occurs. "A" before a word is an article, and what is denied doesn't count.
+    """
+    return _Reading(_plain(written), tuple(choice.strip() for choice in choices)).letter()
+
+
+@lru_cache(maxsize=4096)
+def _plain(written: str) -> str:
+    """The text without markup, with plain quotes and brackets."""
+    text = unicodedata.normalize("NFKC", written).translate(_PLAIN)
+    return _MARKUP.sub("", text).strip()
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A text without markup, and the choices that it may name."""
+
+    text: str
+    choices: tuple[str, ...]
+
+    def letter(self) -> str:
+        for rule in (self._alone, self._enclosed, self._concluded, self._called_right, self._opening, self._chosen):
+            if letter := rule():
+                return letter
+        return self._mentioned()
+
+    @cached_property
+    def letters(self) -> str:
+        return LETTERS[: len(self.choices)]
+
+    @cached_property
+    def _capital(self) -> str:
+        """A pattern of one capital letter of a choice, as a word, in brackets or not."""
+        return rf"[\"'(\[{{<]{{0,2}}(?<![\w-])([{self.letters}])(?![\w'-])[\"')\]}}>]{{0,2}}"
+
+    def _alone(self) -> str:
+        """The whole text is a letter, or the text of choices that are equal."""
+        bare = re.sub(rf"^(?i:{_NAMED})\W*", "", self.text).strip(" \t\n.,:;!?\"'()[]{}<>")
+        if len(bare) == 1 and bare.upper() in self.letters:
+            return bare.upper()
+        same = [number for number, choice in enumerate(self.choices) if _same(self.text, choice)]
+        return self.letters[same[0]] if len({self.choices[number] for number in same}) == 1 else ""
+
+    def _enclosed(self) -> str:
+        inside = [first or second for first, second in _ENCLOSED.findall(self.text)]
+        return _Reading(_plain(inside[-1].strip("{} ")), self.choices).letter() if inside else ""
+
+    def _concluded(self) -> str:
+        """What stands after the last "answer is", "answer:" and the like that a choice follows."""
+        ends = [match.end() for match in _CONCLUSION.finditer(self.text)]
+        return next((letter for end in reversed(ends) if (letter := self._head(self.text[end:]))), "")
+
+    def _head(self, tail: str) -> str:
+        """The choice that `tail` begins with."""
+        tail = re.sub(rf"^(?i:{_NAMED})[:\s]*", "", tail.lstrip(" :=\n\"'"))
+        starts = [
+            (len(text), letter) for letter, text in zip(self.letters, self.choices, strict=False) if _begins(tail, text)
+        ]
+        longest = max(starts, default=(0, ""))
+        if longest[0] > 1:
+            return longest[1]
+        match = re.match(rf"[\"'(\[{{<]{{0,2}}([{self.letters}{self.letters.lower()}])(?![\w'-])(.*)", tail, re.DOTALL)
+        if match is None or self._goes_on(match[2]):
+            return ""
+        letter, rest = match[1], match[2]
+        is_word = rest[:1] == " " and re.match(r"\s*\w", rest) and not re.match(rf"\s*{_AFTER_A}", rest)
+        if letter.islower() or letter in "AI":
+            return "" if is_word else letter.upper()
+        return letter
+
+    def _goes_on(self, rest: str) -> bool:
+        """Whether more letters follow a letter, as in "A or B"."""
+        return (
+            re.match(
+                rf"[)\]]?\s*(?:,|/|&|\band\b|\bor\b|,\s*(?:and|or)\b)\s*\(?[{self.letters}](?!\w)(?!\s+(?:is|was)\b)",
+                rest,
+            )
+            is not None
+        )
+
+    def _called_right(self) -> str:
+        """The only choice that is called right: "B is correct"."""
+        matches = set(re.findall(rf"{self._capital}[.:]?\s+{_BE}\s+{_FILL}{_RIGHT}", self.text))
+        return self._only(matches)
+
+    def _opening(self) -> str:
+        """A letter that the text begins with, unless the text lists several choices."""
+        listed = set(re.findall(rf"(?<!\w)\(?([{self.letters}])[).:]\s+\w", self.text))
+        match = re.match(
+            rf"[\"'(\[]{{0,2}}([{self.letters}{self.letters.lower()}])([\"')\]]{{0,2}})(.*)", self.text, re.DOTALL
+        )
+        if match is None or len(listed) > 1:
+            return ""
+        letter, closed, rest = match[1], match[2], match[3]
+        if self._goes_on(rest) or re.match(rf"\s*{_BE}\b|\s*{_WRONG}", rest):
+            return ""
+        if answer := re.fullmatch(rf"\s*:\s*\(?([{self.letters}])\)?\W*", rest):
+            return answer[1]  # "A: B" answers "Q: ..."
+        ends = re.match(r"\s*(?:[.):,;!?\n→=]|-+\s|$)", rest) is not None
+        if letter.islower():
+            return letter.upper() if ends and (closed or not rest.lstrip().startswith(",")) else ""
+        if ends or closed or re.match(rf"\s+{_AFTER_A}", rest):
+            return letter
+        follows = self.choices[self.letters.index(letter)]
+        return letter if follows and _begins(rest.strip(" ("), follows) else ""
+
+    def _chosen(self) -> str:
+        """The only choice after "I choose", "it is", "so"."""
+        matches = re.findall(rf"(?i:{_CHOOSE}{_NAMED}){self._capital}(?=(.{{0,20}}))", self.text)
+        letters = {
+            letter for letter, rest in matches if not (letter in "AI" and _is_article(rest)) and not self._goes_on(rest)
+        }
+        return self._only(letters - self._denied())
+
+    def _mentioned(self) -> str:
+        """The only letter that occurs, or else the only choice whose text does; none if both occur and differ."""
+        by_text = self._texts()
+        masked = self._masked
+        one = rf"\(?[{self.letters}]\)?"
+        masked = re.sub(rf"(?<!\w){one}(?:\s*(?:,|/|&|\bor\b|\band\b)+\s*{one})+(?!\w)", " ", masked)
+        matches = re.finditer(rf"{self._capital}(?=(.{{0,20}}))", masked)
+        by_letter = {one[1] for one in matches if self._is_letter(one, masked)}
+        letter = self._only(by_letter - self._denied())
+        if letter and by_text and {letter} != by_text:
+            return ""
+        return letter or ("" if by_letter - self._denied() else self._only(by_text))
+
+    def _is_letter(self, matches: re.Match[str], text: str) -> bool:
+        """Whether a capital letter is no article, and near the end: there VLMEvalKit's `can_infer_option` takes it."""
+        is_closed = matches[0][-1:] in ")]"
+        if matches[1] in "AI" and not is_closed and _is_article(matches[2]):
+            return False
+        return is_closed or len(text[matches.end(1) :].split()) < _LAST_WORDS
+
+    def _denied(self) -> set[str]:
+        """The letters of which the text says that they are not right."""
+        before = re.findall(rf"(?i:{_NOT}{_NAMED}){self._capital}", self.text)
+        after = re.findall(rf"{self._capital}\s+(?:{_BE}|are|does|do)?\s*{_FILL}{_WRONG}", self.text)
+        return {*before, *after}
+
+    @cached_property
+    def _masked(self) -> str:
+        """The text with the choices that occur in it blanked out, the longest first."""
+        text = self.text
+        for choice in sorted((choice for choice in self.choices if len(choice) > 1), key=len, reverse=True):
+            text = _word(choice).sub(lambda match: " " * len(match[0]), text)
+        return text
+
+    def _texts(self) -> set[str]:
+        """The letters of the choices whose text occurs, not denied and not inside of a longer choice's text."""
+        text, matches = self.text, set()
+        numbered = sorted(zip(self.letters, self.choices, strict=False), key=lambda pair: -len(pair[1]))
+        for letter, choice in numbered:
+            if not choice or (len(choice) == 1 and not choice.isdigit()):
+                continue
+            for match in _word(choice).finditer(text):
+                before = text[: match.start()]
+                if choice.lower() in _WEAK_TEXTS and before.strip():
+                    continue
+                if not re.search(rf"(?i:{_NOT})$", before[-20:]):
+                    matches.add(letter)
+            text = _word(choice).sub(lambda match: " " * len(match[0]), text)
+        return matches
+
+    def _only(self, matches: set[str]) -> str:
+        return next(iter(matches)) if len(matches) == 1 else ""
+
+
+def _is_article(rest: str) -> bool:
+    """Whether a capital A is an article, by what follows."""
+    return re.match(r"\s+\w", rest) is not None and re.match(rf"\s+{_AFTER_A}", rest) is None
+
+
+def _same(text: str, choice: str) -> bool:
+    ours, theirs = ((one.strip(" \t\n\"'").rstrip(".").strip().casefold()) for one in (text, _plain(choice)))
+    return bool(theirs) and ours == theirs
+
+
+def _begins(text: str, choice: str) -> bool:
+    return bool(choice) and _word(choice).match(text.lstrip(" \"'(")) is not None
+
+
+@lru_cache(maxsize=4096)
+def _word(choice: str) -> re.Pattern[str]:
+    """A pattern of the text of a choice, whole words and whole numbers."""
+    return re.compile(
+        rf"(?<![\w.])(?<!\d,)(?<!(?<!\d)-(?=\d)){re.escape(_plain(choice))}(?!\w|[.,]\d|%)", re.IGNORECASE
+    )

@@ -1,0 +1,122 @@
+"""How models write the letter of a choice: forms with {L} for the letter, {l} for a small one and {T} for its text."""
+
+CHOICES = ("a dog", "a cat", "a cow", "none of these")
+
+FORMS = (
+    *("{L}", "{l}", " {L}", "{L}.", "{L})", "({L})", "({l})", "[{L}]", "{L}:", '"{L}"', "'{L}'", "{L}\n", "{L}!"),
+    *("**{L}**", "*{L}*", "__{L}__", "`{L}`", "**({L})**", "**{L}.**", "${L}$", "\\boxed{{{L}}}", "$\\boxed{{{L}}}$"),
+    *("\\boxed{{\\text{{{L}}}}}", "<answer>{L}</answer>", "<answer> {L} </answer>", "- {L}", "# {L}", "> {L}"),
+    *("{L}. {T}", "{L}) {T}", "({L}) {T}", "{L}: {T}", "{L} - {T}", "{L} {T}", "**{L}. {T}**", "**{L}** {T}"),
+    *("{L}, {T}", "{l}. {T}", "{L} ({T})", "({L}): {T}", "{L}. {T}.", "{L}\n{T}"),
+    *("Option {L}", "option {L}", "Option {L}.", "Option ({L})", "Option: {L}", "**Option {L}**", "Option {L}: {T}"),
+    *("Choice {L}", "Letter {L}", "The letter is {L}", "Answer {L}", "Answer ({L})", "OPTION {L}", "option {l}"),
+    *("Answer: {L}", "answer: {l}", "ANSWER: {L}", "Answer: ({L})", "Answer: {L}.", "Answer: {L}. {T}", "Answer:\n{L}"),
+    *(
+        "**Answer:** {L}",
+        "**Answer: {L}**",
+        "Answer: **{L}**",
+        "Answer - {L}",
+        "Answer = {L}",
+        "Ans: {L}",
+        "Answer\n{L}",
+    ),
+    *("### Answer\n{L}", "[Answer] {L}", "Final answer: {L}", "Final Answer: ({L})", "Correct answer: {L}", "A: {L}"),
+    *("Correct option: {L}", '{{"answer": "{L}"}}', "The final answer is $\\boxed{{{L}}}$.", "Selected option: {L}"),
+    *(
+        "The answer is {L}",
+        "The answer is {L}.",
+        "The answer is ({L}).",
+        "The answer is **{L}**.",
+        'The answer is "{L}".',
+    ),
+    *(
+        "The answer is: {L}",
+        "the answer is {l}.",
+        "The answer is option {L}.",
+        "The answer is {L}. {T}.",
+        "Answer is {L}",
+    ),
+    *(
+        "The answer is option ({L}).",
+        "The answer is {L}, {T}.",
+        "The answer would be {L}.",
+        "The answer should be {L}.",
+    ),
+    *("The correct answer is {L}.", "The correct answer is option {L}: {T}.", "The best answer is {L}.", "It's {L}."),
+    *("The correct option is {L}.", "The correct choice is ({L}).", "The right answer is {L}.", "My answer is {L}."),
+    *("The answer to the question is {L}.", "So the answer is {L}.", "Therefore, the answer is {L}.", "Thus, {L}."),
+    *(
+        "Based on the image, the answer is {L}.",
+        "Sure, the answer is {L}.",
+        "Sure! {L}",
+        "I think it is {L}.",
+        "It is {L}.",
+    ),
+    *("I choose {L}.", "I would choose option {L}.", "I pick {L}.", "I select {L}.", "I'd go with {L}.", "It's ({L})."),
+    *("{L} is correct", "{L} is correct.", "{L} is the correct answer.", "{L} is the answer.", "{L} is right."),
+    *(
+        "({L}) is correct.",
+        "Option {L} is correct.",
+        "Option {L} is the best choice.",
+        "Hence {L} is correct.",
+        "Choose {L}.",
+    ),
+    *("{L}\n\nThe picture shows it in the middle.", "{L}\nExplanation: it has four legs.", "{L}. It is not {O}."),
+    *(
+        "{L}\nIt is not {O}",
+        "{L} because it has four legs.",
+        "{L}, because it is not {O}.",
+        "({L}) as seen on the left.",
+    ),
+    *(
+        "It looks like {O}, but the answer is {L}.",
+        "{O} and {P} are wrong.\nAnswer: {L}",
+        "First {O}. The answer is {L}.",
+    ),
+    *("(A) is a dog, (B) is a cat, (C) is a cow. The answer is ({L}).", "Not {O}. The answer is {L}.", "Probably {L}."),
+)
+"""{O} and {P} are the texts of other choices."""
+
+TEXTS = (
+    ("a dog", CHOICES, "A"),
+    ("A cat.", CHOICES, "B"),
+    ("It is a cow.", CHOICES, "C"),
+    ("The answer is a cat.", CHOICES, "B"),
+    ("The answer is A cat", CHOICES, "B"),
+    ("None of these", CHOICES, "D"),
+    ("**a cat**", CHOICES, "B"),
+    ("Answer: a cow", CHOICES, "C"),
+    ("dark red", ("red", "dark red", "blue"), "B"),
+    ("It is dark red.", ("red", "dark red", "blue"), "B"),
+    ("3", ("13", "3", "30"), "B"),
+    ("There are 13 birds.", ("3", "13", "30"), "B"),
+    ("1.5", ("1", "1.5", "5"), "B"),
+    ("The value is -5.", ("5", "-5", "0"), "B"),
+    ("50%", ("50", "50%", "5"), "B"),
+    ("1,000", ("1", "000", "1,000"), "C"),
+    ("Yes.", ("Yes", "No"), "A"),
+    ("No, it is not.", ("Yes", "No"), "B"),
+    ("vitamin C", ("vitamin A", "vitamin C", "vitamin D"), "B"),
+    ("It shows vitamin C.", ("vitamin A", "vitamin C", "vitamin D"), "B"),
+    ("The answer is Plan B.", ("Plan B", "Plan C", "Plan A"), "A"),
+    ("St. Louis", ("Paris", "St. Louis", "Rome"), "B"),
+    ("$5", ("$15", "$5", "$50"), "B"),
+    ("U.S.A.", ("U.K.", "U.S.A."), "B"),
+    ("both A and B", ("red", "blue", "both A and B"), "C"),
+    ("(2, 3)", ("(3, 2)", "(2, 3)"), "B"),
+)
+
+UNREAD = (
+    *("", "E", "I don't know.", "A bird", "A bird sits on a branch.", "A or B", "Both A and B", "A, B and C", "A/B"),
+    *(
+        "It is either B or C.",
+        "a dog or a cat",
+        "It is not a dog.",
+        "The answer is not B.",
+        "There is no answer.",
+        "...",
+    ),
+    *("A dog and a cat are in the picture.", "A. a dog\nB. a cat\nC. a cow\nD. none of these", "None", "I see a bird."),
+    *("Sorry, I can't help with that.", "The animal is big.", "B is wrong.", "A: a dog, B: a cat", "Which one?"),
+)
+"""Texts that name none of `CHOICES`, or several."""
