@@ -207,7 +207,7 @@ def chat(
 
 @app.command(
     epilog="Examples: `mm1 show runs/demo/tiny --sequence 41`, `mm1 show runs/demo/tiny --mix`, "
-    "`mm1 show sample:captions-test --row 3`"
+    "`mm1 show runs/smollm2 --model`, `mm1 show sample:captions-test --row 3`"
 )
 def show(
     what: Annotated[str, typer.Argument(metavar="RUN|STORE", help="A run's folder or a document store.")],
@@ -215,9 +215,15 @@ def show(
         int, typer.Option("--sequence", "--row", help="Sequence of the run, or row (document) of the store.", min=0)
     ] = 0,
     mix: Annotated[bool, typer.Option("--mix", help="Show the shares of the run's sources over its steps.")] = False,
+    model: Annotated[bool, typer.Option("--model", help="Say what the run's model is; no page is written.")] = False,
     to: Annotated[Path | None, typer.Option("--to", help="HTML file to write.")] = None,
 ) -> None:
     """Write an HTML page of one packed sequence of a run, of one document of a store, or of a run's mix."""
+    if model:
+        from mm1.exchange.description import description
+
+        typer.echo(description(Path(what)))
+        return
     is_run = (Path(what) / "config.json").is_file()
     if mix:
         from mm1.report.mix import mix_page
@@ -316,8 +322,9 @@ def export(
     dtype: Annotated[Dtype, typer.Option(help="Type of the weights; stored: as in the checkpoint.")] = Dtype.stored,
     shard_size: Annotated[str, typer.Option(help="Size of the largest file.")] = "5GB",
     adapter: Annotated[bool, typer.Option("--adapter", help="Of a run with LoRA only the adapter, for PEFT.")] = False,
+    license_id: Annotated[str, typer.Option("--license", help="Of the card, as the hub names it: apache-2.0.")] = "",
 ) -> None:
-    """Write a run's newest checkpoint in the layout of Hugging Face's `transformers`.
+    """Write a run's newest checkpoint in the layout of Hugging Face's `transformers`, with a model card.
 
     It becomes a LLaVA, Llama, Qwen, Mixtral, CLIP, ... if it is one, else a model with its own modelling file.
     LoRA is merged into the weights; --adapter writes it alone, in PEFT's layout.
@@ -330,7 +337,7 @@ def export(
         typer.echo(f"exported: {to} (for `peft`, on the export of {base})")
         return
 
-    form = export_run(folder, to, dtype=dtype.value, shard_bytes=bytes_of(shard_size))
+    form = export_run(folder, to, dtype=dtype.value, shard_bytes=bytes_of(shard_size), license_id=license_id)
     how = "" if form.native else ", which needs trust_remote_code=True"
     typer.echo(f"exported: {to} ({form.config['architectures'][0]}{how})")
 
@@ -349,12 +356,11 @@ def import_model(
     Train it further with `mm1 train FOLDER/config.json`, or start another run from it with start_from.decoder=FOLDER,
     start_from.vision=FOLDER or start_from.model=FOLDER.
     """
+    from mm1.exchange.description import description
     from mm1.exchange.importing import import_model as import_published
 
     done = import_published(model, to, tokenizer=tokenizer)
-    typer.echo(f"imported: {done.folder}")
-    if done.left_out:
-        typer.echo(f"left out: {done.left_out}")
+    typer.echo(f"imported: {done.folder}\n{description(done.folder)}")
 
 
 def _run(recipe: str, assignments: list[str] | None) -> "RunConfig":

@@ -25,6 +25,9 @@ from mm1.data.chat_format import TEMPLATE
 from mm1.data.recorded import RecordedText, recorded_text
 from mm1.data.tokenizer import Tokenizer
 from mm1.disk import sync
+from mm1.exchange.description import exported_part, positions_of
+from mm1.exchange.model_card import FILE as CARD
+from mm1.exchange.model_card import model_card
 from mm1.hf import adapter, files
 from mm1.hf.convert import decoder_config_to_hf, decoder_to_hf
 from mm1.hf.families import FAMILIES
@@ -33,12 +36,13 @@ from mm1.hf.layouts import layout_of, vision_to_hf
 from mm1.hf.shards import Group, State, write_shards
 from mm1.hf.vision import vision_config_to_hf
 from mm1.model.lora import is_adapter
-from mm1.objectives.index import generates_text
 
 log = logging.getLogger("mm1")
 
 DTYPES = {"stored": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_OURS = re.compile(r"model.*\.safetensors(\.index\.json)?|\w*config\.json|tokenizer\.json|\w+_mm1\.py|" + TEMPLATE)
+_OURS = re.compile(
+    r"model.*\.safetensors(\.index\.json)?|\w*config\.json|tokenizer\.json|\w+_mm1\.py|README\.md|" + TEMPLATE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +55,13 @@ class Form:
     processor: Processor | None = None
 
 
-def export_run(run_folder: Path, to: Path, *, dtype: str = "stored", shard_bytes: int = 5 * 10**9) -> Form:
+def export_run(
+    run_folder: Path, to: Path, *, dtype: str = "stored", shard_bytes: int = 5 * 10**9, license_id: str = ""
+) -> Form:
     """Write the newest checkpoint of a run to `to` in the layout of `transformers`, one tensor at a time.
 
-    `to` appears whole or not at all. An earlier export there is replaced.
+    README.md is a card with the license `license_id`, an identifier of the hub such as apache-2.0. `to` appears whole
+    or not at all. An earlier export there is replaced.
 
     Raises:
         ConfigError: there is no run, or `to` holds something else.
@@ -64,7 +71,7 @@ def export_run(run_folder: Path, to: Path, *, dtype: str = "stored", shard_bytes
     run = config.load(run_folder / "config.json")
     weights = Weights(run_folder)
     _check_free(to)
-    part = _part(run_folder, run, weights)
+    part = exported_part(run_folder, run, weights)
     names = [name for name in weights.shapes if part == "model" or name.startswith(f"{part}.")]
     text = None if part == "vision" else recorded_text(run_folder)
     form = _form(run, part, names, tokenizer=text.tokenizer if text and part == "model" else None)
@@ -88,7 +95,8 @@ def export_run(run_folder: Path, to: Path, *, dtype: str = "stored", shard_bytes
             read=lambda name: typed(weights.read(name)),
             limit=shard_bytes,
         )
-        for name, content in _small_files(run, part, form, text).items():
+        card = model_card(run_folder, run, part, native=form.native, license_id=license_id)
+        for name, content in {**_small_files(run, part, form, text), CARD: card}.items():
             written = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             (half / name).write_text(written)
     return form
@@ -110,7 +118,7 @@ def export_adapter(run_folder: Path, to: Path, *, dtype: str = "stored") -> Path
         raise ConfigError(
             f"{to} holds {min(others)}, which no adapter has; use another --to folder, or remove this one"
         )
-    part = _part(run_folder, run, weights)
+    part = exported_part(run_folder, run, weights)
     lora, base = _adapter_base(run, run_folder, part=part)
     tokenizer = recorded_text(run_folder).tokenizer if part == "model" else None
     form = _form(run, part, [name for name in weights.shapes if not is_adapter(name)], tokenizer=tokenizer)
@@ -178,14 +186,6 @@ def _check_free(to: Path) -> None:
         )
 
 
-def _part(folder: Path, run: RunConfig, weights: Weights) -> str:
-    """The part of a run that an export holds: the encoder, the decoder, or the whole model."""
-    parts = {name.partition(".")[0] for name in weights.shapes}
-    if not generates_text(run) or "decoder" not in parts:
-        return "vision"
-    return "model" if "vision" in parts and recorded_text(folder).images else "decoder"
-
-
 def _record(folder: Path) -> dict[str, Any] | None:
     """The record of the run in an export's folder; None if the folder is no export."""
     try:
@@ -196,7 +196,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
 
 def _form(run: RunConfig, part: str, names: list[str], *, tokenizer: Tokenizer | None) -> Form:
     """The form of an export of `part`; a whole model has a `tokenizer`."""
-    model, length = run.model, _positions(run)
+    model, length = run.model, positions_of(run)
     if part == "vision":
         layout = layout_of({name.removeprefix("vision.") for name in names})
         return Form(vision_config_to_hf(model.vision), lambda ours: vision_to_hf(_inside(ours, "vision."), layout))
@@ -217,11 +217,6 @@ def _form(run: RunConfig, part: str, names: list[str], *, tokenizer: Tokenizer |
     log.info("exported with a modelling file: %s", "; ".join(reasons))
     theirs = files.own_config(model, part=part, max_positions=length)
     return Form(theirs, lambda ours: ours, native=False, processor=files.own_processor(model, tokenizer))
-
-
-def _positions(run: RunConfig) -> int:
-    """How many positions a text may have: as many as the run's sequences, or as the decoder it started from took."""
-    return max(run.data.sequence_length, run.model.decoder.max_positions or 0)
 
 
 def _inside(state: State, prefix: str) -> State:
@@ -245,7 +240,7 @@ def _small_files(run: RunConfig, part: str, form: Form, text: RecordedText | Non
     contents["tokenizer.json"] = files.tokenizer_file(json.loads(tokenizer.path.read_text()), tokenizer)
     contents["tokenizer_config.json"] = files.tokenizer_config(
         tokenizer,
-        max_positions=_positions(run),
+        max_positions=positions_of(run),
         processor=form.processor.name if form.processor is not None else "",
     )
     contents["generation_config.json"] = files.generation_config(tokenizer)

@@ -1,6 +1,7 @@
 """Published models, and exports of mm1's own, as runs: `mm1 import`."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from mm1.config.run import DataConfig, RunConfig
 from mm1.data.chat_format import TEMPLATE
 from mm1.data.recorded import TOKENIZER, record_text
 from mm1.data.tokenizer import load_tokenizer
+from mm1.exchange.description import record_origin
+from mm1.exchange.model_card import FILE as CARD
 from mm1.hf import encoder, unread
 from mm1.hf.convert import decoder_from_hf, with_own_head
 from mm1.hf.families import FAMILIES, REFUSED
@@ -48,6 +51,12 @@ def import_model(name: str, folder: Path, *, tokenizer: Path | None = None) -> I
         raise ConfigError(f"{folder} holds a run already; use another --to folder, or remove this one")
     if (Path(name) / "checkpoints").is_dir():
         raise ConfigError(f"{name} is a run already; mm1 export writes it for transformers")
+    imported = _import(name, folder, tokenizer)
+    record_origin(folder, name, imported.left_out)
+    return imported
+
+
+def _import(name: str, folder: Path, tokenizer: Path | None) -> Imported:
     theirs = _config_of(name)
     kind = theirs.get("model_type", "")
     if "mm1" in theirs:
@@ -137,6 +146,8 @@ def _import_export(path: Path, theirs: dict[str, Any], folder: Path) -> Imported
         template = (path / TEMPLATE).read_text() if (path / TEMPLATE).is_file() else ""
         words = Words(json.loads((path / "tokenizer.json").read_text()), template)
     _write(folder, part, state, model=model, data=data, words=words)
+    if (path / CARD).is_file():
+        shutil.copyfile(path / CARD, folder / CARD)
     return Imported(folder)
 
 
