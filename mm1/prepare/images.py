@@ -30,6 +30,8 @@ def open_picture(data: bytes) -> PIL.Image.Image:
         return flatten(upright(file, data))
     except PictureError:
         raise
+    except PIL.Image.DecompressionBombError as error:  # Pillow has a limit of its own
+        raise PictureError("picture with too many pixels") from error
     except Exception as error:  # on damaged bytes Pillow's readers raise errors of every kind
         raise PictureError("picture that cannot be decoded") from error
 

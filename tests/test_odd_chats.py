@@ -1,0 +1,189 @@
+"""Chats as people have them, from the file to the batch: what is trained, what is shown, what is left out and why."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import small
+import torch
+from PIL import Image as Canvas
+from test_hostile import png_that_claims
+from test_training_chats import noise
+
+from mm1.config.model import TilingConfig
+from mm1.config.run import RunConfig, SourceConfig
+from mm1.data.loader import sequences_of
+from mm1.data.store import Store, write_store
+from mm1.data.tokenizer import load_tokenizer
+from mm1.document import IGNORED, Document, Image, Text
+from mm1.prepare.pipeline import prepare
+from mm1.prepare.request import parse_request
+from mm1.report.sequence import store_document_page
+
+PRESETS = get_args(TilingConfig.model_fields["kind"].annotation)
+CHATS = {
+    "several turns": (
+        ["0.png"],
+        [("human", "<image>\nWhat is this?"), ("gpt", "Noise."), ("human", "Grey?"), ("gpt", "All grey.")],
+    ),
+    "several pictures": (
+        ["0.png", "1.png"],
+        [("human", "Compare <image> with <image>."), ("gpt", "Both are noise.")],
+    ),
+    "text alone": ([], [("human", "Hello?"), ("gpt", "Good morning.")]),
+    "a system prompt": (
+        ["2.png"],
+        [("system", "Be brief."), ("human", "<image>\nWhat is this?"), ("gpt", "Grain.")],
+    ),
+    "no answer": ([], [("human", "Is anybody there?")]),
+}
+ANSWERS = {"Noise.", "All grey.", "Both are noise.", "Good morning.", "Grain."}
+
+
+def write_chats(folder: Path, chats: dict) -> Path:
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(noise(str(number)))
+    path = folder / "talk.json"
+    elements = [
+        {"id": name, "image": images, "conversations": [{"from": who, "value": text} for who, text in turns]}
+        for name, (images, turns) in chats.items()
+    ]
+    path.write_text(json.dumps(elements))
+    return path
+
+
+def run_over(*stores: Path, images: int = 8, tiling: str = "none", length: int = 256) -> RunConfig:
+    run = small.run({"captions": stores[0], "text": stores[0]})
+    run.data.sources = {path.stem: SourceConfig(store=str(path)) for path in stores}
+    run.data.max_images, run.data.sequence_length = images, length
+    run.model.tiling = TilingConfig(kind=tiling)
+    return run
+
+
+def trained_texts(run: RunConfig, folder: Path) -> list[str]:
+    """The texts that an epoch trains, one for each stretch of trained tokens."""
+    sequences, tokenizer = sequences_of(run, folder), load_tokenizer(run.data.tokenizer)
+    count = sum(source.plan.epoch_sequences for source in sequences.sources) * 2
+    texts = []
+    for number in range(count):
+        targets = sequences.batch([number]).targets_BT[0]
+        edges = torch.diff((targets != IGNORED).int(), prepend=torch.zeros(1, dtype=torch.int32)).nonzero().squeeze(1)
+        stretches = [part for part in torch.tensor_split(targets, edges) if len(part) and part[0] != IGNORED]
+        texts += [tokenizer.decode([token for token in part.tolist() if token != IGNORED]) for part in stretches]
+    return texts
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("chats")
+    prepare(parse_request([str(write_chats(folder, CHATS))]), folder / "to")
+    return folder / "to"
+
+
+def test_one_file_holds_chats_of_every_form_and_their_answers_alone_are_trained(prepared: Path, tmp_path: Path, caplog):
+    texts = trained_texts(run_over(prepared / "images.lance", prepared / "text.lance"), tmp_path)
+    assert {text.replace("<|end|>", "").strip() for text in texts} == ANSWERS
+    assert "left out 1: nothing to learn" in caplog.text  # the chat without an answer
+
+
+def test_a_row_is_shown_as_it_is_trained(prepared: Path):
+    shown = set()
+    for name in ("images", "text"):
+        store = prepared / f"{name}.lance"
+        for row, document in enumerate(Store(store).scan()):
+            page = store_document_page(str(store), row)
+            trained = set(re.findall(r'class="token trained"[^>]*>([^<]*)<', page))
+            assert trained == {piece.text for piece in document.pieces if isinstance(piece, Text) and piece.train}
+            assert page.count("<img ") == len(document.images)
+            shown |= trained
+    assert shown == ANSWERS
+
+
+ODD_CHATS = {
+    "a tag without its picture": ([], "<image>\nWhat?", "more or fewer pictures than <image> marks"),
+    "a picture more than tags": (["0.png", "1.png"], "<image>\nWhat?", "more or fewer pictures than <image> marks"),
+    "a picture that is not there": (["9.png"], "<image>\nWhat?", "picture that is missing"),
+    "two hundred pictures": (["0.png"] * 200, "<image>" * 200, "picture after the 30th of a document"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_CHATS)
+def test_a_chat_whose_pictures_are_not_those_of_its_text_is_left_out_by_name(name: str, tmp_path: Path):
+    images, question, reason = ODD_CHATS[name]
+    odd = {name: (images, [("human", question), ("gpt", "Nothing.")])}
+    prepare(parse_request([str(write_chats(tmp_path, CHATS | odd))]), tmp_path / "to")
+    card = json.loads((tmp_path / "to/card.json").read_text())
+    kept = {document.id.partition("/")[2] for document in Store(tmp_path / "to/images.lance").scan()}
+    assert name not in kept
+    assert card["records"]["read"] == len(CHATS) + 1
+    assert card["records"]["kept"] == len(CHATS)
+    assert reason in " ".join([*card["records"]["dropped"], *card["pictures"]["dropped"]])
+
+
+def test_a_picture_without_any_tag_stands_before_the_question(tmp_path: Path):
+    chats = {"untagged": (["0.png"], [("human", "What?"), ("gpt", "Noise.")])}
+    prepare(parse_request([str(write_chats(tmp_path, chats))]), tmp_path / "to")
+    (document,) = Store(tmp_path / "to/images.lance").scan()
+    assert [type(piece) for piece in document.pieces] == [Image, Text, Text]
+
+
+def test_a_chat_of_two_hundred_pictures_is_trained_in_parts_that_fit(tmp_path: Path):
+    pieces = [Image(noise("0")) for _ in range(200)]
+    chat = Document((*pieces, Text("What?", train=False), Text("Noise.")), id="long", metadata={"form": "chat"})
+    write_store([chat], tmp_path / "chats.lance")
+    run = run_over(tmp_path / "chats.lance", images=10)
+    sequences = sequences_of(run, tmp_path)
+    assert {text.replace("<|end|>", "").strip() for text in trained_texts(run, tmp_path)} == {"Noise."}
+    assert sequences.batch([0]).images <= 10
+    assert sequences.sources[0].dropped == {"parts of a long document without text to learn": 19}
+
+
+def encoded(picture: Canvas.Image, form: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+FRAMES = [Canvas.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
+ODD_PICTURES = {
+    "1 x 1": (encoded(Canvas.new("RGB", (1, 1))), "picture of fewer than 32 pixels"),
+    "1 x 10,000": (encoded(Canvas.new("RGB", (1, 10_000))), "picture of fewer than 32 pixels"),
+    "40 x 10,000": (encoded(Canvas.new("RGB", (40, 10_000))), "picture longer than 12 to 1"),
+    "20,000 x 20,000": (png_that_claims(20_000, 20_000), "picture with too many pixels"),
+    "animated": (encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), ""),
+    "16 bits": (encoded(Canvas.fromarray(np.full((48, 64), 0x8000, np.uint16))), ""),
+}
+
+
+@pytest.mark.parametrize("name", ODD_PICTURES)
+def test_an_odd_picture_is_kept_or_left_out_by_name(name: str, tmp_path: Path):
+    data, reason = ODD_PICTURES[name]
+    (tmp_path / "odd.png").write_bytes(data)
+    odd = {"odd": (["odd.png"], [("human", "<image>\nWhat?"), ("gpt", "Something odd.")])}
+    prepare(parse_request([str(write_chats(tmp_path, CHATS | odd))]), tmp_path / "to")
+    card = json.loads((tmp_path / "to/card.json").read_text())
+    assert card["pictures"]["dropped"].get(reason, 0) == (reason != "")
+    assert card["records"]["kept"] == len(CHATS) + (reason == "")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_odd_pictures_of_a_store_are_trained_or_counted_with_every_tiling(preset: str, tmp_path: Path):
+    write_store(
+        (
+            Document((Image(data), Text("What?", train=False), Text(f"{name}.")), id=name, metadata={"form": "chat"})
+            for name, (data, _) in ODD_PICTURES.items()
+        ),
+        tmp_path / "odd.lance",
+    )
+    run = run_over(tmp_path / "odd.lance", images=64, tiling=preset, length=1024)
+    sequences = sequences_of(run, tmp_path)
+    numbers = range(sequences.sources[0].plan.epoch_sequences)
+    batches = [sequences.batch([number]) for number in numbers]
+    assert sequences.sources[0].dropped == {}
+    broken = {re.match(r"odd: (.*), image 0: ", text)[1] for batch in batches for text in batch.broken}
+    assert broken == {"20,000 x 20,000"}
+    assert sum(int(batch.document_BT.max()) for batch in batches) == len(ODD_PICTURES)
