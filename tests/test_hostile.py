@@ -162,13 +162,13 @@ def test_a_tar_whose_header_would_exhaust_the_memory_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.png", "/etc/passwd", "link.png", "sub/../../secret.png", "a\0b", "x" * 5000]
+    "name", ["../secret.png", "/etc/passwd", "loop.png", "sub/../../secret.png", "a\0b", "x" * 5000]
 )
 def test_no_picture_outside_its_folder_is_read(tmp_path, name):
     folder = tmp_path / "images"
     folder.mkdir()
     (tmp_path / "secret.png").write_bytes(RED)
-    os.symlink(tmp_path / "secret.png", folder / "link.png")
+    os.symlink("loop.png", folder / "loop.png")
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A secret."}]
     (tmp_path / "talk.json").write_text(json.dumps([{"image": name, "conversations": turns}]))
     documents, drops = read(tmp_path / "talk.json", "llava", pictures=folder)

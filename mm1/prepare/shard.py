@@ -1,5 +1,6 @@
 """A shard of the input: files that are read together, and kept or lost together."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,21 +49,63 @@ class Shard:
 
 
 def file_inside(folder: Path, name: str) -> Path | None:
-    """The file `name` of a folder; None if it is missing or lies elsewhere (`../x`, an absolute name, a link)."""
+    """The file `name` of a folder, also through links that the user made in it.
+
+    None if it is missing, or if the name itself leads out of the folder (`../x`, an absolute name).
+    """
     note_file(folder / name)
     try:
-        path = folder.joinpath(name).resolve()
-        return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+        inner = os.path.normpath(name)
+        path = folder / inner
+        return path if not os.path.isabs(inner) and not inner.startswith("..") and path.is_file() else None
     except (OSError, ValueError, RuntimeError):  # a name too long, with a zero byte, a link to itself
         return None
 
 
 def find_files(root: Path, *endings: str) -> list[Path]:
-    """The files below `root` (or `root` itself) with one of the endings, sorted; links that lead out are left out."""
+    """The files below `root` (or `root` itself) with one of the endings, sorted; linked files and folders, too.
+
+    A link that leads nowhere is in the list, so that it is missed when it is read. Hidden files, and the `._*` that
+    macOS adds, are not. Of a cache of the Hugging Face hub, only the snapshot that its `main` names is read.
+    """
     if root.is_file():
         return [root] if root.name.lower().endswith(endings) else []
-    paths = (path for path in sorted(root.rglob("*")) if path.name.lower().endswith(endings))
-    return [path for path in paths if file_inside(root, path.relative_to(root).as_posix())]
+    return sorted(path for path in _walk(root, frozenset()) if path.name.lower().endswith(endings))
+
+
+def _walk(folder: Path, parents: frozenset[Path]) -> Iterator[Path]:
+    """The files below a folder; a link to one of its own parents is not followed."""
+    real = folder.resolve()
+    if real in parents:
+        return
+    if (folder / "blobs").is_dir() and (folder / "snapshots").is_dir():
+        yield from _walk(hub_snapshot(folder), parents | {real})
+        return
+    for entry in os.scandir(folder):
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
+            continue
+        if entry.is_dir():
+            yield from _walk(folder / entry.name, parents | {real})
+        else:
+            yield folder / entry.name
+
+
+def hub_snapshot(folder: Path) -> Path:
+    """The snapshot of a repository in the Hugging Face hub's cache that its `main` names, or else the newest.
+
+    https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+
+    Raises:
+        InputError: there is none.
+    """
+    main = folder / "refs" / "main"
+    named = folder / "snapshots" / main.read_text(encoding="utf-8").strip() if main.is_file() else None
+    if named is not None and named.is_dir():
+        return named
+    snapshots = sorted((folder / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime)
+    if not snapshots:
+        raise InputError(f"{folder} is a cache of the Hugging Face hub without a snapshot; download it again")
+    return snapshots[-1]
 
 
 def shard_per_file(root: Path, *endings: str, pictures: Path | None = None) -> list[Shard]:

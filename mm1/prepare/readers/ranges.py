@@ -20,7 +20,7 @@ _BLOCK = 2**24
 
 def cut(shard: Shard) -> list[Shard]:
     """The shard, or several of the ranges of its file, in order."""
-    if shard.kind not in _SPANS or len(shard.files) != 1:
+    if shard.kind not in _SPANS or len(shard.files) != 1 or not shard.files[0].is_file():
         return [shard]
     spans = _SPANS[shard.kind](shard.files[0])
     return [replace(shard, span=span) for span in spans] if len(spans) > 1 else [shard]
