@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mm1.document import Document, Image, Piece, Text
+from mm1.prepare.html.encoding import decode_page
 from mm1.prepare.html.lines import ImageAddress
 from mm1.prepare.html.walk import Element, parse, walk
 from mm1.prepare.images import PictureError, encode_webp, open_picture, shrink
@@ -131,7 +132,7 @@ def read_page(content: bytes, path: str, *, roots: Sequence[Path], main: str) ->
     `path` is the page's path in its root, to which the addresses of its images are relative. An image is looked for in
     each of `roots`; one outside them is left out.
     """
-    root = parse(content)
+    root = parse(decode_page(content))
     elements = [] if root is None else root.xpath(main)
     if not elements:
         return []

@@ -2,7 +2,6 @@
 
 import io
 import os
-from collections import Counter
 from pathlib import Path
 
 import PIL.Image
@@ -12,8 +11,8 @@ from benchmarks.extractors import folder_of, labels, ours, page_of, score
 from mm1.document import Text
 from mm1.prepare.html.lines import ImageAddress
 from mm1.prepare.html.main_content import PageError, main_content
-from mm1.prepare.readers.kinds import READERS, list_shards
 from sample_build.packages import PackageError
+from tests import reading
 
 CACHE = Path(os.environ.get("MM1_PACKAGES", ".cache/packages"))
 PROSE = "The house of the painter stood on a hill that looked over the town and its many gardens."
@@ -131,12 +130,10 @@ def test_a_line_continues_after_an_icon_that_was_left_out(tmp_path):
     (tmp_path / "plot.png").write_bytes(drawn(100))
     body = f"<p>Click <img src='small.png'> here.</p><p>{PROSE}</p><img src='plot.png'><p>{MORE}</p>"
     (tmp_path / "a.html").write_text(f"<html><body>{body}<img src='small.png'><p>The end.</p></body></html>")
-    drops: Counter[str] = Counter()
-    (shard,) = list_shards(tmp_path, "html")
-    (document,) = READERS["html"](shard, drops)
+    (document,), ledger = reading.read(tmp_path, "html")
     pieces = [piece.text.strip() if isinstance(piece, Text) else len(piece.data) for piece in document.pieces]
     assert pieces == [f"Click here.\n\n{PROSE}", len(drawn(100)), f"{MORE}\n\nThe end."]
-    assert drops["image without a side of 64 pixels, an icon"] == 2
+    assert reading.drops(ledger)["image without a side of 64 pixels, an icon"] == 2
 
 
 def drawn(side: int) -> bytes:
@@ -160,10 +157,9 @@ def test_a_page_of_too_many_elements_is_counted(tmp_path, monkeypatch):
     monkeypatch.setattr("mm1.prepare.html.main_content._MOST_ELEMENTS", 100)
     (tmp_path / "a.html").write_text(f"<p>{PROSE}</p>" + "<br>" * 100)
     (tmp_path / "b.html").write_text(f"<p>{PROSE}</p>" + "<br>" * 90)
-    drops: Counter[str] = Counter()
-    (shard,) = list_shards(tmp_path, "html")
-    assert [document.id for document in READERS["html"](shard, drops)] == ["b.html"]
-    assert drops == {"page of more than 100 elements": 1}
+    (document,), ledger = reading.read(tmp_path, "html")
+    assert document.id == "b.html"
+    assert reading.drops(ledger) == {"page of more than 100 elements": 1}
 
 
 def test_time_is_not_quadratic_in_spaces_and_elements():

@@ -18,10 +18,14 @@ _LINE_TAGS = frozenset(("li", "dt", "dd", "tr", "br", "figcaption", "caption", "
 
 @dataclass(frozen=True, slots=True)
 class ImageAddress:
-    """An image of a page: its full address, and whether it stands inside a line of text."""
+    """An image of a page: its full address, and whether it stands inside a line of text.
+
+    `others` are further addresses of it, for when there is nothing at the first.
+    """
 
     url: str
     inline: bool = False
+    others: tuple[str, ...] = ()
 
 
 class Lines:

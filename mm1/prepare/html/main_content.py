@@ -9,12 +9,13 @@ class. docs/pages.md compares this with three libraries.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from urllib.parse import urljoin
 
 from mm1.document import Text
-from mm1.prepare.html.lines import ImageAddress
+from mm1.prepare.html.encoding import decode_page
+from mm1.prepare.html.image_address import hoist_unscripted_images, image_address
 from mm1.prepare.html.walk import Element, Piece, parse, walk
 
 _NEVER_CONTENT = frozenset(
@@ -63,9 +64,14 @@ _ABOUT_THE_PAGE = re.compile(
     r"|.{0,300} trademarks? of .{0,300}",
     re.IGNORECASE,
 )
+_EMBEDDED = re.compile(
+    r"(?<=[\"'])data:image/[\w.+-]{1,40};base64,[a-z0-9+/=\s%]{256,}"
+    r"|data:image/[\w.+-]{1,40};base64,[a-z0-9+/=%]{256,}",
+    re.IGNORECASE,
+)
 _LARGE_SHARE = 0.4  # of the text outside links
 _DEEPEST = 200  # levels: nobody writes more, but hostile pages do
-_LARGEST, _MOST_ELEMENTS = 16 * 2**20, 500_000  # bytes, elements: twice those of the largest page of the manuals
+_LARGEST, _MOST_ELEMENTS = 16 * 2**20, 500_000  # characters, elements: twice those of the largest page of the manuals
 _MAIN_IDS = ("content", "main", "main-content", "maincontent")
 
 
@@ -104,20 +110,25 @@ Weights = dict[Element, _Weight]
 """The weight of every element that may be content, inner elements first. Missing: what never is, by tag or depth."""
 
 
-def main_content(page: bytes, base: str) -> list[Piece]:
+def main_content(page: bytes, base: str, *, charset: str = "") -> list[Piece]:
     """The page's main content in reading order; empty if there is none, or nothing that can be parsed.
 
-    `base` is the page's own address, to which the addresses of its images are relative.
+    `base` is the page's own address, to which the addresses of its images are relative unless the page says otherwise.
+    `charset` is what the HTTP header says of its encoding.
 
     Raises:
         PageError: more bytes or elements than any page has that a person reads.
     """
-    if len(page) > _LARGEST:
+    text, embedded = _without_embedded(decode_page(page, charset=charset))
+    if len(text) > _LARGEST:
         raise PageError(f"page of more than {_LARGEST >> 20} MB")
-    root = parse(page)
+    root = parse(text)
     body = None if root is None else root.find("body")
     if root is None or body is None:
         return []
+    for tag in body.iter("amp-img", "image"):
+        tag.tag = "img"
+    hoist_unscripted_images(body)
     if sum(1 for _ in islice(body.iter(), _MOST_ELEMENTS + 1)) > _MOST_ELEMENTS:
         raise PageError(f"page of more than {_MOST_ELEMENTS:,} elements")
     weights: Weights = {}
@@ -128,7 +139,43 @@ def main_content(page: bytes, base: str) -> list[Piece]:
         return []
     title = " ".join((root.findtext(".//title") or "").split())
     navigation = _Navigation(weights, weight.prose, title)
-    return _without_last_lines(walk(main, skips=navigation.contains, image_of=lambda image: _address(image, base)))
+    base = _base(root, base)
+    pieces = walk(main, skips=navigation.contains, image_of=lambda image: image_address(image, base))
+    return [_with_embedded(piece, embedded) for piece in _without_last_lines(pieces)]
+
+
+def _base(root: Element, address: str) -> str:
+    """The address to which those of a page are relative."""
+    base = next((element.get("href") for element in root.iter("base") if element.get("href")), "")
+    try:
+        return urljoin(address, base.strip())
+    except ValueError:
+        return address
+
+
+def _without_embedded(page: str) -> tuple[str, list[str]]:
+    """The page with a short mark for each long picture that it holds itself, and their `data:` addresses.
+
+    A notebook holds megabytes of them, and libxml2 bounds an attribute.
+    """
+    embedded: list[str] = []
+
+    def shorten(match: re.Match[str]) -> str:
+        embedded.append(match[0])
+        return f"data:image/x-mm1,{len(embedded) - 1}"
+
+    return _EMBEDDED.sub(shorten, page), embedded
+
+
+def _with_embedded(piece: Piece, embedded: list[str]) -> Piece:
+    """The piece with its `data:` addresses written out again."""
+    if isinstance(piece, Text) or not embedded:
+        return piece
+    urls = []
+    for url in (piece.url, *piece.others):
+        mark = re.fullmatch(r"data:image/x-mm1,(\d{1,9})", url)
+        urls.append(embedded[int(mark[1])] if mark and int(mark[1]) < len(embedded) else url)
+    return replace(piece, url=urls[0], others=tuple(urls[1:]))
 
 
 def _weigh(element: Element, weights: Weights, *, depth: int, linked: bool) -> _Weight:
@@ -250,18 +297,6 @@ def _is_link_list(weight: _Weight) -> bool:
     if weight.links < _FEWEST_LINKS or weight.images or weight.has_title or weight.longest >= _SENTENCE_LENGTH:
         return False
     return weight.linked > _LINK_SHARE * (weight.linked + weight.prose)
-
-
-def _address(image: Element, base: str) -> ImageAddress | None:
-    """The image's address, lazily loaded or not; None for images written into the page itself, which are icons."""
-    for name in ("data-src", "data-original", "src"):
-        address = (image.get(name) or "").strip()
-        if address and not address.startswith("data:"):
-            try:
-                return ImageAddress(urljoin(base, address))
-            except ValueError:  # an address such as http://[x
-                return None
-    return None
 
 
 def _without_last_lines(pieces: list[Piece]) -> list[Piece]:

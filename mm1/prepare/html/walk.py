@@ -3,7 +3,6 @@
 An extractor says with two functions what is special to it: which elements it leaves out, and which images it wants.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,20 +14,15 @@ ImageOf = Callable[[Element], ImageAddress | None]
 Piece = Text | ImageAddress
 
 
-def parse(page: bytes) -> Element | None:
-    """The root element of a page, decoded as the page declares or else as UTF-8; None if nothing can be parsed."""
+def parse(page: str) -> Element | None:
+    """The root element of a page; None if nothing can be parsed."""
     from lxml import etree
 
-    declared = re.search(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([A-Za-z0-9_-]{2,30})", page[:4096])
-    for encoding in (declared[1].decode("ascii") if declared else "utf-8", "utf-8"):
-        try:
-            parser = etree.HTMLParser(remove_comments=True, remove_pis=True, encoding=encoding, huge_tree=False)
-            return etree.fromstring(page, parser)
-        except LookupError:  # an encoding that libxml2 does not know
-            continue
-        except (etree.LxmlError, ValueError):
-            return None
-    return None
+    parser = etree.HTMLParser(remove_comments=True, remove_pis=True, encoding="utf-8", huge_tree=False)
+    try:
+        return etree.fromstring(page.replace("\0", "\ufffd").encode("utf-8", "replace"), parser)
+    except (etree.LxmlError, ValueError):
+        return None
 
 
 def walk(element: Element, *, skips: Callable[[Element], bool], image_of: ImageOf) -> list[Piece]:

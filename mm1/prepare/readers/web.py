@@ -3,17 +3,20 @@
 import io
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 import PIL.Image
 
 from mm1.document import Image, Piece
-from mm1.prepare.bounded_read import LARGEST_FILE, read_file
+from mm1.prepare.bounded_read import read_file
 from mm1.prepare.fetch import FetchError
+from mm1.prepare.html.image_address import data_uri_bytes
 from mm1.prepare.html.lines import ImageAddress
 from mm1.prepare.html.main_content import PageError, main_content
 from mm1.prepare.ledger import Dropped, InlineImage, Ledger, MissingImage, Page
+from mm1.prepare.readers.warc_records import PictureIndex, read_body, read_responses, url_key
 from mm1.prepare.shard import InputError, Shard, file_inside
 
 _ICON_WORDS = ("logo", "button", "icon", "plugin", "widget")  # OBELICS, arXiv 2306.16527, appendix A.1.3
@@ -21,6 +24,7 @@ _ICON_SIDE = 64  # pixels: icons in running text, buttons and 48 x 48 notes have
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow knows more, some of which run other programs
 _ICON_ADDRESS = "image with a word of icons in its address"
 _SITE = "file:///"  # stands for the folder of the pages
+_LONGEST_NAME = 2000  # characters of the address of an image that is missing
 
 
 def is_icon(url: str) -> bool:
@@ -35,48 +39,83 @@ def read_html(shard: Shard, ledger: Ledger) -> Iterator[Page]:
         path = file.relative_to(shard.root).as_posix()
         with ledger.record(path):
             url = f"{_SITE}{quote(path)}"
-            pieces = _page_pieces(read_file(file), url, image_of=lambda address: _image_in_folder(address, shard))
+            pieces = _page_pieces(read_file(file), url, image_at=lambda url, page=path: _in_folder(url, shard, page))  # type: ignore[misc]
             yield Page(pieces, id=path)
 
 
-def _page_pieces(content: bytes, url: str, *, image_of: Callable[[ImageAddress], Image]) -> tuple[Piece, ...]:
-    """The page's text and images.
+def _page_pieces(content: bytes, url: str, *, image_at: Callable[[str], Image], charset: str = "") -> tuple[Piece, ...]:
+    """The page's text and images; `image_at` gives the image at an address.
 
     Raises:
         Dropped: it has no content.
     """
     try:
-        content_pieces = main_content(content, url)
+        content_pieces = main_content(content, url, charset=charset)
     except PageError as error:
         raise Dropped(str(error)) from None
     if not content_pieces:
         raise Dropped("page without content")
     return tuple(
-        _placed(image_of(piece), piece) if isinstance(piece, ImageAddress) else piece for piece in content_pieces
+        _placed(_first_found(piece, image_at), piece) if isinstance(piece, ImageAddress) else piece
+        for piece in content_pieces
     )
+
+
+def _first_found(address: ImageAddress, image_at: Callable[[str], Image]) -> Image:
+    """The image at the first of its addresses where there is one; else why there is none at the first."""
+    missing: Image | None = None
+    for url in (address.url, *address.others):
+        image = _embedded(url) if url.startswith("data:") else image_at(url)
+        if not isinstance(image, MissingImage):
+            return image
+        missing = missing or image
+    return missing or MissingImage(reason="image without an address")
 
 
 def _placed(image: Image, address: ImageAddress) -> Image:
     """The image as it stands in its line."""
     if isinstance(image, MissingImage):
-        return replace(image, name=address.url, inline=address.inline)
+        return replace(image, name=address.url[:_LONGEST_NAME], inline=address.inline)
     return InlineImage(image.data) if address.inline else image
 
 
-def _image_in_folder(address: ImageAddress, shard: Shard) -> Image:
-    """The image of a page in a folder; a `MissingImage` if it is elsewhere or an icon."""
-    parts = urlsplit(address.url)
-    if parts.scheme in ("http", "https"):
-        return _fetched_image(address.url, shard)
-    if is_icon(address.url):
+def _embedded(url: str) -> Image:
+    """The image that a `data:` address holds."""
+    data = data_uri_bytes(url)
+    return MissingImage(reason="image in the page that cannot be read (data:)") if data is None else _unless_icon(data)
+
+
+def _in_folder(url: str, shard: Shard, page: str) -> Image:
+    """The image of the page `page` of a folder; a `MissingImage` if it is elsewhere or an icon."""
+    if is_icon(url):
         return MissingImage(reason=_ICON_ADDRESS, expected=True)
-    path = file_inside(shard.root, unquote(parts.path).lstrip("/"))
+    path = next(filter(None, (file_inside(shard.root, name) for name in _file_names(url, shard.root, page))), None)
     if path is None:
+        if urlsplit(url).scheme in ("http", "https"):
+            return _fetched_image(url, shard)
         return MissingImage(reason="image that is not in the folder")
     try:
         return _unless_icon(read_file(path))
     except Dropped as dropped:
         return MissingImage(reason=dropped.reason)
+
+
+def _file_names(url: str, root: Path, page: str) -> Iterator[str]:
+    """The files of a folder in which the picture of an address may be.
+
+    `wget --recursive` keeps a site in a folder of its host's name, and a `?query` in the name of the file.
+    """
+    parts = urlsplit(url)
+    hosts = [host for host in dict.fromkeys((parts.netloc, parts.hostname)) if host]
+    folders = [f"{host}/" for host in hosts] + [""] * (not hosts or root.name in hosts)
+    if not hosts and "/" in page:
+        folders.append(page.partition("/")[0] + "/")
+    for folder in folders:
+        for path in dict.fromkeys((unquote(parts.path), parts.path)):
+            name = folder + path.lstrip("/")
+            if parts.query:
+                yield f"{name}?{unquote(parts.query)}"
+            yield name
 
 
 def _unless_icon(data: bytes) -> Image:
@@ -102,65 +141,35 @@ def _fetched_image(url: str, shard: Shard) -> Image:
 
 
 def read_warc(shard: Shard, ledger: Ledger) -> Iterator[Page]:
-    """The main content of each HTML response of a WARC file (https://iipc.github.io/warc-specifications/).
+    """The main content of each HTML response of a WARC file.
 
-    Images that the same file holds are taken from it; others are fetched if that is allowed.
+    Images that the same file holds are taken from it; others are fetched if that is allowed. Responses that are no
+    pages are counted.
 
     Raises:
         InputError: the file is no WARC, or breaks off.
     """
-    offsets = {response.url: response.offset for response in _responses(shard, of="image/")}
+    path = shard.files[0]
+    pictures = PictureIndex.of(path)
 
-    def image_of(address: ImageAddress) -> Image:
-        if address.url not in offsets or is_icon(address.url):
-            return _fetched_image(address.url, shard)
-        response = next(_responses(shard, of="image/", start=offsets[address.url]), None)
-        if response is None or response.body is None:
-            return MissingImage(reason=f"file of more than {LARGEST_FILE >> 20} MB")
-        return _unless_icon(response.body)
+    def image_at(url: str) -> Image:
+        offset = pictures.offsets.get(pictures.key(url))
+        if offset is None or is_icon(url):
+            return _fetched_image(url, shard)
+        response, record = next(read_responses(path, start=offset), (None, None))
+        if response is None or url_key(response.url) != pictures.key(url):
+            raise InputError(f"{path.name} is compressed as a whole; `warcio recompress` compresses record by record")
+        try:
+            return _unless_icon(read_body(record, path))
+        except Dropped as dropped:
+            return MissingImage(reason=dropped.reason)
 
-    for response in _responses(shard, of="html"):
-        with ledger.record(response.url):
-            if response.body is None:
-                raise Dropped(f"web page of more than {LARGEST_FILE >> 20} MB")
-            pieces = _page_pieces(response.body, response.url, image_of=image_of)
-            yield Page(pieces, id=response.url, metadata={"url": response.url})
-
-
-@dataclass(frozen=True, slots=True)
-class _WarcResponse:
-    """A response of a WARC file; `offset` is where in the file it starts. Without a body, that is too large."""
-
-    url: str
-    offset: int
-    body: bytes | None
-
-
-def _responses(shard: Shard, *, of: str, start: int = 0) -> Iterator[_WarcResponse]:
-    """The successful responses from `start` on with `of` in their content type."""
-    from fastwarc.warc import ArchiveIterator, WarcRecordType
-
-    path, records = shard.files[0], 0
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            for record in ArchiveIterator(file, record_types=WarcRecordType.any_type, parse_http=False):
-                records += 1
-                if record.record_type != WarcRecordType.response:
-                    continue
-                record.parse_http(auto_decode="all")
-                headers = record.http_headers
-                content_type = (record.http_content_type or "").lower()
-                if headers is None or headers.status_code != 200 or of not in content_type:
-                    continue
-                body = record.reader.read(LARGEST_FILE + 1)
-                too_large = len(body) > LARGEST_FILE
-                encoded = headers.get("Content-Encoding") or headers.get("Transfer-Encoding")
-                if len(body) < record.content_length and not encoded and not too_large:
-                    raise InputError(f"{path.name} breaks off inside {record.headers.get('WARC-Target-URI')}")
-                url = record.headers.get("WARC-Target-URI") or ""
-                yield _WarcResponse(url, start + record.stream_pos, None if too_large else body)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path.name} is no WARC file, or breaks off: {error}") from error
-    if not records and not start:
-        raise InputError(f"{path.name} holds no WARC record")
+    for response, record in read_responses(path):
+        if response.kind == "page":
+            with ledger.record(response.url):
+                body = read_body(record, path)
+                pieces = _page_pieces(body, response.url, image_at=image_at, charset=response.charset)
+                yield Page(pieces, id=response.url, metadata={"url": response.url})
+        elif response.kind == "other":
+            ledger.skipped[response.why] += 1
+            ledger.expected.add(response.why)
