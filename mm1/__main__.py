@@ -146,6 +146,7 @@ def evaluate(
     runner: Annotated[RunnerName, typer.Option(help="native: here or on torchrun's ranks; ray.")] = RunnerName.native,
     workers: Annotated[int, typer.Option(help="Workers on Ray; each holds the model.", min=1)] = 1,
     address: Annotated[str, typer.Option(help="Address of the Ray cluster; without it Ray is started here.")] = "",
+    protocol: Annotated[str, typer.Option(help="Whose rules: mm1, openflamingo, lmms-eval or official.")] = "mm1",
     trials: Annotated[int, typer.Option(help="How many times shots are drawn.", min=1)] = 1,
     same_shots: Annotated[bool, typer.Option("--same-shots", help="The same shots for all queries.")] = False,
     similar_shots: Annotated[bool, typer.Option("--similar-shots", help="Shots with similar images: RICES.")] = False,
@@ -169,8 +170,8 @@ def evaluate(
     Answers, scores and a page of the answers go to RUN/eval. What is finished there is not computed again.
     """
     from mm1.cluster import Runner
-    from mm1.eval.command import EvalCommand, ModelAddress, ShotOptions, TaskOptions, compare_runs, draw_of
-    from mm1.eval.shots import SCORINGS, Protocol
+    from mm1.eval.command import EvalCommand, ModelAddress, ShotOptions, TaskOptions, compare_runs, draw_of, under_rules
+    from mm1.eval.shots import RULES, SCORINGS, Protocol
 
     if compare is not None:
         compare_runs(*compare)
@@ -179,11 +180,12 @@ def evaluate(
         raise ValueError("name a run's folder, hf:FOLDER or http://... of a server, or give --compare A B")
     names, counts = [name.strip() for name in tasks.split(",")], [whole_number(n, "--shots") for n in shots.split(",")]
     draw, scored = draw_of(same_shots=same_shots, similar_shots=similar_shots), one_of(scoring, "--scoring", SCORINGS)
-    protocol = Protocol(draw, text_only_shots, reasoning, subimage_shots, scored, beams, max_tokens)
+    rules = one_of(protocol, "--protocol", RULES)
+    shown = Protocol(draw, text_only_shots, reasoning, subimage_shots, scored, beams, max_tokens, rules)
     EvalCommand(
         model=ModelAddress(what, model, precision.value),
         tasks=TaskOptions(tuple(names), limit, seed, data, split, one_of(form, "--form", ("", "plain", "chat"))),
-        shots=ShotOptions(tuple(counts), trials, protocol),
+        shots=ShotOptions(tuple(counts), trials, under_rules(shown)),
         judge=ModelAddress(judge, judge_model),
         to=to,
         runner=Runner(runner.value, address, workers),

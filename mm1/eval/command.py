@@ -1,7 +1,7 @@
 """One call of `mm1 eval`: open the model, load the tasks, score, print the table, write the page."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ from mm1 import dist
 from mm1.cluster import Runner
 from mm1.eval.answers_page import write_page
 from mm1.eval.comparison import compare, comparison_table
+from mm1.eval.data.styles import SEARCH
 from mm1.eval.fewshot import Task
 from mm1.eval.harness import AnswerJob, answer_jobs, evaluate, load_task
 from mm1.eval.http_model import HttpModel
@@ -101,7 +102,7 @@ class EvalCommand:
 
     def _check(self) -> None:
         protocol = self.shots.protocol
-        if protocol.text_only_shots and self.shots.counts != (0,):
+        if protocol.text_only_shots and self.shots.counts != (0,) and protocol.rules == "mm1":
             raise ValueError("--text-only-shots is the zero-shot form of other papers: give it with --shots 0")
         if protocol.beams > 1 and protocol.scoring == "loglikelihood":
             raise ValueError("--beams is for generated answers; --scoring loglikelihood generates none")
@@ -116,7 +117,13 @@ class EvalCommand:
         options = self.tasks
         return [
             load_task(
-                name, limit=options.limit, seed=options.seed, data=options.data, split=options.split, form=options.form
+                name,
+                limit=options.limit,
+                seed=options.seed,
+                data=options.data,
+                split=options.split,
+                form=options.form,
+                rules="" if self.shots.protocol.rules == "mm1" else self.shots.protocol.rules,
             )
             for name in options.names
             if name != TEXT
@@ -158,6 +165,16 @@ def draw_of(*, same_shots: bool, similar_shots: bool) -> Literal["query", "same"
     if same_shots and similar_shots:
         raise ValueError("--same-shots and --similar-shots are two ways to draw; give one")
     return "same" if same_shots else "similar" if similar_shots else "query"
+
+
+def under_rules(protocol: Protocol) -> Protocol:
+    """`protocol` with what the source of its rules sets and the caller did not."""
+    beams, text_only = SEARCH.get(protocol.rules, (1, 0))
+    return replace(
+        protocol,
+        beams=protocol.beams if protocol.beams > 1 else beams,
+        text_only_shots=protocol.text_only_shots or text_only,
+    )
 
 
 def compare_runs(ours: Path, theirs: Path) -> None:

@@ -46,18 +46,21 @@ def evaluate_run(loaded: Loaded, *, tasks: Sequence[str], shots: Sequence[int], 
     )
 
 
-def load_task(name: str, *, limit: int, seed: int, data: str = "", split: str = "", form: str = "") -> Task:
+def load_task(name: str, *, limit: int, seed: int, **published: str) -> Task:
     """The task of `tasks/NAME.py` with at most `limit` queries.
 
-    `data`, the folder of a published data set, `split` and `form` are for published tasks; empty means their default.
+    `published` has the options of `Published`: `data`, the folder of the data set, `split`, `form` and `rules`. Empty
+    means the default.
 
     Raises:
         ValueError: an unknown task, or data that can't be scored.
     """
     make_task = find_task(name)
-    options = {key: value for key, value in (("data", data), ("split", split), ("form", form)) if value}
+    options = {key: value for key, value in published.items() if value}
     if options and not isinstance(make_task, Published):
-        raise ValueError(f"task {name} is of the shipped sample: it takes no {' or '.join(options)}")
+        raise ValueError(
+            f"task {name} is of the shipped sample: it takes no {' or '.join(options)} (rules are those of --protocol)"
+        )
     return make_task(limit, seed=seed, **options)
 
 

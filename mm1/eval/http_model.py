@@ -48,7 +48,9 @@ class HttpModel(Model):
             ValueError: the server fails. What is in flight is still answered, so that `done` gets it.
         """
         if any(request.beams > 1 for request in requests):
-            raise ValueError("a server writes greedily; leave --beams out")
+            raise ValueError(
+                "a server writes greedily: leave out --beams, and --protocol openflamingo, which has three"
+            )
         replies, one_at_a_time = {}, threading.Lock()
 
         def answer(number: int) -> None:

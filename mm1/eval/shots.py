@@ -21,6 +21,8 @@ REASONING_TOKENS = 256
 
 
 Scored = Literal["generate", "loglikelihood"]
+Rules = Literal["mm1", "openflamingo", "lmms-eval", "official"]
+RULES: tuple[Rules, ...] = get_args(Rules)
 SCORINGS: tuple[Scored, ...] = get_args(Scored)
 
 
@@ -36,6 +38,7 @@ class Protocol:
     scoring          `generate` the answer, or take the choice with the highest `loglikelihood`
     beams            beams of the search when generating; 1 is greedy
     max_tokens       the longest generated answer; 0: as the task says
+    rules            whose prompts, stop strings and readings of answers the task has; see `mm1.eval.data.styles`
     """
 
     draw: Literal["query", "same", "similar"] = "query"
@@ -45,11 +48,13 @@ class Protocol:
     scoring: Scored = "generate"
     beams: int = 1
     max_tokens: int = 0
+    rules: Rules = "mm1"
 
     @property
     def name(self) -> str:
         """What differs from the defaults, for file names and tables; empty if nothing does."""
         parts = {
+            self.rules: self.rules != "mm1",
             self.draw: self.draw != "query",
             f"textonly{self.text_only_shots}": self.text_only_shots > 0,
             "reasoning": self.reasoning,

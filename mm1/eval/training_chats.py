@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mm1.document import Document, Piece, Text
 from mm1.eval.data.examples import ExampleReader
-from mm1.eval.data.published import STYLES, Published
+from mm1.eval.data.published import Published
 from mm1.eval.data.rows import OddRow, TaskError
 from mm1.eval.fewshot import Example, image_hash, with_images
 from mm1.eval.index import find_task
@@ -108,7 +108,7 @@ def _grouped(task: Published, training: ExampleReader) -> list[list[int]]:
 
 def _chat(name: str, task: Published, examples: Sequence[Example]) -> Document:
     """One chat about a picture; its later questions come without the picture."""
-    ask = STYLES[task.kind].chat.ask
+    ask = task.style("chat").ask
     pieces: list[Piece] = []
     for number, example in enumerate(examples):
         question = ask(example)

@@ -1,91 +1,28 @@
-"""A published benchmark as a value: where its data are, how it is asked, how it is scored. Calling it gives the Task.
-
-Prompts are MM1's for models that continue a text (`plain`, MM1, appendix), and LLaVA-1.5's for fine-tuned models
-(`chat`, https://arxiv.org/abs/2310.03744, appendix A), with which most published scores were made.
-"""
+"""A published benchmark as a value: where its data are, how it is asked, how it is scored. A call gives the Task."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from huggingface_hub import snapshot_download
 
 from mm1.eval.data.examples import Column, Columns, ExampleReader
 from mm1.eval.data.rows import OddRow, Row, Rows, TaskError, json_rows, parquet_rows, splits
+from mm1.eval.data.styles import Form, Kind, ask_short, styles_of
 from mm1.eval.fewshot import (
-    CAPTION_STOPS,
-    VQA_STOPS,
     Example,
     Origin,
     Pool,
     PromptStyle,
     Scoring,
     Task,
-    ask_caption,
     ask_vqa,
-    clean_vqa,
     rng,
 )
 from mm1.eval.metrics.letters import letter_of
-from mm1.eval.metrics.short_answers import LETTERS
-
-Kind = Literal["caption", "vqa", "choice", "free"]
-Form = Literal["plain", "chat"]
-
-
-def options(example: Example) -> str:
-    """The choices with their letters, one per line; an empty choice has no line, and the others keep their letters."""
-    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, example.choices, strict=False) if choice)
-
-
-def _choice_plain(example: Example) -> str:
-    return f" Question: {example.question}\n{options(example)}\nAnswer:" if example.choices else ask_vqa(example)
-
-
-def _choice_chat(example: Example) -> str:
-    if not example.choices:
-        return _short_chat(example)
-    return f"{example.question}\n{options(example)}\nAnswer with the option's letter from the given choices directly."
-
-
-def _short_chat(example: Example) -> str:
-    return f"{example.question}\nAnswer the question using a single word or phrase."
-
-
-@dataclass(frozen=True, slots=True)
-class Styles:
-    """How questions of one kind are asked in both forms, and the form that is the default."""
-
-    plain: PromptStyle
-    chat: PromptStyle
-    default: Form
-
-
-STYLES: dict[Kind, Styles] = {
-    "caption": Styles(
-        plain=PromptStyle(ask_caption, "plain", CAPTION_STOPS, 32),
-        chat=PromptStyle(lambda _: "Provide a one-sentence caption for the provided image.", "chat", (), 32),
-        default="plain",
-    ),
-    "vqa": Styles(
-        plain=PromptStyle(ask_vqa, "plain", VQA_STOPS, 16, clean_vqa),
-        chat=PromptStyle(_short_chat, "chat", (), 16),
-        default="plain",
-    ),
-    "choice": Styles(
-        plain=PromptStyle(_choice_plain, "plain", ("\n",), 32),
-        chat=PromptStyle(_choice_chat, "chat", (), 32),
-        default="chat",
-    ),
-    "free": Styles(
-        plain=PromptStyle(ask_vqa, "plain", ("\nQuestion:",), 512),
-        chat=PromptStyle(lambda example: example.question, "chat", (), 512),
-        default="chat",
-    ),
-}
+from mm1.eval.shots import Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +61,9 @@ class Published:
     columns: Columns
     scoring: Scoring
 
-    def __call__(self, limit: int, *, seed: int, data: str = "", form: Form | None = None, split: str = "") -> Task:
+    def __call__(
+        self, limit: int, *, seed: int, data: str = "", split: str = "", form: Form | None = None, rules: Rules = "mm1"
+    ) -> Task:
         """The task with up to `limit` queries, a seeded draw. `data` is a folder; without it the hub's data are used.
 
         Rows that can't be scored are left out, and counted in the task's `origin`.
@@ -139,7 +78,6 @@ class Published:
         shots = self._reader(folder, self.source.shots, otherwise=queries) if self.source.shots else queries
         pool = listed if shots is queries else self._listed(shots)
         examples, left_out = self._queries(queries, listed, selected=selected)
-        styles = STYLES[self.kind]
         scoring = self.scoring
         if scoring.parse is None and self.columns.choices is not None:
             scoring = replace(scoring, parse=_parse_letter)
@@ -149,7 +87,7 @@ class Published:
             pool=Pool(
                 len(pool.ids), _reader_of(shots, list(pool.ids)), [answers[0] for answers in pool.answers.values()]
             ),
-            style=styles.chat if (form or styles.default) == "chat" else styles.plain,
+            style=self.style(form, rules=rules),
             scoring=scoring,
             split_references=list(listed.answers.values()) if scoring.within is not None else (),
             origin=Origin(f"{self.source.hub}, {len(listed.ids)} rows, {listed.digest()}", queries.split, left_out),
@@ -166,6 +104,20 @@ class Published:
             raise TaskError(f"task {self.name} has no training split: its questions are for evaluation alone")
         folder = self._folder(data)
         return self._reader(folder, splits), self._reader(folder, self.source.queries)
+
+    def style(self, form: Form | None = None, *, rules: Rules = "mm1") -> PromptStyle:
+        """How questions are asked in this form, or in the default one, under the rules of a source.
+
+        Raises:
+            ValueError: the source has no rules for the task, or not in this form.
+        """
+        forms = styles_of(self.name, self.kind, rules=rules).forms
+        form = form or next(iter(forms))
+        if form not in forms:
+            raise ValueError(
+                f"--protocol {rules} asks {self.name} in {' or '.join(forms)} form; leave --form {form} out"
+            )
+        return forms[form]
 
     def _queries(
         self, reader: ExampleReader, listed: "Listed", *, selected: Sequence[int]
@@ -321,4 +273,4 @@ def by_likelihood(task: Task) -> Task:
     """
     if not all(query.choices for query in task.queries):
         raise ValueError(f"task {task.name} has questions without choices, so nothing can be chosen by likelihood")
-    return replace(task, style=replace(task.style, ask=ask_vqa if task.style.form == "plain" else _short_chat))
+    return replace(task, style=replace(task.style, ask=ask_vqa if task.style.form == "plain" else ask_short))
