@@ -129,7 +129,7 @@ class Theirs:
         model = subject.model
         self.vision = opened(vision_config_to_hf(model.config.vision), vision_to_hf(model.vision.state_dict()))
         decoder = decoder_config_to_hf(model.config.decoder, max_positions=8192)
-        self.decoder = opened(decoder, decoder_to_hf(model.decoder.state_dict()), writes=True)
+        self.decoder = opened(decoder, decoder_to_hf(model.decoder.state_dict(), model.decoder.config), writes=True)
         self.connector = copy.deepcopy(model.connector)
         shape = (1, -1, 1, 1)
         self.mean, self.std = (torch.tensor(x).view(shape) for x in (model.config.vision.mean, model.config.vision.std))

@@ -43,7 +43,7 @@ def both(figures: Figures) -> tuple[MLLM, Any]:
         described = decoder_config_to_hf(config.decoder, max_positions=8192)
         described.pop("architectures")
         theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**described))
-    theirs.load_state_dict(decoder_to_hf(model.decoder.state_dict()), strict=False)
+    theirs.load_state_dict(decoder_to_hf(model.decoder.state_dict(), model.decoder.config), strict=False)
     return model, theirs.to(dtype).eval()
 
 

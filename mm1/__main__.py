@@ -354,7 +354,7 @@ def import_model(
 ) -> None:
     """Make a run from a published model: a language model, an image encoder, a LLaVA, or an export of mm1.
 
-    Llama, Mistral, Mixtral, Qwen, SmolLM; CLIP, SigLIP, DINOv2, AIMv2, OpenCLIP, DFN; LLaVA-1.5, LLaVA-NeXT.
+    Llama, Mistral, Mixtral, Qwen, SmolLM; CLIP, SigLIP, ViT, DINOv2, AIMv2, OpenCLIP, DFN; LLaVA, Idefics3, SmolVLM.
     Train it further with `mm1 train FOLDER/config.json`, or start another run from it with start_from.decoder=FOLDER,
     start_from.vision=FOLDER or start_from.model=FOLDER.
     """

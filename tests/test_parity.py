@@ -44,6 +44,13 @@ DECODERS = {
     "smollm3, other layers": {"no_rope_layers": [0, 1, 0], "tie_word_embeddings": True, "pad_token_id": 0},
     "mixtral": {"num_local_experts": 5},
     "mixtral, three": {"num_local_experts": 6, "num_experts_per_tok": 3, "router_aux_loss_coef": 0.02},
+    "qwen3_moe": {
+        "num_local_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 20,
+        "head_dim": 16,
+        "norm_topk_prob": True,
+    },
 }
 
 
@@ -56,6 +63,7 @@ def build(family: str, settings: dict):
         "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
         "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM),
         "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
+        "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
     }
     config_class, model_class = classes[family]
     torch.manual_seed(0)
@@ -96,9 +104,9 @@ def test_decoder_logits_equal_theirs(name):
 @pytest.mark.parametrize("name", DECODERS)
 def test_decoder_goes_there_and_back_unchanged(name):
     ours = our_decoder(build(name.split(",")[0], DECODER | DECODERS[name]))
-    theirs = convert.decoder_to_hf(ours.state_dict())
+    theirs = convert.decoder_to_hf(ours.state_dict(), ours.config)
     back = convert.decoder_from_hf(theirs, tie_embeddings=ours.config.tie_embeddings)
-    config = convert.decoder_config_to_hf(ours.config, max_positions=64)
+    config = convert.decoder_config_to_hf(ours.config, max_positions=ours.config.max_positions)
     assert convert.decoder_config_from_hf(config) == ours.config
     assert back.keys() == ours.state_dict().keys()
     assert all(torch.equal(back[name], x) for name, x in ours.state_dict().items())
@@ -110,8 +118,8 @@ def test_transformers_opens_our_decoder_from_a_folder(name, tmp_path):
     ours = our_decoder(build(name.split(",")[0], DECODER | DECODERS[name]))
     write(
         tmp_path,
-        convert.decoder_config_to_hf(ours.config, max_positions=64),
-        convert.decoder_to_hf(ours.state_dict()),
+        convert.decoder_config_to_hf(ours.config, max_positions=ours.config.max_positions),
+        convert.decoder_to_hf(ours.state_dict(), ours.config),
     )
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
@@ -179,7 +187,7 @@ def test_a_tensor_of_another_family_is_refused():
 def test_what_no_family_has_is_not_written():
     with pytest.raises(ValueError, match="every layer"):
         convert.decoder_config_to_hf(DecoderConfig(sparse=SparseConfig(experts=4, every=2)), max_positions=8)
-    with pytest.raises(ValueError, match="qwen3 with mixtral"):
-        convert.decoder_config_to_hf(DecoderConfig(sparse=SparseConfig(experts=4), qk_norm=True), max_positions=8)
+    with pytest.raises(ValueError, match="qwen2 with mixtral"):
+        convert.decoder_config_to_hf(DecoderConfig(sparse=SparseConfig(experts=4), qkv_bias=True), max_positions=8)
     with pytest.raises(ValueError, match="qwen2 with qwen3"):
         convert.decoder_config_to_hf(DecoderConfig(qkv_bias=True, qk_norm=True), max_positions=8)

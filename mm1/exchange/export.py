@@ -203,7 +203,7 @@ def _form(run: RunConfig, part: str, names: list[str], *, tokenizer: Tokenizer |
     if tokenizer is None:
         try:
             theirs = decoder_config_to_hf(model.decoder, max_positions=length)
-            return Form(theirs, lambda ours: decoder_to_hf(_inside(ours, "decoder.")))
+            return Form(theirs, lambda ours: decoder_to_hf(_inside(ours, "decoder."), model.decoder))
         except ValueError as why:
             log.info("exported with a modelling file: %s", why)
         return Form(files.own_config(model, part=part, max_positions=length), lambda ours: ours, native=False)
@@ -211,7 +211,8 @@ def _form(run: RunConfig, part: str, names: list[str], *, tokenizer: Tokenizer |
     for name, family in FAMILIES.items():
         try:
             theirs, processor = family.config_to_hf(model, max_positions=length), family.processor(model, tokenizer)
-            return Form(theirs, family.to_hf, processor=processor)
+            to_hf = family.to_hf
+            return Form(theirs, lambda ours: to_hf(ours, model), processor=processor)
         except ValueError as why:
             reasons.append(f"no {name}, since {why}")
     log.info("exported with a modelling file: %s", "; ".join(reasons))

@@ -9,7 +9,7 @@ import torch
 
 from mm1.config.model import DecoderConfig, SparseConfig
 from mm1.hf.experts import stack_experts, unstack_experts
-from mm1.hf.names import DECODER, DECODER_DROPPED, reverse, translate
+from mm1.hf.names import DECODER, DECODER_DROPPED, QWEN3_MOE, reverse, translate
 
 State = dict[str, torch.Tensor]
 
@@ -19,6 +19,7 @@ DECODERS = {
     "mixtral": "MixtralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }
 """Classes by model type. SmolLM2 is a Llama, Qwen2.5 a Qwen2."""
@@ -37,12 +38,17 @@ _SMOLLM3: dict[str, Any] = {
 _SMOLLM3 |= {"num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 32768}
 _SMOLLM3 |= {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 2e6}
 
+_QWEN3_MOE = _LLAMA | {"vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 24, "num_key_value_heads": 4}
+_QWEN3_MOE |= {"max_position_embeddings": 32768, "use_sliding_window": False, "num_local_experts": 128}
+_QWEN3_MOE |= {"moe_intermediate_size": 768, "num_experts_per_tok": 8, "norm_topk_prob": False}
+
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "mistral": _MISTRAL | {"sliding_window": 4096},
     "mixtral": _MISTRAL | {"rope_theta": 1e6, "rms_norm_eps": 1e-5, "num_local_experts": 8, "num_experts_per_tok": 2},
     "qwen2": _QWEN,
     "qwen3": _QWEN | {"head_dim": 128},
+    "qwen3_moe": _QWEN3_MOE,
     "smollm3": _SMOLLM3,
 }
 """Defaults of their config classes: a config, above all one inside a larger model's, may leave fields out."""
@@ -78,16 +84,16 @@ def decoder_config_from_hf(theirs: dict[str, Any]) -> DecoderConfig:
         heads=heads,
         kv_heads=theirs.get("num_key_value_heads") or heads,
         head_width=theirs.get("head_dim") or theirs["hidden_size"] // heads,
-        mlp_width=theirs["intermediate_size"],
+        mlp_width=theirs["moe_intermediate_size" if family == "qwen3_moe" else "intermediate_size"],
         rope_base=rope.get("rope_theta") or theirs.get("rope_theta", 10_000.0),
         rope_scaling=scaling,
         norm_epsilon=theirs["rms_norm_eps"],
-        qk_norm=family == "qwen3",
+        qk_norm=family in ("qwen3", "qwen3_moe"),
         qkv_bias=family == "qwen2",
         no_rope_layers=_no_rope_layers(theirs) if family == "smollm3" else (),
         tie_embeddings=theirs.get("tie_word_embeddings", family == "smollm3"),
         max_positions=theirs["max_position_embeddings"],
-        sparse=_sparse(theirs) if family == "mixtral" else SparseConfig(),
+        sparse=_sparse(theirs) if family in ("mixtral", "qwen3_moe") else SparseConfig(),
     )
 
 
@@ -99,7 +105,7 @@ def _no_rope_layers(theirs: dict[str, Any]) -> tuple[int, ...]:
 
 def _sparse(theirs: dict[str, Any]) -> SparseConfig:
     return SparseConfig(
-        experts=theirs["num_local_experts"],
+        experts=theirs.get("num_experts", theirs["num_local_experts"]),  # Qwen3-MoE's name in published files
         top_k=theirs["num_experts_per_tok"],
         load_balance_weight=theirs.get("router_aux_loss_coef", 0.0),
     )
@@ -114,12 +120,22 @@ def _refuse(theirs: dict[str, Any], family: str) -> None:
             raise ValueError(f"{name} is set, but only Qwen2's biases of query, key and value can be read")
     if theirs["hidden_act"] != "silu":
         raise ValueError(f"hidden_act is {theirs['hidden_act']!r}, but only 'silu' is known")
+    if family == "qwen3_moe":
+        _refuse_mixed(theirs)
     window = theirs.get("sliding_window") if theirs.get("use_sliding_window", True) else None
     if window is not None and window < theirs["max_position_embeddings"]:
         raise ValueError(
             f"its attention has a sliding window of {window} tokens, which our decoder lacks; for texts of at most "
             f"{window} tokens that makes no difference: set sliding_window to null in config.json"
         )
+
+
+def _refuse_mixed(theirs: dict[str, Any]) -> None:
+    """Raise if a Qwen3-MoE has dense layers, or weights of experts that don't sum to one."""
+    if theirs.get("decoder_sparse_step", 1) != 1 or theirs.get("mlp_only_layers"):
+        raise ValueError("decoder_sparse_step or mlp_only_layers leave layers without experts, of another width")
+    if not theirs["norm_topk_prob"]:
+        raise ValueError("norm_topk_prob is false, but ours divides the weights of the chosen experts by their sum")
 
 
 def decoder_config_to_hf(config: DecoderConfig, *, max_positions: int) -> dict[str, Any]:
@@ -183,6 +199,9 @@ def _family(config: DecoderConfig) -> tuple[str, dict[str, Any]]:
             "num_experts_per_tok": sparse.top_k,
             "router_aux_loss_coef": sparse.load_balance_weight,
         }
+        if families.keys() == {"qwen3", "mixtral"}:
+            own = {"moe_intermediate_size": config.mlp_width, "norm_topk_prob": True, "num_experts": sparse.experts}
+            families = {"qwen3_moe": families["mixtral"] | own}
     if len(families) > 1:
         raise ValueError(
             "Qwen2 has qkv_bias, Qwen3 qk_norm, SmolLM3 no_rope_layers and Mixtral experts, but no family has two of "
@@ -210,7 +229,8 @@ def decoder_from_hf(theirs: State, *, tie_embeddings: bool) -> State:
     prefix = _prefix(theirs, "embed_tokens.weight")
     inside = {name: x for name, x in _inside(theirs, prefix).items() if not DECODER_DROPPED.match(name)}
     inside = stack_experts(inside)
-    ours = {name: inside[their] for their, name in translate(inside, reverse(DECODER)).items()}
+    names = QWEN3_MOE if any(".mlp.experts." in name for name in inside) else DECODER
+    ours = {name: inside[their] for their, name in translate(inside, reverse(names)).items()}
     if tie_embeddings:
         return ours
     if not any(name.endswith("lm_head.weight") for name in theirs):
@@ -221,11 +241,13 @@ def decoder_from_hf(theirs: State, *, tie_embeddings: bool) -> State:
     return ours | {"output.weight": theirs[_prefix(theirs, "lm_head.weight") + "lm_head.weight"]}
 
 
-def decoder_to_hf(ours: State) -> State:
-    """Their state dict from the state of our `Decoder`; as theirs without `lm_head` if embeddings are tied."""
+def decoder_to_hf(ours: State, config: DecoderConfig) -> State:
+    """Their state dict from the state of our `Decoder` of this `config`, or from a part of it; as theirs without
+    `lm_head` if embeddings are tied."""
+    names = QWEN3_MOE if _family(config)[0] == "qwen3_moe" else DECODER
     ours = dict(ours)
     output = ours.pop("output.weight", None)
-    theirs = unstack_experts({"model." + their: ours[name] for name, their in translate(ours, DECODER).items()})
+    theirs = unstack_experts({"model." + their: ours[name] for name, their in translate(ours, names).items()})
     return theirs if output is None else theirs | {"lm_head.weight": output}
 
 

@@ -1,4 +1,4 @@
-"""Mixtral's experts, one tensor each in its files, as ours, which are one tensor per layer, and back."""
+"""Experts of Mixtral and Qwen3-MoE, one tensor each in their files, as ours, one tensor per layer, and back."""
 
 import re
 
@@ -6,8 +6,8 @@ import torch
 
 State = dict[str, torch.Tensor]
 
-_EXPERT = re.compile(r"(.*\.experts\.)(\d+)\.(w[123]\.weight)")
-_STACKED = re.compile(r"(.*\.experts\.)(w[123]\.weight)")
+_EXPERT = re.compile(r"(.*\.experts\.)(\d+)\.((?:w[123]|\w+_proj)\.weight)")
+_STACKED = re.compile(r"(.*\.experts\.)((?:w[123]|\w+_proj)\.weight)")
 
 
 def stack_experts(theirs: State) -> State:

@@ -20,7 +20,7 @@ class Family:
     config_to_hf    their config.json, from our config and the length of the longest text
     processor       their processor for our config and tokenizer
     from_hf         the state of our `MLLM`, from theirs and our config
-    to_hf           theirs from ours, or a part of it
+    to_hf           theirs from ours, or a part of it, and our config
     left_out        what ours does in another way than the model in a folder
 
     All but the last two raise ValueError for what the other side doesn't have.
@@ -30,7 +30,7 @@ class Family:
     config_to_hf: Callable[..., dict[str, Any]]
     processor: Callable[[ModelConfig, Tokenizer], Processor]
     from_hf: Callable[[State, ModelConfig], State]
-    to_hf: Callable[[State], State]
+    to_hf: Callable[[State, ModelConfig], State]
     left_out: Callable[[Path], str] = lambda folder: ""
 
 

@@ -171,7 +171,7 @@ def state_from_hf(theirs: State, config: ModelConfig) -> State:
     return ours | {f"decoder.{name}": x for name, x in decoder.items()}
 
 
-def state_to_hf(ours: State) -> State:
+def state_to_hf(ours: State, config: ModelConfig) -> State:
     """Their state dict, with the names of the published files, from the state of our `MLLM` or a part of it."""
     parts: dict[str, State] = {"vision": {}, "connector": {}, "decoder": {}}
     for name, x in ours.items():
@@ -180,6 +180,6 @@ def state_to_hf(ours: State) -> State:
     theirs = {f"model.{name}": x for name, x in write(parts["vision"], LAYOUTS["clip"]).items()}
     if parts["connector"]:
         (theirs[_CONNECTOR],) = parts["connector"].values()
-    for name, x in decoder_to_hf(parts["decoder"]).items():
+    for name, x in decoder_to_hf(parts["decoder"], config.decoder).items():
         theirs[name.replace("model.", "model.text_model.", 1)] = x
     return theirs

@@ -18,6 +18,7 @@ from mm1.hf.names import (
     OPENCLIP,
     VISION,
     VISION_DROPPED,
+    VIT,
     reverse,
     translate,
 )
@@ -40,6 +41,7 @@ _TOKENS = {"class_E": 2, "register_RE": 1, "position_PE": 1}
 _MASK_TOKEN, _HEAD = re.compile(r"embeddings\.mask_token$"), re.compile(r"head\.")
 
 LAYOUTS = {
+    "vit": Layout("encoder.layer.0.layernorm_before.weight", VIT, re.compile(r"pooler\."), ones=_TOKENS),
     "clip": Layout("embeddings.patch_embedding.weight", VISION, VISION_DROPPED, "vision_model."),
     "dinov2, gated": Layout("encoder.layer.0.mlp.weights_in.weight", DINOV2_GATED, _MASK_TOKEN, ones=_TOKENS),
     "dinov2": Layout("embeddings.patch_embeddings.projection.weight", DINOV2, _MASK_TOKEN, ones=_TOKENS),
@@ -100,6 +102,8 @@ def layout_of(names: Container[str]) -> Layout:
         return LAYOUTS["dinov2, gated" if "blocks.0.feed_forward.gate.weight" in names else "dinov2"]
     if "patch_norm.weight" in names:
         return LAYOUTS["aim" if "patch_norm.bias" in names else "aimv2"]
+    if "class_E" in names and "input_norm.weight" not in names:
+        return LAYOUTS["vit"]
     return LAYOUTS["clip"]
 
 

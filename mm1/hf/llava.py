@@ -185,7 +185,7 @@ def llava_from_hf(theirs: State, config: ModelConfig) -> State:
     }
 
 
-def llava_to_hf(ours: State) -> State:
+def llava_to_hf(ours: State, config: ModelConfig) -> State:
     """Their state dict, with the names of the published files, from the state of our `MLLM` or a part of it."""
     parts: dict[str, State] = {"vision": {}, "connector": {}, "decoder": {}}
     for name, x in ours.items():
@@ -193,4 +193,4 @@ def llava_to_hf(ours: State) -> State:
         parts[part][leaf] = x
     theirs = {f"vision_tower.{name}": x for name, x in write(parts["vision"], LAYOUTS["clip"]).items()}
     theirs |= {their: parts["connector"][name] for name, their in translate(parts["connector"], CONNECTOR).items()}
-    return theirs | {f"language_model.{name}": x for name, x in decoder_to_hf(parts["decoder"]).items()}
+    return theirs | {f"language_model.{name}": x for name, x in decoder_to_hf(parts["decoder"], config.decoder).items()}

@@ -47,6 +47,22 @@ DINOV2 = {
 }
 """DINOv2 with and without registers, in its published files."""
 
+VIT = {
+    "class_E": "embeddings.cls_token",
+    "position_PE": "embeddings.position_embeddings",
+    **_both("patch", "embeddings.patch_embeddings.projection"),
+    **_both("norm", "layernorm"),
+    **_both("blocks.{}.attention_norm", "encoder.layer.{}.layernorm_before"),
+    **_both("blocks.{}.attention.query", "encoder.layer.{}.attention.attention.query"),
+    **_both("blocks.{}.attention.key", "encoder.layer.{}.attention.attention.key"),
+    **_both("blocks.{}.attention.value", "encoder.layer.{}.attention.attention.value"),
+    **_both("blocks.{}.attention.out", "encoder.layer.{}.attention.output.dense"),
+    **_both("blocks.{}.feed_forward_norm", "encoder.layer.{}.layernorm_after"),
+    **_both("blocks.{}.feed_forward.up", "encoder.layer.{}.intermediate.dense"),
+    **_both("blocks.{}.feed_forward.down", "encoder.layer.{}.output.dense"),
+}
+"""ViT (Dosovitskiy et al., arXiv 2010.11929) in `transformers`."""
+
 DINOV2_GATED = {name: their for name, their in DINOV2.items() if "feed_forward." not in name} | {
     **_both("blocks.{}.feed_forward.gate|up", "encoder.layer.{}.mlp.weights_in"),
     **_both("blocks.{}.feed_forward.down", "encoder.layer.{}.mlp.weights_out"),
@@ -136,6 +152,14 @@ DECODER = {
     "blocks.{}.feed_forward.experts.down.weight": "layers.{}.block_sparse_moe.experts.w2.weight",
 }
 """The decoders of Llama, Mistral, Qwen2, Qwen3, SmolLM3 and Mixtral, without the output matrix."""
+
+QWEN3_MOE = DECODER | {
+    "blocks.{}.feed_forward.router.weight": "layers.{}.mlp.gate.weight",
+    "blocks.{}.feed_forward.experts.gate.weight": "layers.{}.mlp.experts.gate_proj.weight",
+    "blocks.{}.feed_forward.experts.up.weight": "layers.{}.mlp.experts.up_proj.weight",
+    "blocks.{}.feed_forward.experts.down.weight": "layers.{}.mlp.experts.down_proj.weight",
+}
+"""Qwen3-MoE's decoder."""
 
 DECODER_DROPPED = re.compile(r".*rotary_emb\.inv_freq$")
 

@@ -53,6 +53,12 @@ FAMILIES = {
         )
         for name in ("idefics3", "smolvlm")
     },
+    "vit": Family(
+        "ViTModel",
+        _BASE | {"intermediate_size": 3072, "patch_size": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
+        HALF_PIXELS,
+        {"class_token": True},
+    ),
     "dinov2": Family("Dinov2Model", _DINOV2 | {"patch_size": 14}, IMAGENET_PIXELS, _DINOV2_PARTS),
     "dinov2_with_registers": Family(
         "Dinov2WithRegistersModel",
