@@ -20,6 +20,7 @@ from safetensors.torch import save
 from mm1.checkpoint import Weights
 from mm1.config import run as config
 from mm1.config.base import ConfigError
+from mm1.config.model import ModelConfig
 from mm1.config.run import LoRAConfig, RunConfig
 from mm1.data.chat_format import TEMPLATE
 from mm1.data.recorded import RecordedText, recorded_text
@@ -30,7 +31,7 @@ from mm1.exchange.model_card import FILE as CARD
 from mm1.exchange.model_card import model_card
 from mm1.hf import adapter, files
 from mm1.hf.convert import decoder_config_to_hf, decoder_to_hf
-from mm1.hf.families import FAMILIES
+from mm1.hf.families import FAMILIES, Family
 from mm1.hf.files import Processor
 from mm1.hf.layouts import layout_of, vision_to_hf
 from mm1.hf.shards import Group, State, write_shards
@@ -210,14 +211,22 @@ def _form(run: RunConfig, part: str, names: list[str], *, tokenizer: Tokenizer |
     reasons = []
     for name, family in FAMILIES.items():
         try:
-            theirs, processor = family.config_to_hf(model, max_positions=length), family.processor(model, tokenizer)
-            to_hf = family.to_hf
-            return Form(theirs, lambda ours: to_hf(ours, model), processor=processor)
+            return _family_form(family, model, tokenizer, max_positions=length)
         except ValueError as why:
             reasons.append(f"no {name}, since {why}")
     log.info("exported with a modelling file: %s", "; ".join(reasons))
     theirs = files.own_config(model, part=part, max_positions=length)
     return Form(theirs, lambda ours: ours, native=False, processor=files.own_processor(model, tokenizer))
+
+
+def _family_form(family: Family, model: ModelConfig, tokenizer: Tokenizer, *, max_positions: int) -> Form:
+    """The form of a model of a family.
+
+    Raises:
+        ValueError: the family has no such model.
+    """
+    theirs = family.config_to_hf(model, max_positions=max_positions)
+    return Form(theirs, lambda ours: family.to_hf(ours, model), processor=family.processor(model, tokenizer))
 
 
 def _inside(state: State, prefix: str) -> State:
