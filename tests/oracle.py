@@ -150,6 +150,7 @@ def hf_model(script: Script) -> Model:
             return torch.cat([input_ids, written], dim=1)
 
     model.processor, model.model, model.folder, model.name = processor, Generates(), Path("oracle"), "hf"
+    model.rows = 1
     return model
 
 

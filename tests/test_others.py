@@ -111,6 +111,50 @@ def test_likelihoods_are_those_of_one_pass(folder: Path, tmp_path: Path):
         assert nats == pytest.approx(float(expected), abs=1e-5)
 
 
+def test_prompts_side_by_side_are_answered_as_one_by_one(folder: Path, tmp_path: Path, caplog):
+    layouts.vqav2(tmp_path / "data")
+    task = load_task("vqav2", limit=6, seed=0, data=str(tmp_path / "data"), form="chat")
+    drawn = [draw_shots(task, number, shots=number % 3, seed=0) for number in range(6)]
+    prompts = [prompt(task, query, shots=shown) for query, shown in zip(task.queries, drawn, strict=True)]
+    requests = [Request(one, stops=stops, max_tokens=9) for one in prompts for stops in ((), ("e",))]
+    alone, together = HfModel(folder, rows=1), HfModel(folder, rows=4)
+    assert together.model.dtype == torch.float32
+    for model in (alone, together):  # random weights as small as these write the same after every prompt
+        for name, weight in model.model.named_parameters():
+            if "language_model" in name or "projector" in name:
+                weight.data *= 6
+    calls, finished = [], []
+    generate = together.model.generate
+    together.model.generate = lambda **how: calls.append(len(how["input_ids"])) or generate(**how)
+    answers = together.generate(requests, done=lambda number, reply: finished.append(number))
+    assert answers == alone.generate(requests)
+    assert len({answer.text for answer in answers}) > 3
+    assert sorted(finished) == list(range(12))
+    assert calls == [2, 1, 1, 4, 2, 4, 2]  # the check, then the batches: 12 requests in four passes
+    assert not caplog.records
+
+
+def test_a_model_that_padding_changes_is_asked_one_by_one_with_a_note(folder: Path, tmp_path: Path, caplog):
+    layouts.vqav2(tmp_path / "data")
+    task = load_task("vqav2", limit=4, seed=0, data=str(tmp_path / "data"), form="chat")
+    drawn = [draw_shots(task, number, shots=number % 3, seed=0) for number in range(4)]
+    requests = [Request(prompt(task, *pair[:1], shots=pair[1])) for pair in zip(task.queries, drawn, strict=True)]
+    expected = HfModel(folder, rows=1).generate(requests)
+    blind_to_padding, no_padding = HfModel(folder), HfModel(folder)
+    generate = blind_to_padding.model.generate
+
+    def all_seen(**how):
+        return generate(**how | {"attention_mask": torch.ones_like(how["attention_mask"])})
+
+    blind_to_padding.model.generate = all_seen
+    no_padding.processor.tokenizer.pad_token = no_padding.processor.tokenizer.eos_token = None
+    for model, why in ((blind_to_padding, "logits differ"), (no_padding, "pad")):
+        caplog.clear()
+        assert model.generate(requests) == expected
+        assert "one prompt at a time" in caplog.text
+        assert why in caplog.text
+
+
 def test_another_training_has_another_name(folder: Path, tmp_path: Path):
     first = HfModel(folder).name
     model = transformers.LlavaForConditionalGeneration.from_pretrained(folder)

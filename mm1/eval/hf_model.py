@@ -1,5 +1,7 @@
 """An image-text-to-text model of `transformers`."""
 
+import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ from mm1.eval.model import Done, Model, Ranked, Reply, Request, as_pillow, diges
 from mm1.generate.writer import until
 from mm1.hf.files import code
 
+log = logging.getLogger("mm1")
+
 
 class HfModel(Model):
-    """An image-text-to-text model of `transformers` from its folder, asked one prompt at a time."""
+    """An image-text-to-text model of `transformers` from its folder; `rows` prompts are written side by side."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, rows: int = 8):
         try:
             from transformers import AutoModelForImageTextToText, AutoProcessor
         except ImportError as error:
@@ -37,22 +41,66 @@ class HfModel(Model):
             raise ValueError(f"transformers opens {folder} as no model of images and text: {why}") from error
         if torch.cuda.is_available():
             self.model = self.model.to("cuda")
-        self.folder = folder
+        self.folder, self.rows, self._tried = folder, rows, False
         self.name = f"{folder.name}, weights {digest(sorted(folder.glob('*.safetensors')))}"
 
-    @torch.inference_mode()
     def generate(self, requests: Sequence[Request], *, done: Done = ignore) -> list[Reply]:
-        replies = []
-        for number, request in enumerate(requests):
-            inputs = self._inputs(request.prompt)
-            options: dict[str, Any] = {"max_new_tokens": request.max_tokens, "num_beams": request.beams}
-            if request.stops:
-                options |= {"stop_strings": list(request.stops), "tokenizer": self.processor.tokenizer}
-            tokens = self.model.generate(**inputs, do_sample=False, **options)
-            text = self.processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            replies.append(Reply(until(text, request.stops)))
-            done(number, replies[-1])
+        """The replies; prompts of about one length are written side by side, if that changes nothing."""
+        replies = [Reply("")] * len(requests)
+        for numbers in self._batches(requests):
+            for number, text in zip(numbers, self._written([requests[n] for n in numbers]), strict=True):
+                replies[number] = Reply(until(text, requests[number].stops))
+                done(number, replies[number])
         return replies
+
+    def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
+        """The numbers of requests that are answered together: decoded alike, and of about one length."""
+        groups: dict[tuple, list[int]] = defaultdict(list)
+        for number, request in enumerate(requests):
+            how = (request.stops, request.max_tokens, request.beams, bool(request.prompt.images))
+            groups[how].append(number)
+        batches = []
+        for numbers in groups.values():
+            by_length = sorted(numbers, key=lambda n: _size(requests[n].prompt))
+            rows = self.rows if len(numbers) > 1 and self._can_batch([requests[n] for n in by_length]) else 1
+            batches += [by_length[start : start + rows] for start in range(0, len(by_length), rows)]
+        return batches
+
+    def _can_batch(self, by_length: Sequence[Request]) -> bool:
+        """Whether the shortest and the longest prompt, padded side by side, are continued as each by itself.
+
+        Tried once per model. If not, a note says so, and prompts are asked one at a time.
+        """
+        if self.rows > 1 and not self._tried:
+            self._tried = True
+            pair = [by_length[0].prompt, by_length[-1].prompt]
+            try:
+                together, alone = self._first_logits(pair), torch.cat([self._first_logits([one]) for one in pair])
+                bound = 1e-3 if together.dtype == torch.float32 else 0.1
+                far = float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
+                why = f"logits differ by {far:.2g} of the largest" if far > bound else ""
+            except (ValueError, TypeError, IndexError, KeyError, RuntimeError, AttributeError) as error:
+                why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if why:
+                log.warning("%s is asked one prompt at a time: side by side with padding, %s", self.name, why)
+                self.rows = 1
+        return self.rows > 1
+
+    @torch.inference_mode()
+    def _first_logits(self, prompts: Sequence[Document]) -> torch.Tensor:
+        options = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        return self.model.generate(**self._inputs(*prompts), **options).logits[0]
+
+    @torch.inference_mode()
+    def _written(self, requests: Sequence[Request]) -> list[str]:
+        """The text written after each prompt; all are decoded as the first."""
+        first, inputs = requests[0], self._inputs(*(request.prompt for request in requests))
+        options: dict[str, Any] = {"max_new_tokens": first.max_tokens, "num_beams": first.beams}
+        if first.stops:
+            options |= {"stop_strings": list(first.stops), "tokenizer": self.processor.tokenizer}
+        tokens = self.model.generate(**inputs, do_sample=False, **options)
+        written = tokens[:, inputs["input_ids"].shape[1] :]
+        return [self.processor.tokenizer.decode(row, skip_special_tokens=True) for row in written]
 
     @torch.inference_mode()
     def loglikelihoods(self, requests: Sequence[Request], *, done: Ranked = ignore) -> list[list[float]]:
@@ -78,23 +126,40 @@ class HfModel(Model):
     def prompt_tokens(self, prompt: Document) -> int:
         return int(self._inputs(prompt)["input_ids"].shape[1])
 
-    def _inputs(self, prompt: Document) -> Any:
-        pictures = [as_pillow(image) for image in prompt.images]
-        add_special_tokens = True
-        if any(isinstance(piece, Mark) for piece in prompt.pieces):
-            if not self.processor.chat_template:
-                raise ValueError(
-                    f"{self.folder} has no chat template, but task {prompt.source} asks in chat form; "
-                    "give --form plain, or another task"
-                )
-            text = self.processor.apply_chat_template(messages(prompt), add_generation_prompt=True, tokenize=False)
-            begin = self.processor.tokenizer.bos_token
-            # as in `apply_chat_template(tokenize=True)`
-            add_special_tokens = not (begin and text.startswith(begin))
-        else:
-            token = self.processor.image_token
-            text = "".join(token if isinstance(piece, Image) else piece.text for piece in prompt.pieces)  # type: ignore[union-attr]
+    def _inputs(self, *prompts: Document) -> Any:
+        """What the model takes for these prompts, padded on the left to one length."""
+        texts, begins = zip(*(self._text(prompt) for prompt in prompts), strict=True)
+        images = [[as_pillow(image) for image in prompt.images] for prompt in prompts]
+        padding: dict[str, Any] = {}
+        if len(prompts) > 1:
+            tokenizer = self.processor.tokenizer
+            tokenizer.padding_side, padding = "left", {"padding": True}
+            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         inputs = self.processor(
-            text=[text], images=pictures or None, add_special_tokens=add_special_tokens, return_tensors="pt"
+            text=list(texts),
+            images=(images if len(prompts) > 1 else images[0]) if any(images) else None,
+            add_special_tokens=not any(begins),
+            return_tensors="pt",
+            **padding,
         )
         return inputs.to(self.model.device)
+
+    def _text(self, prompt: Document) -> tuple[str, bool]:
+        """The prompt as the processor takes it, and whether it has its begin token already."""
+        if not any(isinstance(piece, Mark) for piece in prompt.pieces):
+            token = self.processor.image_token
+            pieces = prompt.pieces
+            return "".join(token if isinstance(piece, Image) else piece.text for piece in pieces), False  # type: ignore[union-attr]
+        if not self.processor.chat_template:
+            raise ValueError(
+                f"{self.folder} has no chat template, but task {prompt.source} asks in chat form; "
+                "give --form plain, or another task"
+            )
+        text = self.processor.apply_chat_template(messages(prompt), add_generation_prompt=True, tokenize=False)
+        begin = self.processor.tokenizer.bos_token
+        # as in `apply_chat_template(tokenize=True)`
+        return text, bool(begin and text.startswith(begin))
+
+
+def _size(prompt: Document) -> tuple[int, int]:
+    return len(prompt.images), len(prompt.text)
