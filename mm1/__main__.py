@@ -262,6 +262,7 @@ def prepare(
     ],
     to: To = None,
     kind: Annotated[str, typer.Option(help="Kind of the input; detected from its files by default.")] = "",
+    key: Annotated[str, typer.Option(help="What names a sample in a tar: first-dot or last-dot.")] = "",
     workers: Annotated[int, typer.Option(help="Shards processed at once.", min=1)] = 1,
     runner: Annotated[RunnerName, typer.Option(help="native: on this machine. ray: on a cluster.")] = RunnerName.native,
     address: Annotated[str, typer.Option(help="Address of the Ray cluster; without it Ray is started here.")] = "",
@@ -280,7 +281,7 @@ def prepare(
     from mm1.prepare.request import parse_request
     from mm1.prepare.summary import exit_status, failure_lines, summary_lines
 
-    request = parse_request(words, kind=kind)
+    request = parse_request([*words, *([f"key={key}"] if key else [])], kind=kind)
     folder = to or Path(f"{Path(request.inputs[0].path).resolve().name.replace(':', '-')}-prepared")
     nodes = Runner(runner.value, address, workers)
     try:

@@ -128,6 +128,23 @@ def llava(folder: Path, flaws: list[str]) -> Written:
     return written
 
 
+def mixture(folder: Path, flaws: list[str]) -> Written:
+    (folder / "mix.yaml").write_text("datasets:\n  - json_path: 0.json\n    sampling_strategy: all\n")
+    return llava(folder, flaws)
+
+
+def rows(folder: Path, flaws: list[str]) -> Written:
+    written, values = Written(), []
+    for number, flaw in enumerate(flaws):
+        data = data_of(flaw)
+        if data is not None:
+            (folder / f"{number}.jpg").write_bytes(data)
+        values.append((flaw, {"file_name": f"{number}.jpg", "text": text_of(flaw, number)}))
+        written.count(flaw, pictures=flaw != "other encoding")
+    (folder / "metadata.jsonl").write_bytes(lines_of(values))
+    return written
+
+
 def coco(folder: Path, flaws: list[str]) -> Written:
     written, images, captions = Written(), [], []
     for number, flaw in enumerate(flaws):
@@ -198,8 +215,11 @@ MAKERS = {
     "text": text,
     "mmc4": mmc4,
     "llava": llava,
+    "mixture": mixture,
     "coco": coco,
     "pairs": pairs,
+    "rows": rows,
+    "imagefolder": rows,
     "html": html,
     "warc": warc,
 }

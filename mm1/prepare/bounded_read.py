@@ -61,15 +61,32 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def text_encoding(head: bytes) -> str | None:
+    """The encoding that a byte order mark at the start of a text names; None without one, or with that of UTF-8."""
+    return next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+
+
+def read_head(path: Path, size: int) -> bytes:
+    """The first bytes of a text file, decompressed.
+
+    Raises:
+        InputError: the compressed file is broken.
+    """
+    try:
+        with _open_decompressed(path) as file:
+            return file.read(size)
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path.name} breaks off or is no {path.suffix} file: {error}") from error
+
+
 def decode_text(data: bytes) -> str:
     """The text of a file, UTF-8 unless a byte order mark says UTF-16 or UTF-32; without the mark.
 
     Raises:
         Dropped: it is in another encoding.
     """
-    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
     try:
-        return data.decode(encoding).removeprefix("\ufeff")
+        return data.decode(text_encoding(data) or "utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise Dropped("text that is not UTF-8", detail=str(error)) from None
 

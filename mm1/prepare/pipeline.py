@@ -181,7 +181,9 @@ def _shards(request: PrepareRequest, to: Path, tasks: Mapping[str, TaskChats]) -
     shards = []
     for entry in request.inputs:
         path = Path(entry.path)
-        listed = without_files.get(entry.path) or list_shards(path, entry.kind, pictures=pictures, fetcher=fetcher)
+        listed = without_files.get(entry.path) or list_shards(
+            path, entry.kind, pictures=pictures, fetcher=fetcher, options=request.read_options
+        )
         for shard in listed:
             name = f"{path}: {shard.name}" if len(request.inputs) > 1 else shard.name
             shards += cut(replace(shard, name=name, source=path.resolve().name))

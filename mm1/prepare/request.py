@@ -11,6 +11,8 @@ from mm1.config.renamed import PREPARE_FIELDS
 from mm1.prepare.filters.image_filters import ImageBounds, OnMissingImage
 from mm1.prepare.filters.text_filters import Filter
 from mm1.prepare.readers.kinds import Kind, detect_kind
+from mm1.prepare.readers.table_layouts import Rating, Role
+from mm1.prepare.shard import Key, ReadOptions
 
 
 class Input(Config):
@@ -34,6 +36,10 @@ class PrepareRequest(Config):
                        at most so many words on a page; pixels of its longer side, at most; the height of letters as a
                        share of that side, from and to
     fonts              a folder of fonts; without one, matplotlib's and the system's
+    columns            what the columns (in tars: the endings) are called that hold image, text, messages, images, texts
+    split              the splits that are read, by folder, by name of file, or by a column; empty reads all
+    key                what names a sample in a tar: the name of its files up to the first dot, or up to the last
+    min_ratings        what FineVision's turns must be rated at least, from 1 to 5
     language           documents in any other language are left out; empty keeps all
     """
 
@@ -59,6 +65,15 @@ class PrepareRequest(Config):
     max_image_repeats: int = Field(default=0, ge=0)
     on_missing_image: OnMissingImage = "auto"
     decontaminate: tuple[str, ...] = ()
+    columns: dict[Role, str] = Field(default_factory=dict)
+    split: tuple[str, ...] = ()
+    key: Key = "first-dot"
+    min_ratings: dict[Rating, float] = Field(default_factory=dict)
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How the input is laid out, and which of it is read."""
+        return ReadOptions(dict(self.columns.items()), self.split, self.key, dict(self.min_ratings.items()))
 
     @property
     def image_bounds(self) -> ImageBounds:
@@ -83,13 +98,20 @@ def parse_request(words: Sequence[str], *, kind: str = "") -> PrepareRequest:
             continue
         if name not in PrepareRequest.model_fields or name == "inputs":
             raise ConfigError(f"no field {name!r} in a preparation; {_hint(name)}")
-        is_list = name in ("filters", "decontaminate", "page_letters")
-        fields[name] = tuple(part for part in value.split(",") if part) if is_list else value
+        fields[name] = _parsed(name, value)
     inputs = [{"path": path, "kind": kind or detect_kind(Path(path))} for path in paths]
     try:
         return PrepareRequest(inputs=inputs, **fields)  # type: ignore[arg-type]
     except ValidationError as error:
         raise ConfigError("; ".join(map(_message, error.errors()))) from None
+
+
+def _parsed(name: str, value: str) -> Any:
+    """The value of a field as the command line writes it: a,b for a list, a=x,b=y for names."""
+    parts = [part for part in value.split(",") if part]
+    if name in ("columns", "min_ratings"):
+        return dict(part.partition("=")[::2] for part in parts)
+    return tuple(parts) if name in ("filters", "decontaminate", "page_letters", "split") else value
 
 
 def _hint(name: str) -> str:

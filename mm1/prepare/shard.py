@@ -1,13 +1,15 @@
 """A shard of the input: files that are read together, and kept or lost together."""
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mm1.prepare.fetch import Fetcher
 from mm1.prepare.watch import note_file
+
+Key = Literal["first-dot", "last-dot"]
 
 
 class InputError(ValueError):
@@ -24,6 +26,22 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How the user says that the input is laid out, and which of it is read.
+
+    columns      what the columns are called that hold `image`, `text`, `images`, `texts`, `messages`
+    split        the splits that are read; empty reads all
+    key          what names the sample of a member of a tar: its name up to the first or up to the last dot
+    min_ratings  what FineVision's turns must be rated at least: `relevance`, `visual_dependency`, ...
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    split: tuple[str, ...] = ()
+    key: Key = "first-dot"
+    min_ratings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """Some files of the input. No name inside them may lead out of the folder `root`."""
 
@@ -36,6 +54,9 @@ class Shard:
     source: str = ""  # the source that its documents name
     documents: Callable[[], Iterator[Any]] | None = None  # makes the documents where no file holds them
     span: Span | None = None  # the records of the file that are its own, if not all
+    options: ReadOptions = field(default_factory=ReadOptions)
+    sample: str = "all"  # which of its records a mixture takes
+    skipped: tuple[str, ...] = ()  # why files beside it are not read, once for each
 
     @property
     def title(self) -> str:
@@ -45,7 +66,9 @@ class Shard:
     @property
     def picture_folders(self) -> tuple[Path, ...]:
         """The folders in which a picture that the files name is looked for, in this order."""
-        return (self.root / "images", self.root) if self.picture_folder is None else (self.picture_folder,)
+        if self.picture_folder is not None:
+            return (self.picture_folder,)
+        return tuple(dict.fromkeys((self.root / "images", self.root, *(path.parent for path in self.files[:1]))))
 
 
 def file_inside(folder: Path, name: str) -> Path | None:

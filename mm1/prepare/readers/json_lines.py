@@ -6,15 +6,16 @@ from typing import Any
 
 from mm1.document import Document, Image, Piece, Text
 from mm1.prepare.bounded_read import LARGEST_FILE, decode_text, read_json_lines, read_lines
+from mm1.prepare.json_arrays import read_json_array
 from mm1.prepare.ledger import Dropped, Ledger, MissingImage, Page
-from mm1.prepare.readers.tables import Pictures
+from mm1.prepare.readers.pictures import Pictures
 from mm1.prepare.shard import InputError, Shard
 
 _METADATA = ("license", "licence", "url", "language", "added", "created", "dump")
 
 
 def read_text(shard: Shard, ledger: Ledger) -> Iterator[Document]:
-    """One document per line `{"text": ..., "id": ...}`; one per file of plain text.
+    """One document per line or element of an array, `{"text": ..., "id": ...}`; one per file of plain text.
 
     Dolma's format: https://github.com/allenai/dolma/blob/main/docs/data-format.md
 
@@ -27,10 +28,11 @@ def read_text(shard: Shard, ledger: Ledger) -> Iterator[Document]:
             yield Document((Text(_plain_text(path, ledger)),), id=shard.name)
         return
     lines = texts = 0
-    for number, entry in read_json_lines(shard, ledger):
+    name = shard.options.columns.get("text", "text")
+    for number, entry in read_json_array(shard, ledger):
         lines += 1
         with ledger.record(f"line {number + 1}", entry):
-            text = entry.get("text", entry.get("content"))
+            text = entry.get(name, entry.get("content"))
             if not isinstance(text, str) or not text.strip():
                 raise Dropped("line without a text")
             texts += 1
@@ -38,7 +40,7 @@ def read_text(shard: Shard, ledger: Ledger) -> Iterator[Document]:
             metadata = {key: value for key, value in fields.items() if key in _METADATA}
             yield Document((Text(text),), id=f"{shard.name}/{entry.get('id', number)}", metadata=metadata)
     if lines and not texts:
-        raise InputError(f"{path.name}: none of its {lines} lines has a text; expected objects with the key text")
+        raise InputError(f"{path.name}: none of its {lines} lines has a text; expected objects with the key {name}")
 
 
 def _plain_text(path: Path, ledger: Ledger) -> str:

@@ -10,19 +10,43 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mm1.document import Document
-from mm1.prepare.bounded_read import parse_json, read_lines
 from mm1.prepare.fetch import Fetcher
 from mm1.prepare.ledger import Ledger
-from mm1.prepare.readers.folders import PICTURE_ENDINGS, read_coco, read_llava, read_pairs
+from mm1.prepare.readers.coco import read_coco
+from mm1.prepare.readers.detect import (
+    check_exists,
+    describe_files,
+    detect_json_kind,
+    files_of_split,
+    is_metadata,
+    unread_files,
+)
+from mm1.prepare.readers.folders import PICTURE_ENDINGS, caption_file, read_llava, read_pairs
 from mm1.prepare.readers.json_lines import read_mmc4, read_text
+from mm1.prepare.readers.mixture import mixture_shards, read_mixture, read_sampled
+from mm1.prepare.readers.rows import read_rows
 from mm1.prepare.readers.tables import read_dataset, read_parquet
 from mm1.prepare.readers.tars import read_tars
 from mm1.prepare.readers.task_chats import PREFIX, read_documents
 from mm1.prepare.readers.web import read_html, read_warc
-from mm1.prepare.shard import InputError, Shard, find_files, shard_per_file
+from mm1.prepare.shard import InputError, ReadOptions, Shard, find_files
 
 Kind = Literal[
-    "tars", "parquet", "mmc4", "llava", "coco", "text", "pairs", "dataset", "html", "warc", "task", "rendered_text"
+    "tars",
+    "parquet",
+    "mmc4",
+    "llava",
+    "mixture",
+    "coco",
+    "text",
+    "pairs",
+    "imagefolder",
+    "rows",
+    "dataset",
+    "html",
+    "warc",
+    "task",
+    "rendered_text",
 ]
 Reader = Callable[[Shard, Ledger], Iterator[Document]]
 
@@ -31,9 +55,12 @@ READERS: dict[str, Reader] = {
     "parquet": read_parquet,
     "mmc4": read_mmc4,
     "llava": read_llava,
+    "mixture": read_sampled,
     "coco": read_coco,
     "text": read_text,
     "pairs": read_pairs,
+    "imagefolder": read_rows,
+    "rows": read_rows,
     "dataset": read_dataset,
     "html": read_html,
     "warc": read_warc,
@@ -54,38 +81,62 @@ _ENDINGS: dict[str, tuple[str, ...]] = {
     "parquet": (".parquet",),
     "mmc4": _JSON_LINES,
     "llava": (".json", ".jsonl"),
+    "mixture": (".yaml", ".yml"),
     "coco": (".json",),
     "text": _TEXTS,
     "pairs": PICTURE_ENDINGS,
+    "imagefolder": ("metadata.jsonl", "metadata.csv", "metadata.parquet"),
+    "rows": (".csv", ".tsv", ".jsonl", ".json", ".ndjson"),
     "dataset": (".arrow",),
     "html": (".html", ".htm", ".xhtml"),
     "warc": (".warc", ".warc.gz"),
 }
 _SMALL_FILES = ("pairs", "html")  # kinds with many files in a shard
 _FILES_PER_SHARD = 500
-_KEYS = ("text_list", "image_info", "conversations", "messages", "images", "annotations", "info", "licenses", "text")
 
 
-def list_shards(path: Path, kind: str, *, pictures: Path | None = None, fetcher: Fetcher | None = None) -> list[Shard]:
+def list_shards(
+    path: Path,
+    kind: str,
+    *,
+    pictures: Path | None = None,
+    fetcher: Fetcher | None = None,
+    options: ReadOptions | None = None,
+) -> list[Shard]:
     """The shards of the input, in the order of their names.
 
     Raises:
-        InputError: the input is missing, has no file that the kind's reader reads, or the kind is not read from files.
+        InputError: the input is missing, or has no file that the kind's reader reads, or none of the split.
     """
-    if kind in NOT_FILES:
-        raise InputError(f"kind {kind!r} is not read from {path}: its inputs are {PREFIX}NAME and {PAGES}")
-    _check_exists(path)
+    check_exists(path)
+    options = options or ReadOptions()
     endings = _ENDINGS[kind]
-    if kind in _SMALL_FILES:
-        files = find_files(path, *endings)
-        root = path if path.is_dir() else path.parent
+    root = path if path.is_dir() else path.parent
+    files, options = files_of_split(_files(path, kind), root, kind, options)
+    if not files:
+        raise InputError(f"{path} has no file for kind {kind!r}: expected names that end in {', '.join(endings)}")
+    if kind == "mixture":
+        shards = [shard for file in files for shard in mixture_shards(file, pictures=pictures)]
+    elif kind in _SMALL_FILES:
         groups = [tuple(files[at : at + _FILES_PER_SHARD]) for at in range(0, len(files), _FILES_PER_SHARD)]
         shards = [Shard(f"{path.name} {number}", root, group, pictures) for number, group in enumerate(groups)]
     else:
-        shards = shard_per_file(path, *endings, pictures=pictures)
-    if not shards:
-        raise InputError(f"{path} has no file for kind {kind!r}: expected names that end in {', '.join(endings)}")
-    return [replace(shard, fetcher=fetcher, kind=kind) for shard in shards]
+        shards = [Shard(file.relative_to(root).as_posix(), root, (file,), pictures) for file in files]
+    skipped = tuple(unread_files(path, kind, endings)) if path.is_dir() else ()
+    return [
+        replace(shard, fetcher=fetcher, kind=kind, options=options, skipped=() if number else skipped)
+        for number, shard in enumerate(shards)
+    ]
+
+
+def _files(path: Path, kind: str) -> list[Path]:
+    """The files of a kind. `datasets` leaves what it has computed (cache-*.arrow) beside what it has saved."""
+    files = find_files(path, *_ENDINGS[kind])
+    if kind == "imagefolder" and path.is_dir():
+        files = [file for file in files if file.name.lower() in _ENDINGS[kind]]
+    if kind == "dataset" and path.is_dir():
+        files = [file for file in files if not file.name.startswith(("cache-", "tmp"))]
+    return files
 
 
 def detect_kind(path: Path) -> str:
@@ -98,42 +149,25 @@ def detect_kind(path: Path) -> str:
         return "task"
     if str(path) == PAGES and not path.exists():
         return PAGES
-    _check_exists(path)
+    check_exists(path)
+    if any(map(is_metadata, _files(path, "imagefolder"))):
+        return "imagefolder"
     for kind in ("tars", "warc", "dataset", "parquet", "html"):  # img2dataset puts parquet beside its tars
-        if find_files(path, *_ENDINGS[kind]):
+        if _files(path, kind):
             return kind
+    if path.is_file() and path.suffix.lower() in _ENDINGS["mixture"] and read_mixture(path):
+        return "mixture"
     texts = find_files(path, *_TEXTS, *_JSON_LINES)
-    json_kind = next(filter(None, map(_detect_json_kind, texts)), None)
+    json_kind = next(filter(None, map(detect_json_kind, texts)), None)
     if json_kind:
         return json_kind
     pictures = find_files(path, *PICTURE_ENDINGS)
-    if any(picture.with_suffix(".txt").is_file() for picture in pictures):
+    if any(map(caption_file, pictures)):
         return "pairs"
+    if find_files(path, ".csv", ".tsv"):
+        return "rows"
     if texts:
         return "text"
-    raise InputError(f"cannot detect the kind of {path}; name it with --kind, one of {', '.join(get_args(Kind))}")
-
-
-def _detect_json_kind(path: Path) -> str | None:
-    """The kind of a JSON file, from its first object; None for other files."""
-    if ".json" not in path.name.lower():
-        return None
-    try:
-        head = next(read_lines(path, Ledger()), (0, b""))[1][: 2**20].decode("utf-8", "replace").lstrip("\ufeff \n[")
-        more = "" if path.suffix != ".json" else path.open(encoding="utf-8", errors="replace").read(2**16)
-    except (InputError, OSError):
-        return None
-    first = parse_json(head.rstrip().rstrip(",]"))
-    keys = set(first) if isinstance(first, dict) else {key for key in _KEYS if f'"{key}"' in head + more}
-    if {"text_list", "image_info"} <= keys:
-        return "mmc4"
-    if keys & {"conversations", "messages"}:
-        return "llava"
-    if {"images", "annotations"} <= keys or {"images", "info", "licenses"} <= keys:
-        return "coco"
-    return "text" if "text" in keys else None
-
-
-def _check_exists(path: Path) -> None:
-    if not path.exists():
-        raise InputError(f"there is no {path}; expected a file or a folder")
+    kinds = ", ".join(get_args(Kind))
+    there = describe_files(path)
+    raise InputError(f"cannot detect the kind of {path}, which has {there}; name it with --kind, one of {kinds}")

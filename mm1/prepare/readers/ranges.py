@@ -23,7 +23,9 @@ def cut(shard: Shard) -> list[Shard]:
     if shard.kind not in _SPANS or len(shard.files) != 1 or not shard.files[0].is_file():
         return [shard]
     spans = _SPANS[shard.kind](shard.files[0])
-    return [replace(shard, span=span) for span in spans] if len(spans) > 1 else [shard]
+    if len(spans) < 2:
+        return [shard]
+    return [replace(shard, span=span, skipped=() if number else shard.skipped) for number, span in enumerate(spans)]
 
 
 def _json(path: Path) -> list[Span]:

@@ -1,7 +1,7 @@
 """Reads tars of samples, as img2dataset and DataComp write them.
 
-The files of one sample stand together and share their name up to the first dot (WebDataset): 000000017.jpg,
-000000017.txt, 000000017.json. https://github.com/rom1504/img2dataset#output-format
+The files of one sample stand together and share their name up to the first dot (WebDataset), or up to the last if the
+user says so: 000000017.jpg, 000000017.txt, 000000017.json. https://github.com/rom1504/img2dataset#output-format
 """
 
 import tarfile
@@ -13,9 +13,11 @@ from pathlib import Path
 from mm1.document import Document, Image, Text
 from mm1.prepare.bounded_read import LARGEST_FILE, decode_text, parse_json
 from mm1.prepare.ledger import Dropped, Ledger, MissingImage, Record
-from mm1.prepare.shard import InputError, Shard
+from mm1.prepare.readers.table_layouts import captions_of
+from mm1.prepare.shard import InputError, ReadOptions, Shard
 
-_PICTURES = ("jpg", "jpeg", "png", "webp", "gif")
+_PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff")
+_TEXTS = ("txt", "text", "caption")
 _METADATA = ("license", "licence", "url", "author", "language")
 _MOST_FILES = 16  # of a sample, which has three
 _LARGEST_HEADER = 2**20  # bytes
@@ -33,8 +35,13 @@ def read_tars(shard: Shard, ledger: Ledger) -> Iterator[Document]:
         InputError: the tar is broken or breaks off.
     """
     for sample in _samples(shard, ledger):
+        content = None
         with ledger.record(f"sample {sample.key}", sample.files) as record:
-            yield _document(sample, shard, record)
+            content = _content(sample, shard.options, record)
+            yield _document(content, 0, f"{shard.name}/{sample.key}")
+        for number in range(1, len(content.captions) if content else 0):
+            with ledger.record(f"sample {sample.key}, caption {number + 1}", content.captions[number], pictures=1):
+                yield _document(content, number, f"{shard.name}/{sample.key}/{number}")
 
 
 @dataclass(slots=True)
@@ -46,22 +53,55 @@ class _Sample:
     too_large: list[str] = field(default_factory=list)
 
 
-def _document(sample: _Sample, shard: Shard, record: Record) -> Document:
-    data = next((sample.files[ending] for ending in _PICTURES if ending in sample.files), None)
-    unread = next((ending for ending in _PICTURES if ending in sample.too_large), None)
-    record.pictures = int(data is not None or unread is not None)
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """The picture of a sample, and its captions, each of which makes a document."""
+
+    image: Image
+    captions: list[str]
+    metadata: dict[str, str]
+
+
+def _document(content: _Content, number: int, document_id: str) -> Document:
+    return Document((content.image, Text(content.captions[number])), id=document_id, metadata=content.metadata)
+
+
+def _content(sample: _Sample, options: ReadOptions, record: Record) -> _Content:
+    picture = options.columns.get("image") or _ending(sample, _PICTURES)
+    data = sample.files.get(picture)
+    record.pictures = int(picture in sample.files or picture in sample.too_large)
     fields = parse_json(sample.files["json"]) if "json" in sample.files else None
     fields = fields if isinstance(fields, dict) else {}
-    caption = decode_text(sample.files["txt"]) if "txt" in sample.files else fields.get("caption")
-    caption = " ".join(caption.split()) if isinstance(caption, str) else ""
-    record.content = caption
+    text = options.columns.get("text") or _ending(sample, _TEXTS)
+    if text in sample.files:
+        captions = list(captions_of(decode_text(sample.files[text])))
+    else:
+        captions = list(captions_of(fields.get(text) or fields.get("caption") or fields.get("text")))
+    captions = [" ".join(caption.split()) for caption in captions]
+    record.content = captions
     if not record.pictures:
         raise Dropped("sample without a picture")
-    if not caption:
+    if not captions:
         raise Dropped("sample without a caption")
-    image = MissingImage(reason=_TOO_LARGE, name=f"{sample.key}.{unread}") if data is None else Image(data)
-    metadata = {key: str(fields[key]) for key in _METADATA if fields.get(key)}
-    return Document((image, Text(caption)), id=f"{shard.name}/{sample.key}", metadata=metadata)
+    image = MissingImage(reason=_TOO_LARGE, name=f"{sample.key}.{picture}") if data is None else Image(data)
+    return _Content(image, captions, {key: str(fields[key]) for key in _METADATA if fields.get(key)})
+
+
+def _ending(sample: _Sample, endings: tuple[str, ...]) -> str:
+    """The ending in a sample of the file that has one of these, with what stands before it after the first dot.
+
+    Raises:
+        Dropped: there are several with dots in their names, of samples that the first dot doesn't tell apart.
+    """
+    there = [*sample.files, *sample.too_large]
+    exact = next((ending for ending in endings if ending in there), None)
+    if exact is not None:
+        return exact
+    dotted = [name for name in there if name.rpartition(".")[2] in endings]
+    if len(dotted) > 1:
+        names = ", ".join(f"{sample.key}.{name}" for name in dotted[:3])
+        raise Dropped("sample whose names have more than one dot (--key last-dot, or columns=)", detail=names)
+    return dotted[0] if dotted else ""
 
 
 class _Member(tarfile.TarInfo):
@@ -79,6 +119,7 @@ def _samples(shard: Shard, ledger: Ledger) -> Iterator[_Sample]:
     """The samples of a tar, in order. Members that are no files, and those that macOS adds, are skipped."""
     path = shard.files[0]
     sample: _Sample | None = None
+    by_last_dot = shard.options.key == "last-dot"
     try:
         with tarfile.open(path, mode="r|*", tarinfo=_Member) as tar:
             for member in tar:
@@ -92,7 +133,7 @@ def _samples(shard: Shard, ledger: Ledger) -> Iterator[_Sample]:
                 if not member.isfile():
                     ledger.skipped["member of a tar that is a link or no file"] += 1
                     continue
-                stem, _, ending = name.partition(".")
+                stem, _, ending = name.rpartition(".") if by_last_dot else name.partition(".")
                 key = f"{folder}/{stem}".lstrip("/").encode("utf-8", "replace").decode()
                 if sample is None or sample.key != key:
                     if sample is not None:

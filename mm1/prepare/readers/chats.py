@@ -1,0 +1,93 @@
+"""Conversations as LLaVA, ShareGPT, OpenAI and TRL write them -> documents whose answers are trained."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mm1.document import Document, Image, Piece, Text
+from mm1.prepare.bounded_read import parse_json
+from mm1.prepare.ledger import Dropped, Record
+from mm1.prepare.readers.chat_parts import flatten_parts
+from mm1.prepare.readers.pictures import Pictures
+
+_MARK = "<image>"
+_ROLES = {"human": "user", "user": "user", "system": "system", "gpt": "assistant", "assistant": "assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn of a conversation: who speaks (`system`, `user` or `assistant`), and the text, with `<image>` marks."""
+
+    role: str
+    text: str
+
+    @property
+    def is_answer(self) -> bool:
+        return self.role == "assistant"
+
+
+def conversation(row: Mapping[str, Any], turns: Any, pictures: Pictures, record: Record) -> Document:
+    """The chat of a record in one of the forms of LLaVA, ShareGPT, OpenAI and TRL.
+
+    Raises:
+        Dropped: its turns are of no known form, or its pictures are too many or too few.
+    """
+    images = row.get("image") or row.get("images") or []
+    cells = images if isinstance(images, list) else [images]
+    record.pictures = len(cells)
+    turns, cells = flatten_parts(parse_json(turns) if isinstance(turns, str) else turns, cells)
+    record.pictures = len(cells)
+    parsed = parse_turns(turns)
+    if not parsed:
+        raise Dropped("conversation without turns, or with none of the known form")
+    return chat(parsed, [pictures.get(cell) for cell in cells])
+
+
+def chat(turns: Sequence[Turn], pictures: Sequence[Image], *, id: str = "") -> Document:
+    """A conversation as a document, answers trained; turns of one role are joined by a line.
+
+    Without any `<image>` the pictures stand first, as LLaVA's own loader puts them. The turns of the system that it
+    begins with are its first pieces; metadata `system_pieces` says how many.
+
+    Raises:
+        Dropped: it has not as many pictures as `<image>` marks.
+    """
+    turns = [turn for turn in turns if turn.text.strip()]
+    marks = sum(turn.text.count(_MARK) for turn in turns)
+    if marks and marks != len(pictures):
+        raise Dropped("conversation with more or fewer pictures than <image> marks", detail=f"{len(pictures)}, {marks}")
+    remaining = iter(pictures)
+    pieces: list[Piece] = []
+    system_pieces = 0
+    for index, turn in enumerate(turns):
+        if not marks and turn.role != "system":
+            pieces += remaining
+        goes_on = index + 1 < len(turns) and turn.is_answer == turns[index + 1].is_answer
+        pieces += _turn_pieces(turn, remaining, end="\n" if goes_on else "")
+        if system_pieces == len(pieces) - 1 and turn.role == "system":
+            system_pieces += 1
+    metadata = {"form": "chat"} | ({"system_pieces": str(system_pieces)} if system_pieces else {})
+    return Document((*pieces, *remaining), id=id, metadata=metadata)
+
+
+def _turn_pieces(turn: Turn, pictures: Iterator[Image], *, end: str) -> Iterator[Piece]:
+    """The pieces of a turn, the next of the pictures at each mark; `end` is written after its last text."""
+    parts = turn.text.split(_MARK)
+    for index, part in enumerate(parts):
+        if index:
+            yield next(pictures)
+        text = part.strip("\n") if len(parts) > 1 else part
+        if text.strip():
+            yield Text(text.removesuffix(end) + end if index + 1 == len(parts) else text, train=turn.is_answer)
+
+
+def parse_turns(value: Any) -> list[Turn]:
+    """The turns of a conversation; none if one of them has no known form."""
+    turns = []
+    for turn in value if isinstance(value, list) else []:
+        role = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
+        text = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
+        if role not in _ROLES or not isinstance(text, str):
+            return []
+        turns.append(Turn(_ROLES[role], text))
+    return turns

@@ -1,0 +1,129 @@
+"""What stands in the files of an input: the kind of a JSON file, the split of a file, and what no reader reads."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from mm1.prepare.bounded_read import parse_json, read_head, text_encoding
+from mm1.prepare.readers.rows import csv_columns
+from mm1.prepare.readers.table_layouts import PICTURE_COLUMNS, TEXT_COLUMNS
+from mm1.prepare.shard import InputError, ReadOptions, find_files
+
+_HEAD = 2**20  # bytes of a JSON file in which its kind shows
+_SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "restval")
+_HOLD_SPLITS = ("coco", "parquet", "dataset", "rows", "imagefolder")  # kinds whose records may name their split
+_DATA = r"tar|tgz|tar\.gz|parquet|arrow|warc|warc\.gz|html?|jsonl|ndjson|csv|tsv|tfrecord|mdb|npy|h5|pkl|xlsx?"
+_OF_SITES = r"json|pdf|epub|docx?|zip|rar|7z|gz|mp4|mov|webm|svg"  # a page may link them, so they are no loss of a site
+_PICTURES = r"jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf]|jxl|tga|psd|dng|cr2|nef"
+_UNREAD = dict.fromkeys(("pairs", "imagefolder"), rf"\.({_DATA}|{_OF_SITES}|hei[cf]|jxl|tga|psd|dng|cr2|nef)$")
+_UNREAD |= dict.fromkeys(("tars", "warc", "text"), rf"\.({_DATA}|{_OF_SITES}|{_PICTURES})$")
+_UNREAD["html"] = rf"\.({_DATA})$"
+_BESIDE = {
+    "tars": (".parquet", ".json"),
+    "pairs": (".parquet", ".json"),
+    "mixture": (".json", ".jsonl"),
+    "dataset": (".json",),
+    "parquet": (".json",),
+}
+"""Files that the writers of a kind put beside their data."""
+
+
+def check_exists(path: Path) -> None:
+    """Returns if the input is there. Raises InputError if it is not."""
+    if not path.exists():
+        raise InputError(f"there is no {path}; expected a file or a folder")
+
+
+def detect_json_kind(path: Path) -> str | None:
+    """The kind of a JSON file, from its first object; None for other files."""
+    if ".json" not in path.name.lower() and ".ndjson" not in path.name.lower():
+        return None
+    try:
+        head = read_head(path, _HEAD)
+    except (InputError, OSError):
+        return None
+    keys = _first_keys(head.decode(text_encoding(head) or "utf-8", "replace").lstrip("\ufeff \r\n\t"))
+    if {"text_list", "image_info"} <= keys:
+        return "mmc4"
+    if keys & {"conversations", "messages"}:
+        return "llava"
+    if "images" in keys and keys & {"annotations", "licenses", "sentences", "dataset"}:
+        return "coco"
+    captions = keys & (set(TEXT_COLUMNS) - {"text", "raw"})
+    if (keys & set(PICTURE_COLUMNS) and keys & set(TEXT_COLUMNS)) or ("url" in keys and captions):
+        return "rows"
+    return "text" if keys & {"text", "content"} else None
+
+
+def _first_keys(head: str) -> set[str]:
+    """The keys of the first object of a JSON text, or all that are written in its head if the object is longer."""
+    start = head.find("{") if head.startswith("[") else 0
+    try:
+        first, _ = json.JSONDecoder().raw_decode(head, max(0, start))
+    except (ValueError, RecursionError):
+        return set(re.findall(r'"([A-Za-z_]{1,40})"\s*:', head[: 2**17]))
+    return set(first) if isinstance(first, dict) else set()
+
+
+def is_metadata(path: Path) -> bool:
+    """Whether a file is the metadata of an `imagefolder`: it names its pictures in a column `file_name`."""
+    name = path.name.lower()
+    try:
+        if name.endswith(".csv"):
+            return "file_name" in csv_columns(path)
+        if name.endswith(".parquet"):
+            import pyarrow.parquet as pq
+
+            return "file_name" in pq.read_schema(path).names
+        first = parse_json(read_head(path, _HEAD).removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0])
+        return isinstance(first, dict) and "file_name" in first
+    except (InputError, OSError, ValueError):
+        return False
+
+
+def files_of_split(files: list[Path], root: Path, kind: str, options: ReadOptions) -> tuple[list[Path], ReadOptions]:
+    """The files of the splits that the user names, by folder or by name as the hub has it (data/train-00000.parquet).
+
+    Where no file is named after a split, the records must say it: then the options keep it.
+
+    Raises:
+        InputError: there is no such split; the message names those that there are.
+    """
+    if not options.split or not files:
+        return files, options
+    wanted = [file for file in files if any(_is_of(file.relative_to(root), split) for split in options.split)]
+    if wanted:
+        return wanted, replace(options, split=())
+    there = sorted({split for file in files for split in _splits_of(file.relative_to(root))})
+    if there or kind not in _HOLD_SPLITS:
+        has = f"it has {', '.join(there)}" if there else "no file or folder of it is named after a split"
+        raise InputError(f"{root} has no split {', '.join(options.split)}; {has}")
+    return files, options
+
+
+def _is_of(path: Path, split: str) -> bool:
+    """Whether a file, or one of its folders, is named after a split."""
+    return re.search(rf"(^|[/._ -]){re.escape(split.lower())}([/._ -]|$)", path.as_posix().lower()) is not None
+
+
+def _splits_of(path: Path) -> set[str]:
+    """The splits of the usual names after which a file or one of its folders is named."""
+    return {split for split in _SPLITS if _is_of(path, split)}
+
+
+def unread_files(path: Path, kind: str, endings: tuple[str, ...]) -> Iterator[str]:
+    """Why files of a folder are not read, once for each: they are data of another kind than the rest."""
+    pattern = re.compile(_UNREAD.get(kind, rf"\.({_DATA}|{_OF_SITES})$"))
+    for file in find_files(path, ""):
+        match = pattern.search(file.name.lower())
+        if match and not file.name.lower().endswith((*endings, *_BESIDE.get(kind, ()))):
+            yield f"file that the kind {kind!r} doesn't read ({match[0]})"
+
+
+def describe_files(path: Path) -> str:
+    """What a folder holds, by the endings of its files, the most frequent first."""
+    counts = Counter(file.suffix.lower() or "no ending" for file in find_files(path, ""))
+    return ", ".join(f"{count:,} files with {ending}" for ending, count in counts.most_common(5)) or "no files"

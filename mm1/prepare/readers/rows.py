@@ -1,0 +1,68 @@
+"""Reads rows written as text: JSON lines or arrays, CSV, TSV, and the metadata of an `imagefolder`."""
+
+import csv
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mm1.document import Document
+from mm1.prepare.bounded_read import LARGEST_FILE, text_encoding
+from mm1.prepare.json_arrays import read_json_array
+from mm1.prepare.ledger import Ledger
+from mm1.prepare.readers.tables import read_parquet, table_documents
+from mm1.prepare.shard import InputError, Shard
+
+_ROWS_IN_MEMORY = 16
+
+
+def read_rows(shard: Shard, ledger: Ledger) -> Iterator[Document]:
+    """One document per row and caption, in any layout of tables; pictures are named relative to the file, too.
+
+    An `imagefolder` of `datasets` has such a file beside its pictures, with a column `file_name`:
+    https://huggingface.co/docs/datasets/image_dataset#imagefolder
+
+    Raises:
+        InputError: broken, or without the columns of any layout.
+    """
+    path = shard.files[0]
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        yield from read_parquet(shard, ledger)
+    elif name.endswith((".csv", ".tsv")):
+        yield from table_documents(_batches(_csv_rows(path)), None, shard=shard, ledger=ledger)
+    else:
+        rows = (row for _, row in read_json_array(shard, ledger))
+        yield from table_documents(_batches(rows), None, shard=shard, ledger=ledger)
+
+
+def csv_columns(path: Path) -> list[str]:
+    """The names of the columns of a CSV or TSV file; a file of addresses and captions without them is known by that."""
+    return list(next(_csv_rows(path, at_least=1), {}))
+
+
+def _csv_rows(path: Path, *, at_least: int = 0) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(LARGEST_FILE)
+    with path.open("rb") as file:
+        encoding = text_encoding(file.read(4)) or "utf-8-sig"
+    delimiter = "\t" if path.name.lower().endswith(".tsv") else ","
+    try:
+        with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
+            lines: Iterator[list[str]] = csv.reader(file, delimiter=delimiter)
+            names = next(lines, [])
+            if any("://" in name for name in names):  # Conceptual Captions has no header
+                lines = itertools.chain([names], lines)
+                names = ["url" if "://" in name else f"caption_{n}" for n, name in enumerate(names)]
+            if at_least and names:
+                yield dict.fromkeys(names)
+                return
+            for line in lines:
+                if line:
+                    yield dict(zip(names, line, strict=False))
+    except (csv.Error, UnicodeError) as error:
+        raise InputError(f"{path.name} is no readable CSV file: {error}") from error
+
+
+def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    while batch := list(itertools.islice(rows, _ROWS_IN_MEMORY)):
+        yield batch
