@@ -92,6 +92,14 @@ class EvalCommand:
             answer_on_ray(self.jobs, count, runner=self.runner)
         results = evaluate(model, tasks, settings=settings, shots=self.shots.counts)
         if dist.rank() == 0:
+            for path in results.files:
+                console.print(f"for the benchmark's server: {path}", soft_wrap=True)
+            for task in tasks:
+                if task.submission is not None:
+                    part = f"{len(task.queries)} of {task.origin.rows} questions"
+                    console.print(f"{task.name}: {part}; {task.submission.server} takes all of them", soft_wrap=True)
+            if not results.scores:
+                return
             console.print(score_table(results))
             console.print(f"answers: {write_page(settings.folder, tasks, results=results)}", soft_wrap=True)
 

@@ -89,11 +89,13 @@ class Origin:
     data      the data set, its number of rows, and a hash of their ids and answers
     split     the split that they are of
     left_out  how many rows of the split can't be scored, by the short name of what they lack
+    rows      the rows of the split that belong to the task
     """
 
     data: str = ""
     split: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
+    rows: int = 0
 
 
 Totals = Callable[[Sequence[Example], Sequence[str], np.ndarray], dict[str, float]]
@@ -120,11 +122,24 @@ class Scoring:
 
 
 @dataclass(frozen=True, slots=True)
+class Submission:
+    """What the `server` of a benchmark takes for a split with hidden answers, and the ending of the file's name.
+
+    `content` makes the file of queries and their answers.
+    """
+
+    server: str
+    content: Callable[[Sequence[Example], Sequence[str]], bytes]
+    ending: str = "json"
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """Queries with their shots, how they are asked and scored. `name` is as in `mm1 eval --tasks`.
 
-    `split_references` are those of all queries of the split, asked or not, if the metric depends on them. `loss` says
-    whether to compare the loss of the right answer with the right and with a wrong image.
+    `split_references` are those of all queries of the split, asked or not, if the metric depends on them. `submission`:
+    the answers are hidden, and this file is written instead of scores. `loss` says whether to compare the loss of the
+    right answer with the right and with a wrong image.
     """
 
     name: str
@@ -133,6 +148,7 @@ class Task:
     style: PromptStyle
     scoring: Scoring
     split_references: Sequence[Sequence[str]] = ()
+    submission: Submission | None = None
     loss: bool = False
     origin: Origin = Origin()
 

@@ -82,6 +82,9 @@ def evaluate(model: Model, tasks: Sequence[Task], *, settings: Settings, shots: 
             if dist.rank():
                 return results
         for evaluation in evaluations:
+            if evaluation.task.submission is not None:
+                results.files += [make_file() for make_file in _jobs([evaluation], shots)]
+                continue
             answers: dict[int, list[list[Answer]]] = {}
             for count in sorted(set(shots)):
                 answers[count] = [evaluation.answers(count, trial) for trial in range(evaluation.trials(count))]

@@ -140,10 +140,14 @@ class TaskScore:
 
 @dataclass(slots=True)
 class Results:
-    """All scores of a model, and how much the right image lowers the loss of its caption."""
+    """All scores of a model, and how much the right image lowers the loss of its caption.
+
+    `files` are those that this call wrote for the servers of benchmarks with hidden answers.
+    """
 
     scores: list[TaskScore] = field(default_factory=list)
     losses: list[CaptionLoss] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
 
     def put(self, score: TaskScore) -> None:
         """Add `score`, or replace an older one of the same task, shots and protocol."""

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress, TaskID
 
+from mm1.disk import write_whole
 from mm1.document import Document
 from mm1.eval.baselines import chance_answers, majority_answer
 from mm1.eval.blind import exchange_images
-from mm1.eval.fewshot import Task
+from mm1.eval.fewshot import Example, Task
 from mm1.eval.judge import Judge
 from mm1.eval.metrics.statistics import bootstrap, lowest, paired_difference
 from mm1.eval.model import Model, Reply, Request, name_of, prompt_hash, prompt_text
@@ -68,7 +69,7 @@ class TaskEvaluation:
         if task.scoring.within is not None:
             self.metric = task.scoring.within(task.split_references or self.references)
         self.split_digest = hashlib.sha256(json.dumps(task.split_references).encode()).hexdigest()[:16]
-        self.blind_queries = exchange_images(task.queries, seed=settings.seed)
+        self.blind_queries = [] if task.submission else exchange_images(task.queries, seed=settings.seed)
 
     def trials(self, shots: int) -> int:
         """The number of trials: 1 without shots or with similar shots, as nothing is drawn then."""
@@ -76,9 +77,26 @@ class TaskEvaluation:
         return self.settings.trials if is_drawn and self.settings.protocol.draw != "similar" else 1
 
     def answer_file(self, shots: int, trial: int) -> Path:
-        """The finished file with the answers of one trial."""
+        """The finished file with the answers of one trial; for a split with hidden answers, the file for its server."""
+        if self.task.submission is not None:
+            return self.submission_file(shots, trial)
         self.answers(shots, trial)
         return self._path(shots, trial)
+
+    def submission_file(self, shots: int, trial: int) -> Path:
+        """The file that the benchmark's server takes. Where no answer can be read, it has what the model wrote."""
+        task, settings = self.task, self.settings
+        assert task.submission is not None
+        drawn = draw_all(
+            task, shots=shots, seed=settings.seed + trial, protocol=settings.protocol, similar=self.similar
+        )
+        own = prompts(task, task.queries, drawn=drawn, shots=shots, protocol=settings.protocol, tiles=self.model.tiles)
+        path = self._path(shots, trial)
+        bar = self.progress.add_task(f"{task.name}  {shots} shots", total=len(own))
+        written = self._replies(own, KeptReplies(path.parent / "replies" / path.name, self.model), bar)
+        file = path.with_name(f"{path.stem}-submission.{task.submission.ending}")
+        write_whole(file, task.submission.content(task.queries, [reply.text for reply in written]))
+        return file
 
     def _path(self, shots: int, trial: int) -> Path:
         name = score_name(self.task.name, shots, protocol=self.settings.protocol.name)
@@ -117,7 +135,7 @@ class TaskEvaluation:
     def _replies(self, documents: Sequence[Document], kept: KeptReplies, bar: TaskID) -> list[Reply]:
         """The answer to be scored for each prompt: first the prompts of all queries, then their blind ones."""
         task, style, protocol = self.task, self.task.style, self.settings.protocol
-        queries = [*task.queries, *task.queries]
+        queries = [*task.queries, *task.queries][: len(documents)]
         ranks_choices = protocol.scoring == "loglikelihood"
         requests = [
             Request(document, style.stops, style.max_tokens, protocol.beams, query.choices if ranks_choices else ())
@@ -126,9 +144,14 @@ class TaskEvaluation:
         replies = kept.answer(requests, done=lambda number, reply: self.progress.advance(bar))
         self.progress.update(bar, completed=len(requests))  # equal requests are asked once
         return [
-            reply if reply.problem or ranks_choices else Reply(task.answer(reply.text, query))
+            reply if reply.problem or ranks_choices else Reply(self._read(reply.text, query))
             for reply, query in zip(replies, queries, strict=True)
         ]
+
+    def _read(self, written: str, query: Example) -> str:
+        """The answer to be scored or, if a server scores, what it can read."""
+        answer = self.task.answer(written, query)
+        return answer or written.strip() if self.task.submission is not None else answer
 
     def _scored(self, replies: Sequence[Reply]) -> list[ScoredText]:
         scored = []

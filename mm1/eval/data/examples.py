@@ -45,12 +45,16 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class ExampleReader:
-    """Examples from the rows of one `split`. `layout` names the data set whose layout the columns follow."""
+    """Examples from the rows of one `split`. `layout` names the data set whose layout the columns follow.
+
+    `hidden`: the answers of the split are not public, and its examples have none.
+    """
 
     rows: Rows
     columns: Columns
     layout: str
     split: str
+    hidden: bool = False
 
     def light_rows(self) -> Iterator[tuple[int, Row]]:
         """The position of each row, and the row without its images."""
@@ -99,7 +103,7 @@ class ExampleReader:
             id=self.id(row),
             image=picture(self._value(row, columns.image), where=where),
             question=question.strip(),
-            answers=self._answers(row, choices),
+            answers=() if self.hidden else self._answers(row, choices),
             more_images=more_images,
             choices=choices,
             reasoning=str(self._value(row, columns.reasoning) or "") if columns.reasoning else "",

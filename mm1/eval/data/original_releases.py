@@ -35,17 +35,20 @@ NO_ANSWERS: Row = {"answers": []}
 def vqa_files(questions: str, annotations: str, *, answer: str = "answer") -> Reader:
     """A reader of VQA's two files (https://visualqa.org/vqa_v2_dataset.html), questions and answers.
 
-    {part} in their names stands for val2014 or train2014; the images are COCO's.
+    {part} in their names stands for val2014 or train2014; the images are COCO's. The test splits have no answers.
     """
+    parts = {"validation": "val2014", "train": "train2014", "testdev": "test-dev2015", "test": "test2015"}
 
     def read(folder: Path, split: str) -> Rows | None:
-        part = {"validation": "val2014", "train": "train2014"}.get(split, split)
+        part = parts.get(split, split)
         questions_path = _find(folder, questions.format(part=part))
         annotations_path = _find(folder, annotations.format(part=part))
-        if questions_path is None or annotations_path is None:
+        if questions_path is None or (annotations_path is None and not split.startswith("test")):
             return None
-        annotated = {row["question_id"]: row for row in _listed(annotations_path, "annotations")}
-        rows = []
+        annotated = {}
+        if annotations_path is not None:
+            annotated = {row["question_id"]: row for row in _listed(annotations_path, "annotations")}
+        part, rows = part.replace("-dev", ""), []
         for row in _listed(questions_path, "questions"):
             texts = [record[answer] for record in annotated.get(row["question_id"], NO_ANSWERS)["answers"]]
             image = _picture(folder, [part], f"COCO_{part}_{row['image_id']:012d}.jpg")
@@ -111,21 +114,26 @@ def karpathy(file: str, *, folders: tuple[str, ...]) -> Reader:
     return read
 
 
-def coco_captions(file: str, *, folders: tuple[str, ...]) -> Reader:
-    """A reader of COCO's caption file with images, and annotations by image id; NoCaps has this format."""
+def coco_captions(
+    file: str, *, folders: tuple[str, ...], name: str = "image_id", captions: str = "annotations_captions"
+) -> Reader:
+    """A reader of COCO's caption file with images, and annotations by image id; NoCaps has this format.
+
+    A file of a test split has images alone. `name` and `captions` are the columns of the ids and of the captions.
+    """
 
     def read(folder: Path, split: str) -> Rows | None:
         path = _find(folder, file.format(short={"validation": "val"}.get(split, split)))
         if path is None:
             return None
-        captions: dict[Any, list[str]] = defaultdict(list)
-        for row in _listed(path, "annotations"):
-            captions[row["image_id"]].append(row["caption"])
+        whole, texts = read_json(path), defaultdict(list)
+        for row in whole.get("annotations", ()) if isinstance(whole, dict) else ():
+            texts[row["image_id"]].append(row["caption"])
         rows = [
             {
-                "image_id": row["id"],
-                "annotations_captions": captions[row["id"]],
-                "image": _picture(path.parent, folders, row["file_name"]),
+                name: row["id"],
+                captions: texts[row["id"]],
+                "image": _picture(path.parent, [split, *folders], row["file_name"]),
             }
             for row in _listed(path, "images")
         ]

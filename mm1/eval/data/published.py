@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from mm1.eval.data.examples import Column, Columns, ExampleReader
 from mm1.eval.data.rows import OddRow, Row, Rows, TaskError, json_rows, parquet_rows, splits
 from mm1.eval.data.styles import Form, Kind, ask_short, styles_of
+from mm1.eval.data.submission import SUBMISSIONS
 from mm1.eval.fewshot import (
     Example,
     Origin,
@@ -74,9 +75,10 @@ class Published:
         folder = self._folder(data)
         queries = self._reader(folder, (split,) if split else self.source.queries)
         listed = self._listed(queries)
+        queries = replace(queries, hidden=listed.hidden)
         selected = self._draw(listed, limit=limit, seed=seed)
         shots = self._reader(folder, self.source.shots, otherwise=queries) if self.source.shots else queries
-        pool = listed if shots is queries else self._listed(shots)
+        pool = listed if shots.rows is queries.rows else self._listed(shots)
         examples, left_out = self._queries(queries, listed, selected=selected)
         scoring = self.scoring
         if scoring.parse is None and self.columns.choices is not None:
@@ -88,9 +90,15 @@ class Published:
                 len(pool.ids), _reader_of(shots, list(pool.ids)), [answers[0] for answers in pool.answers.values()]
             ),
             style=self.style(form, rules=rules),
+            submission=SUBMISSIONS[self.name] if listed.hidden else None,
             scoring=scoring,
             split_references=list(listed.answers.values()) if scoring.within is not None else (),
-            origin=Origin(f"{self.source.hub}, {len(listed.ids)} rows, {listed.digest()}", queries.split, left_out),
+            origin=Origin(
+                f"{self.source.hub}, {len(listed.ids)} rows, {listed.digest()}",
+                queries.split,
+                left_out,
+                len(listed.ids),
+            ),
         )
 
     def split_readers(self, data: str) -> tuple[ExampleReader, ExampleReader]:
@@ -197,7 +205,8 @@ class Published:
                 listed.answers[position] = reader.answers(row)
             except OddRow as odd:
                 listed.unanswered.append(odd)
-        if not listed.answers and (listed.odd or listed.unanswered):
+        can_be_hidden = self.name in SUBMISSIONS and listed.ids
+        if not listed.answers and (listed.odd or listed.unanswered) and not can_be_hidden:
             raise (listed.odd or listed.unanswered)[0]
         if not listed.ids:
             raise TaskError(f"{reader.rows.name} has no row that belongs to {self.name}")
@@ -246,6 +255,11 @@ class Listed:
     odd: list[OddRow] = field(default_factory=list)
     unanswered: list[OddRow] = field(default_factory=list)
 
+    @property
+    def hidden(self) -> bool:
+        """Whether no row has an answer, or all have MMMU's "?", as in a test split."""
+        return all(answers == ("?",) for answers in self.answers.values())
+
     def digest(self) -> str:
         """A short hash of ids and answers, by which two runs know that they asked the same data."""
         rows = [f"{name}\t{self.answers.get(position, ('',))[0]}\n" for position, name in self.ids.items()]
@@ -257,7 +271,7 @@ def _reader_of(reader: ExampleReader, positions: list[int]) -> Callable[[list[in
 
     def read(indices: list[int]) -> list[Example | None]:
         examples = reader.examples([positions[index] for index in indices])
-        return [None if isinstance(one, OddRow) else one for one in examples]
+        return [None if isinstance(one, OddRow) or not one.answers else one for one in examples]
 
     return read
 

@@ -1,7 +1,7 @@
 """COCO captions on Karpathy's test split, by CIDEr; shots come from train and restval."""
 
 from mm1.eval.data.examples import Columns
-from mm1.eval.data.original_releases import karpathy
+from mm1.eval.data.original_releases import coco_captions, first, karpathy
 from mm1.eval.data.published import Published, Source
 from mm1.eval.fewshot import Scoring
 from mm1.eval.metrics.captions import cider, cider_within
@@ -15,7 +15,10 @@ task = Published(
         queries=("test",),
         shots=("train",),
         training=("train2014",),
-        original=karpathy("dataset_coco.json", folders=("val2014", "train2014")),
+        original=first(
+            karpathy("dataset_coco.json", folders=("val2014", "train2014")),
+            coco_captions("image_info_{short}.json", folders=(), name="img_id", captions="caption"),  # test2014
+        ),
     ),
     columns=Columns(id="img_id", question="", answers="caption"),
     scoring=Scoring(cider, within=cider_within),

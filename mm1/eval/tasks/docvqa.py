@@ -1,7 +1,7 @@
 """DocVQA, validation, by ANLS."""
 
 from mm1.eval.data.examples import Columns
-from mm1.eval.data.original_releases import listed
+from mm1.eval.data.original_releases import first, listed
 from mm1.eval.data.published import Published, Source
 from mm1.eval.fewshot import Scoring
 from mm1.eval.metrics.short_answers import anls
@@ -15,7 +15,10 @@ task = Published(
         queries=("validation",),
         shots=("train",),
         folder="DocVQA",
-        original=listed("{short}_v1.0_withQT.json", key="data", image="{image}", folders=("",)),
+        original=first(
+            listed("{short}_v1.0_withQT.json", key="data", image="{image}", folders=("",)),
+            listed("{short}_v1.0.json", key="data", image="{image}", folders=("",)),  # of the test split
+        ),
     ),
     columns=Columns(id="questionId"),
     scoring=Scoring(anls),
