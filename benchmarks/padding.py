@@ -4,23 +4,27 @@
 
 Prints one table: for each set of lengths the share of positions that stay empty, and microseconds per span. The sets
 are the shipped sample's sources and two synthetic ones with MM1's lengths (144 tokens per image, sequences of 4096).
-With a tiling, the sample's pictures are cut into tiles of `--tile-pixels`.
+With a tiling, the sample's pictures are cut into tiles of `--tile-pixels`, and names of tiles are tokens, as they are
+in the tokenizers of models that have them.
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from tokenizers import Tokenizer as HFTokenizer
 
 from mm1.data.encode import Cutter
 from mm1.data.index import open_source
 from mm1.data.plan import Spans, pack_windows
 from mm1.data.store import open_store
-from mm1.data.tokenizer import load_tokenizer
-from mm1.tiling import KINDS, TileSpec
+from mm1.data.tokenizer import Tokenizer, load_tokenizer
+from mm1.tiling import AROUND, KINDS, TileSpec
 
 Lengths = tuple[np.ndarray, np.ndarray]  # positions and images of each span
 
@@ -84,8 +88,18 @@ WAYS: dict[str, Callable[..., int]] = {
 }
 
 
+def tokenizer_with_names(folder: Path) -> Tokenizer:
+    """The sample's tokenizer, in which Idefics3's names of tiles are special tokens."""
+    tokenizer = HFTokenizer.from_file(str(load_tokenizer("sample").path))
+    cells = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
+    tokenizer.add_special_tokens([AROUND, "<global-img>", *cells])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return Tokenizer(folder)
+
+
 def sample_lengths(tile: TileSpec, *, sequence_length: int, max_images: int) -> dict[str, Lengths]:
-    cutter = Cutter(load_tokenizer("sample"), tile, sequence_length, max_images=max_images)
+    with TemporaryDirectory() as folder:
+        cutter = Cutter(tokenizer_with_names(Path(folder)), tile, sequence_length, max_images=max_images)
     lengths = {}
     for name in ("captions", "interleaved", "text", "vqa"):
         store = open_store(f"sample:{name}-train")
