@@ -153,7 +153,6 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(stores, 
 
 def test_settings_that_adapters_cannot_have_are_refused(stores):
     for changes, words in (
-        (["parallel.tp=2"], "parallel.tp is 2, but adapters are not split"),
         (["fp8=true"], "fp8=true replaces the linear layers"),
         (["objective=contrastive"], "contrastive trains an encoder"),
     ):
@@ -191,12 +190,15 @@ def test_two_ranks_learn_what_one_rank_learns(stores, base, tmp_path):
     dense = run_of(stores, start_from={"model": str(base)}, micro_batch_size=1)
     sparse = dense.model_copy(deep=True)
     sparse.model.decoder.sparse = SparseConfig(experts=4, every=2)
+    heads = [f"model.decoder.{name}" for name in ("heads=2", "kv_heads=2", "head_width=8")]
+    halves = config.override(dense, heads)
     changes = {
         "two": (dense, []),
+        "halves, split": (halves, ["parallel.tp=2"]),
         "replicas, recomputed": (dense, ["parallel.dp_replicate=2", "parallel.activation_checkpointing=full"]),
         "experts, recomputed in part": (sparse, ["parallel.ep=2", "parallel.activation_checkpointing=selective"]),
     }
-    for name, run in (("dense", dense), ("sparse", sparse)):
+    for name, run in (("dense", dense), ("sparse", sparse), ("halves", halves)):
         train_run(run, tmp_path / name)
     train_run(config.override(dense, ["compile=always"]), tmp_path / "compiled")
     for name, (run, words) in changes.items():
@@ -207,7 +209,8 @@ def test_two_ranks_learn_what_one_rank_learns(stores, base, tmp_path):
     shutil.rmtree(tmp_path / "moved/checkpoints/step-8")
     train_run(dense, tmp_path / "moved")
     for folder in ("compiled", "moved", *changes):
-        alone = read_metrics(tmp_path / ("sparse" if "experts" in folder else "dense"))
+        same = {"experts": "sparse", "halves": "halves"}.get(folder.partition(",")[0], "dense")
+        alone = read_metrics(tmp_path / same)
         for left, right in zip(read_metrics(tmp_path / folder), alone, strict=True):
             assert left["loss"] == pytest.approx(right["loss"], abs=1e-5), folder
             assert left["gradient_norm"] == pytest.approx(right["gradient_norm"], rel=1e-4), folder

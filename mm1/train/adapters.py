@@ -1,6 +1,9 @@
 """LoRA in a run: which layers get adapters, and what else is trained beside them."""
 
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
 from mm1.config.base import ConfigError
 from mm1.config.run import LoRAConfig, RunConfig
@@ -20,11 +23,6 @@ def check_adapters(run: RunConfig) -> None:
     if not generates_text(run):
         raise ConfigError(
             f"lora adapts a decoder that writes text, but {run.objective} trains an encoder; set lora=null"
-        )
-    if run.parallel.tp > 1:
-        raise ConfigError(
-            f"parallel.tp is {run.parallel.tp}, but adapters are not split over ranks; set parallel.tp=1 (weights are "
-            "sharded over parallel.dp_shard ranks), or lora=null"
         )
     if run.fp8:
         raise ConfigError("fp8=true replaces the linear layers that lora adapts; set fp8=false or lora=null")
@@ -55,3 +53,25 @@ def add_adapters(model: nn.Module, lora: LoRAConfig) -> None:
     for name, parameter in parameters.items():
         if not is_adapter(name) and name not in full:
             parameter.requires_grad_(False)
+
+
+class AdaptedColwise(ColwiseParallel):
+    """Splits the outputs of a linear layer over ranks, those of its adapter's B alike; A is whole on each."""
+
+    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
+        _distribute(module, device_mesh, Replicate() if name == "lora_A" else Shard(0))
+
+
+class AdaptedRowwise(RowwiseParallel):
+    """Splits the inputs of a linear layer over ranks, those of its adapter's A alike; B is whole on each."""
+
+    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
+        _distribute(module, device_mesh, Replicate() if name == "lora_B" else Shard(1))
+
+
+def _distribute(module: nn.Module, mesh: DeviceMesh, placement: Placement) -> None:
+    """Distribute the parameters of a module; a bias of split inputs, which is no matrix, is whole on each rank."""
+    for leaf, parameter in [*module.named_parameters(recurse=False)]:
+        whole = Replicate() if placement.is_shard(parameter.ndim) else placement
+        distributed = distribute_tensor(parameter, mesh, [whole])
+        module.register_parameter(leaf, nn.Parameter(distributed, requires_grad=parameter.requires_grad))

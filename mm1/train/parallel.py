@@ -17,10 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
     ParallelStyle,
     PrepareModuleInput,
-    RowwiseParallel,
     SequenceParallel,
     parallelize_module,
 )
@@ -32,6 +30,7 @@ from mm1.config.run import ParallelConfig, RunConfig
 from mm1.model.layers import SwiGLU
 from mm1.model.moe import SparseFeedForward
 from mm1.train.activation_checkpointing import checkpoint_activations
+from mm1.train.adapters import AdaptedColwise, AdaptedRowwise
 from mm1.train.compilation import blocks_of, compile_blocks
 from mm1.train.expert_parallel import ExpertParallel
 
@@ -134,8 +133,8 @@ def _tensor_plan(block: nn.Module, config: DecoderConfig) -> dict[str, ParallelS
     whole = PrepareModuleInput(input_layouts=(Replicate(),), desired_input_layouts=(Replicate(),))
     plan: dict[str, ParallelStyle] = {
         "attention": whole,
-        **{f"attention.{name}": ColwiseParallel() for name in ("query", "key", "value")},
-        "attention.out": RowwiseParallel(),
+        **{f"attention.{name}": AdaptedColwise() for name in ("query", "key", "value")},
+        "attention.out": AdaptedRowwise(),
     }
     if config.qk_norm:  # one weight for all heads: its gradients are summed over the ranks
         norm = SequenceParallel(sequence_dim=2, use_local_output=True)
@@ -143,9 +142,9 @@ def _tensor_plan(block: nn.Module, config: DecoderConfig) -> dict[str, ParallelS
     if isinstance(block.feed_forward, SwiGLU):
         plan |= {
             "feed_forward": whole,
-            "feed_forward.gate": ColwiseParallel(),
-            "feed_forward.up": ColwiseParallel(),
-            "feed_forward.down": RowwiseParallel(),
+            "feed_forward.gate": AdaptedColwise(),
+            "feed_forward.up": AdaptedColwise(),
+            "feed_forward.down": AdaptedRowwise(),
         }
     return plan
 
