@@ -1,7 +1,7 @@
 """Models with tiles, in and out: tiny random ones of `transformers` say the same as ours of pictures of any shape."""
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from mm1.data.image import load_tiles
 from mm1.data.tiles import tile_spec
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text
+from mm1.eval.hf_model import HfModel
+from mm1.eval.model import Request
+from mm1.eval.models import Ours
 from mm1.exchange.export import export_run
 from mm1.exchange.importing import import_model
 from mm1.generate.sampling import Decoding
@@ -234,6 +237,24 @@ def test_an_exported_run_cuts_pictures_as_the_run_did(kind, tmp_path):
     import_model(str(tmp_path / "out"), tmp_path / "back")
     export_run(tmp_path / "back", tmp_path / "again")
     same_files(tmp_path / "out", tmp_path / "again")
+
+
+@pytest.mark.parametrize("kind", ["mm1", "llava_next"])
+def test_evaluation_asks_an_exported_run_as_the_run_and_cuts_no_picture_twice(kind, tmp_path):
+    ours, tokenizer = our_run(tmp_path / "run", kind), load_tokenizer("sample")
+    export_run(tmp_path / "run", tmp_path / "out")
+    theirs, run = HfModel(tmp_path / "out"), Ours(ours, tokenizer, name="")
+    assert theirs.tiles
+    assert run.tiles
+    images = [Image(png(picture(*PICTURES[name])), in_tiles=True) for name in ("tall", "odd", "odd")]
+    documents = [Document((Text("a red"), image, Text("circle and"))) for image in images]
+    requests = [Request(document, max_tokens=5) for document in documents[: 2 if kind == "mm1" else 1]]
+    assert theirs.generate(requests) == run.generate(requests)
+    choices = [Request(documents[0], choices=("a hill", "red"))]
+    np.testing.assert_allclose(theirs.loglikelihoods(choices), run.loglikelihoods(choices), atol=1e-4)
+    overview = Request(Document((replace(images[0], in_tiles=False), Text("a red circle"))))
+    with pytest.raises(ValueError, match="cuts every picture into tiles, so --subimage-shots can't show some as"):
+        theirs.generate([overview])
 
 
 def test_an_exported_processor_counts_pictures_and_their_marks(tmp_path):

@@ -42,6 +42,9 @@ class HfModel(Model):
         if torch.cuda.is_available():
             self.model = self.model.to("cuda")
         self.folder, self.rows, self._tried = folder, rows, False
+        images = self.processor.image_processor
+        settings = ("image_grid_pinpoints", "do_image_splitting", "crop_to_patches")
+        self.tiles = hasattr(self.processor, "tile") or any(getattr(images, name, None) for name in settings)
         self.name = f"{folder.name}, weights {digest(sorted(folder.glob('*.safetensors')))}"
 
     def generate(self, requests: Sequence[Request], *, done: Done = ignore) -> list[Reply]:
@@ -128,6 +131,11 @@ class HfModel(Model):
 
     def _inputs(self, *prompts: Document) -> Any:
         """What the model takes for these prompts, padded on the left to one length."""
+        if self.tiles and any(image.in_tiles is False for prompt in prompts for image in prompt.images):
+            raise ValueError(
+                f"the processor of {self.folder} cuts every picture into tiles, so --subimage-shots can't show some as "
+                "overviews; mm1 import makes it a run, which can"
+            )
         texts, begins = zip(*(self._text(prompt) for prompt in prompts), strict=True)
         images = [[as_pillow(image) for image in prompt.images] for prompt in prompts]
         padding: dict[str, Any] = {}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mm1.checkpoint import Loaded, load_for_use
+from mm1.data.tiles import tile_spec
 from mm1.data.tokenizer import Tokenizer
 from mm1.dist import Precision
 from mm1.document import Document, Image
@@ -27,7 +28,7 @@ class Ours(Model):
     def __init__(self, model: MLLM, tokenizer: Tokenizer, *, name: str, rows: int = 32):
         self.model, self.tokenizer, self.name, self.rows = model, tokenizer, name, rows
         self.writer = Writer(model, tokenizer, rows=rows)
-        self.tiles = model.config.tiling.kind != "none"
+        self.tiles = not tile_spec(model.config, use=True).whole
 
     def generate(self, requests: Sequence[Request], *, done: Done = ignore) -> list[Reply]:
         groups: dict[tuple, list[int]] = defaultdict(list)
