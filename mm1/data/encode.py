@@ -19,11 +19,11 @@ def encode(document: Document, tokenizer: Tokenizer, *, tile: TileSpec, end: boo
 
     A picture takes `tile.tokens` positions for each of its tiles, and those of the text that the tiling puts around
     them, which is never trained. `end=False` leaves the document open, as a prompt is.
-    `<|end|>` is trained only after trained text. A conversation to be continued is written by the tokenizer's own
-    template if it has one.
+    `<|end|>` is trained only after trained text. A conversation is written by the tokenizer's own template if it has
+    one, and of a stored chat the assistant's answers are trained, each with what ends it.
     """
     if not end and tokenizer.template is not None and any(isinstance(piece, Mark) for piece in document.pieces):
-        return _by_template(document, tokenizer, tile)
+        return _by_template(document, tokenizer, tile, end=False)
     return encode_many([document], tokenizer, tile=tile, end=end)[0]
 
 
@@ -31,6 +31,13 @@ def encode_many(
     documents: Sequence[Document], tokenizer: Tokenizer, *, tile: TileSpec, end: bool = True
 ) -> list[Encoded]:
     """Each document as `encode` gives it; all texts without ids are tokenized in one call, on all cores."""
+    if tokenizer.template is not None and any(map(is_chat, documents)):
+        others = [document for document in documents if not is_chat(document)]
+        rest = iter(encode_many(others, tokenizer, tile=tile, end=end))
+        return [
+            _by_template(document, tokenizer, tile, end=end) if is_chat(document) else next(rest)
+            for document in documents
+        ]
     documents = [with_roles(document) if is_chat(document) else document for document in documents]
     texts = [piece for document in documents for piece in document.pieces if isinstance(piece, Text)]
     ids = iter(tokenizer.encode_many([text.text for text in texts if text.ids is None]))
@@ -62,17 +69,36 @@ def _assemble(
     return _encoded(tokens, train, pictures, extents, tokenizer=tokenizer, tile=tile)
 
 
-def _by_template(document: Document, tokenizer: Tokenizer, tile: TileSpec) -> Encoded:
-    """The conversation as the tokenizer's template writes it, with the tokens of each picture for its image token."""
+def _by_template(document: Document, tokenizer: Tokenizer, tile: TileSpec, *, end: bool) -> Encoded:
+    """The conversation as the tokenizer's template writes it, with the tokens of each picture for its image token.
+
+    Raises:
+        ValueError: the template cannot write it, or writes another number of pictures.
+    """
+    turns, teaches = messages(with_roles(document) if is_chat(document) else document), _teaches(document)
+    try:
+        written, answers = tokenizer.answered(turns) if end else (tokenizer.conversation(turns), [])
+    except ValueError as why:
+        raise ValueError(f"chat {document.id!r}: {why}") from None
     pictures = tiled(document, tile)
+    if written.count(tokenizer.image) != len(pictures):
+        raise ValueError(
+            f"chat {document.id!r} has {len(pictures)} pictures, but the model's chat template writes "
+            f"{written.count(tokenizer.image)} image tokens"
+        )
     extents: list[tuple[int, int]] = []
     tokens: list[int] = []
-    for token in tokenizer.conversation(messages(document)):
+    train: list[bool] = []
+    for token, answer in zip(written, answers or [False] * len(written), strict=True):
         if token == tokenizer.image:
             extents.append(_add_picture(tokens, pictures[len(extents)], tokenizer))
         else:
             tokens.append(token)
-    return _encoded(tokens, [False] * len(tokens), pictures, extents, tokenizer=tokenizer, tile=tile)
+        train += [answer and teaches and token != tokenizer.image] * (len(tokens) - len(train))
+    if end and not any(token in tokenizer.ends for token in tokens[-2:]):  # a line may follow the end
+        tokens.append(tokenizer.end)
+        train.append(teaches)
+    return _encoded(tokens, train, pictures, extents, tokenizer=tokenizer, tile=tile)
 
 
 def _add_picture(tokens: list[int], picture: TiledPicture, tokenizer: Tokenizer) -> tuple[int, int]:

@@ -100,17 +100,23 @@ def open_source(
 def _key(store: Store, cutter: Cutter, only: str) -> dict[str, Any]:
     """All that an index follows from."""
     tile = cutter.tile
+    template = cutter.tokenizer.template
+    form = {} if template is None else {"template": hashlib.sha256(template.source.encode()).hexdigest()[:12]}
     tiling = {} if tile.whole else {"tiling": asdict(tile.tiling), "tile_size": tile.size}
-    return {
-        "format": FORMAT,
-        "window": WINDOW,
-        "store": store.fingerprint(),
-        "tokenizer": cutter.tokenizer.fingerprint,
-        "sequence_length": cutter.sequence_length,
-        "max_images": cutter.max_images,
-        "image_tokens": tile.tokens,
-        "only": only,
-    } | tiling
+    return (
+        {
+            "format": FORMAT,
+            "window": WINDOW,
+            "store": store.fingerprint(),
+            "tokenizer": cutter.tokenizer.fingerprint,
+            "sequence_length": cutter.sequence_length,
+            "max_images": cutter.max_images,
+            "image_tokens": tile.tokens,
+            "only": only,
+        }
+        | tiling
+        | form
+    )
 
 
 def _spans_of_documents(

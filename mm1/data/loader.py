@@ -52,6 +52,9 @@ class Sequences:
         """
         self.data, self.tile = data, tile
         self.tokenizer = load_tokenizer(data.tokenizer)
+        template = self.tokenizer.template
+        if template is not None and data.max_images and not template.takes_pictures:
+            self.tokenizer.template = None  # a language model learns pictures: its template has no form for them
         named = stores or {name: source.store for name, source in data.sources.items()}
         if not named:
             raise ValueError("the run has no data; add a source with data.sources.NAME.store=FOLDER")

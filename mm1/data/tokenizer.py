@@ -7,8 +7,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Encoding
 from tokenizers import Tokenizer as HFTokenizer
 
+from mm1.data.chat_format import TEMPLATE
 from mm1.data.chat_template import ChatTemplate, Turns
 from mm1.data.store import SAMPLE
 
@@ -57,7 +59,7 @@ class Tokenizer:
         self.begin, self.ends = ids["begin"], frozenset(ids["end"])
 
     def __reduce__(self):  # a worker process reads the file itself
-        return Tokenizer, (self.path,)
+        return _restored, (self.path, self.template.source if self.template is not None else "")
 
     @property
     def image(self) -> int:
@@ -78,7 +80,7 @@ class Tokenizer:
     def indicator(self, text: str) -> list[int]:
         """The ids of a text that a tiling puts around tiles; names of special tokens in it are those tokens."""
         if text not in self._indicators:
-            self._indicators[text] = self._with_special(text)
+            self._indicators[text] = self._with_special(text).ids
         return self._indicators[text]
 
     def conversation(self, turns: Turns) -> list[int]:
@@ -88,16 +90,32 @@ class Tokenizer:
         tokens, so that they stay text.
         """
         assert self.template is not None
+        return self._with_special(self.template(self._safe(turns))).ids
+
+    def answered(self, turns: Turns) -> tuple[list[int], list[bool]]:
+        """The ids of a whole conversation in the same form, and which of them an answer or its end is made of.
+
+        Raises:
+            ValueError: the template cannot write it.
+        """
+        assert self.template is not None
+        text, extents = self.template.answered(self._safe(turns))
+        encoding, train = self._with_special(text), []
+        for start, stop in encoding.offsets:
+            train.append(any(start < last and stop > first for first, last in extents))
+        return encoding.ids, train
+
+    def _safe(self, turns: Turns) -> Turns:
+        """The turns without names of special tokens."""
         special = [token.content for token in self._inner.get_added_tokens_decoder().values() if token.special]
         pattern = re.compile("|".join(re.escape(name) for name in sorted(special, key=len, reverse=True)))
-        safe = [turn | {"content": [_harmless(piece, pattern) for piece in turn["content"]]} for turn in turns]
-        return self._with_special(self.template(safe))
+        return [turn | {"content": [_harmless(piece, pattern) for piece in turn["content"]]} for turn in turns]
 
-    def _with_special(self, text: str) -> list[int]:
-        """The ids of a trusted text, in which names of special tokens are those tokens."""
+    def _with_special(self, text: str) -> Encoding:
+        """The tokens of a trusted text, in which names of special tokens are those tokens."""
         self._inner.encode_special_tokens = False
         try:
-            return self._inner.encode(text, add_special_tokens=False).ids
+            return self._inner.encode(text, add_special_tokens=False)
         finally:
             self._inner.encode_special_tokens = True
 
@@ -150,5 +168,17 @@ def _harmless(piece: dict[str, str], special: re.Pattern[str]) -> dict[str, str]
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer `name`: the sample's if that is `sample`, else the one in this file or folder."""
-    return Tokenizer(SAMPLE if name == "sample" else name)
+    """The tokenizer `name`: the sample's if that is `sample`, else the one in this file or folder.
+
+    It has the chat template that stands beside its file, as in the folder of an imported run.
+    """
+    tokenizer = Tokenizer(SAMPLE if name == "sample" else name)
+    template = tokenizer.path.with_name(TEMPLATE)
+    return _restored(tokenizer.path, template.read_text()) if template.is_file() else tokenizer
+
+
+def _restored(path: Path, template: str) -> Tokenizer:
+    tokenizer = Tokenizer(path)
+    if template:
+        tokenizer.template = ChatTemplate(template)
+    return tokenizer

@@ -226,6 +226,7 @@ def _claim(run: RunConfig, folder: Path, *, sequences: Sequences) -> None:
         folder,
         sequences.tokenizer,
         chat_format=chat_format_of(source.store for source in sources),
+        template=template.source if (template := sequences.tokenizer.template) is not None else "",
         images=any(source.has_images for source in sources) or _starts_with_vision(run),
     )
     config.save(run, folder / "config.json")
