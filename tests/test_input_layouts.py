@@ -58,6 +58,32 @@ def test_an_imagefolder_with_metadata(tmp_path, form):
         assert not ledger.unexpected()
 
 
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_pictures_that_the_metadata_does_not_name_are_counted(tmp_path, form):
+    for name, data in (("a.png", RED), ("b.png", GREEN), ("c.png", BLUE)):
+        (tmp_path / name).write_bytes(data)
+    rows = [{"file_name": "a.png", "text": "a red thing"}, {"file_name": "./gone.png", "text": "nothing"}]
+    if form == "parquet":
+        table(tmp_path / "metadata.parquet", rows)
+    elif form == "csv":
+        (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a red thing\n./gone.png,nothing\n")
+    else:
+        (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    documents, ledger = read(tmp_path)
+    assert len(documents) == 1
+    assert drops(ledger) == {"picture that the metadata doesn't name": 2, "picture that is missing": 1}
+
+
+def test_a_row_with_several_pictures_and_one_text(tmp_path):
+    (tmp_path / "a.png").write_bytes(RED)
+    (tmp_path / "b.png").write_bytes(GREEN)
+    row = {"file_names": ["a.png", "b.png"], "text": "two things"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    (document,), ledger = read(tmp_path)
+    assert shapes(document) == [RED, GREEN, "two things"]
+    assert not ledger.unexpected()
+
+
 @pytest.mark.parametrize("name", ["captions.csv", "captions.tsv", "captions.jsonl", "captions.json"])
 def test_a_table_of_captions_beside_its_pictures(tmp_path, name):
     (tmp_path / "a.png").write_bytes(RED)
@@ -287,6 +313,7 @@ def test_names_with_dots_in_a_tar_are_named_or_read_by_their_last_dot(tmp_path):
     assert not documents
     assert drops(ledger) == {"sample whose names have more than one dot (--key last-dot, or columns=)": 1}
     assert ledger.examples[0].detail == "22.00.jpg, 22.01.jpg, 22.02.jpg"
+    assert ledger.pictures.read == 3
     documents, ledger = read(path, options=options("key=last-dot"))
     assert [document.id for document in documents] == [f"0.tar/{name}" for name in names]
 

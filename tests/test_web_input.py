@@ -6,6 +6,7 @@ import gzip
 import http.client
 import http.server
 import io
+import re
 import shutil
 import subprocess
 import threading
@@ -87,6 +88,15 @@ def test_an_undeclared_page_is_read_in_the_encoding_it_looks_like():
     assert "caf\ufffd" in decode_page(page("caf").encode().replace(b"caf", b"caf\xe9") + b"\x80", charset="utf-8")
 
 
+def test_a_page_with_bytes_of_no_encoding_is_read_and_counted(tmp_path):
+    source = page(f"<p>{WORDS}</p>", head="<meta charset=utf-8>").encode()
+    (tmp_path / "a.html").write_bytes(source.replace(b"villages", b"vill\xe9ges"))
+    (tmp_path / "b.html").write_bytes(source)
+    documents, ledger = read(tmp_path)
+    assert len(documents) == 2
+    assert drops(ledger) == {"page with bytes that its encoding doesn't have, read as U+FFFD": 1}
+
+
 def site(folder: Path, body: str, *, head: str = "", pictures: int = 9) -> Path:
     (folder / "img").mkdir(parents=True)
     for number in range(pictures):
@@ -105,6 +115,8 @@ LAZY = {
     "srcset": '<img srcset="img/0.png 1x,img/1.png 2x">',
     "srcset and src": '<img src="img/gone.png" srcset="img/1.png 480w, img/gone.png 800w">',
     "picture": '<picture><source type="image/avif" srcset="img/gone.avif"><source srcset="img/1.png"><img></picture>',
+    "picture without img": '<picture><source data-srcset="img/1.png 2x, img/0.png"></picture>',
+    "odd names": f'<img src="{BLANK}" data-thumb="img/0.png" lazy-file="img/1.png" alt="img/2.png">',
     "picture with img": '<picture><source srcset="img/gone.webp"><img src="img/1.png"></picture>',
     "noscript": '<noscript><img src="img/1.png"></noscript>',
     "noscript beside": '<img class="lazy"><noscript><img src="img/1.png"></noscript>',
@@ -259,6 +271,28 @@ def response(writer: WARCWriter, body: bytes, *, url: str = "http://e.org/", sta
     http_headers = StatusAndHeaders(status, named, protocol="HTTP/1.1")
     record = writer.create_warc_record(url, "response", payload=io.BytesIO(body), http_headers=http_headers)
     writer.write_record(record)
+
+
+def test_a_picture_that_was_the_same_as_before_is_found(tmp_path):
+    """wget --warc-dedup, and crawlers that know a picture by its digest, write a `revisit` without a body."""
+    with (tmp_path / "x.warc.gz").open("wb") as file:
+        writer = WARCWriter(file, gzip=True)
+        response(writer, photo(1), url="http://e.org/1.png", Content_Type="image/png")
+        with gzip.open(tmp_path / "x.warc.gz") as written:
+            record_id = re.search(rb"WARC-Record-ID: (\S+)", written.read())[1].decode()  # type: ignore[index]
+        again = writer.create_revisit_record(
+            "http://e.org/2.png", "sha1:X", "http://e.org/1.png", "2026-01-01T00:00:00Z"
+        )
+        writer.write_record(again)
+        again = writer.create_revisit_record("http://e.org/3.png", "sha1:X", "", "2026-01-01T00:00:00Z")
+        again.rec_headers.remove_header("WARC-Refers-To-Target-URI")
+        again.rec_headers.replace_header("WARC-Refers-To", record_id)
+        writer.write_record(again)
+        body = "".join(f"<p>{WORDS}</p><img src='/{n}.png'>" for n in (1, 2, 3))
+        response(writer, page(body).encode(), **HTML)
+    (document,), ledger = read(tmp_path / "x.warc.gz")
+    assert [image.data for image in document.images] == [photo(1)] * 3
+    assert drops(ledger) == {"response that repeats another one (revisit)": 2}
 
 
 BODY = page(f"<p>{WORDS}</p>").encode()

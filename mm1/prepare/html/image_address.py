@@ -15,6 +15,8 @@ from mm1.prepare.html.walk import Element
 
 _LAZY = re.compile(r"data-([a-z-]{1,40}-)?(src|original|lazy|lazyload|image|img|echo|hi-?res)")
 _PICTURE = re.compile(r"\S{1,2000}\.(jpe?g|png|webp|gif|avif|bmp)(\?\S{0,2000})?", re.IGNORECASE)
+_SMALL = re.compile(r"thumb|small|placeholder|preview|low|tiny|blur")
+_NO_ADDRESS = frozenset(("src", "srcset", "alt", "title", "class", "id", "name", "style", "usemap", "longdesc", "href"))
 _SOURCE_SET = re.compile(r"(data-[a-z-]{0,40})?srcset")
 _LONGEST_SET = 20_000  # characters
 _MOST_CANDIDATES = 24  # of one image
@@ -36,7 +38,10 @@ def image_address(image: Element, base: str) -> ImageAddress | None:
 
 def _candidates(image: Element) -> Iterator[str]:
     attributes = [(name.lower(), value.strip()) for name, value in image.items()]
-    yield from (value for name, value in attributes if _is_late_address(name, value))
+    late = [(name, value) for name, value in attributes if _is_late_address(name, value)]
+    small = [value for name, value in late if _SMALL.search(name)]
+    yield from (value for name, value in late if _LAZY.fullmatch(name) and value not in small)
+    yield from (value for name, value in late if value not in small)
     for name, value in attributes:
         if _SOURCE_SET.fullmatch(name):
             yield from srcset_addresses(value)
@@ -48,14 +53,12 @@ def _candidates(image: Element) -> Iterator[str]:
             for name, value in source.items():
                 if _SOURCE_SET.fullmatch(name.lower()):
                     yield from srcset_addresses(value)
-    source = (image.get("src") or "").strip()
-    if source:
-        yield source
+    yield from (value for value in [(image.get("src") or "").strip(), *small] if value)
 
 
 def _is_late_address(name: str, value: str) -> bool:
     """Whether an attribute holds the address of a picture that a script loads."""
-    if not name.startswith("data-"):
+    if name in _NO_ADDRESS or name.startswith("on"):
         return False
     if _PICTURE.fullmatch(value):
         return True
@@ -76,6 +79,13 @@ def srcset_addresses(srcset: str) -> list[str]:
         size = re.match(r"\s*(\d{1,9}(?:\.\d{1,9})?)[wx]", descriptor)
         sized.append((float(size[1]) if size else 1.0, address))
     return [address for _, address in sorted(sized, key=lambda one: -one[0])]
+
+
+def complete_pictures(body: Element) -> None:
+    """Gives each `picture` without an `img` one: a script would add it."""
+    for picture in body.iter("picture"):
+        if picture.find(".//img") is None and picture.find(".//source") is not None:
+            picture.append(picture.makeelement("img"))
 
 
 def hoist_unscripted_images(body: Element) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import urljoin
 
 from mm1.document import Text
 from mm1.prepare.html.encoding import decode_page
-from mm1.prepare.html.image_address import hoist_unscripted_images, image_address
+from mm1.prepare.html.image_address import complete_pictures, hoist_unscripted_images, image_address
 from mm1.prepare.html.walk import Element, Piece, parse, walk
 
 _NEVER_CONTENT = frozenset(
@@ -128,6 +128,7 @@ def main_content(page: bytes, base: str, *, charset: str = "") -> list[Piece]:
         return []
     for tag in body.iter("amp-img", "image"):
         tag.tag = "img"
+    complete_pictures(body)
     hoist_unscripted_images(body)
     if sum(1 for _ in islice(body.iter(), _MOST_ELEMENTS + 1)) > _MOST_ELEMENTS:
         raise PageError(f"page of more than {_MOST_ELEMENTS:,} elements")

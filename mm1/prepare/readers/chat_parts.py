@@ -58,7 +58,7 @@ def _picture(part: dict[str, Any], images: list[Any], unnamed: list[int]) -> Any
     for key in _IMAGE_KEYS:
         named = part.get(key)
         named = named.get("url") if key == "image_url" and isinstance(named, dict) else named
-        if named:
+        if named and not (isinstance(named, dict) and not any(named.values())):
             return named
     index = part.get("index")
     index = index if isinstance(index, int) else (unnamed[0] if unnamed else None)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mm1.prepare.bounded_read import parse_json, read_head, text_encoding
-from mm1.prepare.readers.rows import csv_columns
+from mm1.prepare.readers.rows import NAMES_OF_FILES, csv_columns
 from mm1.prepare.readers.table_layouts import PICTURE_COLUMNS, TEXT_COLUMNS
 from mm1.prepare.shard import InputError, ReadOptions, find_files
 
@@ -69,17 +69,19 @@ def _first_keys(head: str) -> set[str]:
 
 
 def is_metadata(path: Path) -> bool:
-    """Whether a file is the metadata of an `imagefolder`: it names its pictures in a column `file_name`."""
+    """Whether a file is the metadata of an `imagefolder`: it names its pictures in a column `file_name` or its kin."""
     name = path.name.lower()
     try:
         if name.endswith(".csv"):
-            return "file_name" in csv_columns(path)
-        if name.endswith(".parquet"):
+            columns = csv_columns(path)
+        elif name.endswith(".parquet"):
             import pyarrow.parquet as pq
 
-            return "file_name" in pq.read_schema(path).names
-        first = parse_json(read_head(path, _HEAD).removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0])
-        return isinstance(first, dict) and "file_name" in first
+            columns = pq.read_schema(path).names
+        else:
+            first = parse_json(read_head(path, _HEAD).removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0])
+            columns = list(first) if isinstance(first, dict) else []
+        return any(column.endswith(NAMES_OF_FILES) for column in columns)
     except (InputError, OSError, ValueError):
         return False
 

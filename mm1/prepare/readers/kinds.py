@@ -24,7 +24,7 @@ from mm1.prepare.readers.detect import (
 from mm1.prepare.readers.folders import PICTURE_ENDINGS, caption_file, read_llava, read_pairs
 from mm1.prepare.readers.json_lines import read_mmc4, read_text
 from mm1.prepare.readers.mixture import mixture_shards, read_mixture, read_sampled
-from mm1.prepare.readers.rows import read_rows
+from mm1.prepare.readers.rows import read_imagefolder, read_rows
 from mm1.prepare.readers.tables import read_dataset, read_parquet
 from mm1.prepare.readers.tars import read_tars
 from mm1.prepare.readers.task_chats import PREFIX, read_documents
@@ -59,7 +59,7 @@ READERS: dict[str, Reader] = {
     "coco": read_coco,
     "text": read_text,
     "pairs": read_pairs,
-    "imagefolder": read_rows,
+    "imagefolder": read_imagefolder,
     "rows": read_rows,
     "dataset": read_dataset,
     "html": read_html,

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,17 @@ from mm1.document import Document
 from mm1.prepare.bounded_read import LARGEST_FILE, text_encoding
 from mm1.prepare.json_arrays import read_json_array
 from mm1.prepare.ledger import Ledger
+from mm1.prepare.readers.folders import PICTURE_ENDINGS
 from mm1.prepare.readers.tables import read_parquet, table_documents
-from mm1.prepare.shard import InputError, Shard
+from mm1.prepare.shard import InputError, Shard, find_files
 
 _ROWS_IN_MEMORY = 16
+NAMES_OF_FILES = ("file_name", "file_names")
+"""How the columns end that name the pictures of an `imagefolder`."""
 
 
 def read_rows(shard: Shard, ledger: Ledger) -> Iterator[Document]:
     """One document per row and caption, in any layout of tables; pictures are named relative to the file, too.
-
-    An `imagefolder` of `datasets` has such a file beside its pictures, with a column `file_name`:
-    https://huggingface.co/docs/datasets/image_dataset#imagefolder
 
     Raises:
         InputError: broken, or without the columns of any layout.
@@ -34,6 +35,38 @@ def read_rows(shard: Shard, ledger: Ledger) -> Iterator[Document]:
     else:
         rows = (row for _, row in read_json_array(shard, ledger))
         yield from table_documents(_batches(rows), None, shard=shard, ledger=ledger)
+
+
+def read_imagefolder(shard: Shard, ledger: Ledger) -> Iterator[Document]:
+    """`read_rows` of the metadata of an `imagefolder` of `datasets`; pictures that it doesn't name are counted.
+
+    https://huggingface.co/docs/datasets/image_dataset#imagefolder
+
+    Raises:
+        InputError: as `read_rows`.
+    """
+    yield from read_rows(shard, ledger)
+    folder, named = shard.files[0].parent, _named_pictures(shard)
+    pictures = (path.relative_to(folder).as_posix() for path in find_files(folder, *PICTURE_ENDINGS))
+    ledger.skipped["picture that the metadata doesn't name"] += sum(name not in named for name in pictures)
+
+
+def _named_pictures(shard: Shard) -> set[str]:
+    """The names in the columns `file_name`, `file_names`, `left_file_name`, ... of the metadata of an `imagefolder`."""
+    import pyarrow.parquet as pq
+
+    path = shard.files[0]
+    rows: Iterator[dict[str, Any]]
+    if path.name.lower().endswith(".parquet"):
+        columns = [name for name in pq.read_schema(path).names if name.endswith(NAMES_OF_FILES)]
+        rows = iter(pq.read_table(path, columns=columns).to_pylist())
+    elif path.name.lower().endswith(".csv"):
+        rows = _csv_rows(path)
+    else:
+        rows = (row for _, row in read_json_array(shard, Ledger()))
+    cells = (cell for row in rows for name, cell in row.items() if name.endswith(NAMES_OF_FILES))
+    names = (name for cell in cells for name in (cell if isinstance(cell, list) else [cell]))
+    return {os.path.normpath(name) for name in names if isinstance(name, str)}
 
 
 def csv_columns(path: Path) -> list[str]:

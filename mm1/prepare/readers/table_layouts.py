@@ -13,16 +13,8 @@ from mm1.prepare.readers.pictures import Pictures
 from mm1.prepare.shard import InputError, ReadOptions
 
 PICTURE_COLUMNS = (
-    "image",
-    "jpg",
-    "png",
-    "webp",
-    "image_bytes",
-    "img",
-    "picture",
-    "file_name",
-    "image_path",
-    "filepath",
+    *("image", "jpg", "png", "webp", "image_bytes", "img", "picture"),
+    *("file_name", "file_names", "image_path", "filepath", "images"),
 )
 ADDRESS_COLUMNS = ("url", "URL", "image_url")
 TEXT_COLUMNS = (
@@ -142,16 +134,19 @@ def _plain_text(cell: Any) -> Document:
 
 
 def _captioned_picture(text_cell: Any, picture_cell: Any, pictures: Pictures, record: Record) -> Document:
-    if isinstance(picture_cell, dict) and not (picture_cell.get("bytes") or picture_cell.get("path")):
-        picture_cell = None
-    if isinstance(picture_cell, list) and len(picture_cell) == 1:
-        picture_cell = picture_cell[0]
-    record.pictures = int(picture_cell is not None)
-    if picture_cell is None:
+    """The picture of a row, or its pictures, then its text."""
+    cells = picture_cell if isinstance(picture_cell, list) else [picture_cell]
+    cells = [cell for cell in cells if not _is_empty(cell)]
+    record.pictures = len(cells)
+    if not cells:
         raise Dropped("row without a picture")
     if not isinstance(text_cell, str) or not text_cell.strip():
         raise Dropped("row without a text")
-    return Document((pictures.get(picture_cell), Text(" ".join(text_cell.split()))))
+    return Document((*map(pictures.get, cells), Text(" ".join(text_cell.split()))))
+
+
+def _is_empty(cell: Any) -> bool:
+    return cell is None or cell == "" or (isinstance(cell, dict) and not any(cell.values()))
 
 
 def _interleaved(row: Row, pictures: Pictures, record: Record, options: ReadOptions) -> Document:

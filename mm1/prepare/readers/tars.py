@@ -22,6 +22,7 @@ _METADATA = ("license", "licence", "url", "author", "language")
 _MOST_FILES = 16  # of a sample, which has three
 _LARGEST_HEADER = 2**20  # bytes
 _TOO_LARGE = f"member of more than {LARGEST_FILE >> 20} MB, or of a sample of too many files"
+_OF_MACOS = "file that macOS added (._*, .DS_Store)"
 _HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -67,6 +68,8 @@ def _document(content: _Content, number: int, document_id: str) -> Document:
 
 
 def _content(sample: _Sample, options: ReadOptions, record: Record) -> _Content:
+    names = (*sample.files, *sample.too_large)
+    record.pictures = sum(name.rpartition(".")[2] in _PICTURES for name in names)
     picture = options.columns.get("image") or _ending(sample, _PICTURES)
     data = sample.files.get(picture)
     record.pictures = int(picture in sample.files or picture in sample.too_large)
@@ -128,7 +131,8 @@ def _samples(shard: Shard, ledger: Ledger) -> Iterator[_Sample]:
                 if member.isdir():
                     continue
                 if name.startswith("._") or name == ".DS_Store":
-                    ledger.skipped["file that macOS added (._*, .DS_Store)"] += 1
+                    ledger.skipped[_OF_MACOS] += 1
+                    ledger.expected.add(_OF_MACOS)
                     continue
                 if not member.isfile():
                     ledger.skipped["member of a tar that is a link or no file"] += 1

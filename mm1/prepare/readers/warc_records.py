@@ -27,7 +27,8 @@ class Response:
     """A response of a WARC file; `offset` is where in the file it starts.
 
     kind     `page`, `picture`, or `other` with the reason in `why`
-    target   the address that it refers to, if it redirects or repeats another response
+    target   the address, or the id of the record, that it refers to, if it redirects or repeats another response
+    id       the record's own id
     """
 
     url: str
@@ -36,6 +37,7 @@ class Response:
     why: str = ""
     target: str = ""
     charset: str = ""
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,10 @@ class PictureIndex:
         index = PictureIndex({}, {})
         for response, _ in read_responses(path):
             if response.kind == "picture":
-                index.offsets[url_key(response.url)] = response.offset
+                index.offsets[url_key(response.url)] = index.offsets[response.id] = response.offset
             elif response.target:
-                index.targets[url_key(response.url)] = url_key(response.target)
+                target = response.target if response.target.startswith("urn:") else url_key(response.target)
+                index.targets.setdefault(url_key(response.url), target)
         return index
 
     def key(self, url: str) -> str:
@@ -105,7 +108,8 @@ def _response(record: Any, offset: int) -> Response:
 
     url = _header(record.headers, "WARC-Target-URI").strip("<> ")  # GNU wget writes the angle brackets
     if record.record_type == WarcRecordType.revisit:
-        target = _header(record.headers, "WARC-Refers-To-Target-URI").strip("<> ")
+        names = ("WARC-Refers-To", "WARC-Refers-To-Target-URI")
+        target = next(filter(None, (_header(record.headers, name).strip("<> ") for name in names)), "")
         return Response(url, offset, "other", "response that repeats another one (revisit)", target)
     content_type, status = _header(record.headers, "Content-Type"), 200
     if record.record_type == WarcRecordType.response:
@@ -126,7 +130,7 @@ def _response(record: Any, offset: int) -> Response:
         charset = _CHARSET.search(content_type)
         return Response(url, offset, "page", charset=charset[1] if charset else "")
     if kind.startswith("image/") or (kind in ("", "application/octet-stream") and _is_picture_name(url)):
-        return Response(url, offset, "picture")
+        return Response(url, offset, "picture", id=_header(record.headers, "WARC-Record-ID").strip("<> "))
     return Response(url, offset, "other", "response that is neither a page nor a picture")
 
 

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import PIL.Image
 
-from mm1.document import Image, Piece
+from mm1.document import Image, Piece, Text
 from mm1.prepare.bounded_read import read_file
 from mm1.prepare.fetch import FetchError
 from mm1.prepare.html.image_address import data_uri_bytes
@@ -40,7 +40,14 @@ def read_html(shard: Shard, ledger: Ledger) -> Iterator[Page]:
         with ledger.record(path):
             url = f"{_SITE}{quote(path)}"
             pieces = _page_pieces(read_file(file), url, image_at=lambda url, page=path: _in_folder(url, shard, page))  # type: ignore[misc]
+            _note_replaced(pieces, ledger)
             yield Page(pieces, id=path)
+
+
+def _note_replaced(pieces: tuple[Piece, ...], ledger: Ledger) -> None:
+    """Counts a page with bytes that its encoding doesn't have."""
+    if any(isinstance(piece, Text) and "\ufffd" in piece.text for piece in pieces):
+        ledger.skipped["page with bytes that its encoding doesn't have, read as U+FFFD"] += 1
 
 
 def _page_pieces(content: bytes, url: str, *, image_at: Callable[[str], Image], charset: str = "") -> tuple[Piece, ...]:
@@ -157,7 +164,7 @@ def read_warc(shard: Shard, ledger: Ledger) -> Iterator[Page]:
         if offset is None or is_icon(url):
             return _fetched_image(url, shard)
         response, record = next(read_responses(path, start=offset), (None, None))
-        if response is None or url_key(response.url) != pictures.key(url):
+        if response is None or pictures.key(url) not in (url_key(response.url), response.id):
             raise InputError(f"{path.name} is compressed as a whole; `warcio recompress` compresses record by record")
         try:
             return _unless_icon(read_body(record, path))
@@ -169,6 +176,7 @@ def read_warc(shard: Shard, ledger: Ledger) -> Iterator[Page]:
             with ledger.record(response.url):
                 body = read_body(record, path)
                 pieces = _page_pieces(body, response.url, image_at=image_at, charset=response.charset)
+                _note_replaced(pieces, ledger)
                 yield Page(pieces, id=response.url, metadata={"url": response.url})
         elif response.kind == "other":
             ledger.skipped[response.why] += 1
