@@ -55,12 +55,9 @@ def chats(count: int) -> list[Document]:
     each = -(-count // 3)
     shown = store.take(np.random.default_rng(0).permutation(len(store))[: 2 * each].tolist())
     whole, short = shown[:each], [replace(chat, pieces=chat.pieces[:3]) for chat in shown[each:]]
-    pages = [page for page in Rendering("sample:text-train", find_fonts(), side=256).pages(0, each) if _is_page(page)]
+    rendered = Rendering("sample:text-train", find_fonts(), side=256).pages(0, each)
+    pages = [page for page in rendered if isinstance(page, Document)]
     return [chat for three in zip(whole, short, pages, strict=True) for chat in three][:count]
-
-
-def _is_page(page: object) -> bool:
-    return isinstance(page, Document)
 
 
 def batch_of(options: argparse.Namespace, step: int, *, pack: bool) -> Batch:
@@ -82,7 +79,7 @@ def turns(options: argparse.Namespace) -> Iterator[list[float]]:
         dist.prepare_process()
         trained = model.ours().train()
         run = RunConfig(model=trained.config, compile="never")
-        parallelize(trained, run, dims=parallel_dims(run), precision="fp32")
+        parallelize(trained, run, dims=parallel_dims(run), precision=torch.float32)
         objective = NextToken(trained, ["chats"])
         optimizer: torch.optim.Optimizer = optim.build(trained, OPTIM, peak=RATE)
     else:
@@ -177,8 +174,11 @@ def serve(options: argparse.Namespace) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # trainers print
     print(json.dumps([]), file=answers, flush=True)
     if options.way == TRL:
-        done = lambda answer: print(json.dumps(answer), file=answers, flush=True)  # noqa: E731
-        train_with_trl(options, lambda: sys.stdin.readline() and None, done)
+
+        def wait() -> None:
+            sys.stdin.readline()
+
+        train_with_trl(options, wait, lambda answer: print(json.dumps(answer), file=answers, flush=True))
         return
     with dist.connected():
         steps = turns(options)
