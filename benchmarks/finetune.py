@@ -104,6 +104,33 @@ def turns(options: argparse.Namespace) -> Iterator[list[float]]:
         yield [clock() - start, value]
 
 
+def trl_settings(options: argparse.Namespace, folder: str) -> Any:
+    """What makes SFTTrainer do the same steps as the others."""
+    import trl
+
+    return trl.SFTConfig(
+        output_dir=folder,
+        max_steps=options.steps,
+        per_device_train_batch_size=1,
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        optim="adamw_torch_fused",
+        adam_beta1=OPTIM.betas[0],
+        adam_beta2=OPTIM.betas[1],
+        weight_decay=0.0,
+        max_grad_norm=OPTIM.clip_norm,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        disable_tqdm=True,
+    )
+
+
 def train_with_trl(options: argparse.Namespace, next_step: Callable[[], None], done: Callable[[list[float]], None]):
     """Train with SFTTrainer: `next_step` is called before the clock of a step starts, `done` with what it gave.
 
@@ -135,27 +162,7 @@ def train_with_trl(options: argparse.Namespace, next_step: Callable[[], None], d
     import datasets
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = trl.SFTConfig(
-            output_dir=folder,
-            max_steps=options.steps,
-            per_device_train_batch_size=1,
-            learning_rate=RATE,
-            lr_scheduler_type="constant",
-            optim="adamw_torch_fused",
-            adam_beta1=OPTIM.betas[0],
-            adam_beta2=OPTIM.betas[1],
-            weight_decay=0.0,
-            max_grad_norm=OPTIM.clip_norm,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            remove_unused_columns=False,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            max_length=None,
-            disable_tqdm=True,
-        )
+        settings = trl_settings(options, folder)
         words = PreTrainedTokenizerFast(tokenizer_file=str(load_tokenizer("sample").path), pad_token="<|end|>")
         trainer = Recorded(
             model=model.theirs,

@@ -104,12 +104,8 @@ def pair(decoder: str, image_size: int) -> Pair:
     theirs = transformers.LlavaForConditionalGeneration(config)
     vision = vision_config_from_hf(config.vision_config.to_dict())
     vision.feature_layer = config.vision_feature_layer
-    model = ModelConfig(
-        image_token_id=tokenizer.image,
-        vision=vision,
-        connector=ConnectorConfig(kind="mlp", tokens=vision.grid.cells),
-        decoder=shape,
-    )
+    connector = ConnectorConfig(kind="mlp", tokens=vision.grid.cells)
+    model = ModelConfig(image_token_id=tokenizer.image, vision=vision, connector=connector, decoder=shape)
     return Pair(theirs, model)
 
 
