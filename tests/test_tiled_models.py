@@ -271,5 +271,5 @@ def test_what_has_other_grids_or_parts_is_refused_by_name():
     config = {"vision_config": VISION | CLIP, "text_config": {"model_type": "llama"} | TEXT}
     with pytest.raises(ValueError, match=r"only LLaVA-NeXT's own can be read, for this encoder \[\[24, 48\]"):
         llava_next_config_from_hf(config | {"image_grid_pinpoints": [[24, 72]]}, Path())
-    for kind, why in (("llava_onevision", "shrinks the features"), ("internvl", "scales residual branches")):
+    for kind, why in (("llava_onevision", "without their norm"), ("internvl", "norms shuffled patches")):
         assert why in REFUSED[kind]

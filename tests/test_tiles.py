@@ -13,25 +13,29 @@ import lance
 import numpy as np
 import pytest
 import small
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Canvas
+from tokenizers import Tokenizer as HFTokenizer
 
 from mm1.config.run import DataConfig, SourceConfig
 from mm1.config.run import load as load_run
 from mm1.data import loader
 from mm1.data.encode import Cutter, encode
 from mm1.data.image import load_tiles
+from mm1.data.index import open_source
 from mm1.data.loader import Sequences
-from mm1.data.store import Store, write_store
-from mm1.data.tiles import quarters, tiled
+from mm1.data.plan import pack_windows
+from mm1.data.store import Store, open_store, write_store
+from mm1.data.tiles import quarters, tile_spec, tiled
 from mm1.data.tokenized import tokenize_store
-from mm1.data.tokenizer import load_tokenizer
+from mm1.data.tokenizer import Tokenizer, load_tokenizer
 from mm1.document import Batch, Document, Image, Text
 from mm1.generate.writer import Writer
 from mm1.model.mllm import MLLM
 from mm1.report.sequence import checks, run_sequence_page
-from mm1.tiling import KINDS, Cut, TileSpec, tiles
+from mm1.tiling import AROUND, KINDS, Cut, TileSpec, tiles
 from mm1.train.log import read_metrics
 from mm1.train.run import train_run
 
@@ -120,6 +124,53 @@ def test_cuts_fall_between_pictures_that_fit_a_sequence(pieces, sequence_length,
         assert span.images <= max_images
     for end in ends:
         assert end in (0, len(encoded.pictures)) or encoded.pictures[end - 1] != encoded.pictures[end]
+
+
+PICTURE_SIZES = st.tuples(*[st.one_of(st.integers(1, 400), st.sampled_from([1, 16, 17, 10_000]))] * 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(sizes=st.lists(PICTURE_SIZES, max_size=5), words=st.integers(0, 200), slack=st.integers(2, 90))
+def test_no_picture_of_any_size_is_cut_and_every_feature_has_its_position(kind, sizes, words, slack):
+    """In the shortest sequences that hold each picture, with every preset."""
+    tile = TileSpec(16, 4, KINDS[kind])
+    pieces = [piece for size in sizes for piece in (Image(b"", size=size), Text("word " * words))]
+    encoded = encode(Document((*pieces, Text("end"))), TOKENIZER, tile=tile)
+    longest = max((stop - start for start, stop in encoded.extents), default=0)
+    most = max((encoded.pictures.count(number) for number in encoded.pictures), default=1)
+    spans = Cutter(TOKENIZER, tile, longest + slack, most).cut(encoded)
+    assert [0, *(span.stop for span in spans)] == [*(span.start for span in spans), len(encoded.tokens)]
+    for start, stop in encoded.extents:
+        assert sum(span.start <= start and stop <= span.stop for span in spans) == 1
+    for span in spans:
+        part = encoded.part(span.start, span.stop, features=tile.features)
+        assert span.stop - span.start <= longest + slack
+        assert len(part.images) == span.images <= most
+        at_image = part.tokens == TOKENIZER.image
+        if part.features is None:
+            assert at_image.sum() == 4 * span.images
+        elif span.images:
+            shown = part.features[at_image]
+            ends = shown % tile.features == tile.tokens
+            assert 0 <= shown.min() <= shown.max() < span.images * tile.features
+            assert len(set(shown[~ends].tolist())) == (~ends).sum()  # each at most once; ends are one feature
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", KINDS)
+def test_pages_and_chats_of_the_sample_are_packed_to_98_percent(kind, tmp_path):
+    """In sequences of 8192, with tokens for the names of tiles, as models that have them."""
+    inner = HFTokenizer.from_file(str(TOKENIZER.path))
+    cells = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
+    inner.add_special_tokens([AROUND, "<global-img>", *cells])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    cutter = Cutter(Tokenizer(tmp_path), TileSpec(96, 16, KINDS[kind]), 8192, max_images=512)
+    for name in ("interleaved", "vqa"):
+        spans = open_source(name, open_store(f"sample:{name}-train"), cutter=cutter, seed=(0,)).spans
+        packed = pack_windows(spans, sequence_length=8192, max_images=512)
+        filled = spans.length.sum() / (8192 * sum(int(part.sequences[0]) for part in packed))
+        assert filled >= 0.98, f"{name}: {filled:.2%}"
 
 
 @settings(max_examples=30, deadline=None)
@@ -224,7 +275,8 @@ def test_sequences_of_every_tiling_are_the_same_for_any_ranks_workers_and_start(
 
 
 def digest(batch: Batch) -> str:
-    tensors = (batch.tokens_BT, batch.targets_BT, batch.document_BT, batch.position_BT, batch.images_NCYX)
+    tensors = [batch.tokens_BT, batch.targets_BT, batch.document_BT, batch.position_BT, batch.images_NCYX]
+    tensors += [] if batch.feature_BT is None else [batch.feature_BT]
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
@@ -267,6 +319,33 @@ def test_pictures_that_no_sequence_can_hold_are_refused_with_the_numbers(caption
         sequences(captions, max_images=4)
     with pytest.raises(ValueError, match=r"5 tiles, 20 positions each .* but data\.sequence_length is 21"):
         sequences(captions, sequence_length=21)
+
+
+@pytest.mark.parametrize("kind", ["mm1_5", "llava_next"])
+def test_a_packed_document_has_the_loss_it_has_alone(captions, kind):
+    """Tiles whose tokens don't stand together too: the batch and the engine number the same features."""
+    config = small.config()
+    config.image_token_id, config.decoder.vocabulary = TOKENIZER.image, TOKENIZER.vocabulary
+    config.tiling.kind, config.tiling.max_tiles = kind, 4
+    model = MLLM(config)
+    model.initialise(0)
+    opened = sequences(captions, tile=tile_spec(config), sequence_length=512, max_images=64)
+    losses = []
+    for number in range(opened.sources[0].plan.epoch_sequences):
+        batch = opened.batch([number])
+        with torch.no_grad():
+            logits_TV = model.decoder.logits(model.hidden(batch)[0])
+        losses_T = torch.nn.functional.cross_entropy(logits_TV, batch.targets_BT[0], reduction="none")
+        document_T = batch.document_BT[0]
+        trained_T = batch.targets_BT[0] >= 0
+        losses += [float(losses_T[(document_T == n) & trained_T].mean()) for n in range(1, int(document_T.max()) + 1)]
+    documents = [document for document in Store(captions).take(range(21)) if document.id != "page"]
+    writer = Writer(model, TOKENIZER, rows=4)
+    writer._tile = tile_spec(config)  # in use a preset may have more tiles
+    alone = writer.losses(documents).tolist()
+    assert len({round(loss, 3) for loss in alone}) > 15
+    for loss in alone:
+        assert min(abs(loss - packed) for packed in losses) < 1e-5
 
 
 def test_a_run_trains_on_tiles_and_shows_them(captions, tmp_path):

@@ -1,6 +1,7 @@
 """Fine-tuning in a model's own chat form: its template writes the chats of a store, and the answers are trained."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from test_words import CHATML, imported, llava, picture  # noqa: F401, fixtures
 from mm1.checkpoint import load_for_use
 from mm1.config import run as config
 from mm1.config.run import SourceConfig
+from mm1.data.chat_format import prompt
 from mm1.data.chat_template import ChatTemplate
 from mm1.data.encode import encode
 from mm1.data.loader import sequences_of
@@ -16,10 +18,10 @@ from mm1.data.recorded import recorded_text
 from mm1.data.store import write_store
 from mm1.data.tiles import tile_spec
 from mm1.data.tokenizer import load_tokenizer
-from mm1.document import Document, Text
+from mm1.document import Document, Mark, Text
 from mm1.eval.hf_model import HfModel
 from mm1.report.sequence import checks
-from mm1.tiling import TileSpec
+from mm1.tiling import KINDS, TileSpec
 from mm1.train.run import train_run
 
 ANSWERS = ("a cat.", "It is grey.", "two of them")
@@ -59,8 +61,25 @@ def test_a_chat_of_a_llava_is_what_its_processor_makes_and_its_answers_are_train
     trained = [token for token, train in zip(ids[:-1], encoded.train[:-1], strict=True) if train]
     assert tokenizer.decode(trained) == "".join(f" {answer} " for answer in ANSWERS)
     assert not encoded.train[encoded.tokens == tokenizer.image].any()
-    prompt = encode(chat(), tokenizer, tile=TileSpec(24, 16), end=False)
-    assert not prompt.train.any()
+    assert not encode(chat(), tokenizer, tile=TileSpec(24, 16), end=False).train.any()
+
+
+@pytest.mark.parametrize("kind", ["none", "mm1", "idefics3"])
+def test_a_question_is_asked_with_the_tokens_it_was_trained_with(kind, imported):  # noqa: F811
+    """Chat, evaluation in chat form and serving see what training saw, in tiles, and as overviews before the last."""
+    tokenizer, tile = imported.tokenizer, TileSpec(16, 16, KINDS[kind])
+    images = (replace(picture(0), in_tiles=False), replace(picture(1), in_tiles=True))
+    turns = (images[0], Text("What?", train=False), Text("a cat."), images[1], Text("And?", train=False))
+    trained = encode(Document((*turns, Text("a dog.")), metadata={"form": "chat"}), tokenizer, tile=tile)
+    first, second = prompt([images[0], Text("What?")]), prompt([images[1], Text("And?")])
+    asking = Document((*first.pieces, Text("a cat.", train=False), Mark("end"), *second.pieces))
+    prompted = encode(asking, tokenizer, tile=tile, end=False)
+    ids = prompted.tokens.tolist()
+    assert trained.tokens[: len(ids)].tolist() == ids
+    assert not trained.train[len(ids) - 1]
+    assert trained.train[len(ids) :].all()
+    assert trained.images[: len(prompted.images)] == prompted.images
+    assert prompted.pictures.count(0) == 1
 
 
 def test_what_ends_an_answer_is_trained_and_nothing_after_it():

@@ -69,9 +69,8 @@ FAMILIES = {
 """An export takes the first one that fits."""
 
 REFUSED = {
-    "llava_onevision": "it shrinks the features of a large picture bilinearly to a limit, which our model has no "
-    "step for",
-    "internvl": "its encoder scales residual branches and has an absolute position for the class token, and its "
-    "connector norms shuffled pixels, which ours don't have",
+    "llava_onevision": "it takes the last layer's features without their norm, and shrinks those of a large picture "
+    "bilinearly to a limit, for which our encoder and tilings have no setting",
+    "internvl": "its connector norms shuffled patches before two linear layers, which none of ours does",
 }
 """Why models of other types cannot be read."""
