@@ -5,7 +5,7 @@
 Theirs is LLaVA as `transformers` builds it: CLIP's ViT, two linear layers, Llama, SDPA attention. It is measured twice:
 as it is, and with glibc set to keep freed memory, as `mm1 train` sets it. mm1 has copies of its weights and runs as in
 `mm1 train`. The decoder trains on all tokens of sequences of 512. The whole model reads captions of the sample, padded
-to the longest of the batch or packed. Results are medians over rounds. Tokens per second count images and text, no
+to the longest of the batch or packed. Results are medians over rounds; tokens per second count images and text, no
 padding. MFU is the arithmetic that these need over that of a matrix product of 1024 x 1024 (on a GPU: the datasheet's).
 One thread is timed in processor time.
 """

@@ -72,6 +72,8 @@ LANGUAGE: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2, Qwen2.5": ("qwen2", {}),
     "Qwen3": ("qwen3", {}),
     "Qwen3-MoE": ("qwen3_moe", EXPERTS | {"moe_intermediate_size": 24, "norm_topk_prob": True}),
+    "OLMo 2": ("olmo2", {}),
+    "OLMoE": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
     "SmolLM3": ("smollm3", {"num_hidden_layers": 5}),
 }
 

@@ -53,6 +53,7 @@ ORDER = {
     ),
     "model": (
         *(
+            "rotary",
             "layers",
             "lora",
             "vision",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small import doc
 from test_generate import MODEL, PIECES, prompt, score, written_without_cache
 
-from mm1.config.model import SparseConfig
+from mm1.config.model import RopeScalingConfig, SparseConfig
 from mm1.generate import admission, engine, prefix_cache
 from mm1.generate.engine import Engine
 from mm1.generate.prefix_cache import Prefix, PrefixCache, prefill
@@ -64,8 +64,9 @@ def test_choices_after_shared_questions_have_the_scores_of_a_full_forward(docs, 
 
 KINDS = {
     "grouped keys": {"kv_heads": 1, "qk_norm": False},
-    "stretched": {"rope_scaling": (4.0, 1.0, 4.0, 16)},
+    "stretched": {"rope_scaling": RopeScalingConfig(kind="llama3", factor=4.0, original_positions=16)},
     "no_rope_layers": {"layers": 3, "no_rope_layers": (1,), "qkv_bias": True},
+    "OLMo 2": {"qk_norm": True, "qk_norm_across_heads": True, "norm_after": True},
     "experts": {"sparse": SparseConfig(experts=4, every=2)},
 }
 

@@ -17,7 +17,7 @@ from mm1 import checkpoint
 from mm1.__main__ import main
 from mm1.config import run as config
 from mm1.config.base import ConfigError
-from mm1.config.model import ConnectorConfig, DecoderConfig, ModelConfig, SparseConfig, VisionConfig
+from mm1.config.model import ConnectorConfig, DecoderConfig, ModelConfig, RopeScalingConfig, SparseConfig, VisionConfig
 from mm1.config.run import DataConfig, RunConfig, SourceConfig
 from mm1.data import image
 from mm1.data.encode import encode
@@ -52,11 +52,23 @@ AIMV2 = VISION.model_copy(update={"norm": "rms", "gated": True, "bias": False, "
 AIM = VISION.model_copy(update={"bias": False, "patch_norm": True, "fixed_positions": True, "feature_layer": -1})
 DECODER = DecoderConfig(vocabulary=4096, width=32, layers=2, heads=4, kv_heads=2, head_width=8, mlp_width=48)
 STRETCHED = {
-    "rope_scaling": (4.0, 1.0, 4.0, 16),
+    "rope_scaling": RopeScalingConfig(kind="llama3", factor=4.0, original_positions=16),
     "no_rope_layers": (1,),
     "qkv_bias": True,
     "qk_norm": True,
     "tie_embeddings": False,
+}
+
+
+ALL_PARTS = {
+    "rope_scaling": RopeScalingConfig(kind="yarn", factor=4.0, high=32.0, original_positions=16, attention_factor=1.2),
+    "qk_norm": True,
+    "qk_norm_across_heads": True,
+    "norm_after": True,
+    "qkv_bias": True,
+    "out_bias": True,
+    "mlp_bias": True,
+    "sparse": SparseConfig(experts=4, every=2, normalize=False),
 }
 
 
@@ -76,6 +88,7 @@ OWN = {
     "average, AIM": model(AIM, "average", 9),
     "pixel shuffle, AIMv2": model(AIMV2, "pixel_shuffle", 4),
     "linear, a decoder of no family": model(SIGLIP, "linear", 9, **STRETCHED),
+    "average, a decoder of all parts": model(VISION, "average", 4, **ALL_PARTS),
     "mlp of fewer tokens": model(CLIP, "mlp", 4),
 }
 

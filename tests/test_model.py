@@ -13,8 +13,9 @@ from mm1.model import sizes
 from mm1.model.attention import Causal, Groups, attention, dense_mask, document_mask
 from mm1.model.attention_cpu import BLOCK
 from mm1.model.connector import KINDS
-from mm1.model.layers import ACTIVATIONS, resize_positions, rotary_angles
+from mm1.model.layers import ACTIVATIONS, resize_positions
 from mm1.model.mllm import MLLM
+from mm1.model.rotary import rotary_angles
 from mm1.model.vision import Vision
 from mm1.tiling import Grid
 

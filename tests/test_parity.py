@@ -30,6 +30,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 16}
 DECODERS = {
     "llama": {"rms_norm_eps": 1e-5},
     "llama, as Llama 2": {"num_key_value_heads": 4, "max_position_embeddings": 4096},
@@ -44,6 +45,23 @@ DECODERS = {
     "smollm3, other layers": {"no_rope_layers": [0, 1, 0], "tie_word_embeddings": True, "pad_token_id": 0},
     "mixtral": {"num_local_experts": 5},
     "mixtral, three": {"num_local_experts": 6, "num_experts_per_tok": 3, "router_aux_loss_coef": 0.02},
+    "llama, biases": {"attention_bias": True, "mlp_bias": True},
+    "llama, linear positions": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}},
+    "qwen2, YaRN": {"rope_parameters": YARN, "max_position_embeddings": 64},
+    "llama, YaRN, other settings": {
+        "rope_parameters": YARN | {"beta_fast": 8.0, "beta_slow": 2.0, "attention_factor": 1.3, "truncate": False}
+    },
+    "olmo2": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    "olmo2, biases": {"attention_bias": True},
+    "olmoe": {"num_experts": 6, "num_experts_per_tok": 3},
+    "olmoe, weights of one": {"num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": True},
+    "qwen3_moe, weights as they are": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 20,
+        "head_dim": 16,
+        "norm_topk_prob": False,
+    },
     "qwen3_moe": {
         "num_local_experts": 6,
         "num_experts_per_tok": 3,
@@ -63,6 +81,8 @@ def build(family: str, settings: dict):
         "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
         "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM),
         "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
+        "olmo2": (transformers.Olmo2Config, transformers.Olmo2ForCausalLM),
+        "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM),
         "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
     }
     config_class, model_class = classes[family]
@@ -150,10 +170,10 @@ def test_a_decoder_is_found_inside_a_larger_model():
 @pytest.mark.parametrize(
     ("family", "change", "word"),
     [
-        ("llama", {"attention_bias": True}, "attention_bias"),
+        ("mistral", {"attention_bias": True}, "attention_bias"),
         ("mistral", {"sliding_window": 16}, "16 tokens"),
         ("llama", {"hidden_act": "gelu"}, "gelu"),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "linear"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
         ("llama", {"model_type": "gpt2"}, "gpt2"),
     ],
 )
@@ -187,7 +207,7 @@ def test_a_tensor_of_another_family_is_refused():
 def test_what_no_family_has_is_not_written():
     with pytest.raises(ValueError, match="every layer"):
         convert.decoder_config_to_hf(DecoderConfig(sparse=SparseConfig(experts=4, every=2)), max_positions=8)
-    with pytest.raises(ValueError, match="qwen2 with mixtral"):
+    with pytest.raises(ValueError, match="all of these: qkv_bias, experts"):
         convert.decoder_config_to_hf(DecoderConfig(sparse=SparseConfig(experts=4), qkv_bias=True), max_positions=8)
-    with pytest.raises(ValueError, match="qwen2 with qwen3"):
+    with pytest.raises(ValueError, match="all of these: qkv_bias, qk_norm"):
         convert.decoder_config_to_hf(DecoderConfig(qkv_bias=True, qk_norm=True), max_positions=8)

@@ -5,9 +5,9 @@ Defaults are the simplest case; the sizes of the paper are in `model/sizes.py`.
 
 import math
 from dataclasses import fields, replace
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mm1.config.base import Config
 from mm1.tiling import KINDS, Grid, Tiling
@@ -123,6 +123,7 @@ class SparseConfig(Config):
     experts: int = Field(0, ge=0)
     every: int = Field(1, ge=1)  # one layer of every so many is sparse, the last of its group
     top_k: int = Field(2, ge=2)  # experts per token; with a single one the router would get no gradient
+    normalize: bool = True  # the weights of a token's experts add up to one; OLMoE: they stay as the router gave them
     capacity: float | None = Field(None, gt=0)  # an expert's most tokens of a sequence, in even shares; null: no limit
     load_balance_weight: float = Field(0.0, ge=0)  # weight of the load-balance loss
     router_z_weight: float = Field(0.0, ge=0)  # weight of the router's z loss
@@ -138,6 +139,18 @@ class SparseConfig(Config):
         return self.experts > 0 and (layer + 1) % self.every == 0
 
 
+class RopeScalingConfig(Config):
+    """How rotary positions are stretched to sequences that are longer than those of most of the training."""
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float = Field(gt=0)
+    low: float = 1.0  # llama3: low_freq_factor; yarn: beta_slow
+    high: float = 4.0  # llama3: high_freq_factor; yarn: beta_fast
+    original_positions: int = Field(8192, gt=0)  # of the sequences before; of llama3 and yarn
+    attention_factor: float = 1.0  # cosines and sines are multiplied by it; of yarn
+    truncate: bool = True  # the range of channels ends at whole ones; of yarn
+
+
 class DecoderConfig(Config):
     """A decoder-only transformer: RMSNorm, RoPE, SwiGLU, grouped-query attention."""
 
@@ -149,15 +162,26 @@ class DecoderConfig(Config):
     head_width: int = Field(64, gt=0)
     mlp_width: int = Field(512, gt=0)
     rope_base: float = 10_000.0
-    # Llama 3.1's: factor, low and high frequency factor, length of the sequences before scaling
-    rope_scaling: tuple[float, float, float, int] | None = None
+    rope_scaling: RopeScalingConfig | None = None
     no_rope_layers: tuple[int, ...] = ()  # layers without rotary positions, counted from 0; SmolLM3: every fourth
     norm_epsilon: float = 1e-5
     qk_norm: bool = False
+    qk_norm_across_heads: bool = False  # one norm over all heads of a layer, as OLMo 2's, not one over each
+    norm_after: bool = False  # OLMo 2: norms of what attention and feed-forward give, not of what they take
     qkv_bias: bool = False
+    out_bias: bool = False  # of attention's output
+    mlp_bias: bool = False
     tie_embeddings: bool = True  # the output matrix is the embedding matrix
     max_positions: int | None = Field(None, gt=0)  # that a published decoder was trained for; null: see the run
     sparse: SparseConfig = Field(default_factory=SparseConfig)
+
+    @field_validator("rope_scaling", mode="before")
+    @classmethod
+    def _is_of_an_earlier_version(cls, value: Any) -> Any:
+        """Version 0.1 recorded Llama 3.1's scaling as four numbers."""
+        if not isinstance(value, list | tuple):
+            return value
+        return dict(zip(("factor", "low", "high", "original_positions"), value, strict=True)) | {"kind": "llama3"}
 
 
 class ModelConfig(Config):

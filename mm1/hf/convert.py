@@ -3,13 +3,14 @@
 Our state dicts are those of a `Decoder`. Nothing is computed, so a round trip gives the same tensors, bit for bit.
 """
 
+import math
 from typing import Any
 
 import torch
 
-from mm1.config.model import DecoderConfig, SparseConfig
+from mm1.config.model import DecoderConfig, RopeScalingConfig, SparseConfig
 from mm1.hf.experts import stack_experts, unstack_experts
-from mm1.hf.names import DECODER, DECODER_DROPPED, QWEN3_MOE, reverse, translate
+from mm1.hf.names import DECODER, DECODER_DROPPED, OLMO2, QWEN3_MOE, reverse, translate
 
 State = dict[str, torch.Tensor]
 
@@ -17,6 +18,8 @@ DECODERS = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "mixtral": "MixtralForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
@@ -42,6 +45,15 @@ _QWEN3_MOE = _LLAMA | {"vocab_size": 151936, "hidden_size": 2048, "num_hidden_la
 _QWEN3_MOE |= {"max_position_embeddings": 32768, "use_sliding_window": False, "num_local_experts": 128}
 _QWEN3_MOE |= {"moe_intermediate_size": 768, "num_experts_per_tok": 8, "norm_topk_prob": False}
 
+_OLMOE = _LLAMA | {"vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 2048, "num_hidden_layers": 16}
+_OLMOE |= {"num_attention_heads": 16, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "num_experts": 64}
+_OLMOE |= {"num_experts_per_tok": 8, "norm_topk_prob": False}
+
+_OLMO = ("olmo2", "olmoe")
+_NAMES = {"qwen3_moe": QWEN3_MOE, "olmoe": QWEN3_MOE, "olmo2": OLMO2}
+_MARKS = {".mlp.experts.": QWEN3_MOE, ".post_feedforward_layernorm.": OLMO2}
+"""Tables of names by what only their files have in a name."""
+
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "mistral": _MISTRAL | {"sliding_window": 4096},
@@ -50,6 +62,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3": _QWEN | {"head_dim": 128},
     "qwen3_moe": _QWEN3_MOE,
     "smollm3": _SMOLLM3,
+    "olmo2": _LLAMA | {"vocab_size": 50304, "rms_norm_eps": 1e-5},
+    "olmoe": _OLMOE,
 }
 """Defaults of their config classes: a config, above all one inside a larger model's, may leave fields out."""
 
@@ -65,17 +79,6 @@ def decoder_config_from_hf(theirs: dict[str, Any]) -> DecoderConfig:
     theirs = _DEFAULTS.get(family, {}) | theirs
     _refuse(theirs, family)
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    scaling = None
-    if kind == "llama3":
-        scaling = (
-            rope["factor"],
-            rope["low_freq_factor"],
-            rope["high_freq_factor"],
-            rope["original_max_position_embeddings"],
-        )
-    elif kind != "default":
-        raise ValueError(f"rotary positions of type {kind!r} can't be read; known: default, llama3")
     heads = theirs["num_attention_heads"]
     return DecoderConfig(
         vocabulary=theirs["vocab_size"],
@@ -86,14 +89,18 @@ def decoder_config_from_hf(theirs: dict[str, Any]) -> DecoderConfig:
         head_width=theirs.get("head_dim") or theirs["hidden_size"] // heads,
         mlp_width=theirs["moe_intermediate_size" if family == "qwen3_moe" else "intermediate_size"],
         rope_base=rope.get("rope_theta") or theirs.get("rope_theta", 10_000.0),
-        rope_scaling=scaling,
+        rope_scaling=rope_scaling_from_hf(rope),
         norm_epsilon=theirs["rms_norm_eps"],
-        qk_norm=family in ("qwen3", "qwen3_moe"),
-        qkv_bias=family == "qwen2",
+        qk_norm=family in ("qwen3", "qwen3_moe", *_OLMO),
+        qk_norm_across_heads=family in _OLMO,
+        norm_after=family == "olmo2",
+        qkv_bias=family == "qwen2" or bool(theirs.get("attention_bias")),
+        out_bias=bool(theirs.get("attention_bias")),
+        mlp_bias=bool(theirs.get("mlp_bias")),
         no_rope_layers=_no_rope_layers(theirs) if family == "smollm3" else (),
         tie_embeddings=theirs.get("tie_word_embeddings", family == "smollm3"),
         max_positions=theirs["max_position_embeddings"],
-        sparse=_sparse(theirs) if family in ("mixtral", "qwen3_moe") else SparseConfig(),
+        sparse=_sparse(theirs) if family in ("mixtral", "qwen3_moe", "olmoe") else SparseConfig(),
     )
 
 
@@ -105,9 +112,10 @@ def _no_rope_layers(theirs: dict[str, Any]) -> tuple[int, ...]:
 
 def _sparse(theirs: dict[str, Any]) -> SparseConfig:
     return SparseConfig(
-        experts=theirs.get("num_experts", theirs["num_local_experts"]),  # Qwen3-MoE's name in published files
+        experts=theirs.get("num_experts") or theirs["num_local_experts"],  # the first in published files of both others
         top_k=theirs["num_experts_per_tok"],
         load_balance_weight=theirs.get("router_aux_loss_coef", 0.0),
+        normalize=theirs.get("norm_topk_prob", True),
     )
 
 
@@ -115,13 +123,14 @@ def _refuse(theirs: dict[str, Any], family: str) -> None:
     """Raise if their decoder computes something else than ours."""
     if family not in DECODERS:
         raise ValueError(f"decoders of type {family!r} can't be read; known: {', '.join(DECODERS)}")
-    for name in ("attention_bias", "mlp_bias"):
-        if theirs.get(name):
-            raise ValueError(f"{name} is set, but only Qwen2's biases of query, key and value can be read")
+    if theirs.get("attention_bias") and family not in ("llama", "qwen3", "olmo2"):
+        raise ValueError(f"attention_bias is set, which is not known of {family}")
+    if theirs.get("clip_qkv") is not None:
+        raise ValueError("clip_qkv is set, but our decoder clips no queries, keys and values")
     if theirs["hidden_act"] != "silu":
         raise ValueError(f"hidden_act is {theirs['hidden_act']!r}, but only 'silu' is known")
-    if family == "qwen3_moe":
-        _refuse_mixed(theirs)
+    if theirs.get("decoder_sparse_step", 1) != 1 or theirs.get("mlp_only_layers"):
+        raise ValueError("decoder_sparse_step or mlp_only_layers leave layers without experts, of another width")
     window = theirs.get("sliding_window") if theirs.get("use_sliding_window", True) else None
     if window is not None and window < theirs["max_position_embeddings"]:
         raise ValueError(
@@ -130,12 +139,49 @@ def _refuse(theirs: dict[str, Any], family: str) -> None:
         )
 
 
-def _refuse_mixed(theirs: dict[str, Any]) -> None:
-    """Raise if a Qwen3-MoE has dense layers, or weights of experts that don't sum to one."""
-    if theirs.get("decoder_sparse_step", 1) != 1 or theirs.get("mlp_only_layers"):
-        raise ValueError("decoder_sparse_step or mlp_only_layers leave layers without experts, of another width")
-    if not theirs["norm_topk_prob"]:
-        raise ValueError("norm_topk_prob is false, but ours divides the weights of the chosen experts by their sum")
+def rope_scaling_from_hf(rope: dict[str, Any]) -> RopeScalingConfig | None:
+    """How their rotary positions are stretched, by `rope_parameters` or, before version 5, `rope_scaling`.
+
+    Raises:
+        ValueError: in a way that ours doesn't know.
+    """
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return RopeScalingConfig(kind="linear", factor=rope["factor"])
+    if kind == "llama3":
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        original = rope["original_max_position_embeddings"]
+        return RopeScalingConfig(kind="llama3", factor=rope["factor"], low=low, high=high, original_positions=original)
+    if kind != "yarn" or rope.get("mscale"):
+        raise ValueError(f"rotary positions of type {kind!r} can't be read; known: default, linear, llama3, yarn")
+    factor = rope["factor"]
+    default = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0  # Peng et al., arXiv 2309.00071, equation 22
+    return RopeScalingConfig(
+        kind="yarn",
+        factor=factor,
+        low=rope.get("beta_slow") or 1.0,
+        high=rope.get("beta_fast") or 32.0,
+        original_positions=rope["original_max_position_embeddings"],
+        attention_factor=rope.get("attention_factor") or default,
+        truncate=rope.get("truncate", True),
+    )
+
+
+def _rope_scaling_to_hf(scaling: RopeScalingConfig | None) -> dict[str, Any]:
+    """The fields of `rope_parameters` beside the base."""
+    if scaling is None:
+        return {"rope_type": "default"}
+    fields: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "llama3":
+        fields |= {"low_freq_factor": scaling.low, "high_freq_factor": scaling.high}
+    if scaling.kind == "yarn":
+        fields |= {"beta_slow": scaling.low, "beta_fast": scaling.high, "truncate": scaling.truncate}
+        fields |= {"attention_factor": scaling.attention_factor}
+    return fields | (
+        {} if scaling.kind == "linear" else {"original_max_position_embeddings": scaling.original_positions}
+    )
 
 
 def decoder_config_to_hf(config: DecoderConfig, *, max_positions: int) -> dict[str, Any]:
@@ -147,16 +193,7 @@ def decoder_config_to_hf(config: DecoderConfig, *, max_positions: int) -> dict[s
         ValueError: no family has all of these parts.
     """
     family, extra = _family(config)
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_base}
-    if config.rope_scaling is not None:
-        factor, low, high, original_length = config.rope_scaling
-        rope |= {
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": low,
-            "high_freq_factor": high,
-            "original_max_position_embeddings": original_length,
-        }
+    rope = _rope_scaling_to_hf(config.rope_scaling) | {"rope_theta": config.rope_base}
     # versions of transformers before 5 read rope_theta and rope_scaling, later ones rope_parameters
     earlier = {"rope_theta": config.rope_base, "rope_scaling": None if config.rope_scaling is None else rope}
     return {
@@ -175,39 +212,65 @@ def decoder_config_to_hf(config: DecoderConfig, *, max_positions: int) -> dict[s
         "rope_parameters": rope,
         **earlier,
         "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": False,
+        "attention_bias": config.out_bias,
     } | extra
 
 
 def _family(config: DecoderConfig) -> tuple[str, dict[str, Any]]:
     """The family that has the parts of `config`, and the settings that only this family has."""
     sparse, last = config.sparse, config.layers - 1
-    families: dict[str, dict[str, Any]] = {}
-    if config.qkv_bias:
-        families["qwen2"] = {}
-    if config.qk_norm:
-        families["qwen3"] = {}
-    if config.no_rope_layers:
-        rotated = [int(layer not in config.no_rope_layers) for layer in range(config.layers)]
+    has_experts = any(sparse.at(layer) for layer in range(config.layers))
+    if has_experts and (sparse.capacity is not None or not all(sparse.at(layer) for layer in (0, last))):
+        raise ValueError("families with experts have them in every layer and no capacity, unlike this decoder")
+    parts = {
+        "qkv_bias": config.qkv_bias,
+        "out_bias": config.out_bias,
+        "mlp_bias": config.mlp_bias,
+        "qk_norm": config.qk_norm,
+        "qk_norm_across_heads": config.qk_norm_across_heads,
+        "norm_after": config.norm_after,
+        "no_rope_layers": bool(config.no_rope_layers),
+        "experts": has_experts,
+        "weights of experts as the router gives them": has_experts and not sparse.normalize,
+    }
+    present = [name for name, there in parts.items() if there]
+    family = next((family for family, choices in _PARTS.items() if set(present) in choices), None)
+    if family is None:
+        raise ValueError(f"no family of transformers has all of these: {', '.join(present)}")
+    return family, _own_settings(config, family)
+
+
+def _own_settings(config: DecoderConfig, family: str) -> dict[str, Any]:
+    """The fields of a config.json that only this family has."""
+    sparse = config.sparse
+    experts = {"num_experts_per_tok": sparse.top_k, "router_aux_loss_coef": sparse.load_balance_weight}
+    more = {"num_experts": sparse.experts, "norm_topk_prob": sparse.normalize}
+    rotated = [int(layer not in config.no_rope_layers) for layer in range(config.layers)]
+    settings: dict[str, dict[str, Any]] = {
+        "llama": {"mlp_bias": config.mlp_bias},
         # its default pad token is outside of small vocabularies
-        families["smollm3"] = {"no_rope_layers": rotated, "pad_token_id": None}
-    if any(sparse.at(layer) for layer in range(config.layers)):
-        if sparse.capacity is not None or not all(sparse.at(layer) for layer in (0, last)):
-            raise ValueError("Mixtral has experts in every layer and no capacity, unlike this decoder")
-        families["mixtral"] = {
-            "num_local_experts": sparse.experts,
-            "num_experts_per_tok": sparse.top_k,
-            "router_aux_loss_coef": sparse.load_balance_weight,
-        }
-        if families.keys() == {"qwen3", "mixtral"}:
-            own = {"moe_intermediate_size": config.mlp_width, "norm_topk_prob": True, "num_experts": sparse.experts}
-            families = {"qwen3_moe": families["mixtral"] | own}
-    if len(families) > 1:
-        raise ValueError(
-            "Qwen2 has qkv_bias, Qwen3 qk_norm, SmolLM3 no_rope_layers and Mixtral experts, but no family has two of "
-            f"these, as {' with '.join(families)} would be"
-        )
-    return next(iter(families.items()), ("llama", {}))
+        "smollm3": {"no_rope_layers": rotated, "pad_token_id": None},
+        "mixtral": {"num_local_experts": sparse.experts} | experts,
+        "qwen3_moe": experts | more | {"num_local_experts": sparse.experts, "moe_intermediate_size": config.mlp_width},
+        "olmoe": experts | more,
+    }
+    return settings.get(family, {})
+
+
+_BIASED = {"qkv_bias", "out_bias"}
+_ACROSS = {"qk_norm", "qk_norm_across_heads"}
+_RAW = "weights of experts as the router gives them"
+_PARTS: dict[str, list[set[str]]] = {
+    "llama": [set(), {"mlp_bias"}, _BIASED, _BIASED | {"mlp_bias"}],
+    "qwen2": [{"qkv_bias"}],
+    "qwen3": [{"qk_norm"}, {"qk_norm"} | _BIASED],
+    "smollm3": [{"no_rope_layers"}],
+    "mixtral": [{"experts"}],
+    "qwen3_moe": [{"experts", "qk_norm"}, {"experts", "qk_norm", _RAW}],
+    "olmo2": [_ACROSS | {"norm_after"}, _ACROSS | {"norm_after"} | _BIASED],
+    "olmoe": [_ACROSS | {"experts"}, _ACROSS | {"experts", _RAW}],
+}
+"""The sets of parts, beside those that all have, with which a family has a model."""
 
 
 def with_own_head(config: DecoderConfig, theirs: State) -> DecoderConfig:
@@ -229,7 +292,7 @@ def decoder_from_hf(theirs: State, *, tie_embeddings: bool) -> State:
     prefix = _prefix(theirs, "embed_tokens.weight")
     inside = {name: x for name, x in _inside(theirs, prefix).items() if not DECODER_DROPPED.match(name)}
     inside = stack_experts(inside)
-    names = QWEN3_MOE if any(".mlp.experts." in name for name in inside) else DECODER
+    names = next((table for mark, table in _MARKS.items() if any(mark in name for name in inside)), DECODER)
     ours = {name: inside[their] for their, name in translate(inside, reverse(names)).items()}
     if tie_embeddings:
         return ours
@@ -244,7 +307,7 @@ def decoder_from_hf(theirs: State, *, tie_embeddings: bool) -> State:
 def decoder_to_hf(ours: State, config: DecoderConfig) -> State:
     """Their state dict from the state of our `Decoder` of this `config`, or from a part of it; as theirs without
     `lm_head` if embeddings are tied."""
-    names = QWEN3_MOE if _family(config)[0] == "qwen3_moe" else DECODER
+    names = _NAMES.get(_family(config)[0], DECODER)
     ours = dict(ours)
     output = ours.pop("output.weight", None)
     theirs = unstack_experts({"model." + their: ours[name] for name, their in translate(ours, names).items()})

@@ -36,8 +36,8 @@ def chat_template(tokenizer: Tokenizer) -> str:
     return template
 
 
-_IMPORT = re.compile(r"^from mm1\.(?:hf\.)?(\w+?)(?:_mm1)? import", re.MULTILINE)
-MODEL, TILES = ("modeling_mm1", "vision_mm1"), ("processing_mm1", "tiling_mm1")
+_IMPORT = re.compile(r"^from mm1\.(?:hf\.|model\.)?(\w+?)(?:_mm1)? import", re.MULTILINE)
+MODEL, TILES = ("modeling_mm1", "vision_mm1", "rotary_mm1"), ("processing_mm1", "tiling_mm1")
 """The code that an export has if no class of `transformers` fits its weights, and that for tiles besides."""
 
 
@@ -45,9 +45,9 @@ def code(*, tiles: bool) -> dict[str, str]:
     """The files with the model's source for `transformers`, which no module here imports."""
     sources = {}
     for name in (*MODEL, *(TILES if tiles else ())):
-        path = Path(__file__).with_name(f"{name}.py")
-        if not path.exists():
-            path = Path(__file__).parents[1] / f"{name.removesuffix('_mm1')}.py"
+        module, package = f"{name.removesuffix('_mm1')}.py", Path(__file__).parents[1]
+        candidates = (Path(__file__).with_name(f"{name}.py"), package / "model" / module, package / module)
+        path = next(candidate for candidate in candidates if candidate.exists())
         # beside each other, files import each other without the name of the package
         sources[f"{name}.py"] = _IMPORT.sub(r"from .\1_mm1 import", path.read_text())
     return sources

@@ -16,6 +16,7 @@ from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTra
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mm1.hf.vision_mm1 import Connector, FeedForward, Vision
+from mm1.model.rotary import rotary_angles, rotate
 
 
 class MM1Config(PretrainedConfig):
@@ -28,7 +29,10 @@ class MM1Config(PretrainedConfig):
         super().__init__(**kwargs)
 
     def part(self, name):
-        return SimpleNamespace(**self.mm1["model"][name])
+        part = SimpleNamespace(**self.mm1["model"][name])
+        if getattr(part, "rope_scaling", None) is not None:
+            part.rope_scaling = SimpleNamespace(**part.rope_scaling)
+        return part
 
 
 class SelfAttention(nn.Module):
@@ -39,37 +43,25 @@ class SelfAttention(nn.Module):
         self.query = nn.Linear(config.width, queries, bias=config.qkv_bias)
         self.key = nn.Linear(config.width, keys, bias=config.qkv_bias)
         self.value = nn.Linear(config.width, keys, bias=config.qkv_bias)
-        self.out = nn.Linear(queries, config.width, bias=False)
-        norm = nn.RMSNorm if config.qk_norm else nn.Identity
-        self.query_norm, self.key_norm = (norm(config.head_width, config.norm_epsilon) for _ in "qk")
+        self.out = nn.Linear(queries, config.width, bias=config.out_bias)
+        norm, self.norms_heads = nn.RMSNorm if config.qk_norm else nn.Identity, not config.qk_norm_across_heads
+        widths = (config.head_width, config.head_width) if self.norms_heads else (queries, keys)
+        self.query_norm, self.key_norm = (norm(width, config.norm_epsilon) for width in widths)
 
     def forward(self, x_BTD, angles, mask, cache):
-        projected = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
-        q, k, v = (y.unflatten(-1, (-1, self.head_width)) for y in projected)
-        q, k, v = self.query_norm(q).transpose(1, 2), self.key_norm(k).transpose(1, 2), v.transpose(1, 2)
+        q, k, v = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
+        if not self.norms_heads:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k, v = (y.unflatten(-1, (-1, self.head_width)) for y in (q, k, v))
+        if self.norms_heads:
+            q, k = self.query_norm(q), self.key_norm(k)
         if self.rotates:
             q, k = rotate(q, angles), rotate(k, angles)
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
         y = F.scaled_dot_product_attention(q, k, v, mask[..., : k.shape[2]], enable_gqa=q.shape[1] != k.shape[1])
         return self.out(y.transpose(1, 2).flatten(2))
-
-
-def rotary_angles(position_BT, config):
-    channel_W = torch.arange(0, config.head_width, 2, device=position_BT.device).float()
-    frequency_W = 1 / config.rope_base ** (channel_W / config.head_width)
-    if config.rope_scaling is not None:
-        factor, low, high, original_length = config.rope_scaling
-        kept_W = ((original_length * frequency_W / (2 * torch.pi) - low) / (high - low)).clamp(0, 1)
-        frequency_W = frequency_W * (kept_W + (1 - kept_W) / factor)
-    angle_B1TW = (position_BT[..., None].float() * frequency_W)[:, None]
-    cos, sin = angle_B1TW.cos(), angle_B1TW.sin()
-    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-
-
-def rotate(x_BHTW, angles):
-    cos, sin = angles
-    return (x_BHTW * cos + x_BHTW.roll(x_BHTW.shape[-1] // 2, -1) * sin).to(x_BHTW.dtype)
 
 
 class SparseFeedForward(nn.Module):
@@ -77,7 +69,7 @@ class SparseFeedForward(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.top_k = config.sparse["top_k"]
+        self.top_k, self.normalizes = config.sparse["top_k"], config.sparse["normalize"]
         self.router = nn.Linear(config.width, config.sparse["experts"], bias=False)
         inner, width = config.mlp_width, config.width
         shapes = {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
@@ -87,7 +79,7 @@ class SparseFeedForward(nn.Module):
     def forward(self, x_BTD):
         x_AD = x_BTD.flatten(0, 1)
         weights, experts = F.linear(x_AD.float(), self.router.weight.float()).softmax(-1).topk(self.top_k)
-        weights = (weights / weights.sum(-1, keepdim=True)).to(x_AD.dtype)
+        weights = (weights / weights.sum(-1, keepdim=True) if self.normalizes else weights).to(x_AD.dtype)
         y_AD = torch.zeros_like(x_AD)
         for expert in experts.unique().tolist():
             token, rank = (experts == expert).nonzero(as_tuple=True)
@@ -101,12 +93,18 @@ class DecoderBlock(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
         sparse = config.sparse["experts"] and (layer + 1) % config.sparse["every"] == 0
+        self.norm_after = config.norm_after
         self.attention_norm = nn.RMSNorm(config.width, config.norm_epsilon)
         self.attention = SelfAttention(config, layer)
         self.feed_forward_norm = nn.RMSNorm(config.width, config.norm_epsilon)
-        self.feed_forward = SparseFeedForward(config) if sparse else FeedForward(config.width, config.mlp_width)
+        self.feed_forward = (
+            SparseFeedForward(config) if sparse else FeedForward(config.width, config.mlp_width, config.mlp_bias)
+        )
 
     def forward(self, x_BTD, angles, mask, cache):
+        if self.norm_after:
+            x_BTD = x_BTD + self.attention_norm(self.attention(x_BTD, angles, mask, cache))
+            return x_BTD + self.feed_forward_norm(self.feed_forward(x_BTD))
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles, mask, cache)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 

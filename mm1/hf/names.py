@@ -141,11 +141,11 @@ DECODER = {
     **_both("blocks.{}.attention.value", "layers.{}.self_attn.v_proj"),
     "blocks.{}.attention.query_norm.weight": "layers.{}.self_attn.q_norm.weight",
     "blocks.{}.attention.key_norm.weight": "layers.{}.self_attn.k_norm.weight",
-    "blocks.{}.attention.out.weight": "layers.{}.self_attn.o_proj.weight",
+    **_both("blocks.{}.attention.out", "layers.{}.self_attn.o_proj"),
     "blocks.{}.feed_forward_norm.weight": "layers.{}.post_attention_layernorm.weight",
-    "blocks.{}.feed_forward.gate.weight": "layers.{}.mlp.gate_proj.weight",
-    "blocks.{}.feed_forward.up.weight": "layers.{}.mlp.up_proj.weight",
-    "blocks.{}.feed_forward.down.weight": "layers.{}.mlp.down_proj.weight",
+    **_both("blocks.{}.feed_forward.gate", "layers.{}.mlp.gate_proj"),
+    **_both("blocks.{}.feed_forward.up", "layers.{}.mlp.up_proj"),
+    **_both("blocks.{}.feed_forward.down", "layers.{}.mlp.down_proj"),
     "blocks.{}.feed_forward.router.weight": "layers.{}.block_sparse_moe.gate.weight",
     "blocks.{}.feed_forward.experts.gate.weight": "layers.{}.block_sparse_moe.experts.w1.weight",
     "blocks.{}.feed_forward.experts.up.weight": "layers.{}.block_sparse_moe.experts.w3.weight",
@@ -159,7 +159,13 @@ QWEN3_MOE = DECODER | {
     "blocks.{}.feed_forward.experts.up.weight": "layers.{}.mlp.experts.up_proj.weight",
     "blocks.{}.feed_forward.experts.down.weight": "layers.{}.mlp.experts.down_proj.weight",
 }
-"""Qwen3-MoE's decoder."""
+"""The decoders of Qwen3-MoE and OLMoE."""
+
+OLMO2 = DECODER | {
+    "blocks.{}.attention_norm.weight": "layers.{}.post_attention_layernorm.weight",
+    "blocks.{}.feed_forward_norm.weight": "layers.{}.post_feedforward_layernorm.weight",
+}
+"""OLMo 2's decoder, whose norms come after what they norm."""
 
 DECODER_DROPPED = re.compile(r".*rotary_emb\.inv_freq$")
 

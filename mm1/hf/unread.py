@@ -5,8 +5,9 @@ from typing import Any
 
 _ENCODERS = "CLIP, SigLIP, SigLIP 2 of a fixed resolution, ViT, DINOv2, AIM, AIMv2, and plain ViTs of OpenCLIP"
 _READ = (
-    "mm1 reads language models (Llama, Mistral, Mixtral, Qwen2, Qwen2.5, Qwen3, Qwen3-MoE, SmolLM2, SmolLM3), "
-    f"image encoders ({_ENCODERS}), LLaVA-1.5 and LLaVA-NeXT (docs/weights.md)"
+    "mm1 reads language models (Llama, Mistral, Mixtral, Qwen2, Qwen2.5, Qwen3, Qwen3-MoE, OLMo 2, OLMoE, SmolLM2, "
+    "SmolLM3), "
+    f"image encoders ({_ENCODERS}), LLaVA-1.5, LLaVA-NeXT, Idefics3 and SmolVLM (docs/weights.md)"
 )
 
 _TOWERS = ("clip", "siglip", "siglip2")

@@ -7,8 +7,9 @@ from torch import nn
 from mm1.config.model import DecoderConfig
 from mm1.model.attention import Causal, Mask, attention
 from mm1.model.cache import Cache, Reading
-from mm1.model.layers import RMSNorm, SwiGLU, linear, residual_scale, rotary_angles, rotate
+from mm1.model.layers import RMSNorm, SwiGLU, linear, residual_scale
 from mm1.model.moe import LayerRouting, SparseFeedForward
+from mm1.model.rotary import rotary_angles, rotate
 
 
 class SelfAttention(nn.Module):
@@ -23,9 +24,11 @@ class SelfAttention(nn.Module):
         self.query = linear(config.width, queries, bias=config.qkv_bias)
         self.key = linear(config.width, keys, bias=config.qkv_bias)
         self.value = linear(config.width, keys, bias=config.qkv_bias)
-        self.out = linear(queries, config.width, bias=False, scale=residual_scale(config.layers))
-        self.query_norm = RMSNorm(config.head_width, config.norm_epsilon) if config.qk_norm else None
-        self.key_norm = RMSNorm(config.head_width, config.norm_epsilon) if config.qk_norm else None
+        self.out = linear(queries, config.width, bias=config.out_bias, scale=residual_scale(config.layers))
+        self.norms_heads = config.qk_norm and not config.qk_norm_across_heads
+        widths = (queries, keys) if config.qk_norm_across_heads else (config.head_width, config.head_width)
+        norms = [RMSNorm(width, config.norm_epsilon) if config.qk_norm else None for width in widths]
+        self.query_norm, self.key_norm = norms
 
     def forward(
         self,
@@ -35,9 +38,12 @@ class SelfAttention(nn.Module):
         mask: Mask | Reading,
     ) -> torch.Tensor:
         heads = (-1, self.head_width)
-        q_BTHW = self.query(x_BTD).unflatten(-1, heads)
-        k_BTKW, v_BTKW = self.key(x_BTD).unflatten(-1, heads), self.value(x_BTD).unflatten(-1, heads)
-        if self.query_norm is not None and self.key_norm is not None:
+        q, k = self.query(x_BTD), self.key(x_BTD)
+        if self.query_norm is not None and self.key_norm is not None and not self.norms_heads:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q_BTHW, k_BTKW = q.unflatten(-1, heads), k.unflatten(-1, heads)
+        v_BTKW = self.value(x_BTD).unflatten(-1, heads)
+        if self.query_norm is not None and self.key_norm is not None and self.norms_heads:
             q_BTHW, k_BTKW = self.query_norm(q_BTHW), self.key_norm(k_BTKW)
         if self.rotates:
             q_BTHW, k_BTKW = rotate(q_BTHW, angles), rotate(k_BTKW, angles)
@@ -49,10 +55,14 @@ class SelfAttention(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """A pre-norm transformer layer: [B, T, D], and what its experts did if it has experts and `real_BT` is given."""
+    """A transformer layer: [B, T, D], and what its experts did if it has experts and `real_BT` is given.
+
+    The norms are of what attention and feed-forward take, or, with `norm_after`, of what they give.
+    """
 
     def __init__(self, config: DecoderConfig, *, layer: int):
         super().__init__()
+        self.norm_after = config.norm_after
         self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
         self.attention = SelfAttention(config, layer=layer)
         self.feed_forward_norm = RMSNorm(config.width, config.norm_epsilon)
@@ -61,7 +71,7 @@ class DecoderBlock(nn.Module):
         if config.sparse.at(layer):
             self.feed_forward = SparseFeedForward(config, scale=scale)
         else:
-            self.feed_forward = SwiGLU(config.width, config.mlp_width, scale=scale)
+            self.feed_forward = SwiGLU(config.width, config.mlp_width, bias=config.mlp_bias, scale=scale)
 
     def forward(
         self,
@@ -73,16 +83,23 @@ class DecoderBlock(nn.Module):
     ) -> tuple[torch.Tensor, LayerRouting | None]:
         x_BTD, y_BTD = self.attend(x_BTD, angles=angles, mask=mask)
         if isinstance(self.feed_forward, SwiGLU):
-            return x_BTD + self.feed_forward(y_BTD), None
+            return x_BTD + self._given(self.feed_forward_norm, self.feed_forward(y_BTD)), None
         y_BTD, routing = self.feed_forward(y_BTD, real_BT)
-        return x_BTD + y_BTD, routing
+        return x_BTD + self._given(self.feed_forward_norm, y_BTD), routing
 
     def attend(
         self, x_BTD: torch.Tensor, *, angles: tuple[torch.Tensor, torch.Tensor], mask: Mask | Reading
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The hidden states after attention, and what the feed-forward takes of them."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles=angles, mask=mask)
-        return x_BTD, self.feed_forward_norm(x_BTD)
+        y_BTD = self.attention(self._taken(self.attention_norm, x_BTD), angles=angles, mask=mask)
+        x_BTD = x_BTD + self._given(self.attention_norm, y_BTD)
+        return x_BTD, self._taken(self.feed_forward_norm, x_BTD)
+
+    def _taken(self, norm: nn.Module, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD if self.norm_after else norm(x_BTD)
+
+    def _given(self, norm: nn.Module, y_BTD: torch.Tensor) -> torch.Tensor:
+        return norm(y_BTD) if self.norm_after else y_BTD
 
 
 class Decoder(nn.Module):

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mm1.config.model import DecoderConfig
 from mm1.tiling import Grid
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -162,28 +161,6 @@ def sharded_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(
         value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
     )
-
-
-def rotary_angles(position_BT: torch.Tensor, config: DecoderConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and signed sine for `rotate`, [B, T, 1, W] in fp32; compute them once for all layers."""
-    channel_W = torch.arange(0, config.head_width, 2, device=position_BT.device, dtype=torch.float32)
-    frequency_W = 1 / config.rope_base ** (channel_W / config.head_width)  # radians per position
-    if config.rope_scaling is not None:
-        # Llama 3.1: fast rotations stay, slow ones become slower by `factor`, those between change gradually
-        factor, low, high, original_length = config.rope_scaling
-        turns_W = original_length * frequency_W / (2 * torch.pi)
-        kept_W = ((turns_W - low) / (high - low)).clamp(0, 1)
-        frequency_W = frequency_W * (kept_W + (1 - kept_W) / factor)
-    angle_BT1W = (position_BT[..., None].float() * frequency_W)[:, :, None]
-    cos, sin = angle_BT1W.cos(), angle_BT1W.sin()
-    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-
-
-def rotate(x_BTHW: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """`x_BTHW` rotated by position; channel i of a head's first half pairs with i of its second, as in transformers."""
-    cos, sin = angles
-    # rolling by half a head swaps the halves: a third faster on a CPU than splitting and concatenating
-    return (x_BTHW * cos + x_BTHW.roll(x_BTHW.shape[-1] // 2, -1) * sin).to(x_BTHW.dtype)
 
 
 def resize_positions(position_PE: torch.Tensor, before: Grid, *, to: Grid, antialias: bool = False) -> torch.Tensor:

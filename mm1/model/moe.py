@@ -189,7 +189,8 @@ class SparseFeedForward(nn.Module):
 
     def _choose(self, logits_BTJ: torch.Tensor, real_BT: torch.Tensor | None) -> Choice:
         weight_BTZ, expert_BTZ = logits_BTJ.softmax(-1).topk(self.sparse.top_k, dim=-1)
-        weight_BTZ = weight_BTZ / weight_BTZ.sum(-1, keepdim=True)
+        if self.sparse.normalize:
+            weight_BTZ = weight_BTZ / weight_BTZ.sum(-1, keepdim=True)
         kept_BTZ = torch.ones_like(expert_BTZ, dtype=torch.bool)
         if self.sparse.capacity is not None:
             if real_BT is not None:

@@ -130,6 +130,11 @@ def parallelize(model: nn.Module, run: RunConfig, *, dims: ParallelDims, precisi
 
 def _tensor_plan(block: nn.Module, config: DecoderConfig) -> dict[str, ParallelStyle]:
     """How the ranks divide heads and inner channels; the inputs and outputs of the block are whole on each rank."""
+    if config.qk_norm_across_heads:
+        raise ConfigError(
+            "parallel.tp divides the heads of a layer, but model.decoder.qk_norm_across_heads has one norm for all of "
+            "them; set parallel.tp=1"
+        )
     whole = PrepareModuleInput(input_layouts=(Replicate(),), desired_input_layouts=(Replicate(),))
     plan: dict[str, ParallelStyle] = {
         "attention": whole,

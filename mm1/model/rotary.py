@@ -1,0 +1,63 @@
+"""Rotary positions (Su et al., arXiv 2104.09864), and how models stretch them to longer sequences.
+
+The module needs torch alone: an export with a modelling file holds it too.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+
+def rotary_angles(position_BT: torch.Tensor, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and signed sine for `rotate`, [B, T, 1, W] in fp32; compute them once for all layers.
+
+    `config` has the fields `head_width`, `rope_base` and `rope_scaling` of a `DecoderConfig`.
+    """
+    channel_W = torch.arange(0, config.head_width, 2, device=position_BT.device, dtype=torch.float32)
+    frequency_W = 1 / config.rope_base ** (channel_W / config.head_width)  # radians per position
+    scaling, size = config.rope_scaling, 1.0
+    if scaling is not None:
+        frequency_W, size = SCALINGS[scaling.kind](frequency_W, config, scaling), scaling.attention_factor
+    angle_BT1W = (position_BT[..., None].float() * frequency_W)[:, :, None]
+    cos, sin = angle_BT1W.cos() * size, angle_BT1W.sin() * size
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+
+def rotate(x_BTHW: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """`x_BTHW` rotated by position; channel i of a head's first half pairs with i of its second, as in transformers."""
+    cos, sin = angles
+    # rolling by half a head swaps the halves: a third faster on a CPU than splitting and concatenating
+    return (x_BTHW * cos + x_BTHW.roll(x_BTHW.shape[-1] // 2, -1) * sin).to(x_BTHW.dtype)
+
+
+def _linear(frequency_W: torch.Tensor, config: Any, scaling: Any) -> torch.Tensor:
+    """Positions divided by the factor (Chen et al., arXiv 2306.15595)."""
+    return frequency_W / scaling.factor
+
+
+def _llama3(frequency_W: torch.Tensor, config: Any, scaling: Any) -> torch.Tensor:
+    """Llama 3.1: fast rotations stay, slow ones become slower by the factor, those between change gradually."""
+    turns_W = scaling.original_positions * frequency_W / (2 * torch.pi)
+    kept_W = ((turns_W - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+    return frequency_W * (kept_W + (1 - kept_W) / scaling.factor)
+
+
+def _yarn(frequency_W: torch.Tensor, config: Any, scaling: Any) -> torch.Tensor:
+    """YaRN (Peng et al., arXiv 2309.00071): between the channels that turn `high` and `low` times in a sequence of the
+    original length, rounded outwards to whole channels, the factor sets in gradually."""
+    width, base = config.head_width, config.rope_base
+
+    def channel(turns: float) -> float:
+        return width * math.log(scaling.original_positions / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    first, last = channel(scaling.high), channel(scaling.low)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, width - 1)
+    step = torch.arange(len(frequency_W), device=frequency_W.device, dtype=torch.float32)
+    scaled_W = ((step - first) / (last - first or 0.001)).clamp(0, 1)
+    return frequency_W / scaling.factor * scaled_W + frequency_W * (1 - scaled_W)
+
+
+SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}
