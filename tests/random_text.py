@@ -189,3 +189,39 @@ def yes_or_no(count: int, *, seed: int) -> list[tuple[str, str]]:
         "none",
     ]
     return [(chance.choice(words), chance.choice(["yes", "no"])) for _ in range(count)]
+
+
+def choice_answers(count: int, *, seed: int) -> list[tuple[str, tuple[str, ...]]]:
+    """(what a model wrote, the choices): letters and texts of choices in many forms, and texts that name none."""
+    import letter_forms as forms
+
+    draw = random.Random(seed)
+    things = [f"a {look} {thing}" for look in LOOKS[:4] for thing in THINGS[:8]]
+    rows = []
+    for _ in range(count):
+        choices = tuple(draw.sample(things, 4))
+        number = draw.randrange(4)
+        others = [text for text in choices if text != choices[number]]
+        names = {"L": "ABCD"[number], "l": "abcd"[number], "T": choices[number], "O": others[0], "P": others[1]}
+        text = draw.choice(
+            (*forms.FORMS, "{T}", "{T}.", "It is {T}.", "{O} or {T}", "I see {T} in the picture of a dog.")
+        )
+        text = draw.choice(forms.UNREAD) if draw.random() < 0.1 else text.format(**names)
+        rows.append((text, choices))
+    return rows
+
+
+def open_answers(count: int, *, seed: int) -> list[tuple[str, list[str]]]:
+    """(what a model wrote, the right answers): numbers, units and words, alone and in sentences."""
+    draw = random.Random(seed)
+    golds = ["60", "50%", "1,200", "3.14159", "-7", "Ural Mountains", "x", "$5", "2e3", "0.5", "yes", "1/2"]
+    forms = ["{}", "{}.", "The answer is {}.", "x = {}", "So it is about {}", "It could be {} or 4, 8, {} and 9"]
+    forms += ["First 3.\nThen {}", "result: {}", "{} is the final answer", "final answer {}", "Thus, {} meters", "is :"]
+    rows = []
+    for _ in range(count):
+        gold = draw.choice(golds)
+        said = gold if draw.random() < 0.6 else draw.choice(golds)
+        said = draw.choice([said, said.upper(), f"{said}0", f" {said} "])
+        right = [gold] if draw.random() < 0.8 else [gold, draw.choice(golds)]
+        rows.append((draw.choice(forms).replace("{}", said), right))
+    return rows

@@ -3,7 +3,6 @@
 Each metric takes all answers and all references and returns one score per query.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -81,28 +80,6 @@ def same_word(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np
     return same_text(
         plain, [[text.strip().rstrip(".").lower() for text in texts] for texts in checked(answers, references)]
     )
-
-
-def open_answer(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """1 where the answer contains a reference: the same number to two decimals, or its words. Float64.
-
-    A letter must be the whole answer, so that one metric scores multiple-choice and open questions.
-
-    Source: the open questions of MMMU, https://arxiv.org/abs/2311.16502, section 4.1. Its official parser first splits
-    long answers into clauses; here the whole answer is searched.
-    """
-    pairs = zip(answers, checked(answers, references), strict=True)
-    return np.array([float(any(_contains(answer, text) for text in texts)) for answer, texts in pairs])
-
-
-def _contains(answer: str, reference: str) -> bool:
-    if len(reference) == 1 and reference in LETTERS:
-        return answer == reference
-    expected = _number(reference.replace(",", "").strip())
-    if expected is not None:
-        numbers = re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", answer.replace(",", ""))
-        return any(round(float(number), 2) == round(expected, 2) for number in numbers)
-    return re.search(rf"(?<!\w){re.escape(reference.strip().lower())}(?!\w)", answer.lower()) is not None
 
 
 def pope_scores(answers: Sequence[str], labels: Sequence[str]) -> dict[str, float]:

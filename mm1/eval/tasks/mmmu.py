@@ -4,7 +4,7 @@ from mm1.eval.data.examples import Columns
 from mm1.eval.data.published import Published, Source
 from mm1.eval.data.rows import Row
 from mm1.eval.fewshot import Scoring
-from mm1.eval.metrics.short_answers import open_answer
+from mm1.eval.metrics.mmmu import open_answer
 
 
 def further_images(row: Row) -> list:
