@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mm1.eval.metrics.captions import bleu, cider, rouge_l
 from mm1.eval.metrics.ptb_tokenizer import tokens
 from mm1.eval.metrics.statistics import bootstrap, paired_difference
-from mm1.eval.metrics.vqa import exact_match, normalize_answer, vqa_accuracy
+from mm1.eval.metrics.vqa import exact_match, normalize_answer, vqa_accuracy, vqa_accuracy_official
 
 OFFICIAL = json.loads((Path(__file__).parent / "fixtures" / "official_scores.json").read_text())
 CASES = OFFICIAL["captions"]
@@ -50,14 +50,17 @@ def test_rouge_equals_the_official_one():
 
 
 def test_vqa_accuracy_equals_the_official_one():
-    scores = vqa_accuracy([case["answer"] for case in OFFICIAL["vqa"]], [case["people"] for case in OFFICIAL["vqa"]])
+    answers, people = [case["answer"] for case in OFFICIAL["vqa"]], [case["people"] for case in OFFICIAL["vqa"]]
+    scores = vqa_accuracy_official(answers, people)
     expected = [case["accuracy"] for case in OFFICIAL["vqa"]]
     assert scores == pytest.approx(expected, abs=1e-12)
     assert len(set(expected)) > 3, "the cases must tell partial credit from none and all"
 
 
-def test_vqa_answers_are_normalised_only_where_people_disagree():
-    assert vqa_accuracy(["Yes.", "Yes."], [["yes"] * 10, ["yes"] * 9 + ["no"]]).tolist() == [0, 1]
+def test_the_official_rule_normalises_only_where_people_disagree():
+    people = [["yes"] * 10, ["yes"] * 9 + ["no"]]
+    assert vqa_accuracy_official(["Yes.", "Yes."], people).tolist() == [0, 1]
+    assert vqa_accuracy(["Yes.", "Yes"], people).tolist() == [1, 1]
 
 
 def test_answers_are_normalised_as_officially():

@@ -83,6 +83,18 @@ class JudgeRule:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtractRule:
+    """How another model reads the answer out of a text: the question to it, and the answer that its reply gives.
+
+    `needed` says whether a text needs that, or is an answer by itself.
+    """
+
+    ask: Callable[[Example, str], str]
+    parse: Callable[[str], str]
+    needed: Callable[[Example, str], bool]
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """Where the queries of a task come from.
 
@@ -110,6 +122,8 @@ class Scoring:
     parse   turns the cleaned text into the answer to be scored, where the query decides how
     totals  scores of all answers together, in points, besides the mean
     judge   another model scores the answers by this rule, and `metric` is not used
+    extract  where another model may read the answer out of the text first, its question and what its reply gives
+    by_rules  metrics of protocols that take another one than `metric`
     whole   the queries of a group count as one, which scores what the worst of them does
     """
 
@@ -118,6 +132,8 @@ class Scoring:
     totals: Totals | None = None
     judge: JudgeRule | None = None
     within: Callable[[Sequence[Sequence[str]]], Metric] | None = None
+    extract: ExtractRule | None = None
+    by_rules: Mapping[str, Metric] = field(default_factory=dict)
     whole: bool = False
 
 

@@ -83,6 +83,7 @@ class Published:
         scoring = self.scoring
         if scoring.parse is None and self.columns.choices is not None:
             scoring = replace(scoring, parse=_parse_letter)
+        scoring = replace(scoring, metric=scoring.by_rules.get(rules, scoring.metric))
         return Task(
             name=self.name,
             queries=examples,

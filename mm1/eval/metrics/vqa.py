@@ -1,4 +1,4 @@
-"""Scores of short answers to questions: VQA accuracy as the official evaluation gives it, and exact match."""
+"""Scores of short answers to questions: VQA accuracy by both rules of normalisation, and exact match."""
 
 import re
 from collections.abc import Sequence
@@ -12,16 +12,29 @@ def vqa_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) ->
     """VQA accuracy of each answer (0 to 1), given ten people's answers to each question. Float64.
 
     With one person left out, an answer is right if three of the others gave it; the score is the mean over leaving out
-    each person. As in the official code, answers are normalised only where the people disagree.
+    each person. Answers are always normalised, as by OpenFlamingo and lmms-eval: "Yes." is the "yes" of ten people.
 
-    Source: Antol et al., https://arxiv.org/abs/1505.00468, section 3, and the official evaluation
-    (https://github.com/GT-Vision-Lab/VQA), the one OpenFlamingo and MM1 report.
+    Source: Antol et al., https://arxiv.org/abs/1505.00468, section 3; OpenFlamingo, whose evaluation MM1 follows
+    (https://github.com/mlfoundations/open_flamingo/blob/main/open_flamingo/eval/vqa_metric.py).
     """
+    return _accuracy(answers, references, disputed_only=False)
+
+
+def vqa_accuracy_official(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """`vqa_accuracy` where answers are normalised only if the people disagree: "Yes." isn't the "yes" of ten people.
+
+    Source: the official evaluation
+    (https://github.com/GT-Vision-Lab/VQA/blob/master/PythonEvaluationTools/vqaEvaluation/vqaEval.py).
+    """
+    return _accuracy(answers, references, disputed_only=True)
+
+
+def _accuracy(answers: Sequence[str], references: Sequence[Sequence[str]], *, disputed_only: bool) -> np.ndarray:
     scores = np.zeros(len(answers))
     for query, (answer, people) in enumerate(zip(answers, checked(answers, references), strict=True)):
         references_of_query = [_one_line(person) for person in people]
         ours = _one_line(answer)
-        if len(set(references_of_query)) > 1:
+        if not disputed_only or len(set(references_of_query)) > 1:
             references_of_query = [normalize_answer(text) for text in references_of_query]
             ours = normalize_answer(ours)
         matches = [text == ours for text in references_of_query]
