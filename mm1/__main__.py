@@ -160,6 +160,9 @@ def evaluate(
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens; 0: as the task says.", min=0)] = 0,
     judge: Annotated[str, typer.Option(help="Server whose model judges open answers, http://.../v1.")] = "",
     judge_model: Annotated[str, typer.Option(help="The judge's name on its server.")] = "",
+    judge_prompt: Annotated[
+        Path | None, typer.Option(help="File with the question to the judge: {question}, {reference}, {answer}.")
+    ] = None,
     model: Annotated[str, typer.Option(help="The model's name on an http:// server.")] = "",
     precision: Precise = PrecisionName.auto,
     compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Compare two runs query by query instead.")] = None,
@@ -187,6 +190,7 @@ def evaluate(
         tasks=TaskOptions(tuple(names), limit, seed, data, split, one_of(form, "--form", ("", "plain", "chat"))),
         shots=ShotOptions(tuple(counts), trials, under_rules(shown)),
         judge=ModelAddress(judge, judge_model),
+        judge_prompt=judge_prompt,
         to=to,
         runner=Runner(runner.value, address, workers),
     ).run()

@@ -174,7 +174,7 @@ KINDS: dict[str, Callable[[Script], Model]] = {"ours": our_model, "hf": hf_model
 class Judge:
     """A judge that gives the points of an answer with the right one in it."""
 
-    name = "oracle"
+    name, prompt_name = "oracle", "none"
 
     def score(self, rule: Any, query: Example, *, answer: str) -> float:
         return float(query.answers[0] in answer)

@@ -302,38 +302,6 @@ def test_ranks_share_the_files_and_rank_0_sums_up(tmp_path: Path, monkeypatch):
     assert results == alone
 
 
-def test_a_judge_is_needed_and_asked_once(tmp_path: Path):
-    from mm1.eval.judge import Judge
-
-    class Server:
-        name = "a judge"
-
-        def __init__(self, reply: str):
-            self.reply, self.conversations = reply, []
-
-        def chat(self, conversation, *, max_tokens):
-            self.conversations.append(conversation)
-            return self.reply
-
-    layouts_tuned.mm_vet(tmp_path)
-    task = load_task("mm_vet", limit=9, seed=0, data=str(tmp_path))
-    with pytest.raises(ValueError, match="is scored by a judge: give --judge"):
-        evaluate(Echo(), [task], settings=Settings(tmp_path), shots=(0,))
-    counts = []
-    for _ in range(2):
-        server = Server("0.4")
-        settings = Settings(tmp_path / "eval", judge=Judge(server, tmp_path / "eval"))
-        score = evaluate(Echo(), [task], settings=settings, shots=(0,)).scores[0]
-        counts.append(len(server.conversations))
-    assert (score.score.mean, score.judge) == (pytest.approx(40), "a judge")
-    assert counts[0] > 0
-    assert counts[1] == 0
-    for reply in ("good", "7"):
-        settings = dataclasses.replace(settings, judge=Judge(Server(reply), tmp_path / reply))
-        with pytest.raises(ValueError, match="a judge on query v1_0: a number from 0 to 1 is expected"):
-            evaluate(Echo(reply), [task], settings=settings, shots=(0,))
-
-
 def test_marks_of_a_chat_stay_in_the_request():
     task = a_task(form="chat", ask=lambda one: one.question)
     document = documents(task, MM1, count=1)[0]

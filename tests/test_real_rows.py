@@ -1,13 +1,16 @@
 """Benchmarks with the odd rows of real releases: they run in full, give the official numbers, and name what is odd."""
 
+import base64
+import csv
 import io
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from layout import cell, data, six
+from layout import cell, data, parquet, six
 from rich.console import Console
 
 from mm1.document import Document
@@ -15,7 +18,7 @@ from mm1.eval.answers_page import write_page
 from mm1.eval.fewshot import prompt
 from mm1.eval.harness import evaluate, load_task
 from mm1.eval.model import Model, Reply, Request, ignore
-from mm1.eval.results import Results, read_results, score_table
+from mm1.eval.results import Results, mean_scores, read_results, score_table
 from mm1.eval.task_evaluation import Settings
 
 
@@ -23,7 +26,7 @@ class Says(Model):
     """A model that writes what `says` maps a query's id to, else `otherwise`."""
 
     def __init__(self, says: dict[str, str], otherwise: str = ""):
-        self.name, self.says, self.otherwise = "says", says, otherwise
+        self.name, self.says, self.otherwise = f"says {sorted(says.items())}", says, otherwise
 
     def generate(self, requests, *, done=ignore):
         replies = [Reply(self.says.get(request.prompt.id, self.otherwise)) for request in requests]
@@ -41,11 +44,13 @@ class Says(Model):
         return 1
 
 
-def run(name: str, folder: Path, says: Callable[[Any], str], *, limit: int = 1000, **how) -> Results:
+def run(
+    name: str, folder: Path, says: Callable[[Any], str], *, limit: int = 1000, settings: Any = None, **how: Any
+) -> Results:
     """The results of a model that answers each query of a task with `says(query)`."""
     task = load_task(name, limit=limit, seed=0, data=str(folder), **how)
     model = Says({query.id: says(query) for query in task.queries})
-    results = evaluate(model, [task], settings=Settings(folder / "eval", limit=limit), shots=(0,))
+    results = evaluate(model, [task], settings=Settings(folder / "eval", limit=limit, **(settings or {})), shots=(0,))
     write_page(folder / "eval", [task], results=results)
     return results
 
@@ -115,3 +120,114 @@ def test_an_unreadable_row_is_left_out_at_any_limit(limit: int, tmp_path: Path):
     assert score.queries + sum(left_out.values()) == min(limit, 9)
     if limit == 100:
         assert left_out == {"left out: unreadable picture": 1, "left out: an answer that is no choice": 1}
+
+
+WORDS = ("one", "two", "three", "four")
+
+
+def mmbench_rows(count: int = 6) -> list[dict[str, Any]]:
+    """Questions with three copies each, whose choices are rotated; the copies stand after all questions."""
+    rows = []
+    for turn in range(4):
+        for n in range(count):
+            texts = WORDS[turn:] + WORDS[:turn]
+            named = dict(zip("ABCD", texts, strict=True)) | {"answer": "ABCD"[texts.index(WORDS[n % 4])]}
+            rows.append({"index": n + turn * 1_000_000, "question": f"Which {n}?", "hint": "nan", **named})
+    return rows
+
+
+def mmbench_tsv(folder: Path, rows: list[dict[str, Any]], *, name: str = "mmbench_dev_en.tsv") -> None:
+    """The table of MMBench's release; a copy names the row that has its picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w", newline="") as file:
+        table = csv.DictWriter(file, [*rows[0], "image"], delimiter="\t")
+        table.writeheader()
+        for row in rows:
+            first = row["index"] % 1_000_000
+            image = base64.b64encode(cell(first)["bytes"]).decode() if row["index"] == first else str(first)
+            table.writerow({**row, "image": image})
+
+
+def test_rotated_copies_count_as_one_question(tmp_path: Path):
+    rows = mmbench_rows()
+    mmbench_tsv(tmp_path / "tsv", rows)
+    hub = [row | {"image": cell(row["index"] % 1_000_000)} for row in rows]
+    parquet(tmp_path / "hub" / "en" / "dev-00000-of-00001.parquet", hub)
+    draw = random.Random(1)
+    says = {str(row["index"]): row["answer"] if draw.random() < 0.8 else "A" for row in rows}
+    right = {row["index"]: says[str(row["index"])] == row["answer"] for row in rows}
+    circular = [all(right[n + turn * 1_000_000] for turn in range(4)) for n in range(6)]
+    vanilla = [right[n] for n in range(6)]
+    assert 0 < sum(circular) < sum(vanilla) < 6
+    for layout in ("tsv", "hub"):
+        results = run("mmbench", tmp_path / layout, lambda query: says[query.id])
+        (score,) = results.scores
+        assert score.queries == 6
+        assert score.score.mean == pytest.approx(100 * sum(circular) / 6)
+        assert score.totals["circular"]["score"] == pytest.approx(100 * sum(circular) / 6)
+        assert score.totals["vanilla"]["score"] == pytest.approx(100 * sum(vanilla) / 6)
+        assert "vanilla" in shown(results)
+        points = mean_scores(tmp_path / layout / "eval", score)
+        assert points == {str(n): 100.0 * hit for n, hit in enumerate(circular)}
+    assert run("mmbench", tmp_path / "tsv", gold).scores[0].score.mean == 100
+
+
+def test_a_limit_takes_whole_questions_of_mmbench(tmp_path: Path):
+    mmbench_tsv(tmp_path, mmbench_rows())
+    task = load_task("mmbench", limit=2, seed=0, data=str(tmp_path))
+    assert len(task.queries) == 8
+    assert len(set(task.groups())) == 2
+
+
+def test_mmbench_without_copies_has_vanilla_accuracy_alone(tmp_path: Path):
+    mmbench_tsv(tmp_path, mmbench_rows()[:6], name="MMBench_DEV_EN.tsv")
+    (score,) = run("mmbench", tmp_path, gold).scores
+    assert (score.score.mean, list(score.totals)) == (100, ["vanilla"])
+
+
+def test_letters_of_mmbench_stay_where_a_choice_is_empty(tmp_path: Path):
+    rows = mmbench_rows()[:6]
+    rows[2] |= {"A": "nan", "B": "Two", "C": "One", "D": "Cannot be determined", "answer": "B"}
+    mmbench_tsv(tmp_path, rows)
+    task = load_task("mmbench", limit=9, seed=0, data=str(tmp_path))
+    assert task.style.ask(task.queries[2]).startswith("Which 2?\nB. Two\nC. One\nD. Cannot be determined\n")
+    assert task.answer("two", task.queries[2]) == "B"
+    (score,) = run("mmbench", tmp_path, gold).scores
+    assert (score.score.mean, score.counted) == (100, {"empty choice": 1})
+
+
+def test_mmmu_runs_in_full_with_equal_choices(tmp_path: Path):
+    names = tuple(f"image_{k}" for k in range(1, 8))
+
+    def row(n: int) -> dict[str, Any]:
+        texts = ["['0.5', '0.5', '1', '2']", "['x', 'y']", "[]"][n % 3]
+        named = {"id": f"validation_Math_{n}", "question": f"What {n} in <image 1>?", "explanation": ""}
+        named |= {"question_type": "open" if n % 3 == 2 else "multiple-choice", "options": texts}
+        images = {name: cell(n) if name == "image_1" else None for name in names}
+        return {**named, **images, "answer": ["B", "A", "50%"][n % 3]}
+
+    data(tmp_path, "validation", six(row, count=12), images=names)
+    says = {0: "A", 3: "(B)", 1: "x", 4: "The answer is A.", 2: "So it is 50%", 5: "50", 8: "about 12"}
+    (score,) = run("mmmu", tmp_path, lambda query: says.get(int(query.id.split("_")[-1]), "no idea")).scores
+    assert score.queries == 12
+    assert score.score.mean == pytest.approx(100 * 4 / 12)
+    assert score.counted == {"equal choices": 4, "no answer read": 4}
+
+
+def test_pope_has_each_category_and_their_means(tmp_path: Path):
+    def row(n: int) -> dict[str, Any]:
+        named = {"id": str(n), "question_id": str(n // 3), "question": f"Is there a dog in image {n}?"}
+        kinds = {"answer": ["yes", "no"][n // 3 % 2], "category": ["random", "popular", "adversarial"][n % 3]}
+        return {**named, **kinds, "image_source": f"v{n}", "image": cell(n)}
+
+    data(tmp_path, "test", six(row, count=24))
+    wrong = {"0": "no", "1": "no", "7": "no", "4": "yes"}
+    rows = {f"{row(n)['category']}/{n // 3}": str(n) for n in range(24)}
+    results = run("pope", tmp_path, lambda query: wrong.get(rows[query.id], query.answers[0]))
+    totals = {name: values["score"] for name, values in results.scores[0].totals.items()}
+    right = {"random": (4, 3, 3), "popular": (4, 2, 3), "adversarial": (4, 4, 4)}  # true, right yes, said yes
+    f1 = {name: 100 * 2 * hits / (true + said) for name, (true, hits, said) in right.items()}
+    assert {name: totals[f"F1, {name}"] for name in right} == pytest.approx(f1)
+    assert totals["F1, mean of categories"] == pytest.approx(sum(f1.values()) / 3)
+    assert totals["accuracy, popular"] == pytest.approx(100 * 5 / 8)
+    assert "adversarial" in shown(results)

@@ -15,7 +15,7 @@ from mm1.eval.data.styles import SEARCH
 from mm1.eval.fewshot import Task
 from mm1.eval.harness import AnswerJob, answer_jobs, evaluate, load_task
 from mm1.eval.http_model import HttpModel
-from mm1.eval.judge import Judge
+from mm1.eval.judge import Judge, JudgePrompt
 from mm1.eval.model import Model
 from mm1.eval.models import Ours, open_model
 from mm1.eval.ray_workers import answer_on_ray
@@ -69,6 +69,7 @@ class EvalCommand:
     tasks: TaskOptions
     shots: ShotOptions
     judge: ModelAddress
+    judge_prompt: Path | None
     to: Path | None
     runner: Runner
 
@@ -116,6 +117,8 @@ class EvalCommand:
             raise ValueError("--beams is for generated answers; --scoring loglikelihood generates none")
         if protocol.max_tokens and protocol.scoring == "loglikelihood":
             raise ValueError("--max-tokens is for generated answers; --scoring loglikelihood generates none")
+        if self.judge_prompt is not None and (not self.judge.address or len(self.tasks.names) != 1):
+            raise ValueError("--judge-prompt is the question to a judge about one task: give --judge, and one --tasks")
         if self.runner.kind == "ray" and dist.world() > 1:
             raise ValueError("torchrun and --runner ray are two ways to spread an evaluation; use one")
         if self.runner.kind == "native" and (self.runner.workers > 1 or self.runner.address):
@@ -140,7 +143,8 @@ class EvalCommand:
     def _settings(self) -> Settings:
         judge = None
         if self.judge.address:
-            judge = Judge(HttpModel(self.judge.address, model=self.judge.model), self._folder)
+            prompt = None if self.judge_prompt is None else JudgePrompt.read(self.judge_prompt)
+            judge = Judge(HttpModel(self.judge.address, model=self.judge.model), self._folder, prompt=prompt)
         return Settings(self._folder, self.tasks.seed, self.tasks.limit, self.shots.trials, self.shots.protocol, judge)
 
     def _score_text(self, model: Model, console: Console) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from mm1.eval.metrics.statistics import Interval, paired_difference
 from mm1.eval.results import TaskScore, mean_scores, read_results, shown
 
-COMPARABLE = ("data", "split", "form", "metric", "judge")
+COMPARABLE = ("data", "split", "form", "metric", "judge", "judge_prompt")
 """What must be equal in two scores of the same task, shots and protocol, so that their difference says something."""
 
 

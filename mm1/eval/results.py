@@ -5,6 +5,7 @@ is the metric's own (0 to 1; CIDEr 0 to 10).
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -120,6 +121,7 @@ class TaskScore:
     std: float | None = None
     totals: dict[str, dict[str, float]] = field(default_factory=dict)  # of all answers: score, blind, majority, chance
     judge: str = ""
+    judge_prompt: str = ""  # the question that the judge is asked: mm1's, or a file's name and hash
     data: str = ""  # the data set, its number of rows, and a hash of their ids and answers
     split: str = ""
     form: str = ""
@@ -217,7 +219,7 @@ def save_results(results: Results, folder: Path) -> None:
         "cells": [asdict(score) for score in results.scores],
         "losses": [asdict(loss) for loss in results.losses],
     }
-    write_whole(folder / "summary.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder / "summary.json", json.dumps(_without_nan(data), indent=1, ensure_ascii=False) + "\n")
 
 
 def score_table(results: Results) -> Table:
@@ -269,8 +271,23 @@ def shown(interval: Interval, *, sign: bool = False) -> str:
     return f"{interval.mean:{shape}} \\[{interval.low:{shape}}, {interval.high:{shape}}]"
 
 
+def _without_nan(value: Any) -> Any:
+    """`value` for JSON, which has no nan: a score that there is none of is null."""
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def _intervals(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: Interval(**value) if isinstance(value, dict) and "low" in value else value
-        for name, value in record.items()
+    """A record of `summary.json` with its intervals, and nan for a baseline that no score could be read of."""
+    none: dict[str, Any] = {
+        name: math.nan for name in ("majority", "chance") if name in record and record[name] is None
     }
+    intervals = {
+        name: Interval(**{end: math.nan if one is None else one for end, one in value.items()})
+        for name, value in record.items()
+        if isinstance(value, dict) and "low" in value
+    }
+    return {**record, **none, **intervals}

@@ -17,7 +17,7 @@ from mm1.eval.baselines import chance_answers, majority_answer
 from mm1.eval.blind import exchange_images
 from mm1.eval.fewshot import Example, Task
 from mm1.eval.judge import Judge
-from mm1.eval.metrics.statistics import bootstrap, lowest, paired_difference
+from mm1.eval.metrics.statistics import bootstrap, lowest, mean, paired_difference
 from mm1.eval.model import Model, Reply, Request, name_of, prompt_hash, prompt_text
 from mm1.eval.replies import KeptReplies
 from mm1.eval.results import (
@@ -149,7 +149,13 @@ class TaskEvaluation:
         ]
 
     def _read(self, written: str, query: Example) -> str:
-        """The answer to be scored or, if a server scores, what it can read."""
+        """The answer to be scored or, if a server scores, what it can read.
+
+        Where the task has a rule for it, the judge reads the answer out of the text first.
+        """
+        rule, judge = self.task.scoring.extract, self.settings.judge
+        if rule is not None and judge is not None:
+            written = judge.extract(rule, query, written=written)
         answer = self.task.answer(written, query)
         return answer or written.strip() if self.task.submission is not None else answer
 
@@ -165,14 +171,21 @@ class TaskEvaluation:
         judge, rule = self.settings.judge, self.task.scoring.judge
         if rule is None or judge is None:
             return self.metric(answers, self.references).tolist()
-        return [
-            judge.score(rule, query, answer=answer) for query, answer in zip(self.task.queries, answers, strict=True)
-        ]
+        pairs = zip(self.task.queries, answers, strict=True)
+        return [judge.score(rule, query, answer=answer) for query, answer in pairs]
+
+    @property
+    def _judge(self) -> Judge | None:
+        """The judge, if it has a part in the scores of this task."""
+        scoring = self.task.scoring
+        return None if scoring.judge is None and scoring.extract is None else self.settings.judge
 
     def score(self, shots: int, trials: list[list[Answer]], *, fewest: list[list[Answer]] | None) -> TaskScore:
         """The score of one number of shots, with the baselines' beside it, and its gain over the fewest shots."""
         task, settings = self.task, self.settings
         own, blind = _mean_points(trials), _mean_points(trials, blind=True)
+        if settings.judge is not None and np.isnan(own).all():
+            raise ValueError(f"judge {settings.judge.name} gave no score that can be read to any of {len(own)} answers")
         draws = CHANCE_DRAWS if task.scoring.judge is None else 1
         guesses = Guesses(
             majority_answer(task), [chance_answers(task, seed=settings.seed, draw=draw) for draw in range(draws)]
@@ -196,7 +209,8 @@ class TaskEvaluation:
             trials=len(trials),
             std=_std_of_means(trials),
             totals=self._totals(trials, guesses),
-            judge=settings.judge.name if settings.judge is not None and task.scoring.judge is not None else "",
+            judge="" if self._judge is None else self._judge.name,
+            judge_prompt="" if self._judge is None else self._judge.prompt_name,
             data=task.origin.data,
             split=task.origin.split,
             form=task.style.form,
@@ -207,7 +221,7 @@ class TaskEvaluation:
 
     def _mean(self, answers: Sequence[str]) -> float:
         """The mean points of one answer to each query."""
-        return 100 * float(np.nanmean(lowest(self._scores(answers), self.task.groups())))
+        return 100 * mean(lowest(self._scores(answers), self.task.groups()))
 
     def _totals(self, trials: list[list[Answer]], guesses: Guesses) -> dict[str, dict[str, float]]:
         """Scores of all answers together, by name; for the model, blind, majority and chance."""
@@ -229,7 +243,7 @@ class TaskEvaluation:
 
     def _fingerprint(self, documents: Sequence[Document]) -> str:
         """A hash of all that decides the answers and scores of a file."""
-        task, style, protocol, judge = self.task, self.task.style, self.settings.protocol, self.settings.judge
+        task, style, protocol, judge = self.task, self.task.style, self.settings.protocol, self._judge
         metric_name = task.scoring.metric.__name__
         decides = {
             "model": self.model.name,
@@ -238,6 +252,7 @@ class TaskEvaluation:
             "choices": [query.choices for query in task.queries],
             "decoding": [style.stops, style.max_tokens, protocol.scoring, protocol.beams],
             "scoring": [metric_name, getattr(style.clean, "__qualname__", ""), judge.name if judge else ""],
+            "judge_prompt": judge.prompt_name if judge else "",
         }
         if task.split_references:
             decides["split"] = self.split_digest
@@ -263,5 +278,5 @@ def _mean_points(trials: Sequence[Sequence[Answer]], *, blind: bool = False) -> 
 
 def _std_of_means(trials: Sequence[Sequence[Answer]]) -> float | None:
     """The standard deviation of the trials' means, in points; None for a single trial."""
-    means = [np.nanmean(grouped_points(answers)) for answers in trials]
+    means = [mean(grouped_points(answers)) for answers in trials]
     return float(np.std(means, ddof=1)) if len(means) > 1 else None

@@ -45,7 +45,7 @@ def bootstrap(scores: np.ndarray, *, seed: int, samples: int = 2000) -> Interval
         ]
     )
     low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(scores.mean()), float(low), float(high))
+    return Interval(mean(scores), float(low), float(high))
 
 
 def paired_difference(ours: np.ndarray, theirs: np.ndarray, *, seed: int, samples: int = 2000) -> Interval:
@@ -68,3 +68,9 @@ def lowest(scores: Sequence[float | None], groups: Sequence[str]) -> np.ndarray:
         value = math.nan if score is None else float(score)
         of_group[group] = float(np.minimum(of_group.get(group, math.inf), value))
     return np.array(list(of_group.values()))
+
+
+def mean(scores: np.ndarray) -> float:
+    """The mean of the scores that aren't nan; nan if there are none."""
+    scores = scores[~np.isnan(scores)]
+    return float(scores.mean()) if len(scores) else math.nan

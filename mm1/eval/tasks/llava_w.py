@@ -3,12 +3,11 @@
 The question to the judge is ours: scores can only be compared with others from this file and the same judge.
 """
 
-import re
-
 from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import llava_bench
 from mm1.eval.data.published import Published, Source
 from mm1.eval.fewshot import Example, JudgeRule, Scoring
+from mm1.eval.metrics.judging import two_scores
 from mm1.eval.metrics.short_answers import same_word
 
 
@@ -23,11 +22,11 @@ def ask_judge(query: Example, answer: str) -> str:
 
 
 def parse_judge(reply: str) -> float:
-    """The second number divided by the first. (LLaVA divides sums; the mean of ratios has an interval.)"""
-    numbers = re.findall(r"\d+(?:\.\d+)?", reply.strip().partition("\n")[0])
-    if len(numbers) < 2 or not 1 <= float(numbers[0]) <= 10 or not 0 <= float(numbers[1]) <= 10:
-        raise ValueError(f"two numbers from 1 to 10 are expected on the first line; found {reply[:80]!r}")
-    return float(numbers[1]) / float(numbers[0])
+    """The second score divided by the first. (LLaVA divides sums; the mean of ratios has an interval.)"""
+    reference, ours = two_scores(reply)
+    if reference < 1:
+        raise ValueError(f"the first score must be from 1 to 10; found {reply[:80]!r}")
+    return ours / reference
 
 
 task = Published(

@@ -3,12 +3,11 @@
 The question to the judge is ours: scores can only be compared with others from this file and the same judge.
 """
 
-import re
-
 from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import named_rows
 from mm1.eval.data.published import Published, Source
 from mm1.eval.fewshot import Example, JudgeRule, Scoring
+from mm1.eval.metrics.judging import share
 from mm1.eval.metrics.short_answers import same_word
 
 
@@ -21,14 +20,6 @@ def ask_judge(query: Example, answer: str) -> str:
     )
 
 
-def parse_judge(reply: str) -> float:
-    """The number at the beginning of the reply."""
-    match = re.match(r"\s*(\d(?:\.\d+)?)", reply)
-    if match is None or float(match[1]) > 1:
-        raise ValueError(f"a number from 0 to 1 is expected; found {reply[:80]!r}")
-    return float(match[1])
-
-
 task = Published(
     name="mm_vet",
     kind="free",
@@ -39,5 +30,5 @@ task = Published(
         original=named_rows("mm-vet.json", name="question_id", image="{imagename}"),
     ),
     columns=Columns(answers="answer"),
-    scoring=Scoring(same_word, judge=JudgeRule(ask_judge, parse_judge)),
+    scoring=Scoring(same_word, judge=JudgeRule(ask_judge, share)),
 )
