@@ -10,6 +10,7 @@ from rich.console import Console
 from mm1 import dist
 from mm1.cluster import Runner
 from mm1.eval.answers_page import write_page
+from mm1.eval.catalogue import task_table
 from mm1.eval.comparison import compare, comparison_table
 from mm1.eval.data.styles import SEARCH
 from mm1.eval.fewshot import Task
@@ -134,6 +135,7 @@ class EvalCommand:
                 data=options.data,
                 split=options.split,
                 form=options.form,
+                zero_shot=max(self.shots.counts) == 0 and not self.shots.protocol.text_only_shots,
                 rules="" if self.shots.protocol.rules == "mm1" else self.shots.protocol.rules,
             )
             for name in options.names
@@ -187,6 +189,11 @@ def under_rules(protocol: Protocol) -> Protocol:
         beams=protocol.beams if protocol.beams > 1 else beams,
         text_only_shots=protocol.text_only_shots or text_only,
     )
+
+
+def show_tasks() -> None:
+    """Print all tasks."""
+    Console().print(task_table())
 
 
 def compare_runs(ours: Path, theirs: Path) -> None:

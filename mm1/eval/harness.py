@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,6 +22,7 @@ from mm1.eval.fewshot import Task
 from mm1.eval.index import find_task
 from mm1.eval.model import Model
 from mm1.eval.models import Ours, model_name
+from mm1.eval.pace import Pace
 from mm1.eval.results import Answer, Results, read_results, save_results
 from mm1.eval.shots import reasoning_task
 from mm1.eval.task_evaluation import Settings, TaskEvaluation
@@ -46,17 +48,19 @@ def evaluate_run(loaded: Loaded, *, tasks: Sequence[str], shots: Sequence[int], 
     )
 
 
-def load_task(name: str, *, limit: int, seed: int, **published: str) -> Task:
+def load_task(name: str, *, limit: int, seed: int, **published: Any) -> Task:
     """The task of `tasks/NAME.py` with at most `limit` queries.
 
-    `published` has the options of `Published`: `data`, the folder of the data set, `split`, `form` and `rules`. Empty
-    means the default.
+    `published` has the options of `Published`: `data`, the folder of the data set, `split`, `form`, `rules` and
+    `zero_shot`. Empty means the default.
 
     Raises:
         ValueError: an unknown task, or data that can't be scored.
     """
     make_task = find_task(name)
     options = {key: value for key, value in published.items() if value}
+    if not isinstance(make_task, Published):
+        options.pop("zero_shot", None)  # the sample is here
     if options and not isinstance(make_task, Published):
         raise ValueError(
             f"task {name} is of the shipped sample: it takes no {' or '.join(options)} (rules are those of --protocol)"
@@ -81,7 +85,9 @@ def evaluate(model: Model, tasks: Sequence[Task], *, settings: Settings, shots: 
             _make_own_share(evaluations, shots)
             if dist.rank():
                 return results
+        pace = Pace(sum(evaluation.work(shots) for evaluation in evaluations), tell=progress.console.print)
         for evaluation in evaluations:
+            evaluation.pace = pace
             if evaluation.task.submission is not None:
                 results.files += [make_file() for make_file in _jobs([evaluation], shots)]
                 continue

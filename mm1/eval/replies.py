@@ -23,8 +23,12 @@ class KeptReplies:
         self.path, self.model = path, model
         self._replies = _read(path)
 
+    def missing(self, requests: Sequence[Request]) -> int:
+        """How many different requests have no reply yet."""
+        return len({request_key(self.model.name, request) for request in requests} - self._replies.keys())
+
     def answer(self, requests: Sequence[Request], *, done: Done = ignore) -> list[Reply]:
-        """The reply to each request; only those are asked that have none yet, equal ones once.
+        """The reply to each request; only those are asked that have none yet, equal ones once. `done` hears of these.
 
         A refused request is not kept: the next call asks it again.
 
@@ -37,9 +41,6 @@ class KeptReplies:
             if key not in self._replies:
                 missing.setdefault(key, request)
         answered = len(set(keys)) - len(missing)
-        for number, key in enumerate(keys):
-            if key not in missing:
-                done(number, self._replies[key])
         if not missing:
             return [self._replies[key] for key in keys]
         keys_to_ask, positions = list(missing), {key: number for number, key in reversed(list(enumerate(keys)))}

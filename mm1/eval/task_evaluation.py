@@ -19,6 +19,7 @@ from mm1.eval.fewshot import Example, Task
 from mm1.eval.judge import Judge
 from mm1.eval.metrics.statistics import bootstrap, lowest, mean, paired_difference
 from mm1.eval.model import Model, Reply, Request, name_of, prompt_hash, prompt_text
+from mm1.eval.pace import Pace
 from mm1.eval.replies import KeptReplies
 from mm1.eval.results import (
     Answer,
@@ -61,7 +62,7 @@ class TaskEvaluation:
 
     def __init__(self, task: Task, model: Model, *, settings: Settings, progress: Progress):
         self.task, self.model, self.settings, self.progress = task, model, settings, progress
-        self.similar = None
+        self.similar, self.pace = None, Pace(0, tell=lambda text: None)
         if settings.protocol.draw == "similar":
             self.similar = SimilarShots(task, model.features, settings.seed)
         self.references = [query.answers for query in task.queries]
@@ -70,6 +71,11 @@ class TaskEvaluation:
             self.metric = task.scoring.within(task.split_references or self.references)
         self.split_digest = hashlib.sha256(json.dumps(task.split_references).encode()).hexdigest()[:16]
         self.blind_queries = [] if task.submission else exchange_images(task.queries, seed=settings.seed)
+
+    def work(self, shots: Sequence[int]) -> int:
+        """How many pictures all requests at these numbers of shots have, about."""
+        pictures = sum(self.trials(count) * (1 + count) for count in set(shots))
+        return pictures * (len(self.task.queries) + len(self.blind_queries))
 
     def trials(self, shots: int) -> int:
         """The number of trials: 1 without shots or with similar shots, as nothing is drawn then."""
@@ -114,6 +120,7 @@ class TaskEvaluation:
         bar = self.progress.add_task(f"{task.name}  {shots} shots", total=len(own) + len(blind))
         finished = read_finished(path, settings=settings, queries=len(task.queries))
         if finished is not None:
+            self.pace.skip((len(own) + len(blind)) * (1 + shots))
             self.progress.update(bar, completed=len(own) + len(blind))
             return finished
         replies = self._replies([*own, *blind], KeptReplies(path.parent / "replies" / path.name, self.model), bar)
@@ -141,7 +148,15 @@ class TaskEvaluation:
             Request(document, style.stops, style.max_tokens, protocol.beams, query.choices if ranks_choices else ())
             for document, query in zip(documents, queries, strict=True)
         ]
-        replies = kept.answer(requests, done=lambda number, reply: self.progress.advance(bar))
+        missing, pictures = kept.missing(requests), len(documents[0].images)
+        self.pace.skip((len(requests) - missing) * pictures)
+        self.pace.begin()
+
+        def replied(number: int, reply: Reply) -> None:
+            self.pace.reply(pictures)
+            self.progress.advance(bar)
+
+        replies = kept.answer(requests, done=replied)
         self.progress.update(bar, completed=len(requests))  # equal requests are asked once
         return [
             reply if reply.problem or ranks_choices else Reply(self._read(reply.text, query))

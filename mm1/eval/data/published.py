@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-
 from mm1.eval.data.examples import Column, Columns, ExampleReader
+from mm1.eval.data.hub import fetch
 from mm1.eval.data.rows import OddRow, Row, Rows, TaskError, json_rows, parquet_rows, splits
 from mm1.eval.data.styles import Form, Kind, ask_short, styles_of
 from mm1.eval.data.submission import SUBMISSIONS
@@ -39,6 +38,7 @@ class Source:
     original  reads a split of the first release into rows with the same columns; None if its files are not there
     belongs   which rows belong to the task
     together  questions with equal values in this column are drawn together or not at all (MME's pairs)
+    files     patterns of a split's files on the hub, if they are not `data/SPLIT-*` or `FOLDER/SPLIT-*`
     """
 
     paper: str
@@ -50,6 +50,12 @@ class Source:
     original: Callable[[Path, str], Rows | None] | None = None
     belongs: Callable[[Row], bool] = lambda row: True
     together: Column | None = None
+    files: tuple[str, ...] = ()
+
+    def patterns(self, splits: Sequence[str]) -> list[str]:
+        """The files of these splits on the hub."""
+        patterns = self.files or ((f"{self.folder}/{{split}}-*",) if self.folder else ("data/{split}-*", "{split}-*"))
+        return [pattern.format(split=split) for split in splits for pattern in patterns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +69,28 @@ class Published:
     scoring: Scoring
 
     def __call__(
-        self, limit: int, *, seed: int, data: str = "", split: str = "", form: Form | None = None, rules: Rules = "mm1"
+        self,
+        limit: int,
+        *,
+        seed: int,
+        data: str = "",
+        split: str = "",
+        form: Form | None = None,
+        rules: Rules = "mm1",
+        zero_shot: bool = False,
     ) -> Task:
         """The task with up to `limit` queries, a seeded draw. `data` is a folder; without it the hub's data are used.
+
+        `zero_shot`: only the queries' split is fetched from the hub, which the baselines then come from.
 
         Rows that can't be scored are left out, and counted in the task's `origin`.
 
         Raises:
             TaskError: a file that can't be read, or no row of it can be scored.
         """
-        folder = self._folder(data)
-        queries = self._reader(folder, (split,) if split else self.source.queries)
+        names = (split,) if split else self.source.queries
+        folder = self._folder(data, names if zero_shot else (*names, *self.source.shots))
+        queries = self._reader(folder, names)
         listed = self._listed(queries)
         queries = replace(queries, hidden=listed.hidden)
         selected = self._draw(listed, limit=limit, seed=seed)
@@ -111,7 +128,7 @@ class Published:
         splits = self.source.training or tuple(name for name in self.source.shots if name.startswith("train"))
         if not splits:
             raise TaskError(f"task {self.name} has no training split: its questions are for evaluation alone")
-        folder = self._folder(data)
+        folder = self._folder(data, (*splits, *self.source.queries))
         return self._reader(folder, splits), self._reader(folder, self.source.queries)
 
     def style(self, form: Form | None = None, *, rules: Rules = "mm1") -> PromptStyle:
@@ -155,8 +172,8 @@ class Published:
         """The positions of a split's rows that belong to the task and have an id."""
         return list(self._listed(reader).ids)
 
-    def _folder(self, data: str) -> Path:
-        folder = Path(data) if data else Path(snapshot_download(self.source.hub, repo_type="dataset"))
+    def _folder(self, data: str, splits: Sequence[str]) -> Path:
+        folder = Path(data) if data else fetch(self.source.hub, self.source.patterns(splits), task=self.name)
         if not folder.is_dir():
             raise TaskError(
                 f"no folder {folder}; --data takes the folder of {self.name}, laid out as {self.source.hub}"

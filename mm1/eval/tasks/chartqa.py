@@ -27,7 +27,7 @@ task = Published(
     kind="vqa",
     source=Source(
         paper="https://arxiv.org/abs/2203.10244",
-        hub="lmms-lab/ChartQA",
+        hub="lmms-lab-encoder/ChartQA",
         queries=("test",),
         shots=("train",),
         original=several("type", human=_file("human"), augmented=_file("augmented")),

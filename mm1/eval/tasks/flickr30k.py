@@ -11,7 +11,7 @@ task = Published(
     kind="caption",
     source=Source(
         paper="https://aclanthology.org/Q14-1006/",
-        hub="lmms-lab/flickr30k",
+        hub="lmms-lab-encoder/flickr30k",
         queries=("test",),
         shots=("train",),
         original=karpathy("dataset_flickr30k.json", folders=("flickr30k-images", "flickr30k_images")),

@@ -11,9 +11,10 @@ task = Published(
     kind="vqa",
     source=Source(
         paper="https://arxiv.org/abs/1902.09506",
-        hub="lmms-lab/GQA",
+        hub="lmms-lab-encoder/GQA",
         queries=("testdev",),
         shots=("train",),
+        files=("{split}_balanced_*/*",),
         original=first(
             joined("{split}_balanced_instructions", "{split}_balanced_images", key="imageId"),
             named_rows("{split}_balanced_questions.json", name="id", image="{imageId}.jpg"),

@@ -34,7 +34,7 @@ task = Published(
     kind="free",
     source=Source(
         paper="https://arxiv.org/abs/2304.08485",
-        hub="lmms-lab/llava-bench-in-the-wild",
+        hub="lmms-lab-encoder/llava-bench-in-the-wild",
         queries=("train", "test"),
         original=llava_bench,
     ),

@@ -25,7 +25,7 @@ task = Published(
     kind="free",
     source=Source(
         paper="https://arxiv.org/abs/2308.02490",
-        hub="lmms-lab/MMVet",
+        hub="lmms-lab-encoder/MMVet",
         queries=("test",),
         original=named_rows("mm-vet.json", name="question_id", image="{imagename}"),
     ),

@@ -22,7 +22,7 @@ task = Published(
     kind="choice",
     source=Source(
         paper="https://arxiv.org/abs/2311.16502",
-        hub="lmms-lab/MMMU",
+        hub="lmms-lab-encoder/MMMU",
         queries=("validation",),
         shots=("dev",),
     ),

@@ -45,7 +45,7 @@ task = Published(
     kind="choice",
     source=Source(
         paper="https://arxiv.org/abs/2305.10355",
-        hub="lmms-lab/POPE",
+        hub="lmms-lab-encoder/POPE",
         queries=("test",),
         original=several("category", **{name: _file(name) for name in CATEGORIES}),
     ),

@@ -22,7 +22,7 @@ task = Published(
     kind="choice",
     source=Source(
         paper="https://x.ai/blog/grok-1.5v",
-        hub="lmms-lab/RealWorldQA",
+        hub="lmms-lab-encoder/RealWorldQA",
         queries=("test",),
     ),
     columns=Columns(

@@ -11,7 +11,7 @@ task = Published(
     kind="choice",
     source=Source(
         paper="https://arxiv.org/abs/2307.16125",
-        hub="lmms-lab/SEED-Bench",
+        hub="lmms-lab-encoder/SEED-Bench",
         queries=("test",),
         original=listed("SEED-Bench.json", key="questions", image="{data_id}", folders=("SEED-Bench-image",)),
         belongs=lambda row: row["data_type"] == "image",

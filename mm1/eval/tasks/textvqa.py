@@ -11,7 +11,7 @@ task = Published(
     kind="vqa",
     source=Source(
         paper="https://arxiv.org/abs/1904.08920",
-        hub="lmms-lab/textvqa",
+        hub="lmms-lab-encoder/textvqa",
         queries=("validation",),
         shots=("train",),
         original=listed("TextVQA_0.5.1_{short}.json", key="data", image="{image_id}.jpg", folders=("train_images",)),

@@ -11,7 +11,7 @@ task = Published(
     kind="vqa",
     source=Source(
         paper="https://arxiv.org/abs/1802.08218",
-        hub="lmms-lab/VizWiz-VQA",
+        hub="lmms-lab-encoder/VizWiz-VQA",
         queries=("val", "validation"),
         shots=("train",),
         original=listed("{short}.json", image="{image}", folders=("../{short}", "{short}"), question_id="image"),
