@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mm1.document import Document, Image, Piece, Text
-from mm1.prepare.dedup import normalize_text
+from mm1.prepare.text_hashes import normalize_text
 from sample_build.pictures import Picture
 from sample_build.sources import Source
 

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mm1.data.store import Store, write_store
 from mm1.document import Document, Image, Text
 from mm1.prepare.card import PrepareResult, make_card, render_card
-from mm1.prepare.dedup import normalize_text
 from mm1.prepare.images import fingerprint, sha256
 from mm1.prepare.ledger import Account, Ledger
+from mm1.prepare.text_hashes import normalize_text
 from sample_build.captions import clip_art_pictures, emoji_pictures, english_words
 from sample_build.galleries import credits_of, galleries
 from sample_build.larger import bible_books, larger_pictures

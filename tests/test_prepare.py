@@ -24,13 +24,15 @@ from mm1.document import Document, Image, Text
 from mm1.prepare import pipeline
 from mm1.prepare.card import Failure, PrepareResult, write_card
 from mm1.prepare.decontaminate import index_evaluation_sets
-from mm1.prepare.dedup import Hashes, HashFiles, find_copies, hash_documents, load_hashes, minhash, repeated_images
+from mm1.prepare.dedup import Hashes, HashFiles, find_copies, hash_documents, load_hashes, repeated_images
 from mm1.prepare.filters.image_filters import ImageBounds, Screened, screen
 from mm1.prepare.filters.text_filters import FILTERS, Filter, c4, fineweb, gopher, repetition
 from mm1.prepare.ledger import Account, Ledger, Page
 from mm1.prepare.pipeline import BusyError, prepare
 from mm1.prepare.readers.kinds import READERS
 from mm1.prepare.request import Input, PrepareRequest, parse_request
+from mm1.prepare.second_look import Detail, detail
+from mm1.prepare.text_hashes import minhash
 
 PROSE = """The house of the painter stood on a hill that looked over the town. It was built of grey stone, and the
 windows were small. In the evening the light of the sun fell on the wall of the garden. A path led to the gate.
@@ -127,7 +129,11 @@ def test_copies_are_found_across_encodings_and_shards_and_only_copies(tmp_path):
         Document((Text(changed),)),  # 6 near copy of 5
         Document((Text("The sea is wide. " + " ".join(words[:30])),)),  # 7 shares only some words
     ]
-    copies = find_copies(stored_hashes(tmp_path, documents[:3], documents[3:]))
+
+    def details_of(position: int) -> list[Detail | None]:
+        return [detail(image.data) for image in documents[position].images]
+
+    copies = find_copies(stored_hashes(tmp_path, documents[:3], documents[3:]), details_of=details_of)
     assert copies.exact.tolist() == [1]
     assert copies.near.tolist() == [2, 6]
 

@@ -19,8 +19,9 @@ from tokenizers import Tokenizer
 
 from mm1.data.store import SAMPLE, Store
 from mm1.document import Document, Image, Text
-from mm1.prepare.dedup import LOOK_ALIKE_BITS, normalize_text
+from mm1.prepare.dedup import LOOK_ALIKE_BITS
 from mm1.prepare.images import LARGEST_PIXELS, PictureError, encode_webp, fingerprint, open_picture, sha256
+from mm1.prepare.text_hashes import normalize_text
 from sample_build import packages
 from sample_build.galleries import PLAIN, galleries
 from sample_build.packages import Package, PackageError, fetch, unpack

@@ -2,23 +2,23 @@
 
 Words are compared by MinHash with FineWeb's numbers (https://arxiv.org/abs/2406.17557, section 3.4): n-grams of 5
 words, 112 hashes in 14 bands of 8, aimed at pairs with a similarity of 75 %, 77 % of which share a band; such a pair is
-then checked on all its hashes. Pictures are compared by their fingerprints. Documents are copies when their words are,
-and their pictures look alike: another caption of the same picture is no copy, nor is the same caption of another
-picture.
+then checked on all its hashes. Pictures are compared by their fingerprints, and those that look alike a second time.
+Documents are copies when their words are, and their pictures show the same: another caption of the same picture is no
+copy, nor is the same caption of another picture.
 """
 
-import hashlib
 import shutil
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from mm1.prepare.filters.image_filters import Screened
 from mm1.prepare.images import sha256
+from mm1.prepare.second_look import DIFFERENCE, Detail, difference
+from mm1.prepare.text_hashes import BANDS, HASHES, HASHES_PER_BAND, minhash, operators_hash
 
 LOOK_ALIKE_BITS = 8
 """Two pictures look alike when their 64-bit fingerprints differ in at most this many bits.
@@ -30,17 +30,28 @@ quarter of all pictures into one group. Conversely, the same picture scaled to t
 within 8 bits in 98 % of cases.
 """
 
-_BANDS, _HASHES_PER_BAND, _NGRAM = 14, 8, 5
-_HASHES = _BANDS * _HASHES_PER_BAND
-_SIMILARITY = 0.75
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # multiplying by an odd number loses nothing (Knuth, TAOCP 3, section 6.4)
+_MOST_LOOKS = 8  # at the pictures of a document and of earlier ones: each takes some milliseconds
 _DOCUMENTS_AT_ONCE = 2**16  # whose MinHashes are in memory together
 
 
-def normalize_text(text: str) -> str:
-    """The text as it is compared: without case, encoding of accents, punctuation and white space."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(character for character in folded if character.isalnum())
+Copies = Literal["none", "exact", "near"]
+"""Which copies are removed: none, those with the same words and bytes of pictures, or also those that are nearly so."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRules:
+    """When a document counts as a copy of an earlier one.
+
+    similarity   share of n-grams of words that both must have; below 0.7, few such pairs are found
+    bits         of the pictures' 64-bit fingerprints that may differ at the first look
+    difference   of the pictures where they differ most, at the second look
+    """
+
+    copies: Copies = "near"
+    similarity: float = 0.75
+    bits: int = 14
+    difference: float = DIFFERENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,7 @@ class Hashes:
     images        hash of each picture's bytes, document after document
     fingerprints  perceptual hash of each picture
     keeps_text    whether each document's text stays where a picture of it is left out
+    operators     hash of the operators of code, 0 for other texts
     """
 
     exact: np.ndarray
@@ -61,6 +73,7 @@ class Hashes:
     images: np.ndarray
     fingerprints: np.ndarray
     keeps_text: np.ndarray
+    operators: np.ndarray
 
     @property
     def image_starts(self) -> np.ndarray:
@@ -75,29 +88,33 @@ _DTYPES = {
     "images": np.uint64,
     "fingerprints": np.uint64,
     "keeps_text": np.bool_,
+    "operators": np.uint64,
 }
 
 
 def hash_documents(documents: Iterable[Screened]) -> Hashes:
     """The hashes of documents."""
     exact, minhashes, image_counts, images, keeps_text = [], [], [], [], []
+    operators: list[int] = []
     fingerprints = [np.zeros(0, np.uint64)]
     for screened in documents:
         keeps_text.append(screened.keeps_text)
+        operators.append(operators_hash(screened.document.text))
         text = screened.document.text
         image_hashes = [first_64_bits(sha256(image.data)) for image in screened.document.images]
-        exact.append(first_64_bits(sha256(f"{normalize_text(text)} {image_hashes}".encode())))
+        exact.append(first_64_bits(sha256(f"{' '.join(text.split())} {image_hashes}".encode())))
         minhashes.append(minhash(text))
         image_counts.append(len(image_hashes))
         images += image_hashes
         fingerprints.append(screened.fingerprints)
     return Hashes(
         np.array(exact, np.uint64),
-        np.array(minhashes, np.uint32).reshape(-1, _HASHES),
+        np.array(minhashes, np.uint32).reshape(-1, HASHES),
         np.array(image_counts, np.int64),
         np.array(images, np.uint64),
         np.concatenate(fingerprints),
         np.array(keeps_text, np.bool_),
+        np.array(operators, np.uint64),
     )
 
 
@@ -134,8 +151,8 @@ def load_hashes(folders: Sequence[Path], minhash_file: Path) -> Hashes:
         for name, dtype in _DTYPES.items()
         if name != "minhash"
     }
-    size = minhash_file.stat().st_size // (4 * _HASHES)
-    minhashes = np.memmap(minhash_file, np.uint32, "r", shape=(size, _HASHES)) if size else np.zeros((0, _HASHES))
+    size = minhash_file.stat().st_size // (4 * HASHES)
+    minhashes = np.memmap(minhash_file, np.uint32, "r", shape=(size, HASHES)) if size else np.zeros((0, HASHES))
     return Hashes(minhash=minhashes, **in_memory)
 
 
@@ -144,69 +161,61 @@ def first_64_bits(digest: str) -> int:
     return int(digest[:16], 16)
 
 
-def ngram_hashes(text: str, size: int) -> np.ndarray:
-    """The hashes of all n-grams of `size` words of the text; of the whole text if it is shorter."""
-    words = [word for word in map(normalize_text, text.split()) if word]
-    ngrams = [" ".join(words[at : at + size]) for at in range(max(1, len(words) - size + 1))]
-    digests = b"".join(hashlib.blake2b(ngram.encode(), digest_size=8).digest() for ngram in ngrams)
-    return np.unique(np.frombuffer(digests, np.uint64))
-
-
-def minhash(text: str) -> np.ndarray:
-    """The MinHash of the text: the share of equal hashes of two texts estimates the share of n-grams that both have.
-
-    Each hash is the high half of factor x n-gram + term, all modulo 2**64 with odd factors (multiply-shift;
-    Dietzfelbinger et al. 1997, https://doi.org/10.1006/jagm.1997.0873).
-    """
-    factors, terms = _hash_functions()
-    ngrams = ngram_hashes(text, _NGRAM)
-    smallest = np.full(len(terms), 2**32 - 1, np.uint64)
-    for at in range(0, len(ngrams), 4096):
-        block = ngrams[at : at + 4096, None]
-        smallest = np.minimum(smallest, ((block * factors + terms) >> np.uint64(32)).min(axis=0))
-    return smallest.astype(np.uint32)
-
-
-@lru_cache(maxsize=1)
-def _hash_functions() -> tuple[np.ndarray, np.ndarray]:
-    """The odd factors and the terms of all hash functions."""
-    random = np.random.default_rng(2406)
-    factors, terms = random.integers(0, 2**63, (2, _HASHES), dtype=np.uint64)
-    return factors * np.uint64(2) + np.uint64(1), terms
-
-
 @dataclass(frozen=True, slots=True)
-class Copies:
+class FoundCopies:
     """The positions of documents that repeat an earlier one: in every word and byte, or nearly."""
 
     exact: np.ndarray
     near: np.ndarray
 
 
-def find_copies(hashes: Hashes) -> Copies:
+DetailsOf = Callable[[int], Sequence[Detail | None]]
+"""Position of a document -> its pictures for the second look; None for one that cannot be decoded."""
+
+
+def find_copies(hashes: Hashes, rules: CopyRules = CopyRules(), *, details_of: DetailsOf) -> FoundCopies:
     """The documents that repeat an earlier one."""
-    _, first, group = np.unique(hashes.exact, return_index=True, return_inverse=True)
-    exact = first[group] != np.arange(len(hashes.exact))
-    near = np.zeros(len(exact), bool)
-    starts = hashes.image_starts
-    for earlier, later in _candidates(hashes.minhash, np.flatnonzero(~exact)):
-        if not near[later] and _are_copies(hashes, starts, earlier, later):
-            near[later] = True
-    return Copies(np.flatnonzero(exact), np.flatnonzero(near))
+    count = len(hashes.exact)
+    exact, near = np.zeros(count, bool), np.zeros(count, bool)
+    if rules.copies != "none":
+        _, first, group = np.unique(hashes.exact, return_index=True, return_inverse=True)
+        exact = first[group] != np.arange(count)
+    if rules.copies == "near":
+        starts = hashes.image_starts
+        alike = (
+            pair for pair in _candidates(hashes, np.flatnonzero(~exact)) if _look_alike(hashes, starts, rules, *pair)
+        )
+        pairs = np.unique(np.fromiter(alike, np.dtype((np.int64, 2))).reshape(-1, 2), axis=0)
+        for earlier, later in _fewest(pairs, hashes).tolist():
+            if not near[later]:
+                shows_none = hashes.image_counts[later] == 0
+                near[later] = shows_none or _show_the_same(details_of, rules, earlier, later)
+    return FoundCopies(np.flatnonzero(exact), np.flatnonzero(near))
 
 
-def _candidates(minhashes: np.ndarray, among: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Pairs (earlier, later) that share a band: each document with the first of its group, and with the one before it.
+def _fewest(pairs: np.ndarray, hashes: Hashes) -> np.ndarray:
+    """Of the pairs (earlier, later) the `_MOST_LOOKS` of each later document whose first pictures are most alike."""
+    shown = hashes.image_counts[pairs[:, 1]] > 0
+    bits = np.zeros(len(pairs), np.int64)
+    first, second = (hashes.fingerprints[hashes.image_starts[pairs[shown, side]]] for side in (0, 1))
+    bits[shown] = np.bitwise_count(first ^ second)
+    order = np.lexsort((bits, pairs[:, 1]))
+    later = pairs[order, 1]
+    begins = np.searchsorted(later, later)
+    return pairs[np.sort(order[np.arange(len(order)) - begins < _MOST_LOOKS])]
+
+
+def _candidates(hashes: Hashes, among: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Pairs (earlier, later) whose words share a band: each document with the first of its group, and with the one
+    before it. Of documents with the same words and with pictures, also those whose first fingerprints stand side by
+    side, in order from several bits on.
 
     Bands are compared by a 64-bit hash; a collision does no harm, as pairs are checked.
     """
-    for band in range(_BANDS):
-        columns = slice(band * _HASHES_PER_BAND, (band + 1) * _HASHES_PER_BAND)
-        keys = np.zeros(len(among), np.uint64)
-        for at in range(0, len(among), _DOCUMENTS_AT_ONCE):
-            block = slice(at, at + _DOCUMENTS_AT_ONCE)
-            for column in minhashes[among[block], columns].T:
-                keys[block] = (keys[block] ^ column) * _ODD
+    all_keys = np.zeros(len(among), np.uint64)
+    for band in range(BANDS):
+        keys = _band_keys(hashes.minhash, among, band)
+        all_keys = (all_keys ^ keys) * _ODD
         order = np.argsort(keys, kind="stable")
         ranked = keys[order]
         begins = np.concatenate([[True], ranked[1:] != ranked[:-1]])
@@ -216,22 +225,57 @@ def _candidates(minhashes: np.ndarray, among: np.ndarray) -> Iterator[tuple[int,
             yield int(among[order[first[rank]]]), later
             if rank - 1 > first[rank]:
                 yield int(among[order[rank - 1]]), later
+    shown = np.flatnonzero(hashes.image_counts[among] > 0)
+    among, all_keys = among[shown], all_keys[shown]
+    fingerprints = hashes.fingerprints[hashes.image_starts[among]] if len(among) else hashes.fingerprints[:0]
+    for turn in range(0, 64, 8):
+        turned = (fingerprints << np.uint64(turn)) | (fingerprints >> np.uint64((64 - turn) % 64))
+        order = np.lexsort((turned, all_keys))
+        for rank in np.flatnonzero(all_keys[order[1:]] == all_keys[order[:-1]]):
+            one, other = int(among[order[rank]]), int(among[order[rank + 1]])
+            yield min(one, other), max(one, other)
 
 
-def _are_copies(hashes: Hashes, starts: np.ndarray, earlier: int, later: int) -> bool:
-    """Whether the words of both are nearly the same, and the earlier document shows all pictures of the later one."""
-    if (hashes.minhash[earlier] == hashes.minhash[later]).mean() < _SIMILARITY:
+def _band_keys(minhashes: np.ndarray, among: np.ndarray, band: int) -> np.ndarray:
+    columns = slice(band * HASHES_PER_BAND, (band + 1) * HASHES_PER_BAND)
+    keys = np.zeros(len(among), np.uint64)
+    for at in range(0, len(among), _DOCUMENTS_AT_ONCE):
+        block = slice(at, at + _DOCUMENTS_AT_ONCE)
+        for column in minhashes[among[block], columns].T:
+            keys[block] = (keys[block] ^ column) * _ODD
+    return keys
+
+
+def _look_alike(hashes: Hashes, starts: np.ndarray, rules: CopyRules, earlier: int, later: int) -> bool:
+    """Whether the words of both are nearly the same, and the earlier document shows all pictures of the later one, at
+    the first look.
+    """
+    if (hashes.minhash[earlier] == hashes.minhash[later]).mean() < rules.similarity:
+        return False
+    operators = hashes.operators[earlier], hashes.operators[later]
+    if all(operators) and operators[0] != operators[1]:
         return False
     shown_earlier = hashes.fingerprints[starts[earlier] : starts[earlier + 1]]
     shown_later = hashes.fingerprints[starts[later] : starts[later + 1]]
     if not len(shown_later):
         return True
-    return bool(len(shown_earlier)) and all(looks_like_any(image, shown_earlier) for image in shown_later)
+    return bool(len(shown_earlier)) and all(
+        looks_like_any(image, shown_earlier, bits=rules.bits) for image in shown_later
+    )
 
 
-def looks_like_any(fingerprint: np.uint64, fingerprints: np.ndarray) -> bool:
+def _show_the_same(details_of: DetailsOf, rules: CopyRules, earlier: int, later: int) -> bool:
+    """Whether the earlier document shows all pictures of the later one, at the second look."""
+    before = details_of(earlier)
+    return all(
+        any(one and other and difference(one, other) <= rules.difference for one in before)
+        for other in details_of(later)
+    )
+
+
+def looks_like_any(fingerprint: np.uint64, fingerprints: np.ndarray, *, bits: int = LOOK_ALIKE_BITS) -> bool:
     """Whether a picture looks like one of some pictures."""
-    return bool((np.bitwise_count(fingerprints ^ fingerprint) <= LOOK_ALIKE_BITS).any())
+    return bool((np.bitwise_count(fingerprints ^ fingerprint) <= bits).any())
 
 
 def repeated_images(hashes: Hashes, most: int) -> np.ndarray:

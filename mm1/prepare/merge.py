@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,19 @@ import numpy as np
 from mm1.data.store import Store, write_store
 from mm1.document import Document, Image
 from mm1.prepare.card import Failure, PrepareResult
-from mm1.prepare.dedup import Hashes, find_copies, first_64_bits, load_hashes, repeated_images
+from mm1.prepare.dedup import CopyRules, DetailsOf, Hashes, find_copies, first_64_bits, load_hashes, repeated_images
 from mm1.prepare.images import sha256
 from mm1.prepare.ledger import EXAMPLES, Dropped, Ledger
 from mm1.prepare.process_shard import read_ledger, write_ledger
+from mm1.prepare.second_look import Detail, detail
 
 _DOCUMENTS_IN_MEMORY = 16
+_DETAILS_IN_MEMORY = 16  # of documents, up to 256 kB for each of their pictures
 
 
-def merge(shards: Sequence[Path], to: Path, *, max_image_repeats: int, failed: Mapping[str, Failure]) -> PrepareResult:
+def merge(
+    shards: Sequence[Path], to: Path, *, rules: CopyRules, max_image_repeats: int, failed: Mapping[str, Failure]
+) -> PrepareResult:
     """What was kept and left out. The folder `to` then holds the stores `images` and `text`, each if it has documents,
     and the whole preparation's ledger.
 
@@ -32,7 +37,7 @@ def merge(shards: Sequence[Path], to: Path, *, max_image_repeats: int, failed: M
             account.read += count
             account.failed += count
     hashes = load_hashes(shards, to / "minhash")
-    removals = _removals(hashes, max_image_repeats)
+    removals = _removals(hashes, rules, _details(shards), max_image_repeats)
     _enter(removals, shards, hashes, ledger)
     if not removals.kept.any():
         raise ValueError(_nothing_left(ledger, failed))
@@ -75,8 +80,22 @@ class _Removals:
     reason: str
 
 
-def _removals(hashes: Hashes, max_image_repeats: int) -> _Removals:
-    copies = find_copies(hashes)
+def _details(shards: Sequence[Path]) -> DetailsOf:
+    """The pictures of a document, for the second look; those of the last ones are kept."""
+    stores = [Store(shard / "documents.lance") for shard in shards]
+    starts = np.concatenate([[0], np.cumsum([len(store) for store in stores])])
+
+    @lru_cache(maxsize=_DETAILS_IN_MEMORY)
+    def details_of(position: int) -> tuple[Detail | None, ...]:
+        number = int(np.searchsorted(starts, position, side="right")) - 1
+        (document,) = stores[number].take([position - int(starts[number])])
+        return tuple(detail(image.data) for image in document.images)
+
+    return details_of
+
+
+def _removals(hashes: Hashes, rules: CopyRules, details_of: DetailsOf, max_image_repeats: int) -> _Removals:
+    copies = find_copies(hashes, rules, details_of=details_of)
     documents = {"copy of an earlier document": copies.exact, "near copy of an earlier document": copies.near}
     count = len(hashes.exact)
     kept = np.ones(count, bool)

@@ -79,7 +79,8 @@ def prepare(
         progress.update(task, description="removing copies")
         finished = [output for output in outputs if output.is_dir()]
         failed = dict(sorted(failed.items()))
-        result = merge(finished, merged, max_image_repeats=request.max_image_repeats, failed=failed)
+        repeats = request.max_image_repeats
+        result = merge(finished, merged, rules=request.copy_rules, max_image_repeats=repeats, failed=failed)
         progress.update(task, description="writing the card")
         (merged / "ledger.json").unlink()  # the card has it
         (merged / "request.json").write_text(request.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -95,7 +96,7 @@ def prepare(
 
 def _key(shard: Shard) -> str:
     """The name of a shard's output: the same in every try as long as the shard has the same files, by name."""
-    content = (shard.name, shard.kind, shard.span, [str(path) for path in shard.files])
+    content = (shard.name, shard.kind, shard.span, shard.sample, [str(path) for path in shard.files])
     return hashlib.sha256(repr(content).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 

@@ -8,10 +8,12 @@ from pydantic import Field, ValidationError
 
 from mm1.config.base import Config, ConfigError, nearest
 from mm1.config.renamed import PREPARE_FIELDS
+from mm1.prepare.dedup import Copies, CopyRules
 from mm1.prepare.filters.image_filters import ImageBounds, OnMissingImage
 from mm1.prepare.filters.text_filters import Filter
 from mm1.prepare.readers.kinds import Kind, detect_kind
 from mm1.prepare.readers.table_layouts import Rating, Role
+from mm1.prepare.second_look import DIFFERENCE
 from mm1.prepare.shard import Key, ReadOptions
 
 
@@ -29,6 +31,10 @@ class PrepareRequest(Config):
                        removes those that appear more than 10 times (https://arxiv.org/abs/2306.16527, appendix A.1)
     on_missing_image   a picture that is left out takes its caption or its chat with it, while a page keeps its text
                        (auto); drop leaves out pages, too, keep_text nothing but the picture
+    copies             which copies of earlier documents are removed: none, exact (the same words and bytes), near
+    copy_similarity    near copies share this much of their words,
+    copy_bits          their pictures' fingerprints differ in at most so many of 64 bits,
+    copy_difference    and the pictures at most this much where they differ most (see `second_look.py`)
     decontaminate      stores of evaluation sets: a document that shares words or pictures with one of them is left out
     data               the folder of a task's data set, for an input task:NAME
     text               the store whose texts rendered_text writes on `count` pages, by `seed`
@@ -64,6 +70,10 @@ class PrepareRequest(Config):
     max_side: int = Field(default=0, ge=0)
     max_image_repeats: int = Field(default=0, ge=0)
     on_missing_image: OnMissingImage = "auto"
+    copies: Copies = "near"
+    copy_similarity: float = Field(default=0.75, gt=0, le=1)
+    copy_bits: int = Field(default=14, ge=0, le=64)
+    copy_difference: float = Field(default=DIFFERENCE, ge=0)
     decontaminate: tuple[str, ...] = ()
     columns: dict[Role, str] = Field(default_factory=dict)
     split: tuple[str, ...] = ()
@@ -74,6 +84,11 @@ class PrepareRequest(Config):
     def read_options(self) -> ReadOptions:
         """How the input is laid out, and which of it is read."""
         return ReadOptions(dict(self.columns.items()), self.split, self.key, dict(self.min_ratings.items()))
+
+    @property
+    def copy_rules(self) -> CopyRules:
+        """When a document counts as a copy."""
+        return CopyRules(self.copies, self.copy_similarity, self.copy_bits, self.copy_difference)
 
     @property
     def image_bounds(self) -> ImageBounds:
