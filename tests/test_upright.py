@@ -127,6 +127,19 @@ def test_an_orientation_behind_the_pixels_of_a_png_is_found():
     assert (load(moved, 32) == load(data, 32)).all()
 
 
+def test_the_orientation_is_found_behind_other_segments_and_odd_bytes():
+    data = encoded(6, "JPEG")
+    plain = encoded(1, "JPEG")
+    assert size_of(data) == (64, 96)
+    comment = b"\xff\xfe" + (2 + 40_000).to_bytes(2, "big") + bytes(40_000)
+    for odd in (data[:2] + comment + data[2:], data[:2] + b"\xff" + data[2:]):
+        assert (load(odd, 32) == load(data, 32)).all()
+    assert (load(plain[:2] + comment + plain[2:], 32) == load(plain, 32)).all()
+    for end in range(2, 40):  # header that breaks off
+        with pytest.raises(ImageError):
+            load(data[:end], 32)
+
+
 def test_an_orientation_that_means_nothing_leaves_the_picture_as_it_is():
     for wrong in (0, 9, 200):
         data = encoded(wrong, "JPEG")

@@ -186,13 +186,23 @@ def _jpeg(image: Image, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, 
 
 
 def _orientation_of_jpeg(data: bytes) -> int:
-    if not any(mark in data for mark in _METADATA):
+    if not _has_metadata(data):
         return 1
     try:
         with Pillow.open(io.BytesIO(data)) as picture:
             return orientation(picture, data)
     except UNREADABLE:
         return 1
+
+
+def _has_metadata(data: bytes) -> bool:
+    """Whether a JPEG has an APP1 segment (EXIF or XMP) before its pixels (ITU T.81, B.1.1.2)."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1] not in (0xD9, 0xDA):
+        if data[at + 1] == 0xE1:
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data[at : at + 1] != b"\xff"  # odd bytes between segments: leave them to Pillow
 
 
 def _any(data: bytes) -> tuple[np.ndarray, tuple[int, int]]:

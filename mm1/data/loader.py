@@ -6,7 +6,7 @@ Sequence n of a run is the same for any number of ranks and workers: `mixture` g
 
 import os
 from collections.abc import Iterator
-from itertools import count, groupby
+from itertools import count, groupby, islice
 from multiprocessing import get_context, parent_process
 from operator import itemgetter
 from pathlib import Path
@@ -103,11 +103,10 @@ class Sequences:
         tiles: list[np.ndarray] = []
         broken: list[str] = []
         origins = []
-        for row, number in enumerate(numbers):
-            origin, k = self.mixture.source(number)
+        for row, (origin, spans) in enumerate(self._spans(numbers)):
             origins.append(origin)
             start = 0
-            for order, (name, span) in enumerate(self._spans(self.sources[origin], k), start=1):
+            for order, (name, span) in enumerate(spans, start=1):
                 stop = start + len(span.tokens)
                 here = slice(start, stop)
                 ids = torch.from_numpy(span.tokens.astype(np.int64))
@@ -137,16 +136,29 @@ class Sequences:
             trained_R=trained_positions(targets_BT),
         )
 
-    def _spans(self, source: Source, k: int) -> Iterator[tuple[str, Encoded]]:
-        """The spans of a source's sequence k, each with its document's name."""
-        numbers = source.plan.sequence(k)
+    def _spans(self, numbers: list[int]) -> list[tuple[int, list[tuple[str, Encoded]]]]:
+        """The source of each sequence and its spans, each with its document's name; a source is read once for all."""
+        origins = [self.mixture.source(number) for number in numbers]
+        of_sequences = [self.sources[origin].plan.sequence(k) for origin, k in origins]
+        wanted: dict[int, list[int]] = {}
+        for (origin, _), spans in zip(origins, of_sequences, strict=True):
+            wanted.setdefault(origin, []).extend(spans.tolist())
+        read = {origin: self._read(self.sources[origin], spans) for origin, spans in wanted.items()}
+        return [
+            (origin, list(islice(read[origin], len(spans))))
+            for (origin, _), spans in zip(origins, of_sequences, strict=True)
+        ]
+
+    def _read(self, source: Source, numbers: list[int]) -> Iterator[tuple[str, Encoded]]:
+        """The spans of these numbers of a source, each with its document's name; a document is read once."""
         spans = source.spans
-        documents = source.store.take(spans.document[numbers].tolist())
-        encoded = encode_many(documents, self.tokenizer, tile=self.tile)
-        for number, document, whole in zip(numbers.tolist(), documents, encoded, strict=True):
+        positions, indices = np.unique(spans.document[numbers], return_inverse=True)
+        documents = source.store.take(positions.tolist())
+        encoded = list(encode_many(documents, self.tokenizer, tile=self.tile))
+        for number, index in zip(numbers, indices.tolist(), strict=True):
             start = int(spans.start[number])
-            part = whole.part(start, start + int(spans.length[number]), features=self.tile.features)
-            yield f"{source.name}: {document.id}", part
+            part = encoded[index].part(start, start + int(spans.length[number]), features=self.tile.features)
+            yield f"{source.name}: {documents[index].id}", part
 
     def _pixels(self, tiles: list[Tile], name: str, broken: list[str]) -> list[np.ndarray]:
         """The pixels of tiles of one picture, decoded once; grey, and its name in `broken`, if it is unreadable."""
