@@ -3,7 +3,7 @@
     python benchmarks/loader.py [--samples 384] [--rounds 5]
 
 Every loader reads the same pictures with captions from its native format (Lance, tar, parquet, MDS) in one process
-without workers, and returns 336 x 336 RGB pixels (Pillow's bicubic) and the caption. mm1 also encodes the captions,
+without workers, and returns 336 x 336 RGB pixels, resized bicubically, and the caption. mm1 also encodes the captions,
 mixes them and packs them into sequences. Each peer is in the table twice: with its own decoder (Pillow) and with mm1's.
 Loaders take turns. Figures are medians over rounds, by processor time; the ratio is mm1's median divided by the peer's.
 A peer that cannot be imported is named with the reason. mosaicml-streaming and megatron-energon need other versions
@@ -49,7 +49,7 @@ Stream = Callable[[], Iterator[Any]]  # yields the number of samples of each ite
 
 
 def squeeze(picture: Any) -> np.ndarray:
-    """The pixels of a peer's own decoder after the same resize as ours."""
+    """The pixels of a peer's own decoder after Pillow's bicubic resize."""
     return np.asarray(picture.convert("RGB").resize((SIZE, SIZE), Pillow.Resampling.BICUBIC))
 
 
