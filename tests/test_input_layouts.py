@@ -349,6 +349,12 @@ def test_unusual_columns_are_named_and_unknown_ones_said(tmp_path):
         read(path)
     with pytest.raises(ValueError, match="columns"):
         options("columns=sound=x")
+    path = table(tmp_path / "news.parquet", [{"url": "https://e.org/news", "title": "News", "body": "A river flows."}])
+    (document,), _ = read(path, options=options("columns=text=body"))
+    assert shapes(document) == ["A river flows."]
+    (tmp_path / "odd.jsonl").write_text('{"image": "x.png", "caption": "a"}\n{"image": "x.png"}\n{"caption": "b"}\n')
+    _, ledger = read(tmp_path / "odd.jsonl")
+    assert drops(ledger) == {"picture that is missing": 1, "row without a text": 1, "row without a picture": 1}
     (tmp_path / "z.jsonl").write_text('{"body": "A river flows."}\n')
     (document,), _ = read(tmp_path / "z.jsonl", kind="text", options=options("columns=text=body"))
     assert shapes(document) == ["A river flows."]

@@ -160,6 +160,8 @@ def _without_embedded(page: str) -> tuple[str, list[str]]:
     A notebook holds megabytes of them, and libxml2 bounds an attribute.
     """
     embedded: list[str] = []
+    if "data:image/" not in page:
+        return page, embedded
 
     def shorten(match: re.Match[str]) -> str:
         embedded.append(match[0])

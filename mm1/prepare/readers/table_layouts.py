@@ -29,6 +29,7 @@ Rating = Literal["relevance", "visual_dependency", "image_correspondence", "form
 """What FineVision rates a turn for."""
 
 _PAGE_COLUMNS = {"dump", "token_count", "minhash_cluster_size", "title", "timestamp", "wikitext"}
+_MEASURES_OF_PICTURES = {"width", "height", "WIDTH", "similarity", "clip_similarity_vitb32", "punsafe", "NSFW", "phash"}
 _NUMBERED = re.compile(r"(caption|text|sentence)s?[_ ]?\d+")
 _PICTURE_ADDRESS = re.compile(r"[^?#]*\.(jpe?g|png|webp|gif|avif|bmp|tiff?)([?#/].*)?", re.IGNORECASE | re.DOTALL)
 
@@ -87,11 +88,12 @@ def table_layout(columns: Sequence[str], title: str, *, options: ReadOptions, so
             f"conversations, or a text column ({', '.join(TEXT_COLUMNS)}) with or without a picture column "
             f"({', '.join((*PICTURE_COLUMNS, *ADDRESS_COLUMNS))}); columns=image=NAME,text=NAME names others"
         )
-    of_page = picture in ADDRESS_COLUMNS and not options.columns and _is_of_page(names, picture, text, some)
+    is_named = not {"image", "url"}.isdisjoint(options.columns)
+    of_page = picture in ADDRESS_COLUMNS and not is_named and _is_of_page(names, picture, text, some)
     if picture is None or of_page:
-        return TableLayout(lambda row, *_: _plain_text(row[text]))
+        return TableLayout(lambda row, *_: _plain_text(row.get(text)))
     texts = numbered if text in numbered else ()
-    return TableLayout(lambda row, *more: _captioned_picture(row[text], row[picture], *more), text, texts)
+    return TableLayout(lambda row, *more: _captioned_picture(row.get(text), row.get(picture), *more), text, texts)
 
 
 def _picture_column(names: set[str], options: ReadOptions) -> str | None:
@@ -109,7 +111,9 @@ def _is_of_page(names: set[str], url: str | None, text: str, some: Sequence[Row]
         return False
     addresses = [row.get(url) for row in some if url and isinstance(row.get(url), str)]
     pictures = sum(_PICTURE_ADDRESS.fullmatch(address) is not None for address in addresses if address)
-    return bool(names & _PAGE_COLUMNS) or (bool(addresses) and 2 * pictures < len(addresses) and "width" not in names)
+    if names & _PAGE_COLUMNS:
+        return True
+    return bool(addresses) and 2 * pictures < len(addresses) and not names & _MEASURES_OF_PICTURES
 
 
 def captions_of(cell: Any) -> Iterator[str]:
