@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mm1.eval.metrics import answer_parsing as parsing
 from mm1.eval.metrics import short_answers as answers
 from mm1.eval.metrics.captions import bleu, cider, rouge_l
+from mm1.eval.metrics.math_answers import math_answer
 from mm1.eval.metrics.vqa import exact_match, vqa_accuracy, vqa_accuracy_official
 
 OFFICIAL = json.loads((Path(__file__).parent / "fixtures" / "random_scores.json").read_text())
@@ -86,15 +87,23 @@ def test_pope_of_a_model_that_says_no_is_zero():
 
 
 def test_math_answers_take_the_form_of_the_question():
-    def read(written: str, kind: str = "float", decimals: int = 1, choices: tuple = ()) -> str:
-        return parsing.math_answer(written, choices=choices, kind=kind, decimals=decimals)
+    def read(written: str, kind: str = "float", decimals: int = 1, choices: tuple = (), unit: str = "") -> str:
+        return math_answer(written, choices=choices, kind=kind, decimals=decimals, unit=unit)
 
     assert read("First 3 then 4. The answer is 1.26.") == "1.3"
-    assert read("7 apples and 12 pears", "integer") == "12"
+    assert read("7 apples and 12 pears", "integer") == ""
+    assert read("3 + 4 = 7.", "integer") == "7"
+    assert read("I count 3, then 4, so there are 7", "integer") == "7"
+    assert read("There are four.", "integer") == "4"
+    assert read("It is 1,200 m", "integer") == "1200"
+    assert read("$\\boxed{1.45}$", decimals=2) == "1.45"
+    assert read("In the year 2014 the value was 6 units in 3 regions", "integer") == ""
+    assert read("In the year 2014 the value was 6 units in 3 regions", "integer", unit="units") == "6"
     assert read("no idea", "integer") == ""
     assert read("The answer is (B)", "text", choices=("Yes", "No")) == "No"
     assert read("noo", "text", choices=("Yes", "No")) == "No"
-    assert read("[1, 2]", "list") == "[1, 2]"
+    assert read("I would need to see more of it to tell", "text", choices=("Yes", "No")) == ""
+    assert read("The years are [2007, 2008].", "list") == "[2007, 2008]"
 
 
 @given(st.text(max_size=12), st.text(max_size=12), st.text(max_size=12))

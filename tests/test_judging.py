@@ -5,6 +5,7 @@ from pathlib import Path
 
 import layouts_tuned
 import pytest
+from test_real_rows import mathvista as mathvista_rows
 from test_real_rows import run
 from typer.testing import CliRunner
 
@@ -12,6 +13,7 @@ from mm1.__main__ import app
 from mm1.eval.judge import Judge, JudgePrompt
 from mm1.eval.metrics.judging import share, two_scores
 from mm1.eval.results import TaskScore
+from mm1.eval.tasks import mathvista
 
 
 class Server:
@@ -119,3 +121,18 @@ def test_a_task_that_needs_a_judge_says_so(tmp_path: Path):
     layouts_tuned.mm_vet(tmp_path)
     with pytest.raises(ValueError, match="is scored by a judge: give --judge"):
         run("mm_vet", tmp_path, lambda query: "x")
+
+
+def test_a_judge_extracts_the_answers_of_mathvista(tmp_path: Path):
+    mathvista_rows(tmp_path)
+    text = "In the year 2014 the value was 6 units in 3 regions"
+    says = {"1": text, "2": "1.5", "6": text}
+    server = Server("6")
+    settings = {"judge": Judge(server, tmp_path / "eval")}
+    (score,) = run("mathvista", tmp_path, lambda query: says.get(query.id, ""), settings=settings).scores
+    assert score.score.mean == pytest.approx(30)
+    assert (score.judge, score.judge_prompt, score.metric) == ("a judge", "mm1's", "same_text")
+    questions = {one[0]["content"] for one in server.conversations}
+    assert len(questions) == 2, "a number by itself needs no judge"
+    assert all("Model response: In the year 2014" in question for question in questions)
+    assert [mathvista.parse_extraction(reply) for reply in ("Answer: B", "14\n", "none")] == ["B", "14", ""]

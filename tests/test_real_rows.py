@@ -231,3 +231,49 @@ def test_pope_has_each_category_and_their_means(tmp_path: Path):
     assert totals["F1, mean of categories"] == pytest.approx(sum(f1.values()) / 3)
     assert totals["accuracy, popular"] == pytest.approx(100 * 5 / 8)
     assert "adversarial" in shown(results)
+
+
+def mathvista(folder: Path, *, count: int = 10) -> None:
+    """Rows of each kind of MathVista, with equal choices in every fifth one."""
+    kinds = [
+        {"question_type": "multi_choice", "answer_type": "text", "choices": ["4", "4", "5"], "answer": "4"},
+        {"question_type": "free_form", "answer_type": "integer", "answer": "6", "unit": "cm"},
+        {"question_type": "free_form", "answer_type": "float", "answer": "1.5", "precision": 1.0},
+        {"question_type": "free_form", "answer_type": "list", "answer": "[1, 2]"},
+        {"question_type": "multi_choice", "answer_type": "text", "choices": ["Yes", "No"], "answer": "No"},
+    ]
+    blank = {"choices": None, "unit": None, "precision": None}
+
+    def row(n: int) -> dict[str, Any]:
+        named = {"pid": str(n), "question": f"What {n}?", "image": f"images/{n}.jpg", "query": "?"}
+        return {**blank, **named, **kinds[n % 5], "decoded_image": cell(n)}
+
+    data(folder, "testmini", six(row, count=count), images=("decoded_image",))
+
+
+def test_mathvista_runs_in_full_with_equal_choices(tmp_path: Path):
+    mathvista(tmp_path)
+    says = {"0": "B", "5": "The answer is (C) 5", "1": "There are six.", "6": "In 2014 it was 6 cm in 3 regions."}
+    says |= {"2": "So it is 1.49.", "7": "1 or 2", "3": "It is [1, 2].", "8": "[2, 1]", "4": "noo", "9": "(B) No"}
+    (score,) = run("mathvista", tmp_path, lambda query: says[query.id]).scores
+    path = tmp_path / "eval" / "mathvista-0shot.jsonl"
+    right = {line["query"]: line["score"] for line in map(json.loads, path.read_text().splitlines())}
+    assert right == {n: float(n not in ("5", "7", "8")) for n in "0123456789"}
+    assert score.counted == {"equal choices": 2, "no answer read": 1}
+
+
+def test_mathvista_asks_with_the_official_hint_and_unit(tmp_path: Path):
+    mathvista(tmp_path)
+    task = load_task("mathvista", limit=99, seed=0, data=str(tmp_path))
+    multiple, integer, floating = (task.style.ask(query) for query in task.queries[:3])
+    assert multiple.startswith(
+        "Hint: Please answer the question and provide the correct option letter, e.g., A, B, C, D, at"
+    )
+    assert multiple.endswith("\nQuestion: What 0?\nChoices:\n(A) 4\n(B) 4\n(C) 5")
+    assert integer.endswith(
+        "requiring an integer answer and provide the final value, e.g., 1, 2, 3, at the end.\n"
+        "Question: What 1? (Unit: cm)"
+    )
+    assert "with one decimal place" in floating
+    plain = load_task("mathvista", limit=99, seed=0, data=str(tmp_path), form="plain")
+    assert "(Unit: cm)" in plain.style.ask(plain.queries[1])

@@ -60,13 +60,18 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One benchmark. `name` is its name in `mm1 eval --tasks`, `kind` the style of its questions (see `STYLES`)."""
+    """One benchmark. `name` is its name in `mm1 eval --tasks`, `kind` the style of its questions.
+
+    `ask` and `max_tokens` are the benchmark's own prompt to a fine-tuned model, and the longest answer to it.
+    """
 
     name: str
     kind: Kind
     source: Source
     columns: Columns
     scoring: Scoring
+    ask: Callable[[Example], str] | None = None
+    max_tokens: int = 0
 
     def __call__(
         self,
@@ -143,7 +148,9 @@ class Published:
             raise ValueError(
                 f"--protocol {rules} asks {self.name} in {' or '.join(forms)} form; leave --form {form} out"
             )
-        return forms[form]
+        style = forms[form]
+        own = form == "chat" and self.ask is not None
+        return replace(style, ask=self.ask or style.ask, max_tokens=self.max_tokens) if own else style
 
     def _queries(
         self, reader: ExampleReader, listed: "Listed", *, selected: Sequence[int]

@@ -1,0 +1,73 @@
+"""Answers of MathVista, in the form that its official code compares."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from mm1.eval.metrics.letters import letter_of
+from mm1.eval.metrics.short_answers import LETTERS, edit_distance
+
+_NUMBER = r"(?<![\w.])(?<!\d[-/])(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+)(?![\d])"
+_CONCLUSION = r"(?i)\banswer\b(?:\s+(?:to|for)\b[^.\n:]{0,60}?)?\s*(?:\b(?:is|was|would\s+be|should\s+be)\b|:|=)\s*:?"
+_WORDS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
+
+
+def math_answer(written: str, *, choices: Sequence[str], kind: str, decimals: int, unit: str = "") -> str:
+    """The answer as MathVista compares it: the text of a choice, an integer, a number with `decimals` decimals, a list.
+
+    "" if none can be read: there GPT-4 extracts the answer from a text, here rules do. They take what stands alone,
+    after "answer is", after the last "=", with the unit, at the end, or the only number; among several numbers they
+    don't guess. Without a letter the choice that is nearest to a short text is the answer, as in the official code.
+
+    Source: Lu et al., MathVista, https://arxiv.org/abs/2310.02255, section 3.1; `normalize_extracted_answer` of
+    https://github.com/lupantech/MathVista/blob/main/evaluation/calculate_score.py.
+    """
+    if choices:
+        return _choice(written, choices)
+    if kind not in ("integer", "float"):
+        return _list(written)
+    number = _number(written, unit)
+    if number is None or not math.isfinite(number):
+        return ""
+    return str(int(number)) if kind == "integer" else str(round(number, decimals))
+
+
+def _choice(written: str, choices: Sequence[str]) -> str:
+    if letter := letter_of(written, choices):
+        return choices[LETTERS.index(letter)]
+    answer = re.split(_CONCLUSION, written)[-1].strip().rstrip(".").strip()
+    if not answer or len(answer) > 2 * max(map(len, choices)):
+        return ""
+    return min(choices, key=lambda choice: edit_distance(answer, choice))
+
+
+def _list(written: str) -> str:
+    """The last list in brackets, else the whole text."""
+    lists = re.findall(r"\[[^\[\]]*\]", written)
+    return lists[-1] if lists else re.split(_CONCLUSION, written)[-1].strip().rstrip(".").strip()
+
+
+def _number(written: str, unit: str) -> float | None:
+    text = re.sub(r"[*`$]|\\(?:boxed|text|mathrm)\b|[{}]", "", written).strip()
+    tails = re.split(_CONCLUSION, text)[1:]
+    if tails and (concluded := re.findall(_NUMBER, tails[-1])):
+        return _value(concluded[0])
+    if equal := re.search(rf"=\s*{_NUMBER}[^\d=]{{0,20}}$", text):
+        return _value(equal[1])
+    numbers = re.findall(_NUMBER, text)
+    with_unit = re.findall(rf"{_NUMBER}\s*{re.escape(unit)}(?!\w)", text) if unit.strip("$") else []
+    ends = re.findall(rf"(?<!\bor )(?<!\band ){_NUMBER}\s*(?:{re.escape(unit)})?[\s.!%)]*$", text)
+    for candidates in (numbers, with_unit, ends):
+        if len({_value(number) for number in candidates}) == 1:
+            return _value(candidates[0])
+    if numbers:
+        return None
+    words = {word for word in re.findall(r"[a-z]+", text.lower()) if word in _WORDS}
+    return float(_WORDS.index(words.pop())) if len(words) == 1 else None
+
+
+def _value(number: str) -> float:
+    return float(number.replace(",", ""))
