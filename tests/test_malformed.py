@@ -214,5 +214,5 @@ def test_a_malformed_shot_is_never_drawn(tmp_path: Path):
 
 
 def test_the_sample_takes_no_data():
-    with pytest.raises(ValueError, match="task captions is of the shipped sample: it takes no data"):
+    with pytest.raises(ValueError, match="task captions is no published one: it takes no data"):
         load_task("captions", limit=1, seed=0, data="x")

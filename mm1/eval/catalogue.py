@@ -12,10 +12,14 @@ from mm1.eval.data.published import Published
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The number of queries of the default split, and the licence of questions and answers; images have their own."""
+    """The number of queries of the default split, and the licence of questions and answers; images have their own.
+
+    `data` says what a task that is not published asks about; 0 queries are as many as the user has.
+    """
 
     queries: int
     licence: str = "see its page"
+    data: str = "the shipped sample"
 
 
 FACTS = {
@@ -46,6 +50,7 @@ FACTS = {
     "seed": Facts(14233, "CC BY-NC 4.0"),
     "textcaps": Facts(3166, "CC BY 4.0"),
     "textvqa": Facts(5000, "CC BY 4.0"),
+    "transcription": Facts(0, "of the text", data="pages of `mm1 prepare rendered_text`"),
     "vizwiz": Facts(4319, "CC BY 4.0"),
     "vqav2": Facts(214354, "CC BY 4.0"),
 }
@@ -61,9 +66,9 @@ def task_table() -> Table:
     for module in sorted(one.name for one in pkgutil.iter_modules(task_folder.__path__)):
         task = importlib.import_module(f"{task_folder.__name__}.{module}").task
         facts = FACTS[module]
-        split, metric, data = "test", "of the shipped sample", "shipped with mm1"
+        split, metric, data = "test", "its own", facts.data
         if isinstance(task, Published):
             split, data = task.source.queries[0], task.source.hub
             metric = "judge" if task.scoring.judge is not None else task.scoring.metric.__name__
-        table.add_row(module, split, f"{facts.queries:,}", metric, data, facts.licence)
+        table.add_row(module, split, f"{facts.queries:,}" if facts.queries else "", metric, data, facts.licence)
     return table

@@ -5,6 +5,7 @@ share these files out, and finished ones are not computed again.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -60,10 +61,11 @@ def load_task(name: str, *, limit: int, seed: int, **published: Any) -> Task:
     make_task = find_task(name)
     options = {key: value for key, value in published.items() if value}
     if not isinstance(make_task, Published):
-        options.pop("zero_shot", None)  # the sample is here
-    if options and not isinstance(make_task, Published):
+        options.pop("zero_shot", None)  # nothing has to be fetched for shots
+    taken = options if isinstance(make_task, Published) else inspect.signature(make_task).parameters
+    if unknown := [key for key in options if key not in taken]:
         raise ValueError(
-            f"task {name} is of the shipped sample: it takes no {' or '.join(options)} (rules are those of --protocol)"
+            f"task {name} is no published one: it takes no {' or '.join(unknown)} (rules are those of --protocol)"
         )
     return make_task(limit, seed=seed, **options)
 
