@@ -31,7 +31,8 @@ def config_from_hf(theirs: dict[str, Any], folder: Path) -> ModelConfig:
     Raises:
         ValueError: it has parts that ours doesn't have, or cuts pictures in another way.
     """
-    vision = vision_config_from_hf(theirs)
+    # the first files published call the encoder's type idefics3 too
+    vision = vision_config_from_hf(theirs.get("vision_config", {}) | {"model_type": "idefics3_vision"})
     scale = theirs.get("scale_factor", 2)
     if vision.grid.rows % scale:
         raise ValueError(f"scale_factor is {scale}, which does not divide the {vision.grid.rows} patches of a side")
@@ -44,7 +45,7 @@ def config_from_hf(theirs: dict[str, Any], folder: Path) -> ModelConfig:
     )
     return ModelConfig(
         vision=vision,
-        tiling=_tiling(folder, vision, pixels=theirs["vision_config"].get("image_size", vision.image_size)),
+        tiling=_tiling(folder, vision, pixels=theirs.get("vision_config", {}).get("image_size", vision.image_size)),
         connector=ConnectorConfig(kind="pixel_shuffle", tokens=vision.grid.cells // scale**2),
         decoder=decoder,
     )
