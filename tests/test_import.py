@@ -54,7 +54,7 @@ def test_an_imported_model_says_what_it_said_and_trains_on(published, tmp_path, 
         logits = model.decoder.logits(model.decoder(x_BTD, torch.arange(tokens_BT.shape[1])[None]))
         torch.testing.assert_close(logits[..., :260], published(tokens_BT).logits, atol=1e-5, rtol=1e-5)
     changes = [f"data.sources.captions.store={stores['captions']}", "steps=1", "batch_size=2", "micro_batch_size=2"]
-    changes += ["data.workers=0", "data.sequence_length=128", 'frozen=["decoder"]']
+    changes += ["data.workers=0", "data.max_images=8", "data.sequence_length=128", 'frozen=["decoder"]']
     trained = checkpoint.load_for_use(train_run(override(run, changes), tmp_path / "trained")).model.decoder
     assert all(torch.equal(x, trained.state_dict()[name]) for name, x in model.decoder.state_dict().items())
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_published_text import letters
+from test_published_text import ZEPHYR, letters
 
 from mm1.checkpoint import load_for_use
 from mm1.config import run as config
@@ -161,6 +161,8 @@ LLAMA3 |= {"original_max_position_embeddings": 64, "rope_theta": 500_000.0}
 def test_a_llama_that_learned_more_text_leaves_as_the_llama_it_was(tmp_path, stores):
     """Its class, its context and its rotary scaling, in the forms of `transformers` 4 and 5."""
     source = published(tmp_path / "theirs", llama(max_position_embeddings=2048, rope_parameters=LLAMA3))
+    (source / "chat_template.jinja").write_text(ZEPHYR)
+    (source / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
     folder = import_model(str(source), tmp_path / "ours").folder
     changes = [f"data.sources.text.store={stores['text']}", "steps=1", "batch_size=1", "micro_batch_size=1"]
     changes += ["data.workers=0", f"data.tokenizer={folder}", "data.sequence_length=128"]
@@ -173,6 +175,7 @@ def test_a_llama_that_learned_more_text_leaves_as_the_llama_it_was(tmp_path, sto
     assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == 500_000.0
     assert {name: written["rope_scaling"][name] for name in LLAMA3} == LLAMA3
     assert not list((tmp_path / "out").glob("*.py"))
+    assert (tmp_path / "out/chat_template.jinja").read_text().endswith(ZEPHYR)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert again.config.rope_parameters["rope_type"] == "llama3"
     decoder = load_for_use(tmp_path / "trained").model.decoder

@@ -107,7 +107,8 @@ def _parameters(module: torch.nn.Module) -> str:
 
 def _text_lines(text: RecordedText, positions: int) -> Lines:
     tokenizer = text.tokenizer
-    ends = ", ".join(sorted(tokenizer.symbol(end) for end in tokenizer.ends))
+    others = len(tokenizer.ends) - 1
+    ends = f"{tokenizer.spelling('end')}" + (f" or {others} other tokens" if others else "")
     forms = {
         "none": "none: it continues texts",
         "marks": "mm1's marks (data/chat_format.py)",

@@ -73,7 +73,8 @@ def _import(name: str, folder: Path, tokenizer: Path | None) -> Imported:
     language = read_language(name, tokenizer=tokenizer)
     weights = {f"decoder.{leaf}": x for leaf, x in language.weights.items()}
     model = ModelConfig(decoder=language.config)
-    _write(folder, "decoder", weights, model=model, data=DataConfig(), words=language.words)
+    # text alone, unless a run says otherwise: then its chat template, which mostly takes no images, stays
+    _write(folder, "decoder", weights, model=model, data=DataConfig(max_images=0), words=language.words)
     return Imported(folder)
 
 
