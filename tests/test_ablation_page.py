@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -144,6 +145,9 @@ def test_the_page_shows_every_arm_with_its_reports_and_cost(stores, tmp_path):
     plan = planned(stores, tmp_path)
     measured(plan, tmp_path)
     text = write_page(plan, tmp_path, failed={"arms/x/seed-0": "ValueError: <no>"}).read_text()
+    figure = (tmp_path / "figure.svg").read_text()
+    assert ElementTree.fromstring(figure).tag.endswith("svg")
+    assert "currentColor" not in figure  # it stands without a page whose colour it could have
     page = Page(text)
     assert not page.open
     rows = {row[0].strip(): row for row in page.rows if row}

@@ -18,6 +18,11 @@ from mm1.report.templates import load_template
 from mm1.train.log import read_metrics
 
 FILE = "ablation.html"
+FIGURE = "figure.svg"
+"""The likelihoods (scores, where there are none) and the losses of all arms in one drawing."""
+
+_GREY = "#7d8590"
+"""Of the text in a drawing without a page around it; readable on white and on near-black."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Training:
 
 
 def write_page(plan: Plan, folder: Path, failed: dict[str, str]) -> Path:
-    """Write `ablation.html` of all runs that are finished, and return its path.
+    """Write `ablation.html` and `figure.svg` of all runs that are finished, and return the path of the first.
 
     Raises:
         ValueError: none is finished.
@@ -73,16 +78,22 @@ def write_page(plan: Plan, folder: Path, failed: dict[str, str]) -> Path:
             failed=failed,
         ),
     )
+    scores, likelihoods, losses = _columns_by_kind(comparison)
+    write_whole(folder / FIGURE, draw(comparison, [*(likelihoods or scores), *losses]).replace("currentColor", _GREY))
     return path
 
 
-def _drawings(comparison: Comparison) -> list[Markup]:
-    """One drawing of likelihoods, one of scores, one of losses, as far as they were measured."""
+def _columns_by_kind(comparison: Comparison) -> tuple[list[str], list[str], list[str]]:
+    """The columns of scores, of likelihoods and of losses."""
     columns = comparison.columns
     losses = [name for name in columns if name.startswith("loss/")]
     likelihoods = [name for name in columns if name.endswith(LIKELIHOOD)]
-    scores = [name for name in columns if name not in {*losses, *likelihoods}]
-    return [Markup(draw(comparison, names)) for names in (scores, likelihoods, losses) if names]
+    return [name for name in columns if name not in {*losses, *likelihoods}], likelihoods, losses
+
+
+def _drawings(comparison: Comparison) -> list[Markup]:
+    """One drawing of scores, one of likelihoods, one of losses, as far as they were measured."""
+    return [Markup(draw(comparison, names)) for names in _columns_by_kind(comparison) if names]
 
 
 def _rows(comparison: Comparison, names: Sequence[str]) -> list[Row]:
