@@ -45,12 +45,13 @@ def detect_json_kind(path: Path) -> str | None:
         head = read_head(path, _HEAD)
     except (InputError, OSError):
         return None
-    keys = _first_keys(head.decode(text_encoding(head) or "utf-8", "replace").lstrip("\ufeff \r\n\t"))
+    text = head.decode(text_encoding(head) or "utf-8", "replace").lstrip("\ufeff \r\n\t")
+    keys = _first_keys(text)
     if {"text_list", "image_info"} <= keys:
         return "mmc4"
     if keys & {"conversations", "messages"}:
         return "llava"
-    if "images" in keys and keys & {"annotations", "licenses", "sentences", "dataset"}:
+    if "images" in keys and (keys & {"annotations", "licenses"} or '"sentences"' in text):
         return "coco"
     captions = keys & (set(TEXT_COLUMNS) - {"text", "raw"})
     if (keys & set(PICTURE_COLUMNS) and keys & set(TEXT_COLUMNS)) or ("url" in keys and captions):

@@ -47,8 +47,9 @@ def read_imagefolder(shard: Shard, ledger: Ledger) -> Iterator[Document]:
     """
     yield from read_rows(shard, ledger)
     folder, named = shard.files[0].parent, _named_pictures(shard)
-    pictures = (path.relative_to(folder).as_posix() for path in find_files(folder, *PICTURE_ENDINGS))
-    ledger.skipped["picture that the metadata doesn't name"] += sum(name not in named for name in pictures)
+    for path in find_files(folder, *PICTURE_ENDINGS):
+        if path.relative_to(folder).as_posix() not in named:
+            ledger.skipped["picture that the metadata doesn't name"] += 1
 
 
 def _named_pictures(shard: Shard) -> set[str]:

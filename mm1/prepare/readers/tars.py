@@ -146,7 +146,8 @@ def _samples(shard: Shard, ledger: Ledger) -> Iterator[_Sample]:
                 file = tar.extractfile(member)
                 if member.size > LARGEST_FILE or len(sample.files) > _MOST_FILES or file is None:
                     sample.too_large.append(ending.lower())
-                    ledger.skipped[_TOO_LARGE] += ending.lower() not in _PICTURES
+                    if ending.lower() not in _PICTURES:
+                        ledger.skipped[_TOO_LARGE] += 1
                     continue
                 sample.files[ending.lower()] = file.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
