@@ -321,3 +321,11 @@ def test_a_tar_that_is_cut_between_two_members_is_noticed(tmp_path):
     documents, ledger = reading.read(tmp_path, "tars")
     assert len(documents) == 1
     assert ledger.unexpected() == {"tar without its end: more may have been in it": 1}
+
+
+def test_an_example_shows_words_and_no_bytes_of_pictures(tmp_path):
+    tars(tmp_path, ["other encoding", "good"])
+    _, ledger = reading.read(tmp_path, "tars")
+    (example,) = ledger.examples
+    assert (example.reason, example.position) == ("text that is not UTF-8", "sample 00000")
+    assert example.text.startswith(f"({len(RED):,} bytes)")

@@ -249,7 +249,8 @@ def _strings(content: Any, *, depth: int = 0) -> Iterator[str]:
     if isinstance(content, str):
         yield content
     elif isinstance(content, bytes):
-        yield content[: 2 * _LONGEST_LINE].decode("utf-8", "replace")
+        head = content[: 2 * _LONGEST_LINE]
+        yield f"({len(content):,} bytes)" if b"\0" in head else head.decode("utf-8", "replace")
     elif isinstance(content, Mapping | list | tuple) and depth < 5:
         for value in content.values() if isinstance(content, Mapping) else content:
             yield from _strings(value, depth=depth + 1)
