@@ -4,12 +4,14 @@
 Documents as in our harness.
 """
 
+import inspect
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lmms_eval.api.model import lmms
+from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image as Pillow
 
@@ -24,6 +26,11 @@ from mm1.eval.models import Ours, model_name
 def manifest() -> ModelManifest:
     """The entry for `MM1` in lmms-eval's registry."""
     return ModelManifest(model_id="mm1", simple_class_path="mm1.eval.lmms_plugin.MM1")
+
+
+def smallest_wins() -> bool:
+    """Whether the installed lmms-eval takes the choice with the smallest value, as 0.7 does, or the largest."""
+    return "argmin" in inspect.getsource(ConfigurableTask.process_results)
 
 
 class MM1(lmms):
@@ -48,7 +55,11 @@ class MM1(lmms):
         return [reply.text.strip() for reply in self.ours.generate([self._request(request) for request in requests])]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Log-likelihood of each request's target after its prompt, in nats; `greedy` is always False."""
+        """Log-likelihood of each request's target after its prompt, in nats; `greedy` is always False.
+
+        Where lmms-eval takes the choice with the smallest value, the value is the loss in nats per token, as its own
+        models return it.
+        """
         ranked = []
         for request in requests:
             context, target, visuals, number, task, split = request.args
@@ -56,6 +67,8 @@ class MM1(lmms):
             answer = target(doc) if callable(target) else target
             ranked.append(Request(self._document(context, visuals(doc)), choices=(answer,)))
         nats_per_token = [nats for (nats,) in self.ours.loglikelihoods(ranked)]
+        if smallest_wins():
+            return [(-nats, False) for nats in nats_per_token]
         tokens = [len(self.ours.tokenizer.encode(one.continued_by(one.choices[0]))) for one in ranked]
         return [(nats * count, False) for nats, count in zip(nats_per_token, tokens, strict=True)]
 
