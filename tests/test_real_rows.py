@@ -277,3 +277,26 @@ def test_mathvista_asks_with_the_official_hint_and_unit(tmp_path: Path):
     assert "with one decimal place" in floating
     plain = load_task("mathvista", limit=99, seed=0, data=str(tmp_path), form="plain")
     assert "(Unit: cm)" in plain.style.ask(plain.queries[1])
+
+
+def flickr30k(folder: Path, *, column: str) -> None:
+    def row(n: int) -> dict[str, Any]:
+        of_row = ["train", "train", "val", "test"][n % 4]
+        captions = {"caption": [f"thing {n}", "a shape", f"{n} here"], "sentids": ["1"]}
+        return {"image": cell(n), **captions, column: of_row, "img_id": str(n), "filename": f"{n}.jpg", "set": "test"}
+
+    data(folder, "test", six(row, count=16))
+
+
+@pytest.mark.parametrize("column", ["split", "karpathy_split", "partition"])
+def test_karpathys_split_is_read_from_a_column_of_any_name(column: str, tmp_path: Path):
+    flickr30k(tmp_path, column=column)
+    task = load_task("flickr30k", limit=99, seed=0, data=str(tmp_path))
+    assert [query.id for query in task.queries] == ["3", "7", "11", "15"]
+    assert task.pool.count == 8
+
+
+def test_one_query_has_no_other_picture_to_be_asked_blind_with(tmp_path: Path):
+    ai2d(tmp_path)
+    with pytest.raises(ValueError, match=r"pictures cannot be exchanged; take more queries \(--limit\)$"):
+        run("ai2d", tmp_path, gold, limit=1)

@@ -24,7 +24,7 @@ def exchange_images(queries: Sequence[Example], *, seed: int) -> list[Example]:
     if largest * 2 > len(queries):
         raise ValueError(
             f"{largest} of {len(queries)} queries have the same picture, so pictures cannot be exchanged; "
-            "take more queries (--limit) or switch the blind run off"
+            "take more queries (--limit)"
         )
     names = list(groups)
     order = [number for name in rng(seed, "blind", 0).permutation(len(names)) for number in groups[names[name]]]

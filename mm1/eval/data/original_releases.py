@@ -28,6 +28,8 @@ Reader = Callable[[Path, str], Rows | None]
 SHORTEST_PICTURE = 65
 """A shorter text in a table's picture column is the index of the row that has the picture."""
 
+KARPATHY_SPLITS = ("train", "restval", "val", "validation", "test")
+
 NO_ANSWERS: Row = {"answers": []}
 """What a question without an annotation has."""
 
@@ -86,7 +88,8 @@ def listed(file: str, *, key: str = "", image: str, folders: tuple[str, ...] = (
 def karpathy(file: str, *, folders: tuple[str, ...]) -> Reader:
     """A reader of Karpathy's splits (https://cs.stanford.edu/people/karpathy/deepimagesent/), one file of captions.
 
-    `train` includes `restval`, as is usual; `train2014` does not. Parquet with a column `split` is read, too.
+    `train` includes `restval`, as is usual; `train2014` does not. Parquet is read, too, if a column of any name has
+    these splits.
     """
 
     def read(folder: Path, split: str) -> Rows | None:
@@ -94,8 +97,8 @@ def karpathy(file: str, *, folders: tuple[str, ...]) -> Reader:
         path = _find(folder, file)
         if path is None:
             all_rows = parquet_rows(folder, "test")
-            split_of_rows = [row.get("split") for row in all_rows.light()] if all_rows is not None else [None]
-            if all_rows is None or None in split_of_rows:
+            split_of_rows = None if all_rows is None else _karpathy_splits(all_rows)
+            if all_rows is None or split_of_rows is None:
                 return None
             positions = [position for position, name in enumerate(split_of_rows) if name in names]
             return SomeRows(f"{split} of {folder}", all_rows, positions)
@@ -112,6 +115,19 @@ def karpathy(file: str, *, folders: tuple[str, ...]) -> Reader:
         return ListedRows(f"{split} of {path}", rows)
 
     return read
+
+
+def _karpathy_splits(rows: Rows) -> list[str] | None:
+    """The split of each row: the column with several of Karpathy's names and no other text; None without one."""
+    columns: dict[str, list[str]] | None = None
+    for row in rows.light():
+        named = {name: text for name, text in row.items() if isinstance(text, str) and text in KARPATHY_SPLITS}
+        columns = {name: [] for name in named} if columns is None else columns
+        columns = {name: texts for name, texts in columns.items() if name in named}
+        for name, texts in columns.items():
+            texts.append(named[name])
+    several = [texts for texts in (columns or {}).values() if len(set(texts)) > 1]
+    return several[0] if several else None
 
 
 def coco_captions(
