@@ -7,6 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import jinja2
 import layouts
 import layouts_tuned
 import pytest
@@ -285,3 +286,45 @@ def test_text_ends_before_the_first_stop():
     assert until("a b. c, d", (",", ".")) == "a b"
     assert until("a b", (",",)) == "a b"
     assert isinstance(Image(b"x"), Image)
+
+
+class Templated:
+    """A processor with a chat template, as `HfModel` asks it."""
+
+    def __init__(self, template: str, token: str):
+        self.chat_template, self.image_token = template, token
+        self.tokenizer = self
+        self.bos_token = None
+
+    def apply_chat_template(self, turns, **how) -> str:
+        return jinja2.Template(self.chat_template).render(messages=turns)
+
+
+@pytest.mark.parametrize(
+    ("around", "token", "shown"),
+    [
+        ("<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>", "<|vision_start|><|image_pad|><|vision_end|>"),
+        ("<image>\n", "<image>", "<image>"),
+        ("[IMG]", "<image>", "<image>"),
+    ],
+)
+def test_a_text_shows_pictures_with_the_models_own_marks(around: str, token: str, shown: str):
+    template = (
+        "{% for one in messages %}<|im_start|>{{ one.role }}\n{% for part in one.content %}"
+        "{% if part.type == 'image' %}" + around + "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    model = HfModel.__new__(HfModel)
+    model.processor = Templated(template, token)
+    document = Document((Image(b""), Text(" Question: Which?", train=False)))
+    assert model._text(document) == (f"{shown} Question: Which?", False)
+
+
+def test_a_processor_that_lacks_a_package_says_so_in_one_line(tmp_path: Path, monkeypatch):
+    def lacks(folder, **how):
+        raise ImportError("\nQwen2VLVideoProcessor requires the Torchvision library\nbut it was not found.\n")
+
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", lacks)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="requires the Torchvision library but it was not found") as raised:
+        HfModel(tmp_path)
+    assert "\n" not in str(raised.value)

@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from mm1.generate.writer import until
 from mm1.hf.files import code
 
 log = logging.getLogger("mm1")
+
+_SENTINEL = "\u00a7"
+"""A text that no chat template has."""
 
 
 class HfModel(Model):
@@ -36,8 +40,8 @@ class HfModel(Model):
         try:
             self.processor = AutoProcessor.from_pretrained(folder, **trust)
             self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", **trust).eval()
-        except (ValueError, OSError) as error:
-            why = str(error).strip().splitlines()[0]
+        except (ValueError, OSError, ImportError) as error:
+            why = " ".join(str(error).split())[:300]
             raise ValueError(f"transformers opens {folder} as no model of images and text: {why}") from error
         if torch.cuda.is_available():
             self.model = self.model.to("cuda")
@@ -155,9 +159,8 @@ class HfModel(Model):
     def _text(self, prompt: Document) -> tuple[str, bool]:
         """The prompt as the processor takes it, and whether it has its begin token already."""
         if not any(isinstance(piece, Mark) for piece in prompt.pieces):
-            token = self.processor.image_token
-            pieces = prompt.pieces
-            return "".join(token if isinstance(piece, Image) else piece.text for piece in pieces), False  # type: ignore[union-attr]
+            marks, pieces = self._image_marks, prompt.pieces
+            return "".join(marks if isinstance(piece, Image) else piece.text for piece in pieces), False  # type: ignore[union-attr]
         if not self.processor.chat_template:
             raise ValueError(
                 f"{self.folder} has no chat template, but task {prompt.source} asks in chat form; "
@@ -167,6 +170,22 @@ class HfModel(Model):
         begin = self.processor.tokenizer.bos_token
         # as in `apply_chat_template(tokenize=True)`
         return text, bool(begin and text.startswith(begin))
+
+    @cached_property
+    def _image_marks(self) -> str:
+        """What stands for an image in a text: its token, within the marks that the chat template puts around it."""
+        token: str = self.processor.image_token
+        if not self.processor.chat_template:
+            return token
+
+        def begin(*images: dict[str, str]) -> str:
+            content = [*images, {"type": "text", "text": _SENTINEL}]
+            turns = [{"role": "user", "content": content}]
+            return str(self.processor.apply_chat_template(turns, tokenize=False)).partition(_SENTINEL)[0]
+
+        without, shown = begin(), begin({"type": "image"})
+        marks = shown.removeprefix(without).strip() if shown.startswith(without) else token
+        return marks if marks.count(token) == 1 else token
 
 
 def _size(prompt: Document) -> tuple[int, int]:
