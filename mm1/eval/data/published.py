@@ -96,7 +96,8 @@ class Published:
         names = (split,) if split else self.source.queries
         folder = self._folder(data, names if zero_shot else (*names, *self.source.shots))
         queries = self._reader(folder, names)
-        listed = self._listed(queries)
+        # the splits that are read by default have public answers: there, none at all is a fault of the files
+        listed = self._listed(queries, may_be_hidden=bool(split))
         queries = replace(queries, hidden=listed.hidden)
         selected = self._draw(listed, limit=limit, seed=seed)
         shots = self._reader(folder, self.source.shots, otherwise=queries) if self.source.shots else queries
@@ -177,7 +178,7 @@ class Published:
 
     def positions(self, reader: ExampleReader) -> list[int]:
         """The positions of a split's rows that belong to the task and have an id."""
-        return list(self._listed(reader).ids)
+        return list(self._listed(reader, may_be_hidden=True).ids)
 
     def _folder(self, data: str, splits: Sequence[str]) -> Path:
         folder = Path(data) if data else fetch(self.source.hub, self.source.patterns(splits), task=self.name)
@@ -203,7 +204,7 @@ class Published:
         existing = ", ".join(splits(folder)) or "none"
         raise TaskError(f"{self.name}: no split {' or '.join(names)} in {folder}; splits there: {existing}")
 
-    def _listed(self, reader: ExampleReader) -> "Listed":
+    def _listed(self, reader: ExampleReader, *, may_be_hidden: bool = False) -> "Listed":
         """The rows that belong to the task.
 
         Raises:
@@ -230,8 +231,8 @@ class Published:
                 listed.answers[position] = reader.answers(row)
             except OddRow as odd:
                 listed.unanswered.append(odd)
-        can_be_hidden = self.name in SUBMISSIONS and listed.ids
-        if not listed.answers and (listed.odd or listed.unanswered) and not can_be_hidden:
+        is_hidden = may_be_hidden and self.name in SUBMISSIONS and listed.ids
+        if not listed.answers and (listed.odd or listed.unanswered) and not is_hidden:
             raise (listed.odd or listed.unanswered)[0]
         if not listed.ids:
             raise TaskError(f"{reader.rows.name} has no row that belongs to {self.name}")

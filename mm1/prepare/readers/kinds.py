@@ -106,8 +106,11 @@ def list_shards(
     """The shards of the input, in the order of their names.
 
     Raises:
-        InputError: the input is missing, or has no file that the kind's reader reads, or none of the split.
+        InputError: the input is missing, or has no file that the kind's reader reads, or none of the split; or the
+            kind is not read from files.
     """
+    if kind in NOT_FILES:
+        raise InputError(f"kind {kind!r} is not read from {path}: its inputs are {PREFIX}NAME and {PAGES}")
     check_exists(path)
     options = options or ReadOptions()
     endings = _ENDINGS[kind]
