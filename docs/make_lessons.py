@@ -306,6 +306,7 @@ chance. "Not resolved" does not mean that there is no difference. A lesson agree
 ```bash
 mm1 ablate mix --to runs/mix
 cp runs/mix/results.csv docs/ablations/mix.csv
+cp runs/mix/figure.svg docs/ablations/mix.svg
 python docs/make_lessons.py
 ```
 """
