@@ -5,7 +5,10 @@ last checkpoint, at most three times.
 """
 
 import argparse
+import os
 from pathlib import Path
+
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")  # read on import; version 1 takes a core beside the workers'
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer

@@ -102,7 +102,7 @@ def _removals(hashes: Hashes, rules: CopyRules, details_of: DetailsOf, max_image
     kept[copies.exact] = kept[copies.near] = False
     repeated = repeated_images(hashes, max_image_repeats) if max_image_repeats else np.zeros(0, np.uint64)
     owner = np.repeat(np.arange(count), hashes.image_counts)
-    images_left = np.bincount(owner[~np.isin(hashes.images, repeated)], minlength=count)
+    images_left = np.bincount(owner[~np.isin(hashes.images, repeated, kind="sort")], minlength=count)
     reason = f"picture in more than {max_image_repeats} documents"
     without = kept & (images_left < hashes.image_counts) & ~hashes.keeps_text
     documents[reason] = np.flatnonzero(without)
