@@ -34,6 +34,15 @@ class Family:
     left_out: Callable[[Path], str] = lambda folder: ""
 
 
+_IDEFICS3 = Family(
+    idefics3.config_from_hf,
+    idefics3.config_to_hf,
+    idefics3.processor,
+    idefics3.state_from_hf,
+    idefics3.state_to_hf,
+    idefics3.left_out,
+)
+
 FAMILIES = {
     "llava": Family(
         llava.llava_config_from_hf,
@@ -49,22 +58,8 @@ FAMILIES = {
         llava.llava_from_hf,
         llava.llava_to_hf,
     ),
-    "idefics3": Family(
-        idefics3.config_from_hf,
-        idefics3.config_to_hf,
-        idefics3.processor,
-        idefics3.state_from_hf,
-        idefics3.state_to_hf,
-        idefics3.left_out,
-    ),
-    "smolvlm": Family(
-        idefics3.config_from_hf,
-        idefics3.config_to_hf,
-        idefics3.processor,
-        idefics3.state_from_hf,
-        idefics3.state_to_hf,
-        idefics3.left_out,
-    ),
+    "idefics3": _IDEFICS3,
+    "smolvlm": _IDEFICS3,
 }
 """An export takes the first one that fits."""
 

@@ -14,7 +14,7 @@ from mm1.config.model import ConnectorConfig, ModelConfig, TilingConfig, VisionC
 from mm1.data.tokenizer import Tokenizer
 from mm1.hf.convert import decoder_config_from_hf, decoder_config_to_hf, decoder_from_hf, decoder_to_hf
 from mm1.hf.files import Processor, normalised_images
-from mm1.hf.layouts import LAYOUTS, State, vision_from_hf, write
+from mm1.hf.layouts import LAYOUTS, State, by_part, vision_from_hf, write
 from mm1.hf.vision import vision_config_from_hf, vision_config_to_hf
 from mm1.tiling import AROUND, KINDS
 
@@ -174,10 +174,7 @@ def state_from_hf(theirs: State, config: ModelConfig) -> State:
 
 def state_to_hf(ours: State, config: ModelConfig) -> State:
     """Their state dict, with the names of the published files, from the state of our `MLLM` or a part of it."""
-    parts: dict[str, State] = {"vision": {}, "connector": {}, "decoder": {}}
-    for name, x in ours.items():
-        part, _, leaf = name.partition(".")
-        parts[part][leaf] = x
+    parts = by_part(ours)
     theirs = {f"model.{name}": x for name, x in write(parts["vision"], LAYOUTS["clip"]).items()}
     if parts["connector"]:
         (theirs[_CONNECTOR],) = parts["connector"].values()

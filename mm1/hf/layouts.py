@@ -107,6 +107,15 @@ def layout_of(names: Container[str]) -> Layout:
     return LAYOUTS["clip"]
 
 
+def by_part(ours: State) -> dict[str, State]:
+    """The state of our `MLLM`, or of a part of it, by part; names without the part."""
+    parts: dict[str, State] = {"vision": {}, "connector": {}, "decoder": {}}
+    for name, x in ours.items():
+        part, _, leaf = name.partition(".")
+        parts[part][leaf] = x
+    return parts
+
+
 def write(ours: State, layout: Layout) -> State:
     """The state of our `Vision`, or of whole blocks of it, in one of `LAYOUTS`.
 

@@ -14,7 +14,7 @@ from mm1.config.model import ConnectorConfig, ModelConfig, TilingConfig
 from mm1.data.tokenizer import Tokenizer
 from mm1.hf.convert import decoder_config_from_hf, decoder_config_to_hf, decoder_from_hf, decoder_to_hf
 from mm1.hf.files import Processor, normalised_images, squeezed_images
-from mm1.hf.layouts import LAYOUTS, State, find, vision_from_hf, write
+from mm1.hf.layouts import LAYOUTS, State, by_part, find, vision_from_hf, write
 from mm1.hf.names import CONNECTOR, reverse, translate
 from mm1.hf.vision import vision_config_from_hf, vision_config_to_hf
 from mm1.tiling import KINDS, SHAPES
@@ -187,10 +187,7 @@ def llava_from_hf(theirs: State, config: ModelConfig) -> State:
 
 def llava_to_hf(ours: State, config: ModelConfig) -> State:
     """Their state dict, with the names of the published files, from the state of our `MLLM` or a part of it."""
-    parts: dict[str, State] = {"vision": {}, "connector": {}, "decoder": {}}
-    for name, x in ours.items():
-        part, _, leaf = name.partition(".")
-        parts[part][leaf] = x
+    parts = by_part(ours)
     theirs = {f"vision_tower.{name}": x for name, x in write(parts["vision"], LAYOUTS["clip"]).items()}
     theirs |= {their: parts["connector"][name] for name, their in translate(parts["connector"], CONNECTOR).items()}
     return theirs | {f"language_model.{name}": x for name, x in decoder_to_hf(parts["decoder"], config.decoder).items()}
