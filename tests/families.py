@@ -14,16 +14,12 @@ import torch
 import transformers
 from PIL import Image as Canvas
 from test_gguf_tokenizers import PRETOKENIZE_REGEX, byte_level
-from test_import_models import TEXT as LLAVA_TEXT
-from test_import_models import VISION as LLAVA_VISION
-from test_import_models import published as published_llava
 from test_parity_vision import FAMILIES as ENCODERS
 from test_parity_vision import build as build_encoder
 from test_parity_vision import images, pixels, their_features
 from test_published_text import ZEPHYR
 from test_tiled_models import IMAGE, MODELS, our_logits, picture, publish, with_our_pixels
-from test_words import LLAVA
-from test_words import letters as byte_letters
+from test_words import publish_llava
 
 from mm1 import checkpoint
 from mm1.checkpoint import load_for_use
@@ -136,35 +132,12 @@ def encoder(name: str, folder: Path) -> Row:
 
 def llava(name: str, folder: Path) -> Row:
     """The row of LLaVA-1.5, for an image of the encoder's size."""
-    return multimodal(name, folder, *published_llava_15(folder / "theirs"), canvas=picture(24, 24))
+    return multimodal(name, folder, *publish_llava(folder / "theirs"), canvas=picture(24, 24))
 
 
 def tiled(name: str, folder: Path) -> Row:
     """The row of a model with tiles, for a tall picture."""
     return multimodal(name, folder, *publish(MODELS[name], folder / "theirs"), canvas=picture(31, 90))
-
-
-def published_llava_15(folder: Path):
-    vision = transformers.CLIPVisionConfig(**LLAVA_VISION)
-    text = transformers.LlamaConfig(**LLAVA_TEXT | {"head_dim": 8})
-    theirs = published_llava(folder, "Llava", vision, text)
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=byte_letters(["<s>", "</s>", "<image>", "<pad>"], begins=True),
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
-    )
-    processor = transformers.LlavaProcessor(
-        transformers.CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=24),
-        tokenizer,
-        patch_size=6,
-        vision_feature_select_strategy="default",
-        chat_template=LLAVA,
-        num_additional_image_tokens=1,
-    )
-    processor.save_pretrained(folder)
-    return theirs, processor
 
 
 def multimodal(name: str, folder: Path, theirs, processor, *, canvas: Canvas.Image) -> Row:

@@ -3,8 +3,6 @@
 import base64
 import io
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jinja2
@@ -13,6 +11,7 @@ import layouts_tuned
 import pytest
 import torch
 from conftest import picture
+from json_server import JsonHandler, RunningServer
 from PIL import Image as Pillow
 from test_export import NATIVE, OWN, run_of, write_run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -209,12 +208,12 @@ def server():
     """A server that answers `red.` to all, fails every third call once, and keeps what it was sent."""
     sent: list[dict] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(JsonHandler):
         def do_GET(self):
             self.answer(200, {"data": [{"id": "served"}]})
 
         def do_POST(self):
-            sent.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            sent.append(json.loads(self.body()))
             if sent[-1]["model"] == "missing":
                 self.answer(404, {"error": "no such model"})
             elif len(sent) % 3 == 0:
@@ -222,22 +221,9 @@ def server():
             else:
                 self.answer(200, {"choices": [{"message": {"content": "red. It is"}}]})
 
-        def answer(self, code: int, body: dict):
-            data = json.dumps(body).encode()
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args):
-            pass
-
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{running.server_port}/v1", sent
-    running.shutdown()
-    running.server_close()
+    running = RunningServer(Handler)
+    yield running.url, sent
+    running.stop()
 
 
 def test_a_server_is_asked_with_pictures_and_again_when_busy(server, tmp_path: Path):

@@ -1,16 +1,15 @@
 """Replies are kept as they come: what stops a call loses what is in flight, and nothing is asked twice."""
 
-import json
 import multiprocessing
 import random
 import signal
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import layouts
 import pytest
+from json_server import JsonHandler, RunningServer
 from test_protocol import Echo, a_task
 
 from mm1.eval.answers_page import write_page
@@ -80,42 +79,26 @@ def test_equal_requests_are_asked_once_and_other_models_by_themselves(tmp_path: 
     assert len(other.prompts) == 1
 
 
-class Server:
+class Server(RunningServer):
     """An OpenAI server whose answer to request number n, from 0, is `answer(n)`: a status and a content."""
 
     def __init__(self, answer):
         self.answer, self.bodies, self.lock = answer, [], threading.Lock()
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(JsonHandler):
             def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                body = self.body()
                 with outer.lock:
                     number = len(outer.bodies)
                     outer.bodies.append(body)
                 code, content = outer.answer(number)
-                self.send(code, {"choices": [{"message": {"content": content}}]} if code == 200 else {"error": "no"})
+                self.answer(code, {"choices": [{"message": {"content": content}}]} if code == 200 else {"error": "no"})
 
-            def send(self, code: int, body: dict):
-                data = json.dumps(body).encode()
-                self.send_response(code)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *args):
-                pass
-
-        self.running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.running.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.running.server_port}/v1"
+        super().__init__(Handler)
 
     def model(self) -> HttpModel:
         return HttpModel(self.url, model="served", retry_seconds=0.01)
-
-    def stop(self):
-        self.running.shutdown()
-        self.running.server_close()
 
 
 @pytest.fixture

@@ -59,13 +59,12 @@ def letters(special: list[str], *, begins: bool) -> HFTokenizer:
     return tokenizer
 
 
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory) -> Path:
-    """A tiny random LLaVA-1.5 as it is published: weights, tokenizer, processor and chat template."""
-    folder = tmp_path_factory.mktemp("hub") / "llava"
+def publish_llava(folder: Path):
+    """A tiny random LLaVA-1.5 in `folder` as it is published, with tokenizer, processor and chat template; the model
+    and its processor."""
     vision, text = transformers.CLIPVisionConfig(**VISION), transformers.LlamaConfig(**TEXT | {"head_dim": 8})
     text.max_position_embeddings = 512
-    published_llava(folder, "Llava", vision, text)
+    theirs = published_llava(folder, "Llava", vision, text)
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=letters(["<s>", "</s>", "<image>", "<pad>"], begins=True),
         bos_token="<s>",
@@ -73,14 +72,22 @@ def llava(tmp_path_factory) -> Path:
         pad_token="<pad>",
         extra_special_tokens={"image_token": "<image>"},
     )
-    transformers.LlavaProcessor(
+    processor = transformers.LlavaProcessor(
         transformers.CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=24),
         tokenizer,
         patch_size=6,
         vision_feature_select_strategy="default",
         chat_template=LLAVA,
         num_additional_image_tokens=1,
-    ).save_pretrained(folder)
+    )
+    processor.save_pretrained(folder)
+    return theirs, processor
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hub") / "llava"
+    publish_llava(folder)
     return folder
 
 
