@@ -3,8 +3,9 @@
 import ctypes
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, TypeVar
 
@@ -128,6 +129,52 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     if world() > 1:
         torch_dist.all_reduce(value)
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class DataRanks:
+    """The ranks that have sequences of their own, as one of them sees it.
+
+    rank    which of them this process is
+    count   how many there are
+    copies  neighbouring processes with the same sequences, a tensor-parallel group
+    """
+
+    rank: int = 0
+    count: int = 1
+    copies: int = 1
+
+    def gather(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """`x` of each of them, in order; numbers of rows may differ. Nothing is differentiated."""
+        if self.count == 1:
+            return [x]
+        sizes = self.sizes(len(x))
+        padded = x.new_zeros(max(1, *sizes), *x.shape[1:])
+        padded[: len(x)] = x
+        every = x.new_empty(world() * len(padded), *x.shape[1:])
+        torch_dist.all_gather_into_tensor(every, padded)
+        parts = every.unflatten(0, (world(), -1))[:: self.copies]
+        return [part[:size] for part, size in zip(parts, sizes, strict=True)]
+
+    def sizes(self, rows: int) -> list[int]:
+        """The `rows` of each of them, in order."""
+        if self.count == 1:
+            return [rows]
+        every = torch.empty(world(), dtype=torch.int64)
+        torch_dist.all_gather_into_tensor(every, torch.tensor([rows]))
+        return every[:: self.copies].tolist()
+
+    def shift(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The `tensors` of the rank before this one, of the same shapes, while ours go to the rank after it."""
+        if self.count == 1:
+            return list(tensors)
+        after, before = ((rank() + step) % world() for step in (self.copies, -self.copies))
+        received = [torch.empty_like(x) for x in tensors]
+        sends = [torch_dist.P2POp(torch_dist.isend, x.contiguous(), after) for x in tensors]
+        receives = [torch_dist.P2POp(torch_dist.irecv, x, before) for x in received]
+        for work in torch_dist.batch_isend_irecv([*sends, *receives]):
+            work.wait()
+        return received
 
 
 @contextmanager

@@ -68,7 +68,7 @@ ORDER = {
         ),
         "sizes",
     ),
-    "objectives": ("loss", "weighting", "next_token", "contrastive", "index"),
+    "objectives": ("loss", "weighting", "next_token", "contrast", "contrastive", "index"),
     "generate": (
         *("prompt", "sampling", "threads", "decode_step", "prefix_cache", "prompt_lookup", "request", "admission"),
         *("engine", "beam", "writer"),

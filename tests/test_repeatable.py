@@ -13,7 +13,7 @@ from mm1.config.run import OptimConfig
 from mm1.document import IGNORED
 from mm1.model.connector import KINDS
 from mm1.model.mllm import MLLM
-from mm1.objectives.contrastive import Contrastive, ContrastiveModel
+from mm1.objectives.contrastive import Contrastive, ContrastiveModel, ContrastiveSigmoid
 from mm1.objectives.loss import Objective
 from mm1.objectives.next_token import NextToken
 from mm1.train import optim, parallel
@@ -77,6 +77,7 @@ def objectives() -> dict[str, Objective]:
         config.decoder.sparse = SparseConfig(experts=4, every=2, capacity=capacity, load_balance_weight=0.01)
         several[f"sparse, capacity {capacity}"] = NextToken(MLLM(config), ["a"])
     several["contrastive"] = Contrastive(ContrastiveModel(small.config()), ["a"])
+    several["sigmoid"] = ContrastiveSigmoid(ContrastiveModel(small.config(), "sigmoid"), ["a"])
     for objective in several.values():
         objective.model.initialise(0)  # type: ignore[operator]
     return several

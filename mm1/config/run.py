@@ -137,7 +137,7 @@ class RunConfig(Config):
     """Everything that determines a run; saved as `config.json` in the run's folder."""
 
     recipe: str = ""
-    objective: Literal["next_token", "contrastive"] = "next_token"
+    objective: Literal["next_token", "contrastive", "contrastive_sigmoid"] = "next_token"
     seed: int = Field(0, ge=0)
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)

@@ -1,11 +1,15 @@
 """Every objective by its name: the values of `RunConfig.objective`."""
 
 from mm1.config.run import RunConfig
-from mm1.objectives.contrastive import Contrastive
+from mm1.objectives.contrastive import Contrastive, ContrastiveSigmoid
 from mm1.objectives.loss import Objective
 from mm1.objectives.next_token import NextToken
 
-OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken, "contrastive": Contrastive}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "next_token": NextToken,
+    "contrastive": Contrastive,
+    "contrastive_sigmoid": ContrastiveSigmoid,
+}
 
 
 def objective_of(run: RunConfig) -> type[Objective]:

@@ -1,6 +1,7 @@
 """The loss of a batch, and what an objective must give."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from mm1.config.run import RunConfig
+from mm1.dist import DataRanks
 from mm1.document import Batch
 from mm1.model.moe import Routing
 
@@ -111,3 +113,11 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, batch: Batch) -> Loss:
         """The loss of a batch that is on the model's device."""
+
+    def losses(self, batches: Sequence[Batch], *, ranks: DataRanks, device: torch.device) -> Iterator[Loss]:
+        """The loss of each micro-batch of a step, in any order; propagate each back before you ask for the next.
+
+        `ranks` have the step's other micro-batches, as many each. Here every micro-batch has a loss of its own.
+        """
+        for batch in batches:
+            yield self.loss(batch.to(device))

@@ -10,6 +10,7 @@ from mm1 import dist
 from mm1.checkpoint import Saver
 from mm1.config.run import RunConfig
 from mm1.data.loader import Sequences
+from mm1.dist import DataRanks
 from mm1.document import Batch
 from mm1.objectives.loss import Loss, Objective
 from mm1.train.coordinator import Coordinator
@@ -47,6 +48,7 @@ class Trainer:
         self.run, self.done, self.held_out = learner.run, done, held_out
         self.objective, self.model, self.optimizer = learner.objective, learner.objective.model, learner.optimizer
         self._peak, self._device = learner.peak, dist.device()
+        self._ranks = DataRanks(dims.data_rank, dims.data_ranks, dims.tp)
         run = self.run
         self.saver = Saver(folder, run.checkpoints)
         self.coordinator = Coordinator(data_rank=dims.data_rank)
@@ -56,7 +58,7 @@ class Trainer:
         # the ranks of a tensor-parallel group count the same tokens and share the work
         self.meter = Meter(run, peak=dims.tp * peak_flops(self._device, learner.precision))
         self.guard = Guard(run, folder, say=self.log.say, forget=self.saver.forget, records=records)
-        self.health = Health(self.model, lambda batch: self.mean_loss([batch]), every=run.health_every)
+        self.health = Health(self.model, lambda batch: self.mean_loss([[batch]]), every=run.health_every)
         self.broken_images = max((record.get("broken_images", 0) for record in records), default=0)
         self.profile = Profile(folder, run.profile)
         self.profile.after(done)
@@ -76,8 +78,7 @@ class Trainer:
         learning_rate = rate(self.run.optim, self.done, steps=self.run.steps, peak=self._peak)
         set_rate(self.optimizer, learning_rate)
         losses = []
-        for batch in batches:
-            loss = self._loss(batch)
+        for loss in self.objective.losses(batches, ranks=self._ranks, device=self._device):
             loss.scaled(weight=weight, sequences=self.run.batch_size).backward()
             losses.append(loss.detach())
         health = self.health.look(self.done, batches)
@@ -101,7 +102,7 @@ class Trainer:
         self.coordinator.enter("validating", self.done)
         metrics: dict[str, float] = {}
         for name, sequences in self.held_out.items():
-            for metric, value in self.mean_loss(_first_batches(sequences, self.run)).items():
+            for metric, value in self.mean_loss(_first_steps(sequences, self.run)).items():
                 metrics[f"validation/{name}" if metric == "loss" else f"validation/{name}/{metric}"] = value
         self.log.validation(self.done, metrics)
 
@@ -122,15 +123,14 @@ class Trainer:
         self.saver.save(self.done, self.model, self.optimizer)
 
     @torch.no_grad()
-    def mean_loss(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The mean loss over `batches`, and the other metrics of the objective."""
+    def mean_loss(self, steps: Iterable[list[Batch]]) -> dict[str, float]:
+        """The mean loss over the micro-batches of `steps`, and the other metrics of the objective; all of this rank."""
         self.model.eval()
-        losses = [self._loss(batch) for batch in batches]
+        losses = [
+            loss for batches in steps for loss in self.objective.losses(batches, ranks=DataRanks(), device=self._device)
+        ]
         self.model.train()
         return Loss.sum(losses).metrics([])
-
-    def _loss(self, batch: Batch) -> Loss:
-        return self.objective.loss(batch.to(self._device))
 
     def _measure(self, batches: list[Batch]) -> dict[str, float]:
         """The metrics of the meter over all ranks, and the broken images so far."""
@@ -166,8 +166,13 @@ def train(trainer: Trainer, stream: Iterator[list[Batch]]) -> bool:
     return True
 
 
-def _first_batches(sequences: Sequences, run: RunConfig) -> Iterator[Batch]:
-    """The first sequences of a validation set, at most one epoch of them; every rank does all of them."""
+def _first_steps(sequences: Sequences, run: RunConfig) -> Iterator[list[Batch]]:
+    """The first sequences of a validation set, at most one epoch of them, in steps as large as those of training.
+
+    Every rank does all of them.
+    """
     count = min(run.validation_sequences, sequences.sources[0].plan.epoch_sequences)
-    for first in range(0, count, run.micro_batch_size):
-        yield sequences.batch(list(range(first, min(first + run.micro_batch_size, count))))
+    for step in range(0, count, run.batch_size):
+        end = min(step + run.batch_size, count)
+        firsts = range(step, end, run.micro_batch_size)
+        yield [sequences.batch(list(range(first, min(first + run.micro_batch_size, end)))) for first in firsts]
