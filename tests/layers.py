@@ -71,7 +71,7 @@ ORDER = {
     "objectives": ("loss", "weighting", "next_token", "contrast", "contrastive", "index"),
     "generate": (
         *("prompt", "sampling", "threads", "decode_step", "prefix_cache", "prompt_lookup", "request", "admission"),
-        *("engine", "beam", "writer"),
+        *("engine", "beam", "document_prompt", "writer"),
     ),
     "hf": (
         "names",

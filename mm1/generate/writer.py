@@ -1,28 +1,21 @@
 """Texts, likelihoods and image features that a model gives for Documents."""
 
-import functools
-import hashlib
-import logging
 from collections.abc import Callable, Sequence
-from itertools import groupby, islice
-from operator import itemgetter
+from itertools import islice
 
 import numpy as np
-import torch
 
 from mm1.data.encode import encode
-from mm1.data.image import ImageError, load_tiles
-from mm1.data.tiles import overview, tile_spec
+from mm1.data.tiles import overview
 from mm1.data.tokenizer import Tokenizer
-from mm1.document import Document, Encoded, Image, Tile
+from mm1.document import Document, Image
 from mm1.generate.beam import BeamSearch, search_all
+from mm1.generate.document_prompt import DocumentPrompts
 from mm1.generate.engine import Engine
-from mm1.generate.prompt import IMAGES_PER_PASS, Picture, Prompt
+from mm1.generate.prompt import IMAGES_PER_PASS, Prompt
 from mm1.generate.request import Completion, Score
 from mm1.generate.sampling import Decoding
 from mm1.model.mllm import MLLM
-
-log = logging.getLogger("mm1")
 
 Done = Callable[[int], None]
 """Called with the number of documents that were finished since the last call."""
@@ -37,8 +30,7 @@ class Writer:
     def __init__(self, model: MLLM, tokenizer: Tokenizer, *, rows: int):
         self.tokenizer = tokenizer
         self.engine = Engine(model, rows=rows)
-        self._tile = tile_spec(model.config, use=True)
-        self._decoded: tuple[tuple[Tile, ...], list[torch.Tensor]] = ((), [])
+        self._prompts = DocumentPrompts(model.config, tokenizer)
 
     def write(
         self,
@@ -55,7 +47,7 @@ class Writer:
         text of each document as soon as it is answered.
         """
         decoding = Decoding(max_tokens=max_tokens, stop_tokens=self.tokenizer.ends, stopped=self._stopped(stops))
-        prompts = [self._prompt(self._encode(document)) for document in documents]
+        prompts = [self._prompts.prompt(self._prompts.encode(document)) for document in documents]
 
         def finished(number: int, completion: Completion) -> None:
             done(number, until(self.tokenizer.decode(completion.tokens), stops))
@@ -78,9 +70,9 @@ class Writer:
         for start in range(0, len(documents), self.engine.rows):
             pairs = []
             for document in documents[start : start + self.engine.rows]:
-                whole = encode(document, self.tokenizer, tile=self._tile)
+                whole = encode(document, self.tokenizer, tile=self._prompts.tile)
                 before = whole.untrained()
-                pairs.append((self._prompt(before), whole.tokens[whole.train].tolist()))
+                pairs.append((self._prompts.prompt(before), whole.tokens[whole.train].tolist()))
             losses += [-score.log_probability / score.tokens for score in self.engine.score(pairs)]
             done(len(pairs))
         return np.array(losses)
@@ -98,7 +90,7 @@ class Writer:
         """
         pairs, owners = [], []
         for number, (document, texts) in enumerate(zip(documents, continuations, strict=True)):
-            prompt = self._prompt(self._encode(document))
+            prompt = self._prompts.prompt(self._prompts.encode(document))
             pairs += [(prompt, self.tokenizer.encode(text)) for text in texts]
             owners += [(number, rank) for rank in range(len(texts))]
         scores: list[dict[int, Score]] = [{} for _ in documents]
@@ -121,54 +113,20 @@ class Writer:
         """Each image's mean image token as the decoder reads it, float32 [images, width]."""
         parts = []
         for start in range(0, len(images), IMAGES_PER_PASS):
-            tiles = [overview(image, self._tile) for image in images[start : start + IMAGES_PER_PASS]]
-            pictures = [picture for tile in tiles for picture in self._pictures((tile,))]
-            features_NSD = self.engine.features.of(pictures)[:, : self._tile.tokens]
+            tiles = [overview(image, self._prompts.tile) for image in images[start : start + IMAGES_PER_PASS]]
+            pictures = [picture for tile in tiles for picture in self._prompts.pictures((tile,))]
+            features_NSD = self.engine.features.of(pictures)[:, : self._prompts.tile.tokens]
             parts.append(features_NSD.mean(dim=1).float().cpu().numpy())
         return np.concatenate(parts)
 
     def prompt_tokens(self, document: Document) -> int:
         """How many tokens the document takes as a prompt, its image tokens included."""
-        return len(self._encode(document).tokens)
-
-    def _encode(self, document: Document) -> Encoded:
-        return encode(document, self.tokenizer, tile=self._tile, end=False)
+        return len(self._prompts.encode(document).tokens)
 
     def _stopped(self, stops: Sequence[str]) -> Callable[[list[int]], bool] | None:
         if not stops:
             return None
         return lambda tokens: until(text := self.tokenizer.decode(tokens), stops) != text
-
-    def _prompt(self, encoded: Encoded) -> Prompt:
-        pictures: list[Picture] = []
-        for _, tiles in groupby(zip(encoded.pictures, encoded.images, strict=True), key=itemgetter(0)):
-            pictures += self._pictures(tuple(tile for _, tile in tiles))
-        at_image = encoded.tokens == self.tokenizer.image
-        features = None if encoded.features is None else encoded.features[at_image].astype(np.int64)
-        return Prompt(encoded.tokens.tolist(), pictures, features)
-
-    def _pictures(self, tiles: tuple[Tile, ...]) -> list[Picture]:
-        """Each tile of one image as a picture of the engine."""
-        image = tiles[0].image
-        digest = hashlib.sha256(image.data).hexdigest()
-        names = [f"{digest} {image.box} {tile.cut.sizes} {tile.cut.corner}" for tile in tiles]
-        return [Picture(name, functools.partial(self._pixels, tiles, n)) for n, name in enumerate(names)]
-
-    def _pixels(self, tiles: tuple[Tile, ...], number: int) -> torch.Tensor:
-        """The pixels of one of an image's tiles. The engine takes them in order, so the last decoded image is kept."""
-        shown, pixels = self._decoded
-        if shown is not tiles:
-            pixels = self._decode(tiles)
-            self._decoded = (tiles, pixels) if number + 1 < len(tiles) else ((), [])
-        return pixels[number]
-
-    def _decode(self, tiles: tuple[Tile, ...]) -> list[torch.Tensor]:
-        size, image = self._tile.size, tiles[0].image
-        try:
-            return [torch.from_numpy(x) for x in load_tiles(image, [tile.cut for tile in tiles], size=size)]
-        except ImageError as error:
-            log.warning("grey picture instead of %s: %s", hashlib.sha256(image.data).hexdigest()[:16], error)
-            return [torch.full((3, size, size), 128, dtype=torch.uint8)] * len(tiles)
 
 
 def until(text: str, stops: Sequence[str]) -> str:
