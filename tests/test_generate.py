@@ -194,9 +194,8 @@ def test_tokens_are_drawn_as_often_as_they_should(temperature, top_p, expected):
     rows = 4000
     generator = torch.Generator().manual_seed(0)
     decoding = Decoding(temperature=temperature, top_p=top_p)
-    tokens, _ = sample_tokens(
-        logits_BV.expand(rows, -1), [decoding] * rows, generators=[generator] * rows, image_token=0
-    )
+    sampled = sample_tokens(logits_BV.expand(rows, -1), [decoding] * rows, generators=[generator] * rows, image_token=0)
+    tokens = [one.token for one in sampled]
     shares = [tokens.count(token) / rows for token in order]
     assert shares == pytest.approx(expected, abs=0.025)
     assert all(share == 0 for share, probability in zip(shares, expected, strict=True) if probability == 0)

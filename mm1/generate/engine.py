@@ -63,6 +63,11 @@ class Engine:
         """Whether a step has something to do or to report."""
         return bool(self._requests or self._events)
 
+    @property
+    def waiting(self) -> list[int]:
+        """The requests that have no row yet, in the order in which they will get one."""
+        return [active.number for active in (*self._waiting, *self._arrivals)]
+
     def submit(self, request: EngineRequest) -> int:
         """The id of the request, which the next steps work on.
 
@@ -267,15 +272,15 @@ class Engine:
 
     def _accept_tokens(self, actives: Sequence[ActiveRequest], logits_BV: torch.Tensor) -> None:
         """Give each request its next token, and finish those that it ends."""
-        tokens, log_probabilities = sample_tokens(
+        sampled = sample_tokens(
             logits_BV,
             [active.decoding for active in actives],
             generators=[active.generator for active in actives],
             image_token=self.model.config.image_token,
             allowed=[active.decoding.allowed(active.completion.tokens) for active in actives],
         )
-        for active, token, log_probability in zip(actives, tokens, log_probabilities, strict=True):
-            active.accept(token, log_probability)
+        for active, one in zip(actives, sampled, strict=True):
+            active.accept(one)
             if active.reason is not None:
                 self._finish(active)
 

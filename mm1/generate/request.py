@@ -8,7 +8,7 @@ import torch
 
 from mm1.config.model import ModelConfig
 from mm1.generate.prompt import Prompt, content
-from mm1.generate.sampling import Decoding, random_stream, without_image_token
+from mm1.generate.sampling import Decoding, Sampled, random_stream, without_image_token
 
 Reason = Literal["token", "text", "choice", "length", "aborted"]
 """Why a request ended: a stop token, a stop string, no choice that goes on, its full length, or an abort."""
@@ -29,11 +29,12 @@ class EngineRequest:
 
 @dataclass(slots=True)
 class Completion:
-    """What the model wrote. It includes a stop string, but not a stop token."""
+    """What the model wrote. It includes a stop string, but not a stop token. `sampled` says more of each token."""
 
     tokens: list[int] = field(default_factory=list)
     log_probability: float = 0.0  # of all selected tokens, including the stop token, in nats
     reason: Reason = "length"
+    sampled: list[Sampled] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Event:
     reason: Reason | None = None
     completion: Completion | None = None
     score: Score | None = None
+    sampled: tuple[Sampled, ...] = ()  # of the tokens, with their log-probabilities
 
 
 class ActiveRequest:
@@ -88,14 +90,15 @@ class ActiveRequest:
         """How many draft tokens can be useful: the step itself writes one more."""
         return self.decoding.max_tokens - len(self.completion.tokens) - 1
 
-    def accept(self, token: int, log_probability: float) -> None:
+    def accept(self, sampled: Sampled) -> None:
         """Add the next token, which may end the request."""
-        completion, decoding = self.completion, self.decoding
-        completion.log_probability += log_probability
+        completion, decoding, token = self.completion, self.decoding, sampled.token
+        completion.log_probability += sampled.log_probability
         if token in decoding.stop_tokens:
             self.end("token")
             return
         completion.tokens.append(token)
+        completion.sampled.append(sampled)
         self.next_token = token
         if decoding.stopped is not None and decoding.stopped(completion.tokens):
             self.end("text")
@@ -118,7 +121,8 @@ class ActiveRequest:
 
     def event(self) -> Event:
         """What is new since the last event."""
-        tokens = tuple(self.completion.tokens[self._reported :])
+        new = slice(self._reported, None)
+        tokens, sampled = tuple(self.completion.tokens[new]), tuple(self.completion.sampled[new])
         self._reported = len(self.completion.tokens)
         written = self.completion if self.reason and self.continuation is None else None
-        return Event(self.number, tokens, self.reason, written, self.score)
+        return Event(self.number, tokens, self.reason, written, self.score, sampled)

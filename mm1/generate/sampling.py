@@ -41,6 +41,7 @@ class Decoding:
     from the fewest that hold `top_p` of the probability; each request has random numbers of its own, so that others
     don't change what it writes. With `choices` only these texts can be written: the likelier next token decides
     between those with the same beginning, and a stop token ends one that is the beginning of another.
+    `alternatives` of the likeliest tokens are reported beside each selected one.
     """
 
     max_tokens: int = 64
@@ -51,6 +52,7 @@ class Decoding:
     top_k: int = 0
     seed: int = 0
     choices: Choices | None = None
+    alternatives: int = 0
 
     def allowed(self, written: Sequence[int]) -> list[int] | None:
         """The only tokens that may follow `written`; None if all may."""
@@ -58,6 +60,15 @@ class Decoding:
             return None
         tokens, whole = self.choices.after(written)
         return [*tokens, *self.stop_tokens] if whole and tokens else tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A selected token with its log-probability, and the likeliest tokens with theirs, all at temperature 1."""
+
+    token: int
+    log_probability: float
+    alternatives: tuple[tuple[int, float], ...] = ()
 
 
 @torch.inference_mode()
@@ -68,10 +79,12 @@ def sample_tokens(
     generators: Sequence[torch.Generator],
     image_token: int,
     allowed: Sequence[list[int] | None] = (),
-) -> tuple[list[int], list[float]]:
-    """The next token of each row of logits, and its log-probability at temperature 1. It is never the image token."""
+) -> list[Sampled]:
+    """The next token of each row of logits. It is never the image token."""
     total_B = logits_BV.logsumexp(-1)
     allowed_BV = without_image_token(logits_BV, image_token)
+    most = max(decoding.alternatives for decoding in decodings)
+    likeliest = likeliest_tokens(allowed_BV, total_B, count=most)
     for row, tokens in enumerate(allowed):
         if tokens is not None:
             kept = allowed_BV[row, tokens]
@@ -86,7 +99,26 @@ def sample_tokens(
             generators=[generators[row] for row in sampled],
         )
     log_probability_B = logits_BV.gather(-1, token_B[:, None])[:, 0] - total_B
-    return token_B.tolist(), log_probability_B.tolist()
+    return [
+        Sampled(token, log_probability, alternatives[: decoding.alternatives])
+        for token, log_probability, alternatives, decoding in zip(
+            token_B.tolist(), log_probability_B.tolist(), likeliest, decodings, strict=True
+        )
+    ]
+
+
+def likeliest_tokens(
+    logits_BV: torch.Tensor, total_B: torch.Tensor, *, count: int
+) -> list[tuple[tuple[int, float], ...]]:
+    """The `count` likeliest tokens of each row with their log-probabilities; `total_B` is the log of all mass."""
+    if not count:
+        return [()] * len(logits_BV)
+    value_BA, token_BA = logits_BV.topk(min(count, logits_BV.shape[1]))
+    value_BA = value_BA - total_B[:, None]
+    return [
+        tuple(zip(tokens, values, strict=True))
+        for tokens, values in zip(token_BA.tolist(), value_BA.tolist(), strict=True)
+    ]
 
 
 def _draw(
