@@ -24,6 +24,7 @@ from mm1.config.options import (
     refuse_renamed_options,
 )
 from mm1.eval.options import evaluate
+from mm1.serve.options import serve
 
 if TYPE_CHECKING:
     from mm1.config.run import RunConfig
@@ -148,6 +149,11 @@ def chat(
     from mm1.serve.chat import answer
 
     typer.echo(answer(load_for_use(folder, precision=precision.value), question, images=image or [], tokens=tokens))
+
+
+app.command(
+    epilog="Examples: `mm1 serve runs/demo/tiny_sft`, `MM1_API_KEY=secret mm1 serve runs/demo/tiny --host 0.0.0.0`"
+)(serve)
 
 
 @app.command(

@@ -11,7 +11,21 @@ from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.run import RunConfig
 
-VERBS = ("demo", "train", "eval", "chat", "show", "report", "prepare", "tokenize", "export", "import", "doctor", "law")
+VERBS = (
+    "demo",
+    "train",
+    "eval",
+    "chat",
+    "serve",
+    "show",
+    "report",
+    "prepare",
+    "tokenize",
+    "export",
+    "import",
+    "doctor",
+    "law",
+)
 
 
 def mm1(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:

@@ -1,0 +1,225 @@
+"""Answers in OpenAI's form: whole objects, and the chunks of a stream."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mm1.generate.request import Reason
+from mm1.generate.sampling import Sampled
+from mm1.serve.scheduler import Piece
+from mm1.serve.token_names import TokenNames
+
+FINISH: dict[str, str] = {"length": "length", "aborted": "length"}
+"""How a reason of the engine is called; all others are `stop`."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """How many tokens a request had and got."""
+
+    prompt: int
+    cached: int = 0
+    completion: int = 0
+
+    def count(self, piece: Piece) -> None:
+        """Count the tokens of a piece; the one that ends an answer is a token too."""
+        self.completion += len(piece.sampled) + (piece.reason == "token")
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }
+
+
+@dataclass(slots=True)
+class Choice:
+    """One complete answer."""
+
+    text: str = ""
+    sampled: list[Sampled] = field(default_factory=list)
+    reason: Reason = "length"
+
+    def add(self, piece: Piece) -> None:
+        self.text += piece.text
+        self.sampled += piece.sampled
+        self.reason = piece.reason or self.reason
+
+
+class Form(Protocol):
+    """How answers of one route look."""
+
+    def opening(self, number: int) -> list[dict[str, Any]]:
+        """The chunks before the first piece of answer `number`."""
+
+    def chunk(self, piece: Piece) -> dict[str, Any]:
+        """A piece as a chunk of a stream."""
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        """The last chunk of a stream that has the usage."""
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+        """The answer to a request that isn't streamed."""
+
+
+@dataclass(slots=True)
+class Head:
+    """What every object of one answer has."""
+
+    prefix: str
+    model: str
+    id: str = ""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
+
+    def json(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+@dataclass(slots=True)
+class ChatForm:
+    """Answers of /v1/chat/completions."""
+
+    head: Head
+    names: TokenNames
+    logprobs: bool
+    usage_in_stream: bool
+
+    def opening(self, number: int) -> list[dict[str, Any]]:
+        return [self._chunk(number, {"role": "assistant", "content": ""}, None, None)]
+
+    def chunk(self, piece: Piece) -> dict[str, Any]:
+        delta = {"content": piece.text} if piece.text else {}
+        return self._chunk(piece.number, delta, piece.sampled, _finish(piece.reason))
+
+    def _chunk(
+        self, number: int, delta: dict[str, Any], sampled: Sequence[Sampled] | None, finish: str | None
+    ) -> dict[str, Any]:
+        logprobs = self._logprobs(sampled) if self.logprobs and sampled else None
+        choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return self._with_usage(self.head.json("chat.completion.chunk") | {"choices": [choice]}, None)
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        return self._with_usage(self.head.json("chat.completion.chunk") | {"choices": []}, usage)
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+        listed = [
+            {
+                "index": number,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": self._logprobs(choice.sampled) if self.logprobs else None,
+                "finish_reason": _finish(choice.reason),
+            }
+            for number, choice in enumerate(choices)
+        ]
+        return self.head.json("chat.completion") | {"choices": listed, "usage": usage.json}
+
+    def _with_usage(self, chunk: dict[str, Any], usage: Usage | None) -> dict[str, Any]:
+        return chunk | {"usage": usage and usage.json} if self.usage_in_stream else chunk
+
+    def _logprobs(self, sampled: Sequence[Sampled]) -> dict[str, Any]:
+        content = [
+            self._token(one.token, one.log_probability)
+            | {"top_logprobs": [self._token(token, value) for token, value in one.alternatives]}
+            for one in sampled
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token: int, value: float) -> dict[str, Any]:
+        return {"token": self.names.text(token), "logprob": finite(value), "bytes": list(self.names.bytes(token))}
+
+
+@dataclass(slots=True)
+class Echo:
+    """A prompt that the answer repeats: its text, its tokens, and of each what the model expected there."""
+
+    text: str
+    tokens: Sequence[int] = ()
+    sampled: Sequence[Sampled | None] = ()
+
+
+@dataclass(slots=True)
+class CompletionForm:
+    """Answers of /v1/completions. `echoes` are the prompts to be repeated, one for each answer, or none."""
+
+    head: Head
+    names: TokenNames
+    logprobs: bool
+    usage_in_stream: bool
+    echoes: list[Echo] = field(default_factory=list)
+    _offsets: dict[int, int] = field(default_factory=dict)
+
+    def opening(self, number: int) -> list[dict[str, Any]]:
+        if not self.echoes:
+            return []
+        echo = self.echoes[number]
+        return [self._chunk(number, echo.text, self._logprobs(number, echo.tokens, echo.sampled), None)]
+
+    def chunk(self, piece: Piece) -> dict[str, Any]:
+        tokens = [one.token for one in piece.sampled]
+        logprobs = self._logprobs(piece.number, tokens, piece.sampled)
+        return self._chunk(piece.number, piece.text, logprobs, _finish(piece.reason))
+
+    def _chunk(self, number: int, text: str, logprobs: dict | None, finish: str | None) -> dict[str, Any]:
+        choice = {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}
+        return self._with_usage(self.head.json("text_completion") | {"choices": [choice]}, None)
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        return self._with_usage(self.head.json("text_completion") | {"choices": []}, usage)
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+        listed = []
+        for number, choice in enumerate(choices):
+            echo = self.echoes[number] if self.echoes else Echo("")
+            tokens = [*echo.tokens, *(one.token for one in choice.sampled)]
+            logprobs = self._logprobs(number, tokens, [*echo.sampled, *choice.sampled])
+            listed.append(
+                {
+                    "index": number,
+                    "text": echo.text + choice.text,
+                    "logprobs": logprobs,
+                    "finish_reason": _finish(choice.reason),
+                }
+            )
+        return self.head.json("text_completion") | {"choices": listed, "usage": usage.json}
+
+    def _with_usage(self, chunk: dict[str, Any], usage: Usage | None) -> dict[str, Any]:
+        return chunk | {"usage": usage and usage.json} if self.usage_in_stream else chunk
+
+    def _logprobs(self, number: int, tokens: Sequence[int], sampled: Sequence[Sampled | None]) -> dict[str, Any] | None:
+        if not self.logprobs:
+            return None
+        names, offsets, at = [self.names.text(token) for token in tokens], [], self._offsets.get(number, 0)
+        for name in names:
+            offsets.append(at)
+            at += len(name)
+        self._offsets[number] = at
+        return {
+            "tokens": names,
+            "token_logprobs": [one and finite(one.log_probability) for one in sampled],
+            "top_logprobs": [one and self._alternatives(one) for one in sampled],
+            "text_offset": offsets,
+        }
+
+    def _alternatives(self, one: Sampled) -> dict[str, float]:
+        """The likeliest tokens by their text; of two with the same text the likelier."""
+        named: dict[str, float] = {}
+        for token, value in one.alternatives:
+            named.setdefault(self.names.text(token), finite(value))
+        return named
+
+
+def finite(value: float) -> float:
+    """A log-probability that JSON can hold."""
+    return max(value, -9999.0)
+
+
+def _finish(reason: Reason | None) -> str | None:
+    return None if reason is None else FINISH.get(reason, "stop")

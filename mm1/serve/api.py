@@ -1,0 +1,220 @@
+"""The routes of the server: OpenAI's protocol over one loaded run."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from mm1.checkpoint import Loaded
+from mm1.document import Document
+from mm1.generate.engine import Engine
+from mm1.generate.prompt import Prompt
+from mm1.serve import protocol
+from mm1.serve.answers import ChatForm, CompletionForm, Echo, Form, Head, Usage
+from mm1.serve.checking import parse
+from mm1.serve.errors import ApiError, invalid
+from mm1.serve.guard import Guard
+from mm1.serve.limits import Limits
+from mm1.serve.media import Media
+from mm1.serve.prompts import Reader, addresses, chat_document, completion_document
+from mm1.serve.reply import Reply, to_json
+from mm1.serve.requests import JobMaker
+from mm1.serve.scheduler import Job, Scheduler
+from mm1.serve.token_names import TokenNames
+
+
+@dataclass(slots=True)
+class Server:
+    """One loaded run as a service. `name` is what clients call the model; no path of this machine is in it."""
+
+    loaded: Loaded
+    name: str
+    limits: Limits = field(default_factory=Limits)
+    keys: Sequence[str] = ()
+    scheduler: Scheduler = field(init=False)
+    reader: Reader = field(init=False)
+    names: TokenNames = field(init=False)
+    pool: ThreadPoolExecutor = field(init=False)
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        loaded = self.loaded
+        engine = Engine(loaded.model, rows=self.limits.max_concurrent)
+        self.scheduler = Scheduler(engine, max_waiting=self.limits.max_waiting)
+        self.reader = Reader.of(loaded, self.limits)
+        self.names = TokenNames(loaded.tokenizer, loaded.model.config.decoder.vocabulary)
+        self.pool = ThreadPoolExecutor(2, thread_name_prefix="prompts")
+
+    async def chat(self, request: Request) -> Response:
+        """Answer a conversation."""
+        body = parse(await request.body(), protocol.ChatRequest)
+        self._check_model(body.model)
+        contents = [message.content for message in body.messages]
+        document = await self._document(contents, lambda pictures: chat_document(body.messages, pictures, self.loaded))
+        prompt = await self._in_pool(lambda: self.reader.prompt(document, salt=request.scope["client_salt"]))
+        if body.top_logprobs and not body.logprobs:
+            raise invalid("top_logprobs needs logprobs to be true", "top_logprobs")
+        max_tokens = body.max_completion_tokens or body.max_tokens
+        jobs = self._jobs([prompt], body, max_tokens=max_tokens, alternatives=body.top_logprobs or 0)
+        form = ChatForm(Head("chatcmpl", self.name), self.names, bool(body.logprobs), body.usage_in_stream)
+        return await self._reply(request, body, jobs, form=form, usage=Usage(len(prompt.tokens)))
+
+    async def complete(self, request: Request) -> Response:
+        """Continue texts, token ids, or lists of texts and pictures."""
+        body = parse(await request.body(), protocol.CompletionRequest)
+        self._check_model(body.model)
+        if body.best_of is not None and body.best_of != body.choices:
+            raise invalid("best_of is not supported; leave it out, or make it equal to n", "best_of")
+        sources = _prompts_of(body.prompt)
+        prompts, texts = [], []
+        for source in sources:
+            prompt, text = await self._completion_prompt(source, salt=request.scope["client_salt"])
+            prompts.append(prompt)
+            texts.append(text)
+        max_tokens = 16 if body.max_tokens is None else body.max_tokens
+        jobs = self._jobs(prompts, body, max_tokens=max_tokens, alternatives=body.logprobs or 0)
+        logprobs = body.logprobs is not None
+        if body.echo and logprobs:
+            raise invalid("echo with logprobs is not supported", "echo")
+        echoes = [Echo(text) for text in texts for _ in range(body.choices)] if body.echo else []
+        form = CompletionForm(Head("cmpl", self.name), self.names, logprobs, body.usage_in_stream, echoes)
+        usage = Usage(sum(len(prompt.tokens) for prompt in prompts))
+        return await self._reply(request, body, jobs, form=form, usage=usage)
+
+    async def models(self, request: Request) -> Response:
+        """The one model of this server."""
+        return _json({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        """The model of this name."""
+        self._check_model(request.path_params["name"])
+        return _json(self._model())
+
+    async def tokenize(self, request: Request) -> Response:
+        """The token ids of a text, or of a conversation as the model sees it."""
+        body = parse(await request.body(), protocol.TokenizeRequest)
+        self._check_model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise invalid("send either prompt or messages")
+        messages = body.messages or []
+        salt = request.scope["client_salt"]
+        if body.prompt is not None:
+            prompt, _ = await self._completion_prompt(body.prompt, salt=salt)
+        else:
+            contents = [message.content for message in messages]
+            document = await self._document(contents, lambda got: chat_document(messages, got, self.loaded))
+            prompt = await self._in_pool(lambda: self.reader.prompt(document, salt=salt))
+        tokens = list(prompt.tokens)
+        return _json({"count": len(tokens), "max_model_len": self.limits.max_length, "tokens": tokens})
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of token ids."""
+        body = parse(await request.body(), protocol.DetokenizeRequest)
+        self._check_model(body.model)
+        wrong = [token for token in body.tokens if token >= self.loaded.tokenizer.vocabulary]
+        if wrong:
+            raise invalid(f"{wrong[0]} is no token of this model", "tokens")
+        return _json({"prompt": self.loaded.tokenizer.decode(body.tokens)})
+
+    async def health(self, request: Request) -> Response:
+        """Whether requests are taken."""
+        healthy = self.scheduler.healthy
+        return _json({"status": "ok" if healthy else "ending"}, 200 if healthy else 503)
+
+    def _model(self) -> dict[str, Any]:
+        about = {"id": self.name, "object": "model", "created": self.started, "owned_by": "mm1"}
+        return about | {"max_model_len": self.limits.max_length}
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None and name != self.name:
+            message = f"there is no model of that name here; it is {self.name}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    async def _document(self, contents: Sequence[Any], build: Callable[[dict], Document]) -> Document:
+        """The Document that `build` makes of the pictures in the contents."""
+        wanted = addresses(contents)
+        if wanted and not self.loaded.sees:
+            raise invalid("this model takes no pictures; ask it without image_url", "image_url")
+        return build(await Media(self.limits).fetch(wanted))
+
+    async def _completion_prompt(self, source: Any, *, salt: str) -> tuple[Prompt, str]:
+        """A prompt and its text."""
+        if isinstance(source, list) and isinstance(source[0], int):
+            return self.reader.of_tokens(source), self.loaded.tokenizer.decode(source)
+        document = await self._document([source], lambda pictures: completion_document(source, pictures))
+        return await self._in_pool(lambda: self.reader.prompt(document, salt=salt)), document.text
+
+    def _jobs(self, prompts: Sequence[Prompt], body: protocol.SamplingRequest, **options: Any) -> list[Job]:
+        return JobMaker(self.loaded.tokenizer, self.limits).jobs(prompts, body, **options)
+
+    async def _reply(
+        self, request: Request, body: protocol.SamplingRequest, jobs: Sequence[Job], *, form: Form, usage: Usage
+    ) -> Response:
+        deadline = time.monotonic() + self.limits.request_seconds
+        reply = Reply(self.scheduler.submit(jobs, deadline=deadline), form, usage)
+        if body.stream:
+            return await reply.stream(request.receive, usage=body.usage_in_stream)
+        return await reply.whole(request.receive)
+
+    async def _in_pool(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+
+
+def make_app(server: Server) -> Any:
+    """The ASGI app of a server."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        server.scheduler.start()
+        yield
+        server.scheduler.stop()
+        server.pool.shutdown(cancel_futures=True)
+
+    app = FastAPI(title="mm1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    routes: list[tuple[str, str, Any]] = [
+        ("POST", "/v1/chat/completions", server.chat),
+        ("POST", "/v1/completions", server.complete),
+        ("GET", "/v1/models", server.models),
+        ("GET", "/v1/models/{name:path}", server.model),
+        ("POST", "/tokenize", server.tokenize),
+        ("POST", "/detokenize", server.detokenize),
+        ("GET", "/health", server.health),
+    ]
+    for method, path, answer in routes:
+        app.add_api_route(path, answer, methods=[method], response_model=None)
+
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> Response:
+        return _json(error.body, error.status, error.headers)
+
+    @app.exception_handler(HTTPException)
+    async def not_here(request: Request, error: HTTPException) -> Response:
+        words = {404: "there is no such route", 405: "this route takes another method"}
+        message = words.get(error.status_code, "the request is not valid")
+        return _json(ApiError(error.status_code, message).body, error.status_code, dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return _json(ApiError(500, "the server failed at this request").body, 500)
+
+    return Guard(app, keys=server.keys, limits=server.limits)
+
+
+def _prompts_of(prompt: Any) -> list[Any]:
+    """The prompts in a completion's field: each a text, a list of token ids, or a list of parts."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt[0], int | protocol.TextPart | protocol.ImagePart):
+        return [prompt]
+    return list(prompt)
+
+
+def _json(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(to_json(content), status, headers=headers, media_type="application/json")

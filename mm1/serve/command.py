@@ -1,0 +1,73 @@
+"""`mm1 serve`: loads a run and answers until it is told to stop."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mm1.checkpoint import load_for_use
+from mm1.dist import Precision
+from mm1.serve.limits import Limits
+
+try:
+    import uvicorn
+
+    from mm1.serve.api import Server, make_app
+except ImportError as error:
+    raise ValueError(f"serving needs FastAPI and more ({error}); pip install 'mm1[serve]'") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+
+class StoppableServer(uvicorn.Server):
+    """Uvicorn, whose first signal to end lets what runs end and refuses what waits."""
+
+    def __init__(self, config: uvicorn.Config, server: Server):
+        super().__init__(config)
+        self._server = server
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self._server.scheduler.drain()
+        super().handle_exit(sig, frame)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """How a run is served: what clients call it (by default as its folder is called), within what limits, to whom."""
+
+    name: str = ""
+    limits: Limits = field(default_factory=Limits)
+    keys: Sequence[str] = ()
+
+
+def serve_run(folder: Path, service: Service, *, address: Address, precision: Precision = "auto") -> None:
+    """Answer requests for a run until SIGTERM or SIGINT.
+
+    Raises:
+        ValueError: there is no run that writes text.
+    """
+    loaded = load_for_use(folder, precision=precision)
+    server = Server(loaded, service.name or folder.resolve().name, service.limits, service.keys)
+    config = uvicorn.Config(
+        make_app(server),
+        host=address.host,
+        port=address.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(service.limits.drain_seconds),
+        lifespan="on",
+    )
+    StoppableServer(config, server).run()
+
+
+def keys_of(option: Sequence[str]) -> list[str]:
+    """The keys of the command line and of MM1_API_KEY, where several are separated by commas."""
+    return [key for key in (*option, *os.environ.get("MM1_API_KEY", "").split(",")) if key]

@@ -1,0 +1,35 @@
+"""What a server takes from its clients at most."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of one server.
+
+    max_length           positions of a prompt with its answer
+    max_concurrent       answers that are written at a time
+    max_waiting          answers that wait for a row; more requests are refused with 429
+    max_choices          answers that one request may ask for
+    max_pictures         pictures of one request
+    max_picture_bytes    encoded bytes of a picture
+    max_picture_pixels   pixels of a picture
+    max_body_bytes       bytes of a request's body
+    max_bodies_bytes     bytes of all bodies that are being read or answered
+    body_seconds         until a request's body has arrived
+    request_seconds      until an answer is complete, waiting included
+    drain_seconds        until what is running has ended when the server is told to stop
+    """
+
+    max_length: int = 2048
+    max_concurrent: int = 32
+    max_waiting: int = 256
+    max_choices: int = 128
+    max_pictures: int = 32
+    max_picture_bytes: int = 20 << 20
+    max_picture_pixels: int = 64_000_000
+    max_body_bytes: int = 64 << 20
+    max_bodies_bytes: int = 512 << 20
+    body_seconds: float = 60.0
+    request_seconds: float = 600.0
+    drain_seconds: float = 30.0

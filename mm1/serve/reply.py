@@ -1,0 +1,123 @@
+"""The way of an answer to its client: whole, or as server-sent events; it ends when the client goes."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+
+from mm1.serve.answers import Choice, Form, Usage
+from mm1.serve.errors import ApiError
+from mm1.serve.guard import Receive, Scope, Send
+from mm1.serve.scheduler import Answering, Piece
+
+
+def to_json(content: Any) -> bytes:
+    """The content as compact JSON."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+@dataclass(slots=True)
+class Reply:
+    """One request's answers on their way."""
+
+    answering: Answering
+    form: Form
+    usage: Usage
+
+    async def whole(self, receive: Receive) -> Response:
+        """All answers at once.
+
+        Raises:
+            ApiError: they cannot be completed.
+        """
+        choices = [Choice() for _ in self.answering.tickets]
+        watcher = asyncio.create_task(_close_when_gone(receive, self.answering))
+        try:
+            async for piece in self.answering.pieces():
+                choices[piece.number].add(piece)
+                self.usage.count(piece)
+        finally:
+            watcher.cancel()
+            self.answering.close()
+        return Response(to_json(self.form.whole(choices, self.usage)), media_type="application/json")
+
+    async def stream(self, receive: Receive, *, usage: bool) -> Response:
+        """The answers as they are written, once the first piece is there: until then an error has a status of its own.
+
+        Raises:
+            ApiError: nothing can be written.
+        """
+        watcher = asyncio.create_task(_close_when_gone(receive, self.answering))
+        pieces = self.answering.pieces()
+        try:
+            first = await anext(pieces)
+        except BaseException:
+            watcher.cancel()
+            self.answering.close()
+            raise
+
+        def end() -> None:
+            watcher.cancel()
+            self.answering.close()
+
+        return EventStream(self._chunks(first, pieces, usage=usage), end=end, deadline=self.answering.deadline)
+
+    async def _chunks(self, first: Piece, rest: AsyncIterator[Piece], *, usage: bool) -> AsyncIterator[bytes]:
+        for number in range(len(self.answering.tickets)):
+            for chunk in self.form.opening(number):
+                yield _event(chunk)
+        try:
+            async for piece in _chained(first, rest):
+                self.usage.count(piece)
+                if piece.text or piece.sampled or piece.reason is not None:
+                    yield _event(self.form.chunk(piece))
+        except ApiError as error:
+            yield _event(error.body)
+            return
+        if usage:
+            yield _event(self.form.usage_chunk(self.usage))
+        yield b"data: [DONE]\n\n"
+
+
+class EventStream(Response):
+    """Server-sent events. `end` is called when all is sent, the client is gone, or it reads too slowly."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], *, end: Callable[[], None], deadline: float):
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events, self._end, self._deadline = events, end, deadline
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async with asyncio.timeout_at(self._deadline + GRACE):
+                async for event in self._events:
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            self._end()
+
+
+GRACE = 10.0
+"""Seconds after its deadline in which a stream can still tell its client that it is late."""
+
+
+async def _chained(first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+    yield first
+    async for piece in rest:
+        yield piece
+
+
+async def _close_when_gone(receive: Callable[[], Awaitable[Any]], answering: Answering) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    answering.close()
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + to_json(content) + b"\n\n"

@@ -1,0 +1,301 @@
+"""The thread that owns the engine: requests come from the server's event loop, and pieces of answers go back to it."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from mm1.generate.engine import Engine
+from mm1.generate.request import EngineRequest, Event, Reason
+from mm1.generate.sampling import Sampled
+from mm1.serve.errors import ApiError
+from mm1.serve.text_stream import TextStream
+
+log = logging.getLogger("mm1")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One answer to write. The engine's request gives its tokens to `text`."""
+
+    request: EngineRequest
+    text: TextStream
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one step added to answer `number` of a request; `reason` tells that the answer is complete."""
+
+    number: int
+    text: str
+    sampled: tuple[Sampled, ...] = ()
+    reason: Reason | None = None
+
+
+@dataclass(slots=True)
+class Times:
+    """When, in seconds of `time.monotonic`, an answer was submitted, began to be computed, and got its tokens."""
+
+    submitted: float
+    started: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
+    ended: float = 0.0
+
+
+@dataclass(slots=True)
+class Ticket:
+    """An answer in the scheduler until it ends."""
+
+    job: Job
+    number: int
+    answering: "Answering"
+    times: Times
+    engine_id: int = -1
+    tokens: int = 0
+    reason: Reason | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Answering:
+    """The answers to one request: iterate over their pieces until all are complete, and `close` in any case."""
+
+    scheduler: "Scheduler"
+    loop: asyncio.AbstractEventLoop
+    deadline: float
+    tickets: list[Ticket] = field(default_factory=list)
+    queue: "asyncio.Queue[Piece | ApiError]" = field(default_factory=asyncio.Queue)
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The pieces of all answers as they come.
+
+        Raises:
+            ApiError: the answers cannot be completed.
+        """
+        left = len(self.tickets)
+        while left:
+            piece = await self.queue.get()
+            if isinstance(piece, ApiError):
+                raise piece
+            left -= piece.reason is not None
+            yield piece
+
+    def close(self) -> None:
+        """Let go of answers that have not ended: their client is gone, or has all it asked for."""
+        self.scheduler.abort(self)
+        self.queue.put_nowait(ApiError(400, "the client went away"))  # for whoever still iterates
+
+
+class Scheduler:
+    """Gives requests to the engine in the order of their arrival, and steps it while there is work.
+
+    `submit` and `abort` are called by the event loop; everything else happens in the scheduler's own thread.
+    """
+
+    def __init__(self, engine: Engine, *, max_waiting: int):
+        self.engine, self.max_waiting = engine, max_waiting
+        self.ended: Callable[[Ticket], None] = lambda ticket: None
+        self._condition = threading.Condition()
+        self._inbox: list[Ticket] = []
+        self._leaving: list[Answering] = []
+        self._tickets: dict[int, Ticket] = {}  # by the engine's id
+        self._queued = 0  # answers without a row after the last step
+        self._draining = self._stopped = False
+        self._rate = Rate()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests are taken and answered."""
+        return self._thread.is_alive() and not self._draining
+
+    @property
+    def waiting(self) -> int:
+        """Answers that wait for a row."""
+        return len(self._inbox) + self._queued
+
+    @property
+    def running(self) -> int:
+        """Answers that are being written."""
+        return max(0, len(self._tickets) - self._queued)
+
+    def submit(self, jobs: Sequence[Job], *, deadline: float) -> Answering:
+        """The answers to the jobs, which the next steps write.
+
+        Raises:
+            ApiError: too much waits already, or the server is about to end.
+        """
+        now = time.monotonic()
+        answering = Answering(self, asyncio.get_running_loop(), deadline)
+        answering.tickets = [Ticket(job, number, answering, Times(now)) for number, job in enumerate(jobs)]
+        with self._condition:
+            if self._draining or self._stopped:
+                raise _going()
+            if self.waiting and self.waiting + len(jobs) > self.max_waiting:
+                seconds = self._rate.seconds(self.waiting)
+                raise ApiError(
+                    429,
+                    f"{self.waiting} answers wait already; ask again in {seconds} s",
+                    code="queue_full",
+                    headers={"Retry-After": str(seconds)},
+                )
+            self._inbox += answering.tickets
+            self._condition.notify()
+        return answering
+
+    def abort(self, answering: Answering) -> None:
+        """Drop what has not ended of these answers."""
+        if all(ticket.reason is not None for ticket in answering.tickets):
+            return
+        with self._condition:
+            self._leaving.append(answering)
+            self._condition.notify()
+
+    def drain(self) -> None:
+        """Take nothing new, refuse what waits, and go on with what runs."""
+        with self._condition:
+            self._draining = True
+            self._condition.notify()
+
+    def stop(self) -> None:
+        """End what still runs, and the thread."""
+        with self._condition:
+            self._draining = self._stopped = True
+            self._condition.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        refused = False
+        while True:
+            with self._condition:
+                while not (self._inbox or self._leaving or self.engine.busy or self._stopped):
+                    if self._draining and not refused:
+                        break
+                    self._condition.wait()
+                arrived, self._inbox = self._inbox, []
+                leaving, self._leaving = self._leaving, []
+                draining, stopped = self._draining, self._stopped
+            try:
+                self._submit(arrived)
+                for answering in leaving:
+                    self._drop(answering, None)
+                self._drop_late()
+                if draining and not refused:
+                    refused = True
+                    self._refuse_waiting()
+                if stopped:
+                    self._fail(list(self._tickets.values()), _going())
+                    return
+                if self.engine.busy:
+                    self._deliver(self.engine.step())
+            except Exception:
+                log.exception("a step of the engine failed; all its requests are answered with an error")
+                self._fail(list(self._tickets.values()), ApiError(500, "the model failed; ask again"))
+            self._queued = len(self.engine.waiting)
+
+    def _submit(self, arrived: Sequence[Ticket]) -> None:
+        for ticket in arrived:
+            if ticket.reason is None:
+                ticket.engine_id = self.engine.submit(ticket.job.request)
+                self._tickets[ticket.engine_id] = ticket
+
+    def _deliver(self, events: Sequence[Event]) -> None:
+        """Give what a step wrote to the event loop, in one call."""
+        now, deliveries = time.monotonic(), []
+        for event in events:
+            ticket = self._tickets.get(event.request_id)
+            if ticket is None:
+                continue
+            if event.tokens or event.reason is not None:
+                times = ticket.times
+                times.first_token = times.first_token or now
+                times.last_token = now
+            ticket.tokens += len(event.tokens) + (event.reason == "token")
+            text = ticket.job.text.taken(end=event.reason is not None)
+            deliveries.append((ticket.answering, Piece(ticket.number, text, event.sampled, event.reason)))
+            if event.reason is not None:
+                self._end(ticket, event.reason)
+                self._rate.count(now)
+        if deliveries:
+            _post(deliveries)
+
+    def _drop(self, answering: Answering, error: ApiError | None) -> None:
+        """Abort what has not ended of these answers, and say why if somebody listens."""
+        for ticket in answering.tickets:
+            if ticket.reason is None:
+                if ticket.engine_id >= 0:
+                    self.engine.abort(ticket.engine_id)
+                self._end(ticket, "aborted")
+        if error is not None:
+            _post([(answering, error)])
+
+    def _drop_late(self) -> None:
+        now = time.monotonic()
+        late = {id(t.answering): t.answering for t in self._tickets.values() if t.answering.deadline < now}
+        for answering in late.values():
+            self._drop(answering, ApiError(504, "the answer took longer than this server allows", code="timeout"))
+
+    def _refuse_waiting(self) -> None:
+        """Refuse the requests of which nothing has begun."""
+        waiting = set(self.engine.waiting)
+        self._fail(
+            [
+                ticket
+                for ticket in self._tickets.values()
+                if all(one.engine_id in waiting for one in ticket.answering.tickets)
+            ],
+            _going(),
+        )
+
+    def _fail(self, tickets: Sequence[Ticket], error: ApiError) -> None:
+        for answering in {id(ticket.answering): ticket.answering for ticket in tickets}.values():
+            self._drop(answering, error)
+
+    def _end(self, ticket: Ticket, reason: Reason) -> None:
+        ticket.reason, ticket.times.ended = reason, time.monotonic()
+        self._tickets.pop(ticket.engine_id, None)
+        self.ended(ticket)
+
+
+class Rate:
+    """How many answers end in a second, from the last ones."""
+
+    def __init__(self) -> None:
+        self._ends: list[float] = []
+
+    def count(self, now: float) -> None:
+        """Note that an answer has ended."""
+        self._ends = [*self._ends[-63:], now]
+
+    def seconds(self, answers: int) -> int:
+        """When so many will have ended: 1 to 60 seconds."""
+        if len(self._ends) < 2 or self._ends[-1] == self._ends[0]:
+            return 1
+        each = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        return min(60, max(1, round(answers * each)))
+
+
+def _going() -> ApiError:
+    return ApiError(
+        503, "the server is about to end; ask another one", code="shutting_down", headers={"Retry-After": "5"}
+    )
+
+
+def _post(deliveries: Sequence[tuple[Answering, Piece | ApiError]]) -> None:
+    """Put each item into the queue of its answers; all have the same event loop."""
+
+    def put() -> None:
+        for answering, item in deliveries:
+            answering.queue.put_nowait(item)
+
+    try:
+        deliveries[0][0].loop.call_soon_threadsafe(put)
+    except RuntimeError:  # the loop has ended, and with it everybody who waits
+        log.debug("answers came after the end of the server")
