@@ -30,7 +30,7 @@ from mm1.eval.http_model import HttpModel
 from mm1.eval.metrics.short_answers import LETTERS
 from mm1.eval.model import Model, Request
 from mm1.eval.models import Ours
-from mm1.eval.shots import MM1, prompts
+from mm1.eval.shots import DEFAULT, prompts
 from mm1.eval.task_evaluation import Settings, TaskEvaluation
 from mm1.generate.request import Completion
 
@@ -71,7 +71,7 @@ class Script:
     def learn(self, model: Model, task: Task) -> None:
         """Remember how the request of each query looks to this part."""
         self.queries, self.says = {}, {}
-        documents = prompts(task, task.queries, drawn=[[]] * len(task.queries), shots=0, protocol=MM1)
+        documents = prompts(task, task.queries, drawn=[[]] * len(task.queries), shots=0, protocol=DEFAULT)
         for query, document in zip(task.queries, documents, strict=True):
             self.learns = query.id
             model.generate([Request(document)])

@@ -15,7 +15,7 @@ from mm1.eval.harness import evaluate, load_task
 from mm1.eval.metrics.captions import cider, cider_within, document_frequencies
 from mm1.eval.model import prompt_hash
 from mm1.eval.results import read_answers
-from mm1.eval.shots import MM1, Protocol
+from mm1.eval.shots import DEFAULT, Protocol
 from mm1.eval.task_evaluation import Settings
 
 WORDS = [
@@ -61,7 +61,9 @@ class Says(Echo):
         return reply([caption(prompt_hash(request.prompt)) for request in requests], done)
 
 
-@pytest.mark.parametrize("protocol", [MM1, Protocol("same"), Protocol("similar")], ids=["mm1", "same", "similar"])
+@pytest.mark.parametrize(
+    "protocol", [DEFAULT, Protocol("same"), Protocol("similar")], ids=["default", "same", "similar"]
+)
 def test_a_limit_changes_no_query(protocol: Protocol, tmp_path: Path):
     nocaps(tmp_path / "data")
     by_limit = []

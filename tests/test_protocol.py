@@ -24,7 +24,7 @@ from mm1.eval.metrics.references import Metric
 from mm1.eval.metrics.vqa import exact_match
 from mm1.eval.model import Done, Model, Reply, prompt_hash, prompt_text
 from mm1.eval.results import Answer, read_answers, read_results, save_results
-from mm1.eval.shots import MM1, Protocol, SimilarShots, draw_all, prompts
+from mm1.eval.shots import DEFAULT, Protocol, SimilarShots, draw_all, prompts
 from mm1.eval.task_evaluation import Settings
 from mm1.tiling import KINDS, TileSpec
 
@@ -105,7 +105,7 @@ def test_similar_shots_are_the_nearest_by_features_and_end_with_the_nearest():
 
 def test_zero_shots_show_nothing_unless_asked_for_text():
     task = a_task()
-    plain, text = documents(task, MM1, count=0)[0], documents(task, Protocol(text_only_shots=2), count=0)[0]
+    plain, text = documents(task, DEFAULT, count=0)[0], documents(task, Protocol(text_only_shots=2), count=0)[0]
     assert plain.text.count("Question:") == 1
     assert text.text.count("Question:") == 3
     assert len(plain.images) == len(text.images) == 1
@@ -132,7 +132,7 @@ def test_the_last_shots_are_shown_in_parts():
     low, mixed, high = (documents(task, Protocol(subimage_shots=last), count=4)[0] for last in (0, 1, 4))
     assert [len(one.images) for one in (low, mixed, high)] == [4 + 5, 3 + 5 + 5, 4 * 5 + 5]
     assert [type(piece) for piece in mixed.pieces[:4]] == [Image, Text, Text, Image]
-    assert len(documents(task, MM1, count=4)[0].images) == 5
+    assert len(documents(task, DEFAULT, count=4)[0].images) == 5
     whole, *parts = high.images[-5:]
     assert whole == task.queries[0].image
     assert len(set(parts)) > 1
@@ -147,7 +147,7 @@ def test_a_model_with_a_tiling_shows_the_last_shots_in_its_own_tiles_and_no_quar
     assert all(image.box is None for image in document.images)
     counts = [len(picture.tiles) for picture in tiled(document, TileSpec(4, 4, KINDS["mm1"]))]
     assert counts == [1, 1, 1, 5, 5]
-    plain = prompts(task, task.queries, drawn=drawn, shots=4, protocol=MM1, tiles=True)[0]
+    plain = prompts(task, task.queries, drawn=drawn, shots=4, protocol=DEFAULT, tiles=True)[0]
     assert [len(picture.tiles) for picture in tiled(plain, TileSpec(4, 4, KINDS["mm1"]))] == [5] * 5
     assert "overview" in prompt_text(document)
     assert prompt_hash(document) != prompt_hash(plain)
@@ -214,7 +214,7 @@ def test_files_of_0_1_are_read_and_lines_are_written_as_there(tmp_path: Path):
 
 def test_protocols_stand_beside_each_other(tmp_path: Path):
     task = a_task()
-    for protocol in (MM1, Protocol("same"), Protocol("similar", subimage_shots=1)):
+    for protocol in (DEFAULT, Protocol("same"), Protocol("similar", subimage_shots=1)):
         evaluate(Echo(), [task], settings=Settings(tmp_path, protocol=protocol), shots=(2,))
     scores = read_results(tmp_path).scores
     assert [score.name for score in scores] == ["made-2shot", "made-2shot-same", "made-2shot-similar-subimage1"]
@@ -304,7 +304,7 @@ def test_ranks_share_the_files_and_rank_0_sums_up(tmp_path: Path, monkeypatch):
 
 def test_marks_of_a_chat_stay_in_the_request():
     task = a_task(form="chat", ask=lambda one: one.question)
-    document = documents(task, MM1, count=1)[0]
+    document = documents(task, DEFAULT, count=1)[0]
     assert prompt_text(document).startswith("<|user|><image ")
     assert [(turn["role"], len(turn["content"])) for turn in messages(document)] == [
         *(("user", 2), ("assistant", 1), ("user", 2))

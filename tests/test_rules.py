@@ -12,7 +12,7 @@ from mm1.eval.data.styles import FEW_SHOT_VQA
 from mm1.eval.fewshot import Task, prompt
 from mm1.eval.harness import evaluate, load_task
 from mm1.eval.results import read_answers, read_results
-from mm1.eval.shots import MM1, RULES, Protocol
+from mm1.eval.shots import DEFAULT, RULES, Protocol
 from mm1.eval.task_evaluation import Settings
 
 
@@ -28,6 +28,7 @@ def test_each_source_asks_in_its_own_words(tmp_path: Path):
     for name in ("vqav2", "nocaps", "vizwiz", "textvqa"):
         layouts.HUB[name](tmp_path / name)
     expected = {
+        ("default", "vqav2"): " Question: What? Short answer:",
         ("mm1", "vqav2"): " Question: What? Short answer:",
         ("official", "vqav2"): " Question: What? Short answer:",
         ("openflamingo", "vqav2"): "Question:What? Short answer:",
@@ -47,10 +48,10 @@ def test_each_source_ends_and_reads_answers_in_its_own_way(tmp_path: Path):
     written = "3.5, or so"
     read = {rules: load("vqav2", tmp_path, rules) for rules in RULES}
     answers = {rules: task.answer(written, task.queries[0]) for rules, task in read.items()}
-    assert answers == {"mm1": "3.5", "openflamingo": "3.5", "lmms-eval": written, "official": written}
-    assert [read[rules].style.max_tokens for rules in RULES] == [16, 5, 16, 32]
-    assert "," in read["mm1"].style.stops
-    assert "," not in read["official"].style.stops
+    cut = {"mm1": "3.5", "openflamingo": "3.5"}
+    assert answers == {"default": written, "lmms-eval": written, "official": written} | cut
+    assert [read[rules].style.max_tokens for rules in RULES] == [32, 16, 5, 16, 32]
+    assert [rules for rules in RULES if "," in read[rules].style.stops] == ["mm1"]
 
 
 def test_a_source_without_rules_for_a_task_says_so(tmp_path: Path):
@@ -71,10 +72,10 @@ def test_the_score_records_the_rules(tmp_path: Path):
         evaluate(Echo(), [load("vqav2", tmp_path, rules)], settings=settings, shots=(0,))
     names = [score.name for score in read_results(tmp_path / "eval").scores]
     assert names == [
-        f"vqav2-0shot{suffix}" for suffix in ("", "-lmms-eval", "-official", "-openflamingo-textonly2-beams3")
+        f"vqav2-0shot{suffix}" for suffix in ("", "-lmms-eval", "-mm1", "-official", "-openflamingo-textonly2-beams3")
     ]
     flamingo = read_results(tmp_path / "eval").scores[-1]
     shown = read_answers(tmp_path / "eval", flamingo)[0].prompt.text
     assert (shown.count("<image"), shown.count("Question:")) == (1, 3)
-    assert command.under_rules(MM1) == MM1
+    assert command.under_rules(DEFAULT) == DEFAULT
     assert set(FEW_SHOT_VQA) <= layouts.HUB.keys()

@@ -2,7 +2,7 @@
 
 from mm1.eval.fewshot import Task
 from mm1.eval.model import Model, Request
-from mm1.eval.shots import MM1, draw_all, prompts
+from mm1.eval.shots import DEFAULT, draw_all, prompts
 
 
 def answer_likelihood(model: Model, task: Task, *, shots: int, seed: int) -> dict[str, float]:
@@ -10,8 +10,8 @@ def answer_likelihood(model: Model, task: Task, *, shots: int, seed: int) -> dic
 
     Prompts and shots are those of `mm1 eval` with the same seed.
     """
-    drawn = draw_all(task, shots=shots, seed=seed, protocol=MM1)
-    documents = prompts(task, task.queries, drawn=drawn, shots=shots, protocol=MM1)
+    drawn = draw_all(task, shots=shots, seed=seed, protocol=DEFAULT)
+    documents = prompts(task, task.queries, drawn=drawn, shots=shots, protocol=DEFAULT)
     requests = [
         Request(document, choices=(query.answers[0],)) for document, query in zip(documents, task.queries, strict=True)
     ]

@@ -21,7 +21,7 @@ from mm1.eval.model import Model
 from mm1.eval.models import Ours, open_model
 from mm1.eval.ray_workers import answer_on_ray
 from mm1.eval.results import score_table
-from mm1.eval.shots import MM1, Protocol
+from mm1.eval.shots import DEFAULT, Protocol
 from mm1.eval.task_evaluation import Settings
 
 TEXT = "text"
@@ -59,7 +59,7 @@ class ShotOptions:
 
     counts: tuple[int, ...] = (0, 4, 8)
     trials: int = 1
-    protocol: Protocol = MM1
+    protocol: Protocol = DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class EvalCommand:
 
     def _check(self) -> None:
         protocol = self.shots.protocol
-        if protocol.text_only_shots and self.shots.counts != (0,) and protocol.rules == "mm1":
+        if protocol.text_only_shots and self.shots.counts != (0,) and protocol.rules not in SEARCH:
             raise ValueError("--text-only-shots is the zero-shot form of other papers: give it with --shots 0")
         if protocol.beams > 1 and protocol.scoring == "loglikelihood":
             raise ValueError("--beams is for generated answers; --scoring loglikelihood generates none")
@@ -136,7 +136,7 @@ class EvalCommand:
                 split=options.split,
                 form=options.form,
                 zero_shot=max(self.shots.counts) == 0 and not self.shots.protocol.text_only_shots,
-                rules="" if self.shots.protocol.rules == "mm1" else self.shots.protocol.rules,
+                rules="" if self.shots.protocol.rules == DEFAULT.rules else self.shots.protocol.rules,
             )
             for name in options.names
             if name != TEXT

@@ -20,7 +20,7 @@ def evaluate(
     runner: Annotated[RunnerName, typer.Option(help="native: here or on torchrun's ranks; ray.")] = RunnerName.native,
     workers: Annotated[int, typer.Option(help="Workers on Ray; each holds the model.", min=1)] = 1,
     address: Annotated[str, typer.Option(help="Address of the Ray cluster; without it Ray is started here.")] = "",
-    protocol: Annotated[str, typer.Option(help="Whose rules: mm1, openflamingo, lmms-eval or official.")] = "mm1",
+    protocol: Annotated[str, typer.Option(help="Whose rules: mm1, openflamingo, lmms-eval, official.")] = "default",
     trials: Annotated[int, typer.Option(help="How many times shots are drawn.", min=1)] = 1,
     same_shots: Annotated[bool, typer.Option("--same-shots", help="The same shots for all queries.")] = False,
     similar_shots: Annotated[bool, typer.Option("--similar-shots", help="Shots with similar images: RICES.")] = False,

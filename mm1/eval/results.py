@@ -116,7 +116,7 @@ class TaskScore:
     model_name: str
     seed: int
     limit: int
-    protocol: str = ""  # what differs from MM1's
+    protocol: str = ""  # what differs from the default
     trials: int = 1
     std: float | None = None
     totals: dict[str, dict[str, float]] = field(default_factory=dict)  # of all answers: score, blind, majority, chance

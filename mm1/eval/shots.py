@@ -21,14 +21,15 @@ REASONING_TOKENS = 256
 
 
 Scored = Literal["generate", "loglikelihood"]
-Rules = Literal["mm1", "openflamingo", "lmms-eval", "official"]
+Rules = Literal["default", "mm1", "openflamingo", "lmms-eval", "official"]
 RULES: tuple[Rules, ...] = get_args(Rules)
 SCORINGS: tuple[Scored, ...] = get_args(Scored)
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How shots are selected and shown, and how answers are obtained. The defaults are MM1's (section 3.1, appendix).
+    """How shots are selected and shown, and how answers are obtained. The defaults are MM1's (section 3.1, appendix),
+    except `rules`.
 
     draw             new shots for each `query`, the `same` for all queries, or those with `similar` images (RICES)
     text_only_shots  at zero shots, this many examples without their images: zero-shot as in Flamingo and IDEFICS
@@ -48,13 +49,13 @@ class Protocol:
     scoring: Scored = "generate"
     beams: int = 1
     max_tokens: int = 0
-    rules: Rules = "mm1"
+    rules: Rules = "default"
 
     @property
     def name(self) -> str:
         """What differs from the defaults, for file names and tables; empty if nothing does."""
         parts = {
-            self.rules: self.rules != "mm1",
+            self.rules: self.rules != "default",
             self.draw: self.draw != "query",
             f"textonly{self.text_only_shots}": self.text_only_shots > 0,
             "reasoning": self.reasoning,
@@ -66,7 +67,7 @@ class Protocol:
         return "-".join(part for part, differs in parts.items() if differs)
 
 
-MM1 = Protocol()
+DEFAULT = Protocol()
 
 
 @dataclass

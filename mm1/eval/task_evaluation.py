@@ -32,7 +32,7 @@ from mm1.eval.results import (
     score_name,
     write_answers,
 )
-from mm1.eval.shots import MM1, Protocol, SimilarShots, draw_all, prompts
+from mm1.eval.shots import DEFAULT, Protocol, SimilarShots, draw_all, prompts
 
 CHANCE_DRAWS = 8
 
@@ -45,7 +45,7 @@ class Settings:
     seed: int = 0
     limit: int = 200
     trials: int = 1
-    protocol: Protocol = MM1
+    protocol: Protocol = DEFAULT
     judge: Judge | None = None
 
 

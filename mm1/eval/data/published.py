@@ -81,7 +81,7 @@ class Published:
         data: str = "",
         split: str = "",
         form: Form | None = None,
-        rules: Rules = "mm1",
+        rules: Rules = "default",
         zero_shot: bool = False,
     ) -> Task:
         """The task with up to `limit` queries, a seeded draw. `data` is a folder; without it the hub's data are used.
@@ -137,7 +137,7 @@ class Published:
         folder = self._folder(data, (*splits, *self.source.queries))
         return self._reader(folder, splits), self._reader(folder, self.source.queries)
 
-    def style(self, form: Form | None = None, *, rules: Rules = "mm1") -> PromptStyle:
+    def style(self, form: Form | None = None, *, rules: Rules = "default") -> PromptStyle:
         """How questions are asked in this form, or in the default one, under the rules of a source.
 
         Raises:

@@ -1,5 +1,6 @@
 """How questions are asked and answers end, under the protocol of each source. The table stands in docs/evaluate.md.
 
+default       as `official`, but VQA answers are normalised as OpenFlamingo does, whose evaluation MM1 follows
 mm1           MM1, section 3.1 and appendix (https://arxiv.org/abs/2403.09611), where the paper says; else `official`
 official      the benchmark's own rules; the prompts of models that continue a text are MM1's, those of fine-tuned
               models LLaVA-1.5's (https://arxiv.org/abs/2310.03744, appendix A)
@@ -137,7 +138,7 @@ def styles_of(task: str, kind: Kind, *, rules: Rules) -> Styles:
     """
     styles = SOURCES[rules](task, kind)
     if styles is None:
-        raise ValueError(f"--protocol {rules} has no rules for task {task}; take mm1 or official")
+        raise ValueError(f"--protocol {rules} has no rules for task {task}; take default or official")
     return styles
 
 
@@ -167,6 +168,7 @@ def _chat(style: PromptStyle, *, ask: Callable[[Example], str] | None, max_token
 
 
 SOURCES: dict[Rules, Callable[[str, Kind], Styles | None]] = {
+    "default": lambda task, kind: OFFICIAL[kind],
     "mm1": _mm1,
     "openflamingo": _openflamingo,
     "lmms-eval": _lmms_eval,
