@@ -105,6 +105,15 @@ def test_every_kind_of_run_trains_and_resumes_on_a_mesh_of_one_rank(stores, tmp_
             assert torch.equal(whole.read(weight), again.read(weight)), (name, weight)
 
 
+def test_a_look_at_the_health_changes_no_weight_on_a_mesh(stores, tmp_path):
+    """Its forward pass gathers the weights that the optimizer then changes; nothing may compute with them later."""
+    for name, every in (("never", 0), ("every step", 1)):
+        run = config.override(small.run(stores), ["precision=bf16", "steps=3", f"health_every={every}"])
+        train_run(run, tmp_path / name)
+    never, always = (checkpoint.Weights(tmp_path / name) for name in ("never", "every step"))
+    assert [name for name in never.shapes if not torch.equal(never.read(name), always.read(name))] == []
+
+
 def _clip(rank: int, results: Path) -> None:
     run = RunConfig(precision="bf16")
     run.model = small.config()

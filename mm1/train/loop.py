@@ -18,7 +18,7 @@ from mm1.train.guard import Guard, Verdict
 from mm1.train.health import Health
 from mm1.train.log import RunLog, read_metrics
 from mm1.train.meter import Meter, over_ranks, peak_flops
-from mm1.train.parallel import ParallelDims, clip
+from mm1.train.parallel import ParallelDims, clip, prepare_backward, release_gathered
 from mm1.train.profile import Profile
 from mm1.train.schedule import rate, set_rate
 from mm1.train.trackers import open_trackers
@@ -47,7 +47,7 @@ class Trainer:
         """`held_out` are the validation sets by name; `done` steps were done before."""
         self.run, self.done, self.held_out = learner.run, done, held_out
         self.objective, self.model, self.optimizer = learner.objective, learner.objective.model, learner.optimizer
-        self._peak, self._device = learner.peak, dist.device()
+        self._peak, self._device, self._dims = learner.peak, dist.device(), dims
         self._ranks = DataRanks(dims.data_rank, dims.data_ranks, dims.tp)
         run = self.run
         self.saver = Saver(folder, run.checkpoints)
@@ -78,7 +78,9 @@ class Trainer:
         learning_rate = rate(self.run.optim, self.done, steps=self.run.steps, peak=self._peak)
         set_rate(self.optimizer, learning_rate)
         losses = []
-        for loss in self.objective.losses(batches, ranks=self._ranks, device=self._device):
+        of_batches = self.objective.losses(batches, ranks=self._ranks, device=self._device)
+        for number, loss in enumerate(of_batches, start=1):
+            prepare_backward(self.model, self._dims, last=number == len(batches))
             loss.scaled(weight=weight, sequences=self.run.batch_size).backward()
             losses.append(loss.detach())
         health = self.health.look(self.done, batches)
@@ -129,6 +131,7 @@ class Trainer:
         losses = [
             loss for batches in steps for loss in self.objective.losses(batches, ranks=DataRanks(), device=self._device)
         ]
+        release_gathered(self.model)
         self.model.train()
         return Loss.sum(losses).metrics([])
 
