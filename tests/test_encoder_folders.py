@@ -5,15 +5,26 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from mm1.checkpoint import Weights, save_weights
+from mm1.config import run as config
+from mm1.config.run import PixelsConfig, RunConfig
+from mm1.exchange.export import export_run
+from mm1.exchange.importing import import_model
 from mm1.hf.encoder import NAMES, read_encoder
 from mm1.hf.layouts import LAYOUTS, vision_from_hf, vision_to_hf, write
-from mm1.hf.vision import vision_config_from_openclip, vision_config_to_hf
+from mm1.hf.vision import (
+    vision_config_from_aim,
+    vision_config_from_openclip,
+    vision_config_to_aim,
+    vision_config_to_hf,
+)
 from mm1.model import sizes
 from mm1.model.encoders import CLIP_PIXELS, IMAGENET_PIXELS
 from mm1.model.layers import initialise
 from mm1.model.vision import Vision
+from mm1.objectives.index import objective_of
 
 WIDTH, HEADS, LAYERS, PATCH, SIDE = 32, 4, 3, 6, 4
 IMAGES = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -169,6 +180,42 @@ def test_an_aim_folder_is_read(gated, tmp_path):
     save_file(state, tmp_path / "model.safetensors")
     with torch.no_grad():
         torch.testing.assert_close(loaded(tmp_path)(IMAGES), aim_by_formula(state, gated=gated), atol=1e-5, rtol=1e-5)
+
+
+def test_an_aim_is_exported_in_its_published_layout(tmp_path):
+    """The encoder of a run that predicted pixels, without its head; imported and exported again it is the same."""
+    run = RunConfig(objective="autoregressive_pixels", pixels=PixelsConfig(head_width=16), recipe="small_aim")
+    run.model.vision = vision_config_from_aim(AIM)
+    run.model.vision.mean = (0.1, 0.2, 0.3)
+    run.optim.learning_rate = 1e-3
+    model = objective_of(run).build(run, []).model
+    model.initialise(0)
+    save_weights(tmp_path / "run", model.state_dict())
+    config.save(run, tmp_path / "run" / "config.json")
+    export_run(tmp_path / "run", tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {name: written[name] for name in AIM} == AIM
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert state.keys() == aim_state(gated=False).keys() - {"head.cls_token"}
+    with torch.no_grad():
+        model.vision.config.mean = IMAGENET_PIXELS[0]
+        torch.testing.assert_close(model.vision(IMAGES), aim_by_formula(state, gated=False), atol=1e-5, rtol=1e-5)
+    import_model(str(tmp_path / "out"), tmp_path / "back")
+    assert config.load(tmp_path / "back" / "config.json").model.vision.mean == (0.1, 0.2, 0.3)
+    export_run(tmp_path / "back", tmp_path / "again")
+    for file in (tmp_path / "out").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        (tmp_path / "plain").mkdir(exist_ok=True)
+        (tmp_path / "plain" / name).write_bytes((tmp_path / "out" / name).read_bytes())
+    plain = {name: value for name, value in written.items() if name != "mm1"}
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(plain))
+    import_model(str(tmp_path / "plain"), tmp_path / "theirs")  # as a published folder, without our record
+    ours, theirs = (Weights(tmp_path / name) for name in ("run", "theirs"))
+    assert all(torch.equal(ours.read(name), theirs.read(name)) for name in theirs.shapes)
+    gated = vision_config_from_aim(AIM).model_copy(update={"bias": True})
+    with pytest.raises(ValueError, match="AIM has no such encoder: here is bias True"):
+        vision_config_to_aim(gated)
 
 
 @pytest.mark.parametrize(

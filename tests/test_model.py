@@ -289,7 +289,7 @@ def test_pixels_are_normalised_inside():
     mean, above = torch.tensor([51, 102, 153]), torch.tensor([102, 153, 255])
     for colour, value in ((mean, 0.0), (above, 1.0)):
         images_NCYX = colour.byte()[None, :, None, None].expand(1, 3, 12, 12)
-        torch.testing.assert_close(vision._patches(images_NCYX), torch.full((1, 4, 108), value), atol=1e-6, rtol=0)
+        torch.testing.assert_close(vision.patches(images_NCYX), torch.full((1, 4, 108), value), atol=1e-6, rtol=0)
 
 
 def test_attention_depends_on_distance_only():

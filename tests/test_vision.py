@@ -10,7 +10,7 @@ from mm1.config.base import choices
 from mm1.config.model import VisionConfig
 from mm1.model import encoders, sizes
 from mm1.model.layers import NORMS, initialise
-from mm1.model.vision import Vision, fixed_positions
+from mm1.model.vision import Vision, fixed_positions, prefix_mask
 from mm1.tiling import Grid
 
 SMALL = {"image_size": 24, "patch_size": 6, "width": 24, "layers": 2, "heads": 2, "mlp_width": 40}
@@ -65,7 +65,8 @@ def changed_by_patch(vision: Vision, patch: int, prefix_N: torch.Tensor | None) 
     row, column = divmod(patch, 4)
     other = images()
     other[:, :, row * 6 : row * 6 + 6, column * 6 : column * 6 + 6] ^= 255
-    differs_NP = (vision(images(), prefix_N) != vision(other, prefix_N)).any(-1)
+    mask = None if prefix_N is None else prefix_mask(prefix_N, torch.arange(16))
+    differs_NP = (vision(images(), mask) != vision(other, mask)).any(-1)
     return [differs.nonzero().flatten().tolist() for differs in differs_NP]
 
 
@@ -77,7 +78,8 @@ def test_a_prefix_is_seen_by_all_and_the_rest_by_what_comes_after():
     assert changed_by_patch(vision, 5, prefix_N) == [list(range(5, 16)), everywhere]
     assert changed_by_patch(vision, 12, prefix_N) == [list(range(12, 16))] * 2
     assert changed_by_patch(vision, 12, None) == [everywhere, everywhere]
-    torch.testing.assert_close(vision(images(), torch.tensor([16, 16])), vision(images()))
+    everything = prefix_mask(torch.tensor([16, 16]), torch.arange(16))
+    torch.testing.assert_close(vision(images(), everything), vision(images()))
 
 
 def test_layer_scale_starts_as_if_it_were_not_there():
@@ -96,7 +98,7 @@ def test_positions_are_stretched_bicubically(size, antialias):
             position_1EYX = vision.position_PE.T.unflatten(1, (4, 4))[None]
             grid = (height // 6, width // 6)
             resized_1EYX = F.interpolate(position_1EYX, grid, mode="bicubic", antialias=antialias)
-            patch_E = vision.patch(vision._patches(grey))[0, 0]
+            patch_E = vision.patch(vision.patches(grey))[0, 0]
             torch.testing.assert_close(vision(grey)[0], patch_E + resized_1EYX[0].flatten(1).T)
 
 

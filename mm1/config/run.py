@@ -31,6 +31,16 @@ class Stage(Config):
     shares: dict[str, int]
 
 
+class AugmentConfig(Config):
+    """Random views of pictures in training, for pre-training an encoder (data/augment.py)."""
+
+    min_area: float = Field(
+        0.4, gt=0, le=1
+    )  # the smallest crop, as a fraction of the picture; the largest is all of it
+    flip: float = Field(0.5, ge=0, le=1)  # how often a picture is mirrored
+    jitter: float = Field(0.0, ge=0, le=1)  # brightness, contrast, saturation: each times 1 - jitter to 1 + jitter
+
+
 class DataConfig(Config):
     sources: dict[str, SourceConfig] = Field(default_factory=dict)
     curriculum: list[Stage] = Field(default_factory=list)  # after the shares of `sources`, in order of steps
@@ -39,6 +49,7 @@ class DataConfig(Config):
     tokenizer: str = "sample"  # a tokenizer.json, a folder with one, or `sample`
     sequence_length: int = Field(512, gt=1)  # T, in tokens
     max_images: int = Field(32, ge=0)  # tiles of a sequence
+    augment: AugmentConfig | None = None  # null: pictures are shown as they are; validation shows them so always
     workers: int | None = Field(None, ge=0)  # processes that load data on a rank; 0: it does; null: from the cores
 
     @field_validator("unit", mode="before")
@@ -91,6 +102,14 @@ class OptimConfig(Config):
         return value
 
 
+class PixelsConfig(Config):
+    """What `autoregressive_pixels` predicts pixels with, and in what order; the encoder is used without it."""
+
+    head_width: int = Field(128, gt=0, multiple_of=4)
+    head_layers: int = Field(4, ge=0)  # of its feed-forwards; 0: pixels are a linear function of features
+    order: Literal["raster", "random"] = "raster"  # of the patches; random: one order for all, drawn by the seed
+
+
 class ParallelConfig(Config):
     """How a run is spread over `dp_replicate x dp_shard x tp` ranks. No sequence and no loss depends on it."""
 
@@ -137,13 +156,14 @@ class RunConfig(Config):
     """Everything that determines a run; saved as `config.json` in the run's folder."""
 
     recipe: str = ""
-    objective: Literal["next_token", "contrastive", "contrastive_sigmoid"] = "next_token"
+    objective: Literal["next_token", "contrastive", "contrastive_sigmoid", "autoregressive_pixels"] = "next_token"
     seed: int = Field(0, ge=0)
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     z_loss_weight: float = Field(0.0, ge=0)  # weight of the squared log-sum-exp of the logits, a mean over tokens
     # what a trained token counts by the n of its document: 1, 1 / n (all documents alike), 1 / sqrt(n)
     loss_weighting: Literal["token", "sample", "sqrt"] = "token"
+    pixels: PixelsConfig | None = None  # of autoregressive_pixels, which needs it
     optim: OptimConfig = Field(default_factory=OptimConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
     steps: int = Field(100, ge=1)
@@ -180,6 +200,8 @@ class RunConfig(Config):
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}; "
                 f"try micro_batch_size={divisor}"
             )
+        if self.data.augment is not None and self.model.tiling.kind != "none":
+            raise ValueError("data.augment shows a part of a picture as one tile; set model.tiling.kind=none")
         if self.profile and not 1 <= self.profile[0] <= self.profile[1]:
             raise ValueError(f"profile is [first, last] step, counted from 1, but found {[*self.profile]}")
         return self
@@ -307,5 +329,6 @@ def _names_beside(path: tuple[int | str, ...]) -> list[str]:
     groups: dict[str, type[Config]] = {"sources": SourceConfig, "curriculum": Stage}
     inside = groups.get(str(path[1])) if len(path) == 4 else None
     if inside is None or path[0] != "data":
-        return _names(RunConfig(lora=LoRAConfig()).model_dump(mode="json"))
+        whole = RunConfig(data=DataConfig(augment=AugmentConfig()), pixels=PixelsConfig(), lora=LoRAConfig())
+        return _names(whole.model_dump(mode="json"))
     return [".".join(map(str, (*path[:3], name))) for name in inside.model_fields]

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mm1 import dist
 from mm1.config.run import DataConfig, RunConfig
+from mm1.data.augment import Augmentation
 from mm1.data.encode import Cutter, encode_many
 from mm1.data.image import ImageError, load_tiles
 from mm1.data.index import Source, open_source
@@ -51,6 +52,7 @@ class Sequences:
         `stores` (name -> store) replaces the config's sources, each giving one sequence in turn: for validation.
         """
         self.data, self.tile = data, tile
+        self._augmentation = None if stores or data.augment is None else Augmentation(data.augment, seed)
         self.tokenizer = load_tokenizer(data.tokenizer)
         template = self.tokenizer.template
         if template is not None and data.max_images and not template.takes_pictures:
@@ -105,7 +107,7 @@ class Sequences:
         origins = []
         for row, (origin, spans) in enumerate(self._spans(numbers)):
             origins.append(origin)
-            start = 0
+            start = shown = 0
             for order, (name, span) in enumerate(spans, start=1):
                 stop = start + len(span.tokens)
                 here = slice(start, stop)
@@ -119,7 +121,9 @@ class Sequences:
                     feature_BT[row, here] = torch.from_numpy(span.features + len(tiles) * self.tile.features)
                 pictures = groupby(zip(span.pictures, span.images, strict=True), key=itemgetter(0))
                 for image, (_, parts) in enumerate(pictures):
-                    tiles += self._pixels([part for _, part in parts], f"{name}, image {image}", broken)
+                    draws = None if self._augmentation is None else self._augmentation.draws(numbers[row], shown)
+                    tiles += self._pixels([part for _, part in parts], f"{name}, image {image}", broken, draws)
+                    shown += 1
                 start = stop
         return Batch(
             tokens_BT=tokens_BT,
@@ -160,10 +164,19 @@ class Sequences:
             part = encoded[index].part(start, start + int(spans.length[number]), features=self.tile.features)
             yield f"{source.name}: {documents[index].id}", part
 
-    def _pixels(self, tiles: list[Tile], name: str, broken: list[str]) -> list[np.ndarray]:
-        """The pixels of tiles of one picture, decoded once; grey, and its name in `broken`, if it is unreadable."""
+    def _pixels(
+        self, tiles: list[Tile], name: str, broken: list[str], draws: np.random.Generator | None
+    ) -> list[np.ndarray]:
+        """The pixels of tiles of one picture, decoded once; grey, and its name in `broken`, if it is unreadable.
+
+        With `draws` it is augmented.
+        """
+        image, cuts = tiles[0].image, [tile.cut for tile in tiles]
         try:
-            return load_tiles(tiles[0].image, [tile.cut for tile in tiles], size=self.tile.size)
+            if draws is None or self._augmentation is None:
+                return load_tiles(image, cuts, size=self.tile.size)
+            shown = load_tiles(self._augmentation.crop(image, draws), cuts, size=self.tile.size)
+            return [self._augmentation.recolour(pixels_CYX, draws) for pixels_CYX in shown]
         except ImageError as error:
             broken.append(f"{name}: {error}")
             return [np.full((3, self.tile.size, self.tile.size), 128, np.uint8)] * len(tiles)

@@ -35,7 +35,7 @@ from mm1.hf.families import FAMILIES, Family
 from mm1.hf.files import Processor
 from mm1.hf.layouts import layout_of, vision_to_hf
 from mm1.hf.shards import Group, State, write_shards
-from mm1.hf.vision import vision_config_to_hf
+from mm1.hf.vision import is_aim, vision_config_to_aim, vision_config_to_hf
 from mm1.model.lora import is_adapter
 
 log = logging.getLogger("mm1")
@@ -200,7 +200,8 @@ def _form(run: RunConfig, part: str, names: list[str], *, tokenizer: Tokenizer |
     model, length = run.model, positions_of(run)
     if part == "vision":
         layout = layout_of({name.removeprefix("vision.") for name in names})
-        return Form(vision_config_to_hf(model.vision), lambda ours: vision_to_hf(_inside(ours, "vision."), layout))
+        to_published = vision_config_to_aim if is_aim(model.vision) else vision_config_to_hf
+        return Form(to_published(model.vision), lambda ours: vision_to_hf(_inside(ours, "vision."), layout))
     if tokenizer is None:
         try:
             theirs = decoder_config_to_hf(model.decoder, max_positions=length)

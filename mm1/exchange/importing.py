@@ -130,7 +130,7 @@ def _with_words(model: ModelConfig, state: State, words: Words) -> tuple[Languag
 
 def _import_export(path: Path, theirs: dict[str, Any], folder: Path) -> Imported:
     """An export of `export_run`, as the run that it was."""
-    record, native = theirs["mm1"], theirs["model_type"] != "mm1"
+    record, native = theirs["mm1"], theirs.get("model_type") != "mm1"
     part, model, state = record["part"], ModelConfig.model_validate(record["model"]), tensors_of(path)
     if native and part == "vision":
         state = {f"vision.{name}": x for name, x in vision_from_hf(state).items()}

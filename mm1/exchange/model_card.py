@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData
 
 from mm1.config.run import RunConfig
 from mm1.exchange.description import architecture, origin_of
+from mm1.hf.vision import is_aim
 
 FILE = "README.md"
 
@@ -21,6 +22,13 @@ _USE = {
 
 model = AutoModel.from_pretrained("{name}"{trust})
 processor = AutoImageProcessor.from_pretrained("{name}"{trust})""",
+    "aim": """# its files have the names and the config of github.com/apple/ml-aim: a trunk without a classifier
+from mm1.hf.encoder import read_encoder
+from mm1.model.vision import Vision
+
+config, weights = read_encoder("{name}")
+model = Vision(config)
+model.load_state_dict(weights)""",
     "decoder": """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
@@ -41,8 +49,9 @@ def model_card(folder: Path, run: RunConfig, part: str, *, native: bool, license
     if kept.is_file():
         return kept.read_text()
     name = run.recipe or folder.name
+    use = "aim" if part == "vision" and is_aim(run.model.vision) else part
     settings: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": "mm1" if use == "aim" else "transformers",
         "pipeline_tag": _PIPELINES[part],
         "license": license_id or "unknown",
         "base_model": origin_of(folder).get("model"),
@@ -60,7 +69,7 @@ def model_card(folder: Path, run: RunConfig, part: str, *, native: bool, license
         "## Evaluation\n",
         _evaluation(folder),
         "## Use\n",
-        f"```py\n{_USE[part].format(name=name, trust=trust)}\n```\n",
+        f"```py\n{_USE[use].format(name=name, trust=trust)}\n```\n",
         "## License\n",
         f"{license_id}\n" if license_id else "None is given; the licenses of the data and of a base model apply.\n",
     ]

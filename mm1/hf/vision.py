@@ -243,3 +243,28 @@ def vision_config_from_aim(theirs: dict[str, Any]) -> VisionConfig:
         mean=IMAGENET_PIXELS[0],
         std=IMAGENET_PIXELS[1],
     )
+
+
+def is_aim(config: VisionConfig) -> bool:
+    """Whether this is an encoder of AIM's kind, which `transformers` doesn't have."""
+    return config.patch_norm and config.norm == "layer"
+
+
+def vision_config_to_aim(config: VisionConfig) -> dict[str, Any]:
+    """The arguments of AIM's own code for an encoder of its kind.
+
+    Raises:
+        ValueError: AIM has other parts.
+    """
+    theirs = {
+        "img_size": config.image_size,
+        "patch_size": config.patch_size,
+        "embed_dim": config.width,
+        "num_blocks": config.layers,
+        "num_heads": config.heads,
+    }
+    back = vision_config_from_aim(theirs)
+    differing = [f"{key} {value!r}" for key, value in config if getattr(back, key) != value]
+    if differing := [text for text in differing if not text.startswith(("mean ", "std "))]:
+        raise ValueError(f"AIM has no such encoder: here is {', '.join(differing)}")
+    return theirs

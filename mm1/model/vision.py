@@ -55,16 +55,13 @@ class Vision(nn.Module):
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
         self.norm = norm(width, config.norm_epsilon)
 
-    def forward(self, images_NCYX: torch.Tensor, prefix_N: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, images_NCYX: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Features [N, P, E] of the patches, row by row, from the layer `config.feature_layer`.
 
-        With `prefix_N` attention is that of AIM's pre-training (El-Nouby et al., arXiv 2401.08541, section 3.2): all
-        patches see the first `prefix_N` of their image, other patches are seen only by those after them. AIM has no
-        class token.
+        A `mask`, such as `prefix_mask` makes for AIM's pre-training, is true where a token sees another.
         """
         used = self.config.layers + 1 + self.config.feature_layer
         x_NQE = self.embed(images_NCYX)
-        mask = None if prefix_N is None else prefix_mask(prefix_N, x_NQE.shape[1])
         for block in self.blocks[:used]:
             x_NQE = block(x_NQE, mask)
         if self.config.feature_layer == -1:
@@ -97,6 +94,13 @@ class Vision(nn.Module):
         rows, columns = (pixels // self.config.patch_size for pixels in images_NCYX.shape[2:])
         return Grid(rows, columns)
 
+    def patches(self, images_NCYX: torch.Tensor) -> torch.Tensor:
+        """Normalised pixels [N, P, channels * rows * columns of a patch] in fp32; what fills no patch is cut off."""
+        size, grid = self.config.patch_size, self.grid_of(images_NCYX)
+        images_NCYX = images_NCYX[:, :, : grid.rows * size, : grid.columns * size]
+        patches = normalise(images_NCYX, self.config).unflatten(3, (-1, size)).unflatten(2, (-1, size))
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
     @property
     def _before(self) -> int:
         """The number of tokens before the patches."""
@@ -104,7 +108,7 @@ class Vision(nn.Module):
 
     def embed(self, images_NCYX: torch.Tensor) -> torch.Tensor:
         """The input of the first block, [N, Q, E]: patches with their positions, after class token and registers."""
-        x_NPE = self.patch_norm(self.patch(self._patches(images_NCYX).to(self.patch.weight.dtype)))
+        x_NPE = self.patch_norm(self.patch(self.patches(images_NCYX).to(self.patch.weight.dtype)))
         grid, images = self.grid_of(images_NCYX), len(x_NPE)
         if self.position_PE is None:
             x_NQE = x_NPE + fixed_positions(grid, like=x_NPE)
@@ -118,13 +122,6 @@ class Vision(nn.Module):
             class_E = self.class_E if self.position_PE is None else self.class_E + self.position_PE[0]
             x_NQE = torch.cat((class_E.expand(images, 1, -1), x_NQE), 1)
         return self.input_norm(x_NQE)
-
-    def _patches(self, images_NCYX: torch.Tensor) -> torch.Tensor:
-        """Normalised pixels [N, P, channels * rows * columns of a patch] in fp32; what fills no patch is cut off."""
-        size, grid = self.config.patch_size, self.grid_of(images_NCYX)
-        images_NCYX = images_NCYX[:, :, : grid.rows * size, : grid.columns * size]
-        patches = normalise(images_NCYX, self.config).unflatten(3, (-1, size)).unflatten(2, (-1, size))
-        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def normalise(images_NCYX: torch.Tensor, config: VisionConfig) -> torch.Tensor:
@@ -155,8 +152,10 @@ def fixed_positions(grid: Grid, *, like: torch.Tensor) -> torch.Tensor:
     return torch.cat((columns, rows), -1).flatten(0, 1).to(like.dtype)
 
 
-def prefix_mask(prefix_N: torch.Tensor, patches: int) -> torch.Tensor:
-    """Which patches see which, boolean [N, 1, P, P]: each those before it and the first `prefix_N` of its image."""
-    patch = torch.arange(patches, device=prefix_N.device)
-    causal = patch[:, None] >= patch
-    return (causal | (patch < prefix_N[:, None, None]))[:, None]
+def prefix_mask(prefix_N: torch.Tensor, rank_P: torch.Tensor) -> torch.Tensor:
+    """Which patches see which, boolean [N, 1, P, P]: each itself, those before it, and its image's first `prefix_N`.
+
+    `rank_P` is the order of the patches, from 0 (AIM; El-Nouby et al., arXiv 2401.08541, section 3.2).
+    """
+    causal_PP = rank_P[:, None] >= rank_P
+    return (causal_PP | (rank_P < prefix_N[:, None, None]))[:, None]

@@ -25,7 +25,8 @@ from mm1.model.decoder import Decoder
 from mm1.model.layers import initialise, linear
 from mm1.model.vision import Vision
 from mm1.objectives.contrast import LOSSES, Contrast, Features, Similarity
-from mm1.objectives.loss import Loss, ModelPart, Objective
+from mm1.objectives.draws import mix
+from mm1.objectives.loss import Loss, ModelPart, Objective, refuse_pixels
 
 STARTS = {"softmax": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}
 """Scale and bias of similarities at the start, by loss: CLIP, section 2.5; SigLIP, section 3.2."""
@@ -128,9 +129,7 @@ def _hash(tokens: torch.Tensor, text: torch.Tensor, *, start_N: torch.Tensor, la
     start = torch.zeros_like(tokens).scatter(0, start_N, start_N).cummax(0).values
     rank = words[:-1] - words[start]
     mixed = (tokens + 1) * -7046029254386353131 + (rank + 1) * -4417276706812531889
-    mixed = (mixed ^ (mixed >> 29)) * -4658895280553007687
-    mixed = (mixed ^ (mixed >> 32)) * -7723592293110705685
-    total = F.pad(((mixed ^ (mixed >> 30)) * text).cumsum(0), (1, 0))
+    total = F.pad((mix(mixed) * text).cumsum(0), (1, 0))
     return total[last_N + 1] - total[start_N]
 
 
@@ -155,6 +154,7 @@ class Contrastive(Objective):
                 f"objective {run.objective} pairs a caption with one tile, which shows the whole picture; set "
                 "model.tiling.kind=none"
             )
+        refuse_pixels(run)
         if run.z_loss_weight:
             raise ConfigError(f"objective {run.objective} has no z loss; set z_loss_weight=0")
         if run.loss_weighting != "token":

@@ -1,6 +1,7 @@
 """Every objective by its name: the values of `RunConfig.objective`."""
 
 from mm1.config.run import RunConfig
+from mm1.objectives.autoregressive_pixels import AutoregressivePixels
 from mm1.objectives.contrastive import Contrastive, ContrastiveSigmoid
 from mm1.objectives.loss import Objective
 from mm1.objectives.next_token import NextToken
@@ -9,6 +10,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "next_token": NextToken,
     "contrastive": Contrastive,
     "contrastive_sigmoid": ContrastiveSigmoid,
+    "autoregressive_pixels": AutoregressivePixels,
 }
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import nn
 
+from mm1.config.base import ConfigError
 from mm1.config.run import RunConfig
 from mm1.dist import DataRanks
 from mm1.document import Batch
@@ -121,3 +122,13 @@ class Objective(ABC):
         """
         for batch in batches:
             yield self.loss(batch.to(device))
+
+
+def refuse_pixels(run: RunConfig) -> None:
+    """Refuse a head for pixels, which only `autoregressive_pixels` has.
+
+    Raises:
+        ConfigError: the run sets one.
+    """
+    if run.pixels is not None:
+        raise ConfigError(f"objective {run.objective} predicts no pixels; set pixels=null")

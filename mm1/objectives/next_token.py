@@ -11,7 +11,7 @@ from mm1.config.run import RunConfig
 from mm1.document import IGNORED, Batch, trained_positions
 from mm1.model.mllm import MLLM
 from mm1.model.moe import Routing
-from mm1.objectives.loss import Loss, ModelPart, Objective
+from mm1.objectives.loss import Loss, ModelPart, Objective, refuse_pixels
 from mm1.objectives.weighting import token_weights
 
 LOGITS = {"cpu": 2**23, "cuda": 2**27}
@@ -39,7 +39,7 @@ class NextToken(Objective):
 
     @classmethod
     def check(cls, run: RunConfig) -> None:
-        """Accept every run: this objective uses all settings."""
+        refuse_pixels(run)
 
     @classmethod
     def build(cls, run: RunConfig, sources: list[str]) -> Self:

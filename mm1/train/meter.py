@@ -15,6 +15,7 @@ from mm1.config.model import DecoderConfig, ModelConfig
 from mm1.config.run import RunConfig
 from mm1.document import IGNORED, Batch
 from mm1.model.mllm import MLLM
+from mm1.objectives.autoregressive_pixels import PixelHead
 from mm1.objectives.index import objective_of
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
@@ -55,11 +56,12 @@ def costs(run: RunConfig) -> Costs:
     """The costs of a run's model; torch counts those of an image, on the meta device."""
     decoder, parts = run.model.decoder, objective_of(run).parts
     encoder = _image_cost(run.model, with_connector=False)
+    reads = "decoder" in parts
     return Costs(
-        token=2.0 * sum(layer_parameters(decoder, layer) for layer in range(decoder.layers)),
-        pair=4.0 * decoder.layers * decoder.heads * decoder.head_width,
+        token=2.0 * sum(layer_parameters(decoder, layer) for layer in range(decoder.layers)) if reads else 0.0,
+        pair=4.0 * decoder.layers * decoder.heads * decoder.head_width if reads else 0.0,
         prediction=2.0 * decoder.width * decoder.vocabulary if "logits" in parts else 0.0,
-        encoder=encoder,
+        encoder=encoder + _pixel_head_cost(run),
         connector=_image_cost(run.model, with_connector=True) - encoder if "connector" in parts else 0.0,
         passes=_passes(run),
     )
@@ -98,6 +100,16 @@ def _image_cost(model: ModelConfig, *, with_connector: bool) -> float:
         else:
             mllm.vision(images_NCYX)
     return float(counter.get_total_flops())
+
+
+def _pixel_head_cost(run: RunConfig) -> float:
+    """Operations of the head that predicts the pixels of an image, if the run has one."""
+    if run.pixels is None:
+        return 0.0
+    vision = run.model.vision
+    with torch.device("meta"):
+        head = PixelHead(vision, run.pixels)
+    return 2.0 * vision.grid.cells * sum(weight.numel() for weight in head.parameters() if weight.ndim == 2)
 
 
 @cache
