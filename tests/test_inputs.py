@@ -30,7 +30,7 @@ def test_a_paper_recipe_without_its_inputs_lists_them_all_with_commands(tmp_path
         "no tokenizer at tokenizer.json; expected a tokenizer.json or a folder with one",
         "mm1 import LANGUAGE_MODEL --to runs/model, then data.tokenizer=runs/model",
         "no run at runs/vit_h_14_378",
-        "mm1 import apple/DFN5B-CLIP-ViT-H-14-378 --to runs/vit_h_14_378, or mm1 train RECIPE --to "
+        "mm1 import apple/DFN5B-CLIP-ViT-H-14-378 --to runs/vit_h_14_378, or mm1 train vit_h_14_378 --to "
         "runs/vit_h_14_378; start_from={} starts from random weights",
         "no run at runs/language_3b",
         "mm1 import LANGUAGE_MODEL --to runs/language_3b, or mm1 train RECIPE --to runs/language_3b; "

@@ -21,9 +21,17 @@ from mm1.train import optim, schedule
 
 GOLDEN = {
     "tiny_encoder": 2_307_073,
+    "tiny_aim": 1_265_920,
     "tiny_language": 2_398_016,
     "tiny": 2_398_016,
     "tiny_sft": 2_409_536,
+    "vit_l_14_224": 414_677_249,
+    "vit_l_14_336": 415_004_929,
+    "vit_h_14_224": 975_014_401,
+    "vit_h_14_378": 975_619_841,
+    "aim_600m": 1_087_594_572,
+    "aim_1b": 1_617_478_220,
+    "aim_3b": 3_130_230_348,
     "mm1_3b": 3_707_662_400,
     "mm1_7b": 7_985_959_488,
     "mm1_30b": 30_627_251_776,
@@ -46,6 +54,12 @@ def build(run: RunConfig) -> torch.nn.Module:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_has_the_parameters_it_had(name):
     assert sum(parameter.numel() for parameter in build(recipe(name)).parameters()) == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_sets_nothing_that_its_objective_refuses(name):
+    run = recipe(name)
+    objective_of(run).check(run)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -5,14 +5,22 @@ from pathlib import Path
 
 from mm1.config.base import ConfigError, nearest
 from mm1.config.run import RunConfig, load, parse
-from mm1.recipes import mm1, sft, tiny
+from mm1.recipes import encoders, mm1, sft, tiny
 from mm1.recipes.file import load_function, names_file
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "tiny_encoder": tiny.tiny_encoder,
+    "tiny_aim": encoders.tiny_aim,
     "tiny_language": tiny.tiny_language,
     "tiny": tiny.tiny,
     "tiny_sft": tiny.tiny_sft,
+    "vit_l_14_224": encoders.vit_l_14_224,
+    "vit_l_14_336": encoders.vit_l_14_336,
+    "vit_h_14_224": encoders.vit_h_14_224,
+    "vit_h_14_378": encoders.vit_h_14_378,
+    "aim_600m": encoders.aim_600m,
+    "aim_1b": encoders.aim_1b,
+    "aim_3b": encoders.aim_3b,
     "mm1_3b": mm1.mm1_3b,
     "mm1_7b": mm1.mm1_7b,
     "mm1_30b": mm1.mm1_30b,

@@ -95,11 +95,10 @@ def _start_problems(run: RunConfig, folder: Path) -> Iterator[Problem]:
         if (Path(start) / "config.json").is_file():
             continue
         name = Path(start).name
-        if name in RECIPES:
-            remedy = f"mm1 train {name} --to {start}"
-        else:
+        remedy = f"mm1 train {name if name in RECIPES else 'RECIPE'} --to {start}"
+        if name in PUBLISHED or name not in RECIPES:
             model = PUBLISHED.get(name, "IMAGE_ENCODER" if part == "vision" else "LANGUAGE_MODEL")
-            remedy = f"mm1 import {model} --to {start}, or mm1 train RECIPE --to {start}"
+            remedy = f"mm1 import {model} --to {start}, or {remedy}"
         yield Problem(
             CheckpointError(missing(Path(start), "run")), f"{remedy}; start_from={{}} starts from random weights"
         )
