@@ -2,7 +2,9 @@
 
 import importlib
 import sys
+from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,11 +28,25 @@ class Largest:
         return np.argmax(lls)
 
 
+@dataclass
+class GenerationResult:
+    """What 0.7 wraps answers in."""
+
+    text: Any
+
+
+def as_the_runner_takes_it(answer: Any) -> Any:
+    """What 0.7.3 hands on to the task: of anything but a result and a text it makes a text."""
+    return answer.text if isinstance(answer, GenerationResult) else str(answer)
+
+
+@pytest.mark.parametrize("results", [True, False])
 @pytest.mark.parametrize("task", [Smallest, Largest])
-def test_the_likeliest_choice_is_taken(task: type, monkeypatch):
+def test_the_likeliest_choice_is_taken(task: type, results: bool, monkeypatch):
     modules = {
         "lmms_eval": {},
         "lmms_eval.api": {},
+        "lmms_eval.api.instance": {"GenerationResult": GenerationResult} if results else {},
         "lmms_eval.api.model": {"lmms": type("lmms", (), {})},
         "lmms_eval.api.task": {"ConfigurableTask": task},
         "lmms_eval.models": {},
@@ -51,5 +67,7 @@ def test_the_likeliest_choice_is_taken(task: type, monkeypatch):
     )
     model.ours, model.form = likely, "chat"
     model.task_dict = {"made": {"test": [{}]}}
-    requests = [SimpleNamespace(args=("Which?", text, lambda doc: [], 0, "made", "test")) for text in CHOICES]
-    assert task().process_results(model.loglikelihood(requests)) == 1
+    requests = [SimpleNamespace(args=("Which?", f" {text}", lambda doc: [], 0, "made", "test")) for text in CHOICES]
+    answers = model.loglikelihood(requests)
+    handed_on = [as_the_runner_takes_it(one) for one in answers] if results else answers
+    assert task().process_results(handed_on) == 1

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lmms_eval.api import instance
 from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.models.registry_v2 import ModelManifest
@@ -54,23 +55,23 @@ class MM1(lmms):
         """The text generated for each request, in their order; greedily, whatever temperature is requested."""
         return [reply.text.strip() for reply in self.ours.generate([self._request(request) for request in requests])]
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Log-likelihood of each request's target after its prompt, in nats; `greedy` is always False.
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
+        """Log-likelihood of each request's target after its prompt, in nats, and `greedy`, which is always False.
 
         Where lmms-eval takes the choice with the smallest value, the value is the loss in nats per token, as its own
-        models return it.
+        models return it. The space between prompt and target is set by the form of the run, not by the task.
         """
         ranked = []
         for request in requests:
             context, target, visuals, number, task, split = request.args
             doc = self.task_dict[task][split][number]
             answer = target(doc) if callable(target) else target
-            ranked.append(Request(self._document(context, visuals(doc)), choices=(answer,)))
+            ranked.append(Request(self._document(context, visuals(doc)), choices=(answer.strip(),)))
         nats_per_token = [nats for (nats,) in self.ours.loglikelihoods(ranked)]
         if smallest_wins():
-            return [(-nats, False) for nats in nats_per_token]
+            return [_whole((-nats, False)) for nats in nats_per_token]
         tokens = [len(self.ours.tokenizer.encode(one.continued_by(one.choices[0]))) for one in ranked]
-        return [(nats * count, False) for nats, count in zip(nats_per_token, tokens, strict=True)]
+        return [_whole((nats * count, False)) for nats, count in zip(nats_per_token, tokens, strict=True)]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         raise NotImplementedError("mm1 answers single rounds; choose a task of one round")
@@ -88,6 +89,15 @@ class MM1(lmms):
         pieces: list[Piece] = [Image(_png(picture)) for picture in visuals or ()]
         pieces.append(Text(context, train=False))
         return chat.prompt(pieces) if self.form == "chat" else Document(tuple(pieces))
+
+
+def _whole(likelihood: tuple[float, bool]) -> Any:
+    """`likelihood` as the installed lmms-eval takes it: 0.7.3 makes a text of a pair, but not of a result's content.
+
+    Source: `unwrap_generation_output` of https://github.com/EvolvingLMMs-Lab/lmms-eval/blob/main/lmms_eval/api/instance.py.
+    """
+    result = getattr(instance, "GenerationResult", None)
+    return likelihood if result is None else result(likelihood)
 
 
 def _png(picture: Pillow.Image) -> bytes:
