@@ -7,6 +7,7 @@ from pathlib import Path
 
 import layouts
 import pytest
+import small
 from layout import cell, data, six
 from test_protocol import Echo, reply
 
@@ -14,9 +15,11 @@ from mm1.eval.comparison import compare
 from mm1.eval.harness import evaluate, load_task
 from mm1.eval.metrics.captions import cider, cider_within, document_frequencies
 from mm1.eval.model import prompt_hash
+from mm1.eval.models import open_model
 from mm1.eval.results import read_answers
 from mm1.eval.shots import DEFAULT, Protocol
 from mm1.eval.task_evaluation import Settings
+from mm1.train.run import train_run
 
 WORDS = [
     "a",
@@ -102,3 +105,31 @@ def test_frequencies_of_all_queries_are_the_default():
     assert cider_within(references)(answers[:3], references[:3]).tolist() == whole[:3].tolist()
     assert cider(answers[:3], references[:3]).tolist() != whole[:3].tolist()
     assert document_frequencies(references).queries == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "shots"),
+    [
+        pytest.param("captions", (0, 2), marks=pytest.mark.long),
+        pytest.param("easy_vqa", (0,), marks=pytest.mark.nightly),
+    ],
+)
+def test_a_run_answers_the_same_at_limits_50_200_and_all(
+    name: str, shots: tuple[int, ...], stores: dict[str, Path], tmp_path: Path
+):
+    """The whole splits of the shipped sample: 450 and 9,673 queries, in batches of other queries at each limit."""
+    run = train_run(small.run(stores), tmp_path / "run")
+    model = open_model(str(run))
+    cells = []
+    for limit in (50, 200, 10**6):
+        task = load_task(name, limit=limit, seed=0)
+        settings = Settings(tmp_path / str(limit) / "eval", limit=limit, protocol=Protocol(max_tokens=8))
+        results = evaluate(model, [task], settings=settings, shots=shots)
+        answers = [read_answers(settings.folder, score) for score in results.scores]
+        cells.append([{one.query: (one.prompt, one.references, one.own) for one in cell} for cell in answers])
+    assert [len(of_limit[0]) for of_limit in cells[:2]] == [50, 200]
+    assert len(cells[2][0]) == {"captions": 450, "easy_vqa": 9673}[name]
+    assert len({own.text for _, _, own in cells[2][0].values()}) > 1
+    for fewer, more in pairwise(cells):
+        for ours, theirs in zip(fewer, more, strict=True):
+            assert ours == {query: theirs[query] for query in ours}
