@@ -81,7 +81,7 @@ ORDER = {
     ),
     "generate": (
         *("prompt", "sampling", "threads", "decode_step", "prefix_cache", "prompt_lookup", "request", "admission"),
-        *("engine", "beam", "document_prompt", "writer"),
+        *("engine", "serving", "beam", "document_prompt", "writer"),
     ),
     "hf": (
         "names",

@@ -204,7 +204,7 @@ TEXTS = [[7, 8, 9], [7, 8, 4], [10], [10, 11]]
 @given(DOCS, st.sampled_from([0.0, 3.0]), st.integers(0, 9))
 def test_only_choices_are_written(document, temperature, seed):
     decoding = Decoding(
-        max_tokens=8, choices=Choices(TEXTS), stop_tokens=frozenset({2}), temperature=temperature, seed=seed
+        max_tokens=8, constraint=Choices(TEXTS), stop_tokens=frozenset({2}), temperature=temperature, seed=seed
     )
     (completion,) = Engine(MODEL, rows=1).generate([prompt(document)], decoding)
     assert completion.tokens in TEXTS
@@ -212,7 +212,7 @@ def test_only_choices_are_written(document, temperature, seed):
 
 
 def test_the_likeliest_allowed_token_is_taken_at_each_step():
-    decoding = Decoding(choices=Choices([[n] for n in range(4, 30)]))
+    decoding = Decoding(constraint=Choices([[n] for n in range(4, 30)]))
     (completion,) = Engine(MODEL).generate([prompt(doc(5, seed=1))], decoding)
     logits = PrefixCache(MODEL, rows=1, positions=9).admit([prompt(doc(5, seed=1))], [0])
     with torch.no_grad():
@@ -224,7 +224,7 @@ def test_each_prompt_may_have_its_own_decoding():
     decodings = [
         Decoding(max_tokens=2),
         Decoding(max_tokens=5, temperature=2.0, seed=4),
-        Decoding(max_tokens=9, choices=Choices(TEXTS)),
+        Decoding(max_tokens=9, constraint=Choices(TEXTS)),
     ]
     together = Engine(MODEL, rows=2).generate(prompts, decodings)
     assert tokens_of(together)[:2] == [

@@ -36,7 +36,7 @@ DECODINGS = st.builds(
     temperature=st.sampled_from([0.0, 0.0, 1.2]),
     top_k=st.sampled_from([0, 5]),
     seed=st.integers(0, 3),
-    choices=st.sampled_from([None, None, None, Choices([[7, 8, 9], [7, 8, 4], [10], [10, 11]])]),
+    constraint=st.sampled_from([None, None, None, Choices([[7, 8, 9], [7, 8, 4], [10], [10, 11]])]),
 )
 CONTINUATIONS = st.lists(st.sampled_from([token for token in range(64) if token != IMAGE]), min_size=1, max_size=6)
 WRITTEN = st.builds(EngineRequest, PROMPTS, DECODINGS, stream=st.integers(0, 2))
@@ -110,7 +110,7 @@ def check_all_get_what_they_get_alone(ours: Engine, actions) -> None:
             assert expected.score is not None
             assert last.score.log_probability == pytest.approx(expected.score.log_probability, abs=1e-4)
             assert (last.score.tokens, last.score.greedy) == (expected.score.tokens, expected.score.greedy)
-    assert ours.prefix_cache is None or ours.prefix_cache.free == ours.rows
+    assert ours.prefix_cache is None or ours.prefix_cache.free == ours.prefix_cache.rows
 
 
 def writing(one: Prompt, tokens: int = 9) -> EngineRequest:

@@ -23,8 +23,10 @@ def admission_order(requests: Sequence[ActiveRequest], prefix_length: int) -> li
     return [request for group in groups for request in group]
 
 
-def next_wave(waiting: Sequence[ActiveRequest], prefix_cache: PrefixCache) -> list[ActiveRequest]:
-    """The next waiting requests to prefill in one pass, at least one if the cache has a free row.
+def next_wave(
+    waiting: Sequence[ActiveRequest], prefix_cache: PrefixCache, *, most: int, positions: int = POSITIONS_PER_PREFILL
+) -> list[ActiveRequest]:
+    """The next waiting requests to prefill in one pass: `most` at most, at least one, and up to so many positions.
 
     A request that begins like another one of the wave, and not yet like a row, waits until it can take over that one's
     keys and values.
@@ -32,10 +34,22 @@ def next_wave(waiting: Sequence[ActiveRequest], prefix_cache: PrefixCache) -> li
     wave: list[ActiveRequest] = []
     longest = 0
     for request in waiting[: 4 * prefix_cache.rows]:
-        cached = prefix_cache.cached(request.content)
-        longest = max(longest, len(request.content) - cached)
-        if len(wave) == prefix_cache.free or (wave and longest * (len(wave) + 1) > POSITIONS_PER_PREFILL):
+        if len(wave) == most:
             break
-        if all(common_prefix(request.content, other.content) < cached + MIN_SHARED for other in wave):
+        cached = prefix_cache.cached(request.content, salt=request.salt)
+        longest = max(longest, new_positions(request, cached))
+        if wave and longest * (len(wave) + 1) > positions:
+            break
+        if all(_shared(request, other) < cached + MIN_SHARED for other in wave):
             wave.append(request)
     return wave
+
+
+def new_positions(request: ActiveRequest, cached: int) -> int:
+    """How many positions have to be computed of a request of which a row holds the first `cached`."""
+    return max(len(request.content) - cached, request.outputs)
+
+
+def _shared(request: ActiveRequest, other: ActiveRequest) -> int:
+    """How many first positions the request could take over from the other one."""
+    return common_prefix(request.content, other.content) if request.salt == other.salt else 0

@@ -26,6 +26,9 @@ from mm1.generate.request import ActiveRequest, Completion, EngineRequest, Event
 from mm1.generate.sampling import Decoding, sample_tokens
 from mm1.model.mllm import MLLM
 
+POSITIONS_PER_READING = 128
+"""Positions of a prompt whose logits are computed at a time: those of a whole prompt can take a gigabyte."""
+
 
 class Engine:
     """Continues and scores prompts, up to `rows` at a time; what was computed for one request serves later ones.
@@ -101,14 +104,10 @@ class Engine:
         """
         try:
             self._join_arrivals()
-            if self._waiting and self.prefix_cache is not None and self.prefix_cache.free:
-                self._prefill(self.prefix_cache)
-            elif self._requests and self.prefix_cache is not None:
-                self._decode(self.prefix_cache)
+            if self.prefix_cache is not None:
+                self._pass(self.prefix_cache)
         except BaseException:  # a pass that was cut short leaves rows that hold less than they say
-            self.prefix_cache, self._arrivals, self._waiting, self._lookup = None, [], [], PromptLookup()
-            self._requests.clear()
-            self._events.clear()
+            self._forget()
             raise
         events, self._events = self._events, []
         return events
@@ -222,26 +221,50 @@ class Engine:
         )
         return self.prefix_cache
 
-    def _prefill(self, prefix_cache: PrefixCache) -> None:
-        """Admit waiting requests: scores are then complete, the others have their first token."""
-        wave = next_wave(self._waiting, prefix_cache)
+    def _pass(self, prefix_cache: PrefixCache) -> None:
+        """The next pass of the model, if there is anything to do."""
+        if self._waiting and prefix_cache.free:
+            self._admit(next_wave(self._waiting, prefix_cache, most=prefix_cache.free), prefix_cache)
+        elif self._requests:
+            self._decode(prefix_cache)
+
+    def _forget(self) -> None:
+        """Drop all requests and what rows hold."""
+        self.prefix_cache, self._arrivals, self._waiting, self._lookup = None, [], [], PromptLookup()
+        self._requests.clear()
+        self._events.clear()
+
+    def _admit(self, wave: Sequence[ActiveRequest], prefix_cache: PrefixCache) -> None:
+        """Give rows to waiting requests: scores are then complete, the others have their first token."""
         numbers = {active.number for active in wave}
         self._waiting = [active for active in self._waiting if active.number not in numbers]
         outputs = [active.outputs for active in wave]
         hidden_AD = prefix_cache.admit(
-            [active.prompt for active in wave], [active.number for active in wave], outputs=outputs
+            [active.prompt for active in wave],
+            [active.number for active in wave],
+            outputs=outputs,
+            salts=[active.salt for active in wave],
         )
         written, last = [], []
+        for active, reused in zip(wave, prefix_cache.reused, strict=True):
+            active.cached = reused if active.cached is None else active.cached
         for active, hidden_TD in zip(wave, hidden_AD.split(outputs), strict=True):
             if active.continuation is None:
+                self._read_prompt(active, hidden_TD[:-1])
                 written.append(active)
-                last.append(hidden_TD)
+                last.append(hidden_TD[-1:])
             else:
                 active.accept_score(self._logits(hidden_TD))
                 self._finish(active)
         if written:
             self._accept_tokens(written, self._logits(torch.cat(last)))
         self._events += [active.event() for active in wave]
+
+    def _read_prompt(self, active: ActiveRequest, hidden_TD: torch.Tensor) -> None:
+        """Report the prompt's next tokens if the request asks for them."""
+        if active.reading is not None:
+            for part_TD in hidden_TD.split(POSITIONS_PER_READING):
+                active.reading.read(self._logits(part_TD))
 
     def _decode(self, prefix_cache: PrefixCache) -> None:
         """Continue all rows by a token, or by several where the draft tokens are what the model writes."""
@@ -277,7 +300,7 @@ class Engine:
             [active.decoding for active in actives],
             generators=[active.generator for active in actives],
             image_token=self.model.config.image_token,
-            allowed=[active.decoding.allowed(active.completion.tokens) for active in actives],
+            written=[active.completion.tokens for active in actives],
         )
         for active, one in zip(actives, sampled, strict=True):
             active.accept(one)

@@ -56,7 +56,7 @@ class PrefixCache:
     `admit` puts prompts into free rows, `step` continues all rows in use, `release` frees one. A row is in use by an
     owner, a number that the caller selects. A free row remembers what it held: a prompt that begins with what any row
     holds, free or in use, takes over its keys and values, without a copy if that row is free. Otherwise a prompt takes
-    the free row that was unused for longest.
+    the free row that was unused for longest. Rows of another salt are not looked at.
     """
 
     def __init__(
@@ -79,9 +79,11 @@ class PrefixCache:
         self.cache = Cache.empty(model.decoder.config, rows=rows, length=positions, like=weight, shared=shared)
         self.owners: list[int | None] = [None] * rows
         self.computed = 0  # positions that went through the decoder
+        self.reused: list[int] = []  # positions of each prompt of the last `admit` that did not
         self._content = np.zeros((rows, positions), np.int64)
         self._length = np.zeros(rows, np.int64)  # positions that each row holds
         self._last_used = np.zeros(rows, np.int64)
+        self._salt = np.zeros(rows, np.int64)
         self._clock = 0
 
     @property
@@ -125,9 +127,15 @@ class PrefixCache:
         shared = (self.prefix.segment,) if self.prefix else ()
         self.cache = Cache(tuple(layers[0]), tuple(layers[1]), shared)
 
-    def cached(self, contents: np.ndarray) -> int:
+    @property
+    def usage(self) -> float:
+        """The share of the positions of all rows that those in use hold."""
+        used = sum(int(length) for owner, length in zip(self.owners, self._length, strict=True) if owner is not None)
+        return used / (self.rows * self.positions)
+
+    def cached(self, contents: np.ndarray, *, salt: int = 0) -> int:
         """How many first positions of a prompt with these contents don't have to be computed."""
-        return self.prefix_length + self._nearest(contents[self.prefix_length :])[1]
+        return self.prefix_length + self._nearest(contents[self.prefix_length :], salt)[1]
 
     def contents(self, owner: int) -> np.ndarray:
         """What the owner's row holds, the shared prefix first."""
@@ -137,14 +145,19 @@ class PrefixCache:
 
     @torch.inference_mode()
     def admit(
-        self, prompts: Sequence[Prompt], owners: Sequence[int], *, outputs: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        owners: Sequence[int],
+        *,
+        outputs: Sequence[int] | None = None,
+        salts: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Hidden states [A, D] of each prompt's last `outputs` positions (by default the last one), concatenated.
 
         Raises:
             ValueError: too few free rows, too long a prompt, or one that doesn't begin with the prefix.
         """
-        outputs = outputs or [1] * len(prompts)
+        outputs, salts = outputs or [1] * len(prompts), salts or [0] * len(prompts)
         contents = [content(prompt, self.model.config) for prompt in prompts]
         longest = max(map(len, contents)) - self.prefix_length
         if self.free < len(prompts) or longest > self.positions:
@@ -155,11 +168,12 @@ class PrefixCache:
         if self.prefix and any(common_prefix(whole, self.prefix.content) < self.prefix_length for whole in contents):
             raise ValueError(f"a prompt doesn't begin with the {self.prefix_length} positions that all rows share")
         starts, rows = [], []
-        for whole, owner, last in zip(contents, owners, outputs, strict=True):
+        for whole, owner, last, salt in zip(contents, owners, outputs, salts, strict=True):
             own = whole[self.prefix_length :]
-            row, start = self._take_row(own, owner, most=len(own) - last)
+            row, start = self._take_row(own, owner, most=len(own) - last, salt=salt)
             starts.append(start)
             rows.append(row)
+        self.reused = [self.prefix_length + start for start in starts]
         hidden_BTD = self._compute(prompts, starts, rows)
         for whole, row in zip(contents, rows, strict=True):
             own = whole[self.prefix_length :]
@@ -171,9 +185,9 @@ class PrefixCache:
         row_A, index_A = torch.tensor(picked, device=self.device).unbind(1)
         return hidden_BTD[row_A, index_A]
 
-    def _take_row(self, own: np.ndarray, owner: int, *, most: int) -> tuple[int, int]:
+    def _take_row(self, own: np.ndarray, owner: int, *, most: int, salt: int) -> tuple[int, int]:
         """The row that `owner` takes, and how many first positions of `own` it holds already: `most` at most."""
-        source, start = self._nearest(own)
+        source, start = self._nearest(own, salt)
         start = min(start, most)
         if start < MIN_SHARED:
             start = 0
@@ -184,15 +198,17 @@ class PrefixCache:
             self.cache.copy(source, row, stop=start)
         self._content[row, :start] = own[:start]
         self._length[row] = start
+        self._salt[row] = salt
         self.owners[row] = owner
         return row, start
 
-    def _nearest(self, own: np.ndarray) -> tuple[int, int]:
-        """The row with the longest prefix in common with `own`, preferably a free one, and that prefix's length."""
+    def _nearest(self, own: np.ndarray, salt: int) -> tuple[int, int]:
+        """The row of this salt with the longest prefix in common with `own`, preferably a free one, and its length."""
         same = (self._content[:, : len(own)] == own[: self.positions]) & (
             np.arange(min(len(own), self.positions)) < self._length[:, None]
         )
         common = np.where(same.all(1), same.shape[1], same.argmin(1)) if same.size else np.zeros(self.rows, np.int64)
+        common = np.where(self._salt == salt, common, 0)
         free = np.array([owner is None for owner in self.owners])
         row = int(np.lexsort((free, common))[-1])
         return row, int(common[row])
@@ -253,7 +269,7 @@ class PrefixCache:
         beyond = [row for row in range(count, self.rows) if self.owners[row] is not None]
         for hole, row in zip(holes, beyond, strict=True):
             self.cache.swap(hole, row, length=int(self._length[[hole, row]].max()))
-            for of_rows in (self._content, self._length, self._last_used):
+            for of_rows in (self._content, self._length, self._last_used, self._salt):
                 of_rows[[hole, row]] = of_rows[[row, hole]]
             self.owners[hole], self.owners[row] = self.owners[row], None
 
