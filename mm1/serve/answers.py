@@ -25,6 +25,7 @@ class Usage:
 
     def count(self, piece: Piece) -> None:
         """Count the tokens of a piece; the one that ends an answer is a token too."""
+        self.cached += piece.cached
         self.completion += len(piece.sampled) + (piece.reason == "token")
 
     @property
@@ -44,9 +45,11 @@ class Choice:
     text: str = ""
     sampled: list[Sampled] = field(default_factory=list)
     reason: Reason = "length"
+    prompt: tuple[Sampled | None, ...] = ()
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
+        self.prompt = piece.prompt or self.prompt
         self.sampled += piece.sampled
         self.reason = piece.reason or self.reason
 
@@ -54,8 +57,8 @@ class Choice:
 class Form(Protocol):
     """How answers of one route look."""
 
-    def opening(self, number: int) -> list[dict[str, Any]]:
-        """The chunks before the first piece of answer `number`."""
+    def opening(self, piece: Piece) -> dict[str, Any] | None:
+        """The chunk before the first piece of an answer, if there is one."""
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
         """A piece as a chunk of a stream."""
@@ -92,8 +95,8 @@ class ChatForm:
     logprobs: bool
     usage_in_stream: bool
 
-    def opening(self, number: int) -> list[dict[str, Any]]:
-        return [self._chunk(number, {"role": "assistant", "content": ""}, None, None)]
+    def opening(self, piece: Piece) -> dict[str, Any]:
+        return self._chunk(piece.number, {"role": "assistant", "content": ""}, None, None)
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
         delta = {"content": piece.text} if piece.text else {}
@@ -138,11 +141,10 @@ class ChatForm:
 
 @dataclass(slots=True)
 class Echo:
-    """A prompt that the answer repeats: its text, its tokens, and of each what the model expected there."""
+    """A prompt that the answer repeats."""
 
     text: str
     tokens: Sequence[int] = ()
-    sampled: Sequence[Sampled | None] = ()
 
 
 @dataclass(slots=True)
@@ -156,11 +158,11 @@ class CompletionForm:
     echoes: list[Echo] = field(default_factory=list)
     _offsets: dict[int, int] = field(default_factory=dict)
 
-    def opening(self, number: int) -> list[dict[str, Any]]:
+    def opening(self, piece: Piece) -> dict[str, Any] | None:
         if not self.echoes:
-            return []
-        echo = self.echoes[number]
-        return [self._chunk(number, echo.text, self._logprobs(number, echo.tokens, echo.sampled), None)]
+            return None
+        echo = self.echoes[piece.number]
+        return self._chunk(piece.number, echo.text, self._logprobs(piece.number, echo.tokens, piece.prompt), None)
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
         tokens = [one.token for one in piece.sampled]
@@ -179,7 +181,7 @@ class CompletionForm:
         for number, choice in enumerate(choices):
             echo = self.echoes[number] if self.echoes else Echo("")
             tokens = [*echo.tokens, *(one.token for one in choice.sampled)]
-            logprobs = self._logprobs(number, tokens, [*echo.sampled, *choice.sampled])
+            logprobs = self._logprobs(number, tokens, [*choice.prompt, *choice.sampled])
             listed.append(
                 {
                     "index": number,
@@ -203,8 +205,8 @@ class CompletionForm:
         self._offsets[number] = at
         return {
             "tokens": names,
-            "token_logprobs": [one and finite(one.log_probability) for one in sampled],
-            "top_logprobs": [one and self._alternatives(one) for one in sampled],
+            "token_logprobs": [None if one is None else finite(one.log_probability) for one in sampled],
+            "top_logprobs": [None if one is None else self._alternatives(one) for one in sampled],
             "text_offset": offsets,
         }
 

@@ -14,8 +14,8 @@ from starlette.responses import Response
 
 from mm1.checkpoint import Loaded
 from mm1.document import Document
-from mm1.generate.engine import Engine
-from mm1.generate.prompt import Prompt
+from mm1.generate.prompt import Features, Prompt
+from mm1.generate.serving import ServingEngine
 from mm1.serve import protocol
 from mm1.serve.answers import ChatForm, CompletionForm, Echo, Form, Head, Usage
 from mm1.serve.checking import parse
@@ -25,7 +25,7 @@ from mm1.serve.limits import Limits
 from mm1.serve.media import Media
 from mm1.serve.prompts import Reader, addresses, chat_document, completion_document
 from mm1.serve.reply import Reply, to_json
-from mm1.serve.requests import JobMaker
+from mm1.serve.requests import JobMaker, Output
 from mm1.serve.scheduler import Job, Scheduler
 from mm1.serve.token_names import TokenNames
 
@@ -46,7 +46,9 @@ class Server:
 
     def __post_init__(self) -> None:
         loaded = self.loaded
-        engine = Engine(loaded.model, rows=self.limits.max_concurrent)
+        engine = ServingEngine(
+            loaded.model, self.limits.sizes, features=Features(loaded.model, memory=self.limits.max_feature_bytes)
+        )
         self.scheduler = Scheduler(engine, max_waiting=self.limits.max_waiting)
         self.reader = Reader.of(loaded, self.limits)
         self.names = TokenNames(loaded.tokenizer, loaded.model.config.decoder.vocabulary)
@@ -61,8 +63,8 @@ class Server:
         prompt = await self._in_pool(lambda: self.reader.prompt(document, salt=request.scope["client_salt"]))
         if body.top_logprobs and not body.logprobs:
             raise invalid("top_logprobs needs logprobs to be true", "top_logprobs")
-        max_tokens = body.max_completion_tokens or body.max_tokens
-        jobs = self._jobs([prompt], body, max_tokens=max_tokens, alternatives=body.top_logprobs or 0)
+        output = Output(body.max_completion_tokens or body.max_tokens, body.top_logprobs or 0)
+        jobs = self._jobs([prompt], body, output=output, salt=request.scope["client_salt"])
         form = ChatForm(Head("chatcmpl", self.name), self.names, bool(body.logprobs), body.usage_in_stream)
         return await self._reply(request, body, jobs, form=form, usage=Usage(len(prompt.tokens)))
 
@@ -78,13 +80,17 @@ class Server:
             prompt, text = await self._completion_prompt(source, salt=request.scope["client_salt"])
             prompts.append(prompt)
             texts.append(text)
-        max_tokens = 16 if body.max_tokens is None else body.max_tokens
-        jobs = self._jobs(prompts, body, max_tokens=max_tokens, alternatives=body.logprobs or 0)
         logprobs = body.logprobs is not None
-        if body.echo and logprobs:
-            raise invalid("echo with logprobs is not supported", "echo")
-        echoes = [Echo(text) for text in texts for _ in range(body.choices)] if body.echo else []
-        form = CompletionForm(Head("cmpl", self.name), self.names, logprobs, body.usage_in_stream, echoes)
+        output = Output(
+            16 if body.max_tokens is None else body.max_tokens, body.logprobs or 0, bool(body.echo and logprobs)
+        )
+        jobs = self._jobs(prompts, body, output=output, salt=request.scope["client_salt"])
+        echoes = [
+            Echo(text, prompt.tokens) for text, prompt in zip(texts, prompts, strict=True) for _ in range(body.choices)
+        ]
+        form = CompletionForm(
+            Head("cmpl", self.name), self.names, logprobs, body.usage_in_stream, echoes if body.echo else []
+        )
         usage = Usage(sum(len(prompt.tokens) for prompt in prompts))
         return await self._reply(request, body, jobs, form=form, usage=usage)
 

@@ -1,6 +1,7 @@
 """`mm1 serve`: loads a run and answers until it is told to stop."""
 
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,8 @@ class StoppableServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         self._server.scheduler.drain()
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT  # the second Ctrl-C doesn't wait
+        self.should_exit = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from mm1.generate.serving import ServingSizes
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -9,6 +11,9 @@ class Limits:
 
     max_length           positions of a prompt with its answer
     max_concurrent       answers that are written at a time
+    kept_prompts         rows that only remember prompts, for requests that begin alike
+    max_prefill          positions of prompts that are computed between two tokens of the answers
+    max_feature_bytes    features of pictures that are kept
     max_waiting          answers that wait for a row; more requests are refused with 429
     max_choices          answers that one request may ask for
     max_pictures         pictures of one request
@@ -23,6 +28,9 @@ class Limits:
 
     max_length: int = 2048
     max_concurrent: int = 32
+    kept_prompts: int = 8
+    max_prefill: int = 512
+    max_feature_bytes: int = 1 << 30
     max_waiting: int = 256
     max_choices: int = 128
     max_pictures: int = 32
@@ -33,3 +41,8 @@ class Limits:
     body_seconds: float = 60.0
     request_seconds: float = 600.0
     drain_seconds: float = 30.0
+
+    @property
+    def sizes(self) -> ServingSizes:
+        """The sizes of the engine."""
+        return ServingSizes(self.max_concurrent, self.max_length, self.kept_prompts, self.max_prefill)

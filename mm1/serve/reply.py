@@ -66,12 +66,14 @@ class Reply:
         return EventStream(self._chunks(first, pieces, usage=usage), end=end, deadline=self.answering.deadline)
 
     async def _chunks(self, first: Piece, rest: AsyncIterator[Piece], *, usage: bool) -> AsyncIterator[bytes]:
-        for number in range(len(self.answering.tickets)):
-            for chunk in self.form.opening(number):
-                yield _event(chunk)
+        opened: set[int] = set()
         try:
             async for piece in _chained(first, rest):
                 self.usage.count(piece)
+                if piece.number not in opened and (piece.sampled or piece.reason is not None):
+                    opened.add(piece.number)
+                    if (opening := self.form.opening(piece)) is not None:
+                        yield _event(opening)
                 if piece.text or piece.sampled or piece.reason is not None:
                     yield _event(self.form.chunk(piece))
         except ApiError as error:

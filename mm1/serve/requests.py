@@ -16,15 +16,23 @@ from mm1.serve.text_stream import TextStream
 
 
 @dataclass(frozen=True, slots=True)
+class Output:
+    """What a request wants: tokens at most (None: as many as there is room for), the likeliest others beside each, and
+    whether it asks how likely the prompt's own tokens are."""
+
+    max_tokens: int | None
+    alternatives: int = 0
+    reads_prompt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class JobMaker:
     """Makes the jobs of a request: one for each answer to each prompt."""
 
     tokenizer: Tokenizer
     limits: Limits
 
-    def jobs(
-        self, prompts: Sequence[Prompt], request: SamplingRequest, *, max_tokens: int | None, alternatives: int
-    ) -> list[Job]:
+    def jobs(self, prompts: Sequence[Prompt], request: SamplingRequest, *, output: Output, salt: str) -> list[Job]:
         """The jobs; answer number i takes its random numbers from stream i of the request's seed.
 
         Raises:
@@ -41,14 +49,26 @@ class JobMaker:
             left = self.limits.max_length - len(prompt.tokens)
             text = TextStream(self.tokenizer, request.stops)
             decoding = Decoding(
-                max_tokens=left if max_tokens is None else min(max_tokens, left),
+                max_tokens=left if output.max_tokens is None else min(output.max_tokens, left),
                 stop_tokens=frozenset() if request.ignore_eos else self.tokenizer.ends,
                 stopped=text.push,
                 temperature=1.0 if request.temperature is None else float(request.temperature),
                 top_p=1.0 if request.top_p is None else float(request.top_p),
                 top_k=max(0, request.top_k or 0),
                 seed=seed,
-                alternatives=alternatives,
+                alternatives=output.alternatives,
+                presence_penalty=float(request.presence_penalty or 0),
+                frequency_penalty=float(request.frequency_penalty or 0),
+                bias=self._bias(request),
             )
-            jobs.append(Job(EngineRequest(prompt, decoding, stream=number), text))
+            read = output.alternatives if output.reads_prompt else None
+            jobs.append(Job(EngineRequest(prompt, decoding, number, salt=salt, prompt_alternatives=read), text))
         return jobs
+
+    def _bias(self, request: SamplingRequest) -> dict[int, float]:
+        bias = {}
+        for name, value in (request.logit_bias or {}).items():
+            if not (name.isascii() and name.isdigit() and int(name[:10]) < self.tokenizer.vocabulary):
+                raise invalid(f"logit_bias takes token ids below {self.tokenizer.vocabulary}", "logit_bias")
+            bias[int(name)] = float(value)
+        return bias

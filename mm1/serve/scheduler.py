@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from mm1.generate.engine import Engine
 from mm1.generate.request import EngineRequest, Event, Reason
 from mm1.generate.sampling import Sampled
+from mm1.generate.serving import ServingEngine
 from mm1.serve.errors import ApiError
 from mm1.serve.text_stream import TextStream
 
@@ -26,12 +26,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one step added to answer `number` of a request; `reason` tells that the answer is complete."""
+    """What one step added to answer `number` of a request; `reason` tells that the answer is complete.
+
+    `prompt` are the prompt's tokens if they were asked for; `cached` are positions of it that were known before.
+    """
 
     number: int
     text: str
     sampled: tuple[Sampled, ...] = ()
     reason: Reason | None = None
+    prompt: tuple[Sampled | None, ...] = ()
+    cached: int = 0
 
 
 @dataclass(slots=True)
@@ -94,7 +99,7 @@ class Scheduler:
     `submit` and `abort` are called by the event loop; everything else happens in the scheduler's own thread.
     """
 
-    def __init__(self, engine: Engine, *, max_waiting: int):
+    def __init__(self, engine: ServingEngine, *, max_waiting: int):
         self.engine, self.max_waiting = engine, max_waiting
         self.ended: Callable[[Ticket], None] = lambda ticket: None
         self._condition = threading.Condition()
@@ -194,7 +199,8 @@ class Scheduler:
                     self._fail(list(self._tickets.values()), _going())
                     return
                 if self.engine.busy:
-                    self._deliver(self.engine.step())
+                    began = time.monotonic()
+                    self._deliver(self.engine.step(), began)
             except Exception:
                 log.exception("a step of the engine failed; all its requests are answered with an error")
                 self._fail(list(self._tickets.values()), ApiError(500, "the model failed; ask again"))
@@ -206,20 +212,22 @@ class Scheduler:
                 ticket.engine_id = self.engine.submit(ticket.job.request)
                 self._tickets[ticket.engine_id] = ticket
 
-    def _deliver(self, events: Sequence[Event]) -> None:
+    def _deliver(self, events: Sequence[Event], began: float) -> None:
         """Give what a step wrote to the event loop, in one call."""
         now, deliveries = time.monotonic(), []
         for event in events:
             ticket = self._tickets.get(event.request_id)
             if ticket is None:
                 continue
-            if event.tokens or event.reason is not None:
-                times = ticket.times
+            times = ticket.times
+            times.started = times.started or began
+            if event.tokens:
                 times.first_token = times.first_token or now
                 times.last_token = now
             ticket.tokens += len(event.tokens) + (event.reason == "token")
             text = ticket.job.text.taken(end=event.reason is not None)
-            deliveries.append((ticket.answering, Piece(ticket.number, text, event.sampled, event.reason)))
+            piece = Piece(ticket.number, text, event.sampled, event.reason, event.prompt, event.cached)
+            deliveries.append((ticket.answering, piece))
             if event.reason is not None:
                 self._end(ticket, event.reason)
                 self._rate.count(now)
