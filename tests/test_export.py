@@ -190,7 +190,7 @@ def test_padded_texts_are_continued_as_each_alone(tmp_path):
         ({}, "LlamaForCausalLM"),
         ({"qk_norm": True, "tie_embeddings": False}, "Qwen3ForCausalLM"),
         ({"sparse": SparseConfig(experts=4)}, "MixtralForCausalLM"),
-        (STRETCHED, "MM1ForConditionalGeneration"),
+        (STRETCHED, "MM1ForCausalLM"),
     ],
 )
 def test_a_language_model_is_exported_as_one(change, kind, tmp_path):
@@ -236,7 +236,7 @@ def test_an_encoder_is_exported_alone(vision, kind, tmp_path):
 
 
 def test_the_code_of_an_export_needs_nothing_of_ours():
-    sources, imported = code(tiles=True), set()
+    sources, imported = code(pictures=True), set()
     for source in sources.values():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Import):
@@ -258,7 +258,7 @@ def test_a_chat_is_written_as_it_was_learned(tmp_path, monkeypatch):
     sources = {"talk": SourceConfig(store=str(tmp_path / "talk.lance"))}
     write_run(tmp_path / "run", run_of(OWN["mlp of fewer tokens"], sources=sources))
     export_run(tmp_path / "run", tmp_path / "out")
-    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
     seen = {"type": "image", "image": Picture.open(io.BytesIO(picture()))}
     texts = [{"type": "text", "text": piece.text} for piece in TALK]
     turns = [[seen, texts[0]], [texts[1]], [texts[2]], [texts[3]]]
@@ -320,7 +320,7 @@ def test_one_tensor_at_a_time_is_in_memory(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint.Weights, "read", counted)
     export_run(tmp_path / "run", tmp_path / "out")
-    assert len(alive) == len(load_file(tmp_path / "out/model.safetensors"))
+    assert len(alive) == len(checkpoint.Weights(tmp_path / "run").shapes)
 
 
 def test_files_keep_to_their_size_and_the_index_names_them(tmp_path):

@@ -33,7 +33,7 @@ class HfModel(Model):
             raise ValueError(f"{folder} has no config.json; hf: takes the folder of a transformers model")
         if (folder / "checkpoints").is_dir():
             raise ValueError(f"{folder} is a run of mm1; give it without hf:")
-        ours = code(tiles=True)
+        ours = code(pictures=True)
         theirs = {path.name: path.read_text() for path in folder.glob("*.py")}
         # our own code is trusted; before it runs other code, `transformers` asks the user
         trust = {"trust_remote_code": True} if theirs and theirs.items() <= ours.items() else {}

@@ -34,6 +34,7 @@ from mm1.hf.convert import decoder_config_to_hf, decoder_to_hf
 from mm1.hf.families import FAMILIES, Family
 from mm1.hf.files import Processor
 from mm1.hf.layouts import layout_of, vision_to_hf
+from mm1.hf.own import own_config, own_processor, own_to_hf
 from mm1.hf.shards import Group, State, write_shards
 from mm1.hf.vision import is_aim, vision_config_to_aim, vision_config_to_hf
 from mm1.model.lora import is_adapter
@@ -208,7 +209,8 @@ def _form(run: RunConfig, part: str, names: list[str], *, tokenizer: Tokenizer |
             return Form(theirs, lambda ours: decoder_to_hf(_inside(ours, "decoder."), model.decoder))
         except ValueError as why:
             log.info("exported with a modelling file: %s", why)
-        return Form(files.own_config(model, part=part, max_positions=length), lambda ours: ours, native=False)
+        theirs = own_config(model, part=part, max_positions=length)
+        return Form(theirs, lambda ours: own_to_hf(ours, part=part), native=False)
     reasons = []
     for name, family in FAMILIES.items():
         try:
@@ -216,8 +218,8 @@ def _form(run: RunConfig, part: str, names: list[str], *, tokenizer: Tokenizer |
         except ValueError as why:
             reasons.append(f"no {name}, since {why}")
     log.info("exported with a modelling file: %s", "; ".join(reasons))
-    theirs = files.own_config(model, part=part, max_positions=length)
-    return Form(theirs, lambda ours: ours, native=False, processor=files.own_processor(model, tokenizer))
+    theirs, processor = own_config(model, part=part, max_positions=length), own_processor(model, tokenizer)
+    return Form(theirs, lambda ours: own_to_hf(ours, part=part), native=False, processor=processor)
 
 
 def _family_form(family: Family, model: ModelConfig, tokenizer: Tokenizer, *, max_positions: int) -> Form:
@@ -258,7 +260,7 @@ def _small_files(run: RunConfig, part: str, form: Form, text: RecordedText | Non
     if form.processor is not None:
         contents |= form.processor.contents()
     if not form.native:
-        contents |= files.code(tiles=form.processor is not None and form.processor.name == "MM1Processor")
+        contents |= files.code(pictures=form.processor is not None)
     if text.chats:
         contents[TEMPLATE] = tokenizer.template.source if tokenizer.template else files.chat_template(tokenizer)
     return contents

@@ -18,7 +18,7 @@ from mm1.data.recorded import TOKENIZER, record_text
 from mm1.data.tokenizer import load_tokenizer
 from mm1.exchange.description import record_origin
 from mm1.exchange.model_card import FILE as CARD
-from mm1.hf import encoder, unread
+from mm1.hf import encoder, own, unread
 from mm1.hf.convert import decoder_from_hf, with_own_head
 from mm1.hf.families import FAMILIES, REFUSED
 from mm1.hf.language import Language, downloaded, read_language, tensors_of, with_words
@@ -130,7 +130,7 @@ def _with_words(model: ModelConfig, state: State, words: Words) -> tuple[Languag
 
 def _import_export(path: Path, theirs: dict[str, Any], folder: Path) -> Imported:
     """An export of `export_run`, as the run that it was."""
-    record, native = theirs["mm1"], theirs.get("model_type") != "mm1"
+    record, native = theirs["mm1"], theirs.get("model_type") not in own.TYPES
     part, model, state = record["part"], ModelConfig.model_validate(record["model"]), tensors_of(path)
     if native and part == "vision":
         state = {f"vision.{name}": x for name, x in vision_from_hf(state).items()}
@@ -141,6 +141,8 @@ def _import_export(path: Path, theirs: dict[str, Any], folder: Path) -> Imported
         }
     elif native:
         state = FAMILIES[theirs["model_type"]].from_hf(state, model)
+    else:
+        state = own.own_from_hf(state, part=part)
     data = DataConfig(sequence_length=record["sequence_length"])
     words = None
     if part != "vision":

@@ -1,12 +1,11 @@
 """Contents of the small files beside exported weights, as `transformers` reads them: pure functions."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm1.config.model import ModelConfig, VisionConfig
-from mm1.data.tiles import tile_spec
+from mm1.config.model import VisionConfig
 from mm1.data.tokenizer import Tokenizer, own_marks
 from mm1.hf.vocabulary import post_processor
 
@@ -37,54 +36,20 @@ def chat_template(tokenizer: Tokenizer) -> str:
 
 
 _IMPORT = re.compile(r"^from mm1\.(?:hf\.|model\.)?(\w+?)(?:_mm1)? import", re.MULTILINE)
-MODEL, TILES = ("modeling_mm1", "vision_mm1", "rotary_mm1"), ("processing_mm1", "tiling_mm1")
-"""The code that an export has if no class of `transformers` fits its weights, and that for tiles besides."""
+MODEL, PICTURES = ("modeling_mm1", "vision_mm1", "rotary_mm1"), ("processing_mm1", "tiling_mm1")
+"""The code that an export has if no class of `transformers` fits its weights, and that of its processor."""
 
 
-def code(*, tiles: bool) -> dict[str, str]:
+def code(*, pictures: bool) -> dict[str, str]:
     """The files with the model's source for `transformers`, which no module here imports."""
     sources = {}
-    for name in (*MODEL, *(TILES if tiles else ())):
+    for name in (*MODEL, *(PICTURES if pictures else ())):
         module, package = f"{name.removesuffix('_mm1')}.py", Path(__file__).parents[1]
         candidates = (Path(__file__).with_name(f"{name}.py"), package / "model" / module, package / module)
         path = next(candidate for candidate in candidates if candidate.exists())
         # beside each other, files import each other without the name of the package
         sources[f"{name}.py"] = _IMPORT.sub(r"from .\1_mm1 import", path.read_text())
     return sources
-
-
-def own_config(config: ModelConfig, *, part: str, max_positions: int) -> dict[str, Any]:
-    """A config.json for the modelling file; the export adds the model's own config as `mm1`.
-
-    Raises:
-        ValueError: a part that the file doesn't have.
-    """
-    decoder = config.decoder
-    if decoder.sparse.capacity is not None:
-        raise ValueError(
-            f"experts of capacity {decoder.sparse.capacity} drop tokens, which no exported model does; "
-            "set model.decoder.sparse.capacity to null in the run's config.json: then none is dropped"
-        )
-    classes = (
-        ("AutoModelForCausalLM",) if part == "decoder" else ("AutoModelForImageTextToText", "AutoModelForCausalLM")
-    )
-    return {
-        "model_type": "mm1",
-        "architectures": ["MM1ForConditionalGeneration"],
-        "auto_map": {
-            "AutoConfig": "modeling_mm1.MM1Config",
-            **dict.fromkeys(classes, "modeling_mm1.MM1ForConditionalGeneration"),
-        },
-        "vocab_size": decoder.vocabulary,
-        "hidden_size": decoder.width,
-        "num_hidden_layers": decoder.layers,
-        "num_attention_heads": decoder.heads,
-        "num_key_value_heads": decoder.kv_heads,
-        "head_dim": decoder.head_width,
-        "max_position_embeddings": max_positions,
-        "image_token_id": config.image_token_id,
-        "row_ends": config.tile_features > config.connector.tokens,
-    }
 
 
 def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -157,27 +122,7 @@ def squeezed_images(vision: VisionConfig) -> dict[str, Any]:
     return normalised_images(vision) | {
         "image_processor_type": "CLIPImageProcessor",
         "size": {"height": vision.image_size, "width": vision.image_size},
+        "crop_size": {"height": vision.image_size, "width": vision.image_size},  # LlavaProcessor counts tokens by it
         "resample": 3,  # bicubic
         "do_center_crop": False,
     }
-
-
-def own_processor(config: ModelConfig, tokenizer: Tokenizer) -> Processor:
-    """The processor for the modelling file: ours if there are tiles.
-
-    Else it is LLaVA's, whose count of one patch and the rest is the number of our tokens.
-    """
-    tile = tile_spec(config, use=True)
-    text: dict[str, Any] = {"image_token": tokenizer.spelling("image")}
-    if not tile.whole:
-        text |= {
-            "auto_map": {"AutoProcessor": "processing_mm1.MM1Processor"},
-            "tile": asdict(tile),
-        }
-        return Processor("MM1Processor", squeezed_images(config.vision), text)
-    text |= {
-        "patch_size": config.vision.image_size,
-        "num_additional_image_tokens": config.connector.tokens - 1,
-        "vision_feature_select_strategy": "full",
-    }
-    return Processor("LlavaProcessor", squeezed_images(config.vision), text)

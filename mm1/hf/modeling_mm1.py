@@ -6,6 +6,7 @@ tokens of all sequences.
 """
 
 # mypy: ignore-errors
+# ruff: noqa: RUF012, that is how transformers has it
 
 from types import SimpleNamespace
 
@@ -13,180 +14,317 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mm1.hf.vision_mm1 import Connector, FeedForward, Vision
 from mm1.model.rotary import rotary_angles, rotate
 
+GROUPS = "num_key_value_groups"
+"""How the attention of `transformers` asks a module for the query heads of a key head."""
+
+
+class MM1TextConfig(PretrainedConfig):
+    """A decoder: `mm1_decoder` is its config in mm1; the other fields are what `transformers` and vLLM ask for."""
+
+    model_type = "mm1_text"
+    base_config_key = "text_config"
+
+    def __init__(self, mm1_decoder=None, mm1=None, **kwargs):
+        self.mm1_decoder, self.mm1 = mm1_decoder or (mm1 or {}).get("model", {}).get("decoder"), mm1
+        super().__init__(**kwargs)
+
 
 class MM1Config(PretrainedConfig):
-    """`mm1` is the config of the model in mm1; the other fields repeat what `transformers` needs from a config."""
+    """`mm1` records the run and the config of its model; `text_config` is that of the decoder."""
 
     model_type = "mm1"
+    sub_configs = {"text_config": MM1TextConfig}
 
-    def __init__(self, mm1=None, image_token_id=None, row_ends=False, **kwargs):
+    def __init__(self, mm1=None, text_config=None, image_token_id=None, row_ends=False, **kwargs):
         self.mm1, self.image_token_id, self.row_ends = mm1, image_token_id, row_ends
+        self.text_config = MM1TextConfig(**text_config) if isinstance(text_config, dict) else text_config
+        if self.text_config is None:
+            self.text_config = MM1TextConfig()
+        if mm1 is not None:
+            self.text_config.mm1_decoder = mm1["model"]["decoder"]
         super().__init__(**kwargs)
 
     def part(self, name):
-        part = SimpleNamespace(**self.mm1["model"][name])
-        if getattr(part, "rope_scaling", None) is not None:
-            part.rope_scaling = SimpleNamespace(**part.rope_scaling)
-        return part
+        return SimpleNamespace(**self.mm1["model"][name])
+
+
+def decoder_of(config):
+    """The config of the decoder in mm1, with attributes for fields."""
+    decoder = SimpleNamespace(**config.mm1_decoder)
+    if decoder.rope_scaling is not None:
+        decoder.rope_scaling = SimpleNamespace(**decoder.rope_scaling)
+    return decoder
 
 
 class SelfAttention(nn.Module):
+    """Attention by the implementation that `transformers` or vLLM chooses."""
+
+    is_causal = True
+
     def __init__(self, config, layer):
         super().__init__()
-        self.layer, self.head_width, self.rotates = layer, config.head_width, layer not in config.no_rope_layers
-        queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
-        self.query = nn.Linear(config.width, queries, bias=config.qkv_bias)
-        self.key = nn.Linear(config.width, keys, bias=config.qkv_bias)
-        self.value = nn.Linear(config.width, keys, bias=config.qkv_bias)
-        self.out = nn.Linear(queries, config.width, bias=config.out_bias)
-        norm, self.norms_heads = nn.RMSNorm if config.qk_norm else nn.Identity, not config.qk_norm_across_heads
-        widths = (config.head_width, config.head_width) if self.norms_heads else (queries, keys)
-        self.query_norm, self.key_norm = (norm(width, config.norm_epsilon) for width in widths)
+        self.config, decoder = config, decoder_of(config)
+        self.layer_idx, self.head_width, self.rotates = layer, decoder.head_width, layer not in decoder.no_rope_layers
+        self.scaling = decoder.head_width**-0.5
+        setattr(self, GROUPS, decoder.heads // decoder.kv_heads)
+        queries, keys = decoder.heads * decoder.head_width, decoder.kv_heads * decoder.head_width
+        self.query = nn.Linear(decoder.width, queries, bias=decoder.qkv_bias)
+        self.key = nn.Linear(decoder.width, keys, bias=decoder.qkv_bias)
+        self.value = nn.Linear(decoder.width, keys, bias=decoder.qkv_bias)
+        self.out = nn.Linear(queries, decoder.width, bias=decoder.out_bias)
+        norm, self.norms_heads = nn.RMSNorm if decoder.qk_norm else nn.Identity, not decoder.qk_norm_across_heads
+        widths = (decoder.head_width, decoder.head_width) if self.norms_heads else (queries, keys)
+        self.q_norm, self.k_norm = (norm(width, decoder.norm_epsilon) for width in widths)
 
-    def forward(self, x_BTD, angles, mask, cache):
+    def forward(self, x_BTD, angles, mask, cache, **kwargs):
         q, k, v = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         if not self.norms_heads:
-            q, k = self.query_norm(q), self.key_norm(k)
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.unflatten(-1, (-1, self.head_width)) for y in (q, k, v))
         if self.norms_heads:
-            q, k = self.query_norm(q), self.key_norm(k)
+            q, k = self.q_norm(q), self.k_norm(k)
         if self.rotates:
             q, k = rotate(q, angles), rotate(k, angles)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         if cache is not None:
-            k, v = cache.update(k, v, self.layer)
-        y = F.scaled_dot_product_attention(q, k, v, mask[..., : k.shape[2]], enable_gqa=q.shape[1] != k.shape[1])
-        return self.out(y.transpose(1, 2).flatten(2))
+            k, v = cache.update(k, v, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, sdpa_attention_forward)
+        y, _ = attend(self, q, k, v, mask, scaling=self.scaling, **kwargs)
+        return self.out(y.reshape(*x_BTD.shape[:-1], -1))
 
 
-class SparseFeedForward(nn.Module):
-    """Each token goes through the top k experts of a router, whose weights add up to one."""
+class Router(nn.Module):
+    """The weights of each token's top k experts, and which those are, [A, top k]."""
 
     def __init__(self, config):
         super().__init__()
         self.top_k, self.normalizes = config.sparse["top_k"], config.sparse["normalize"]
-        self.router = nn.Linear(config.width, config.sparse["experts"], bias=False)
-        inner, width = config.mlp_width, config.width
-        shapes = {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
-        empty = {name: torch.zeros(config.sparse["experts"], *shape) for name, shape in shapes.items()}
-        self.experts = nn.ModuleDict({name: nn.ParameterDict({"weight": x}) for name, x in empty.items()})
+        self.weight = nn.Parameter(torch.zeros(config.sparse["experts"], config.width))
 
-    def forward(self, x_BTD):
-        x_AD = x_BTD.flatten(0, 1)
-        weights, experts = F.linear(x_AD.float(), self.router.weight.float()).softmax(-1).topk(self.top_k)
-        weights = (weights / weights.sum(-1, keepdim=True) if self.normalizes else weights).to(x_AD.dtype)
+    def forward(self, x_AD):
+        scores = F.linear(x_AD.float(), self.weight.float()).softmax(-1)
+        weights, experts = scores.topk(self.top_k)
+        if self.normalizes:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights.to(x_AD.dtype), experts
+
+
+class Expert(nn.Module):
+    def __init__(self, width, mlp_width):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, mlp_width, bias=False)
+        self.up_proj = nn.Linear(width, mlp_width, bias=False)
+        self.down_proj = nn.Linear(mlp_width, width, bias=False)
+
+    def forward(self, x_AD):
+        return self.down_proj(F.silu(self.gate_proj(x_AD)) * self.up_proj(x_AD))
+
+
+class Experts(nn.ModuleList):
+    """The weighted sum of what its experts make of each token; vLLM puts its own in this place."""
+
+    def forward(self, x_AD, experts, weights):
         y_AD = torch.zeros_like(x_AD)
         for expert in experts.unique().tolist():
             token, rank = (experts == expert).nonzero(as_tuple=True)
-            gate, up, down = (matrix["weight"][expert] for matrix in self.experts.values())
-            part_AD = F.linear(F.silu(F.linear(x_AD[token], gate)) * F.linear(x_AD[token], up), down)
-            y_AD.index_add_(0, token, part_AD * weights[token, rank, None])
-        return y_AD.view_as(x_BTD)
+            y_AD.index_add_(0, token, self[expert](x_AD[token]) * weights[token, rank, None])
+        return y_AD
+
+
+class SparseFeedForward(nn.Module):
+    """Each token goes through the top k experts of a router."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.router = Router(config)
+        self.experts = Experts(Expert(config.width, config.mlp_width) for _ in range(config.sparse["experts"]))
+
+    def forward(self, x_BTD):
+        x_AD = x_BTD.reshape(-1, x_BTD.shape[-1])
+        weights, experts = self.router(x_AD)
+        return self.experts(x_AD, experts, weights).reshape(x_BTD.shape)
 
 
 class DecoderBlock(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
-        sparse = config.sparse["experts"] and (layer + 1) % config.sparse["every"] == 0
-        self.norm_after = config.norm_after
-        self.attention_norm = nn.RMSNorm(config.width, config.norm_epsilon)
+        decoder = decoder_of(config)
+        sparse = decoder.sparse["experts"] and (layer + 1) % decoder.sparse["every"] == 0
+        self.norm_after = decoder.norm_after
+        self.attention_norm = nn.RMSNorm(decoder.width, decoder.norm_epsilon)
         self.attention = SelfAttention(config, layer)
-        self.feed_forward_norm = nn.RMSNorm(config.width, config.norm_epsilon)
-        self.feed_forward = (
-            SparseFeedForward(config) if sparse else FeedForward(config.width, config.mlp_width, config.mlp_bias)
-        )
+        self.feed_forward_norm = nn.RMSNorm(decoder.width, decoder.norm_epsilon)
+        dense = (decoder.width, decoder.mlp_width, decoder.mlp_bias)
+        self.feed_forward = SparseFeedForward(decoder) if sparse else FeedForward(*dense)
 
-    def forward(self, x_BTD, angles, mask, cache):
+    def forward(self, x_BTD, angles, mask, cache, **kwargs):
         if self.norm_after:
-            x_BTD = x_BTD + self.attention_norm(self.attention(x_BTD, angles, mask, cache))
+            x_BTD = x_BTD + self.attention_norm(self.attention(x_BTD, angles, mask, cache, **kwargs))
             return x_BTD + self.feed_forward_norm(self.feed_forward(x_BTD))
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles, mask, cache)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles, mask, cache, **kwargs)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 
 
-class Decoder(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocabulary, config.width)
-        self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, config.norm_epsilon)
-        self.output = None if config.tie_embeddings else nn.Linear(config.width, config.vocabulary, bias=False)
-
-    def forward(self, x_BTD, position_BT, mask, cache):
-        angles = rotary_angles(position_BT, self.config)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, angles, mask, cache)
-        return self.norm(x_BTD)
-
-    def logits(self, hidden):
-        return F.linear(hidden, (self.embedding if self.output is None else self.output).weight)
-
-
-def visible(attention_mask, length):
-    """Which of L positions each of the last T = `length` sees, [B, 1, T, L]: no later one, no padding but itself."""
-    key_L = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    query_T1 = key_L[-length:, None]
-    return (key_L <= query_T1) & attention_mask[:, None, None].bool() | (key_L == query_T1)
-
-
-class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    config_class = MM1Config
+class MM1PreTrainedModel(PreTrainedModel):
+    base_model_prefix = "model"
+    _no_split_modules = ["DecoderBlock"]
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class MM1TextModel(MM1PreTrainedModel):
+    """The decoder, up to its last norm."""
+
+    config_class = MM1TextConfig
 
     def __init__(self, config):
         super().__init__(config)
-        if config.mm1["part"] == "model":
-            self.vision = Vision(config.part("vision"))
-            width = config.part("decoder").width
-            self.connector = Connector(config.part("connector"), config.part("vision"), width, config.row_ends)
-        self.decoder = Decoder(config.part("decoder"))
+        decoder = decoder_of(config)
+        self.embedding = nn.Embedding(decoder.vocabulary, decoder.width)
+        self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(decoder.layers))
+        self.norm = nn.RMSNorm(decoder.width, decoder.norm_epsilon)
         self.post_init()
 
     def get_input_embeddings(self):
-        return self.decoder.embedding
+        return self.embedding
+
+    def set_input_embeddings(self, embedding):
+        self.embedding = embedding
 
     def forward(
         self,
         input_ids=None,
-        pixel_values=None,
-        *,
-        feature_BT=None,
         attention_mask=None,
         position_ids=None,
         past_key_values=None,
         inputs_embeds=None,
-        labels=None,
         use_cache=None,
-        logits_to_keep=0,
         **kwargs,
     ):
-        x_BTD = self.decoder.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        x_BTD = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        if position_ids is None:
+            first, length = 0 if past_key_values is None else past_key_values.get_seq_length(), x_BTD.shape[1]
+            if attention_mask is None:
+                position_ids = torch.arange(first, first + length, device=x_BTD.device)[None]
+            else:
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=x_BTD,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        angles = rotary_angles(position_ids, decoder_of(self.config))
+        for block in self.blocks:
+            x_BTD = block(x_BTD, angles, mask, past_key_values, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), past_key_values=past_key_values)
+
+
+class MM1Model(MM1PreTrainedModel):
+    """Encoder, connector and decoder."""
+
+    config_class = MM1Config
+
+    def __init__(self, config):
+        super().__init__(config)
+        vision = config.part("vision")
+        width = config.mm1["model"]["decoder"]["width"]
+        self.vision = Vision(vision)
+        self.connector = Connector(config.part("connector"), vision, width, config.row_ends)
+        self.language_model = MM1TextModel(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.language_model.embedding
+
+    def set_input_embeddings(self, embedding):
+        self.language_model.embedding = embedding
+
+    def get_image_features(self, pixel_values, feature_index=None, **kwargs):
+        """The features of all images, [N, S, D]; with `feature_index` a list, those of each picture in its order."""
+        features = self.connector(self.vision(pixel_values))
+        if feature_index is not None:
+            flat, first, parts = features.flatten(0, 1), 0, []
+            for index in feature_index:
+                tiles = int(index[0])  # how many tiles the picture has; the others number their features
+                parts.append(flat[first + index[1:]])
+                first += tiles * features.shape[1]
+            features = parts
+        return BaseModelOutputWithPooling(pooler_output=features)
+
+    def forward(self, input_ids=None, pixel_values=None, feature_BT=None, inputs_embeds=None, **kwargs):
+        x_BTD = self.language_model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         image_BT = None if input_ids is None else input_ids == self.config.image_token_id
         if pixel_values is not None and image_BT is not None and image_BT.any():
-            features = self.connector(self.vision(pixel_values)).flatten(0, 1).to(x_BTD.dtype)
+            features = self.get_image_features(pixel_values).pooler_output.flatten(0, 1).to(x_BTD.dtype)
             if feature_BT is not None:  # the number of each image token's feature; without it they are in order
                 features = features[feature_BT[image_BT[:, : feature_BT.shape[1]]]]
             if len(features) != image_BT.sum():
                 raise ValueError(f"{int(image_BT.sum())} image tokens in the text, but {len(features)} from the images")
             x_BTD = x_BTD.masked_scatter(image_BT[..., None], features)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        first, length = 0 if past_key_values is None else past_key_values.get_seq_length(), x_BTD.shape[1]
-        if attention_mask is None:
-            attention_mask = torch.ones(len(x_BTD), first + length, device=x_BTD.device)
-        if position_ids is None:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, first : first + length]
-        hidden_BTD = self.decoder(x_BTD, position_ids, visible(attention_mask, length), past_key_values)
+        return self.language_model(inputs_embeds=x_BTD, **kwargs)
+
+
+class MM1ForCausalLM(MM1PreTrainedModel, GenerationMixin):
+    """A decoder with its output matrix."""
+
+    config_class = MM1TextConfig
+    inner = MM1TextModel
+    _tied_weights_keys = {"lm_head.weight": "model.embedding.weight"}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = self.inner(config)
+        decoder = decoder_of(config.get_text_config())
+        self.lm_head = nn.Linear(decoder.width, decoder.vocabulary, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, embedding):
+        self.model.set_input_embeddings(embedding)
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, matrix):
+        self.lm_head = matrix
+
+    def forward(self, input_ids=None, *, labels=None, logits_to_keep=0, **kwargs):
+        outputs = self.model(input_ids=input_ids, **kwargs)
         positions = logits_to_keep if torch.is_tensor(logits_to_keep) else slice(-logits_to_keep, None)  # -0: all
-        logits_BTV = self.decoder.logits(hidden_BTD[:, positions])
-        loss = None if labels is None else self.loss_function(logits_BTV, labels, self.config.vocab_size)
-        return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, past_key_values=past_key_values)
+        logits_BTV = self.lm_head(outputs.last_hidden_state[:, positions])
+        vocabulary = logits_BTV.shape[-1]
+        loss = None if labels is None else self.loss_function(logits_BTV, labels, vocabulary)
+        return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, past_key_values=outputs.past_key_values)
+
+
+class MM1ForConditionalGeneration(MM1ForCausalLM):
+    """The whole model: with images it says what follows them and the text."""
+
+    config_class = MM1Config
+    inner = MM1Model
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embedding.weight"}
+
+    def get_image_features(self, pixel_values, **kwargs):
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    def forward(self, input_ids=None, pixel_values=None, *, feature_BT=None, **kwargs):
+        return super().forward(input_ids, pixel_values=pixel_values, feature_BT=feature_BT, **kwargs)
 
     def _expand_inputs_for_generation(self, expand_size=1, pixel_values=None, **inputs):
         expanded = super()._expand_inputs_for_generation(expand_size, **inputs)
