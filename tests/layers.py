@@ -19,7 +19,7 @@ class Layer:
 
 # From the bottom up.
 LAYERS = (
-    Layer(("tiling", "document", "disk", "config", "dist", "cluster", "scaling"), "what everything shares"),
+    Layer(("web", "tiling", "document", "disk", "config", "dist", "cluster", "scaling"), "what everything shares"),
     Layer(("model", "data"), "batch -> logits; documents -> batch"),
     Layer(("objectives",), "what is learned: loss, heads, units"),
     Layer(("hf",), "names and configs, theirs and ours"),

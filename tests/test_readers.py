@@ -94,7 +94,7 @@ def test_private_addresses_are_refused(address):
 def test_a_redirect_into_the_private_network_is_refused(monkeypatch):
     original = fetch.public_ip
     monkeypatch.setattr(fetch, "public_ip", lambda host: host if host == "public.example" else original(host))
-    monkeypatch.setattr(fetch, "_connection", lambda *_, **__: io.BytesIO())
+    monkeypatch.setattr(fetch, "connect", lambda *_, **__: io.BytesIO())
     monkeypatch.setattr(fetch, "_exchange", lambda *_: fetch._Response(b"", "http://127.0.0.1/secret"))
     with pytest.raises(FetchError, match="private network"):
         fetch.fetch("http://public.example/x.jpg", robots=False)

@@ -1,15 +1,11 @@
 """Fetches pictures by their address: only if the user asks for it, politely, with bounds, and cached.
 
-A data set is a list of addresses that strangers wrote, and none of them may reach into this machine's network: a host
-is resolved once, refused unless all its addresses are public, and the connection goes to the checked address. The same
-holds after every redirect.
+A data set is a list of addresses that strangers wrote, and none of them may reach into this machine's network:
+`web.py` says how. The same holds after every redirect.
 """
 
 import hashlib
 import http.client
-import ipaddress
-import socket
-import ssl
 import threading
 import time
 from collections import defaultdict
@@ -19,17 +15,15 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 from urllib.robotparser import RobotFileParser
+
+from mm1.web import FetchError, connect, public_ip, read_answer, target_of
 
 USER_AGENT = "mm1-prepare (+https://arxiv.org/abs/2403.09611)"
 _LARGEST = 20 * 2**20  # bytes
-_TIMEOUT, _MOST_REDIRECTS, _THREADS = 10.0, 4, 16
+_MOST_REDIRECTS, _THREADS = 4, 16
 _SECONDS_BETWEEN_REQUESTS = 0.5  # to one host
-
-
-class FetchError(ValueError):
-    """An address that gives no picture; the message is the reason, in a few words, under which it is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +65,7 @@ def fetch(address: str, *, robots: bool = True) -> bytes:
             raise FetchError("address that is not of the web")
         if robots and not _robots_allow(f"{parts.scheme}://{parts.netloc}", address):
             raise FetchError("address that robots.txt forbids")
-        response = _request(parts.scheme, parts.hostname, parts.port, target=_target(parts))
+        response = _request(parts.scheme, parts.hostname, parts.port, target=target_of(parts))
         if response.redirect:
             address = urljoin(address, response.redirect)
             continue
@@ -85,16 +79,11 @@ class _Response:
     redirect: str
 
 
-def _target(parts) -> str:
-    path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
-    return f"{path}?{quote(parts.query, safe='/%:@!$&()*+,;=~-._?')}" if parts.query else path
-
-
 def _request(scheme: str, host: str, port: int | None, *, target: str) -> _Response:
     ip = public_ip(host)
     with _rate_limit(host):
         try:
-            connection = _connection(scheme, host, port, ip=ip)
+            connection = connect(scheme, host, port, ip=ip)
             with closing(connection):
                 return _exchange(connection, target)
         except (OSError, http.client.HTTPException) as error:
@@ -110,46 +99,7 @@ def _exchange(connection: http.client.HTTPConnection, target: str) -> _Response:
         raise FetchError("address that answers with an error")
     if "noai" in (answer.getheader("X-Robots-Tag") or "").lower():
         raise FetchError("address that forbids use for training (X-Robots-Tag)")
-    return _Response(_read(answer), "")
-
-
-def _read(answer: http.client.HTTPResponse) -> bytes:
-    """The whole answer; an error if the host sends too slowly or too much."""
-    end, data = time.monotonic() + _TIMEOUT, bytearray()
-    while block := answer.read1(2**16):
-        data += block
-        if len(data) > _LARGEST or time.monotonic() > end:
-            raise FetchError("address whose answer is too large or too slow")
-    return bytes(data)
-
-
-def public_ip(host: str) -> str:
-    """One of the host's IP addresses, all of which are public.
-
-    Raises:
-        FetchError: it has none, or one that is private, loopback, link-local or reserved.
-    """
-    try:
-        ips = {entry[4][0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except (OSError, UnicodeError) as error:
-        raise FetchError("address of an unknown host") from error
-    for ip in ips:
-        address = ipaddress.ip_address(str(ip).partition("%")[0])
-        inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
-        if not (address.is_global and inner.is_global) or address.is_multicast:
-            raise FetchError("address inside a private network")
-    return str(sorted(ips)[0])
-
-
-def _connection(scheme: str, host: str, port: int | None, *, ip: str) -> http.client.HTTPConnection:
-    """A connection that names `host` and goes to the IP address that was checked."""
-    kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
-    connection = kind(host, port, timeout=_TIMEOUT)
-    sock = socket.create_connection((ip, connection.port), timeout=_TIMEOUT)
-    if scheme == "https":
-        sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
-    connection.sock = sock
-    return connection
+    return _Response(read_answer(answer, most=_LARGEST), "")
 
 
 @lru_cache(maxsize=4096)
