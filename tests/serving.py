@@ -53,10 +53,16 @@ class Running:
 
 
 @contextmanager
-def running(loaded: Loaded | Path, *, limits: Limits | None = None, keys: tuple[str, ...] = ()) -> Iterator[Running]:
+def running(
+    loaded: Loaded | Path,
+    *,
+    limits: Limits | None = None,
+    keys: tuple[str, ...] = (),
+    domains: frozenset[str] = frozenset(),
+) -> Iterator[Running]:
     """A server of the run on a free port."""
     loaded = load_for_use(loaded, precision="fp32") if isinstance(loaded, Path) else loaded
-    server = Server(loaded, "tiny", limits or Limits(max_concurrent=8, max_length=512), keys)
+    server = Server(loaded, "tiny", limits or Limits(max_concurrent=8, max_length=512), keys, domains)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]

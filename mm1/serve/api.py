@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -23,6 +24,7 @@ from mm1.serve.errors import ApiError, invalid
 from mm1.serve.guard import Guard
 from mm1.serve.limits import Limits
 from mm1.serve.media import Media
+from mm1.serve.openapi import document
 from mm1.serve.prompts import Reader, addresses, chat_document, completion_document
 from mm1.serve.reply import Reply, to_json
 from mm1.serve.requests import JobMaker, Output
@@ -38,6 +40,8 @@ class Server:
     name: str
     limits: Limits = field(default_factory=Limits)
     keys: Sequence[str] = ()
+    domains: frozenset[str] = frozenset()  # from which pictures are fetched
+    media: Media = field(init=False)
     scheduler: Scheduler = field(init=False)
     reader: Reader = field(init=False)
     names: TokenNames = field(init=False)
@@ -50,6 +54,7 @@ class Server:
             loaded.model, self.limits.sizes, features=Features(loaded.model, memory=self.limits.max_feature_bytes)
         )
         self.scheduler = Scheduler(engine, max_waiting=self.limits.max_waiting)
+        self.media = Media(self.limits, self.domains)
         self.reader = Reader.of(loaded, self.limits)
         self.names = TokenNames(loaded.tokenizer, loaded.model.config.decoder.vocabulary)
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="prompts")
@@ -64,7 +69,7 @@ class Server:
         if body.top_logprobs and not body.logprobs:
             raise invalid("top_logprobs needs logprobs to be true", "top_logprobs")
         output = Output(body.max_completion_tokens or body.max_tokens, body.top_logprobs or 0)
-        jobs = self._jobs([prompt], body, output=output, salt=request.scope["client_salt"])
+        jobs = await self._jobs([prompt], body, output=output, salt=request.scope["client_salt"])
         form = ChatForm(Head("chatcmpl", self.name), self.names, bool(body.logprobs), body.usage_in_stream)
         return await self._reply(request, body, jobs, form=form, usage=Usage(len(prompt.tokens)))
 
@@ -84,7 +89,7 @@ class Server:
         output = Output(
             16 if body.max_tokens is None else body.max_tokens, body.logprobs or 0, bool(body.echo and logprobs)
         )
-        jobs = self._jobs(prompts, body, output=output, salt=request.scope["client_salt"])
+        jobs = await self._jobs(prompts, body, output=output, salt=request.scope["client_salt"])
         echoes = [
             Echo(text, prompt.tokens) for text, prompt in zip(texts, prompts, strict=True) for _ in range(body.choices)
         ]
@@ -148,7 +153,7 @@ class Server:
         wanted = addresses(contents)
         if wanted and not self.loaded.sees:
             raise invalid("this model takes no pictures; ask it without image_url", "image_url")
-        return build(await Media(self.limits).fetch(wanted))
+        return build(await self.media.fetch(wanted))
 
     async def _completion_prompt(self, source: Any, *, salt: str) -> tuple[Prompt, str]:
         """A prompt and its text."""
@@ -157,8 +162,12 @@ class Server:
         document = await self._document([source], lambda pictures: completion_document(source, pictures))
         return await self._in_pool(lambda: self.reader.prompt(document, salt=salt)), document.text
 
-    def _jobs(self, prompts: Sequence[Prompt], body: protocol.SamplingRequest, **options: Any) -> list[Job]:
-        return JobMaker(self.loaded.tokenizer, self.limits).jobs(prompts, body, **options)
+    async def _jobs(
+        self, prompts: Sequence[Prompt], body: protocol.SamplingRequest, *, output: Output, salt: str
+    ) -> list[Job]:
+        """The jobs, made in a thread: a grammar may take a second."""
+        maker = JobMaker(self.loaded.tokenizer, self.names, self.limits)
+        return await self._in_pool(lambda: maker.jobs(prompts, body, output=output, salt=salt))
 
     async def _reply(
         self, request: Request, body: protocol.SamplingRequest, jobs: Sequence[Job], *, form: Form, usage: Usage
@@ -173,6 +182,15 @@ class Server:
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)
 
 
+BODIES: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": protocol.ChatRequest,
+    "/v1/completions": protocol.CompletionRequest,
+    "/tokenize": protocol.TokenizeRequest,
+    "/detokenize": protocol.DetokenizeRequest,
+}
+"""What each path takes by POST."""
+
+
 def make_app(server: Server) -> Any:
     """The ASGI app of a server."""
 
@@ -181,7 +199,8 @@ def make_app(server: Server) -> Any:
         server.scheduler.start()
         yield
         server.scheduler.stop()
-        server.pool.shutdown(cancel_futures=True)
+        for pool in (server.pool, server.media.pool):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(title="mm1", lifespan=lifespan, docs_url=None, redoc_url=None)
     routes: list[tuple[str, str, Any]] = [
@@ -195,6 +214,7 @@ def make_app(server: Server) -> Any:
     ]
     for method, path, answer in routes:
         app.add_api_route(path, answer, methods=[method], response_model=None)
+    app.openapi = lambda: document(app, BODIES)  # type: ignore[method-assign]
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:

@@ -42,11 +42,15 @@ class StoppableServer(uvicorn.Server):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """How a run is served: what clients call it (by default as its folder is called), within what limits, to whom."""
+    """How a run is served.
+
+    `name` is what clients call it, by default as its folder is called; pictures are fetched from `media_domains`.
+    """
 
     name: str = ""
     limits: Limits = field(default_factory=Limits)
     keys: Sequence[str] = ()
+    media_domains: frozenset[str] = frozenset()
 
 
 def serve_run(folder: Path, service: Service, *, address: Address, precision: Precision = "auto") -> None:
@@ -56,7 +60,7 @@ def serve_run(folder: Path, service: Service, *, address: Address, precision: Pr
         ValueError: there is no run that writes text.
     """
     loaded = load_for_use(folder, precision=precision)
-    server = Server(loaded, service.name or folder.resolve().name, service.limits, service.keys)
+    server = Server(loaded, service.name or folder.resolve().name, service.limits, service.keys, service.media_domains)
     config = uvicorn.Config(
         make_app(server),
         host=address.host,

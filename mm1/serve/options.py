@@ -18,6 +18,9 @@ def serve(
     max_concurrent: Annotated[int, typer.Option(help="Answers written at a time.", min=1)] = 32,
     max_waiting: Annotated[int, typer.Option(help="Answers that may wait; more requests get 429.", min=0)] = 256,
     max_length: Annotated[int, typer.Option(help="Tokens of a prompt with its answer.", min=16)] = 2048,
+    allow_media_domains: Annotated[
+        str, typer.Option(help="Hosts that pictures are fetched from, comma-separated; .example.org: all that end so.")
+    ] = "",
     precision: Precise = PrecisionName.auto,
 ) -> None:
     """Answer OpenAI's clients from a trained run: chat completions, completions with pictures, streaming.
@@ -28,5 +31,6 @@ def serve(
     from mm1.serve.limits import Limits
 
     limits = Limits(max_concurrent=max_concurrent, max_waiting=max_waiting, max_length=max_length)
-    service = Service(name, limits, keys_of(api_key or []))
+    domains = frozenset(domain.strip().lower() for domain in allow_media_domains.split(",") if domain.strip())
+    service = Service(name, limits, keys_of(api_key or []), domains)
     serve_run(folder, service, address=Address(host, port), precision=precision.value)

@@ -9,10 +9,12 @@ from mm1.generate.prompt import Prompt
 from mm1.generate.request import EngineRequest
 from mm1.generate.sampling import Decoding
 from mm1.serve.errors import invalid
+from mm1.serve.grammar import constraint, grammar_of
 from mm1.serve.limits import Limits
 from mm1.serve.protocol import SamplingRequest
 from mm1.serve.scheduler import Job
 from mm1.serve.text_stream import TextStream
+from mm1.serve.token_names import TokenNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class JobMaker:
     """Makes the jobs of a request: one for each answer to each prompt."""
 
     tokenizer: Tokenizer
+    names: TokenNames
     limits: Limits
 
     def jobs(self, prompts: Sequence[Prompt], request: SamplingRequest, *, output: Output, salt: str) -> list[Job]:
@@ -42,6 +45,7 @@ class JobMaker:
         if answers > self.limits.max_choices:
             most = self.limits.max_choices
             raise invalid(f"the request asks for {answers} answers, and this server gives {most}", "n")
+        grammar = grammar_of(request)
         seed = secrets.randbits(62) if request.seed is None else request.seed
         jobs = []
         for number in range(answers):
@@ -60,6 +64,7 @@ class JobMaker:
                 presence_penalty=float(request.presence_penalty or 0),
                 frequency_penalty=float(request.frequency_penalty or 0),
                 bias=self._bias(request),
+                constraint=None if grammar is None else constraint(grammar, self.names.guidance),
             )
             read = output.alternatives if output.reads_prompt else None
             jobs.append(Job(EngineRequest(prompt, decoding, number, salt=salt, prompt_alternatives=read), text))
