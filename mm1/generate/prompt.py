@@ -90,6 +90,8 @@ class Features:
 
     def __init__(self, model: MLLM, *, memory: int = FEATURE_MEMORY):
         self.model, self.memory = model, memory
+        self.queries = self.hits = 0  # images that were looked up, and that were there
+        self.held = 0  # bytes
         self._features: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     @torch.inference_mode()
@@ -98,6 +100,8 @@ class Features:
         weight = self.model.decoder.embedding.weight
         new = {one.name: one for one in pictures if one.name not in self._features}
         names = list(new)
+        self.queries += len(pictures)
+        self.hits += len(pictures) - len(names)
         for start in range(0, len(names), IMAGES_PER_PASS):
             part = names[start : start + IMAGES_PER_PASS]
             pixels_NCYX = torch.stack([new[name].pixels() for name in part])
@@ -111,6 +115,7 @@ class Features:
         features_NSD = torch.stack([self._features[one.name] for one in pictures]).to(weight)
         while len(self._features) * features_NSD[0].nbytes > self.memory:
             self._features.popitem(last=False)
+        self.held = len(self._features) * features_NSD[0].nbytes
         return features_NSD
 
 

@@ -18,13 +18,16 @@ from mm1.document import Document
 from mm1.generate.prompt import Features, Prompt
 from mm1.generate.serving import ServingEngine
 from mm1.serve import protocol
+from mm1.serve.access_log import AccessLog
 from mm1.serve.answers import ChatForm, CompletionForm, Echo, Form, Head, Usage
 from mm1.serve.checking import parse
 from mm1.serve.errors import ApiError, invalid
 from mm1.serve.guard import Guard
 from mm1.serve.limits import Limits
 from mm1.serve.media import Media
+from mm1.serve.metrics import Metrics
 from mm1.serve.openapi import document
+from mm1.serve.page import page
 from mm1.serve.prompts import Reader, addresses, chat_document, completion_document
 from mm1.serve.reply import Reply, to_json
 from mm1.serve.requests import JobMaker, Output
@@ -42,6 +45,7 @@ class Server:
     keys: Sequence[str] = ()
     domains: frozenset[str] = frozenset()  # from which pictures are fetched
     media: Media = field(init=False)
+    metrics: Metrics = field(init=False)
     scheduler: Scheduler = field(init=False)
     reader: Reader = field(init=False)
     names: TokenNames = field(init=False)
@@ -50,10 +54,18 @@ class Server:
 
     def __post_init__(self) -> None:
         loaded = self.loaded
-        engine = ServingEngine(
-            loaded.model, self.limits.sizes, features=Features(loaded.model, memory=self.limits.max_feature_bytes)
-        )
-        self.scheduler = Scheduler(engine, max_waiting=self.limits.max_waiting)
+        features = Features(loaded.model, memory=self.limits.max_feature_bytes)
+        engine = ServingEngine(loaded.model, self.limits.sizes, features=features)
+        self.metrics = Metrics(self.name)
+        self.scheduler = Scheduler(engine, self.metrics, max_waiting=self.limits.max_waiting)
+        self.metrics.watch("num_requests_running", "Answers that are written.", lambda: self.scheduler.running)
+        self.metrics.watch("num_requests_waiting", "Answers that wait.", lambda: self.scheduler.waiting)
+        self.metrics.watch("kv_cache_usage_perc", "Used share of the key/value cache.", lambda: engine.usage)
+        size = self.limits.sizes.cache_bytes(loaded.model)
+        self.metrics.watch("kv_cache_bytes", "Bytes of the key/value cache, which never change.", lambda: size)
+        self.metrics.watch("image_cache_bytes", "Bytes of image features kept.", lambda: features.held)
+        self.metrics.watch("image_cache_queries", "Tiles looked up in the image cache.", lambda: features.queries)
+        self.metrics.watch("image_cache_hits", "Tiles that the image cache held.", lambda: features.hits)
         self.media = Media(self.limits, self.domains)
         self.reader = Reader.of(loaded, self.limits)
         self.names = TokenNames(loaded.tokenizer, loaded.model.config.decoder.vocabulary)
@@ -139,9 +151,18 @@ class Server:
         healthy = self.scheduler.healthy
         return _json({"status": "ok" if healthy else "ending"}, 200 if healthy else 503)
 
+    async def page(self, request: Request) -> Response:
+        """A page to chat with the model."""
+        return page()
+
+    async def prometheus(self, request: Request) -> Response:
+        """The metrics, for Prometheus."""
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
     def _model(self) -> dict[str, Any]:
         about = {"id": self.name, "object": "model", "created": self.started, "owned_by": "mm1"}
-        return about | {"max_model_len": self.limits.max_length}
+        capabilities = {"chat": self.loaded.chats, "pictures": self.loaded.sees}
+        return about | {"max_model_len": self.limits.max_length, "capabilities": capabilities}
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self.name:
@@ -173,7 +194,7 @@ class Server:
         self, request: Request, body: protocol.SamplingRequest, jobs: Sequence[Job], *, form: Form, usage: Usage
     ) -> Response:
         deadline = time.monotonic() + self.limits.request_seconds
-        reply = Reply(self.scheduler.submit(jobs, deadline=deadline), form, usage)
+        reply = Reply(self.scheduler.submit(jobs, deadline=deadline), form, usage, request.scope["noted"])
         if body.stream:
             return await reply.stream(request.receive, usage=body.usage_in_stream)
         return await reply.whole(request.receive)
@@ -211,6 +232,8 @@ def make_app(server: Server) -> Any:
         ("POST", "/tokenize", server.tokenize),
         ("POST", "/detokenize", server.detokenize),
         ("GET", "/health", server.health),
+        ("GET", "/", server.page),
+        ("GET", "/metrics", server.prometheus),
     ]
     for method, path, answer in routes:
         app.add_api_route(path, answer, methods=[method], response_model=None)
@@ -230,7 +253,7 @@ def make_app(server: Server) -> Any:
     async def failed(request: Request, error: Exception) -> Response:
         return _json(ApiError(500, "the server failed at this request").body, 500)
 
-    return Guard(app, keys=server.keys, limits=server.limits)
+    return AccessLog(Guard(app, keys=server.keys, limits=server.limits))
 
 
 def _prompts_of(prompt: Any) -> list[Any]:

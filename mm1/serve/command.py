@@ -1,5 +1,6 @@
 """`mm1 serve`: loads a run and answers until it is told to stop."""
 
+import logging
 import os
 import signal
 from collections.abc import Sequence
@@ -51,6 +52,7 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     keys: Sequence[str] = ()
     media_domains: frozenset[str] = frozenset()
+    access_log: bool = True
 
 
 def serve_run(folder: Path, service: Service, *, address: Address, precision: Precision = "auto") -> None:
@@ -59,6 +61,11 @@ def serve_run(folder: Path, service: Service, *, address: Address, precision: Pr
     Raises:
         ValueError: there is no run that writes text.
     """
+    if service.access_log:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logging.getLogger("mm1.access").addHandler(handler)
+        logging.getLogger("mm1.access").setLevel(logging.INFO)
     loaded = load_for_use(folder, precision=precision)
     server = Server(loaded, service.name or folder.resolve().name, service.limits, service.keys, service.media_domains)
     config = uvicorn.Config(

@@ -21,16 +21,26 @@ def serve(
     allow_media_domains: Annotated[
         str, typer.Option(help="Hosts that pictures are fetched from, comma-separated; .example.org: all that end so.")
     ] = "",
+    kept_prompts: Annotated[int, typer.Option(help="Rows of the cache that only remember prompts.", min=0)] = 8,
+    image_cache: Annotated[str, typer.Option(help="Image features kept, for example 500MB.")] = "1GB",
+    access_log: Annotated[bool, typer.Option(help="Write a line of JSON for each request.")] = True,
     precision: Precise = PrecisionName.auto,
 ) -> None:
     """Answer OpenAI's clients from a trained run: chat completions, completions with pictures, streaming.
 
     A run that was not fine-tuned on chats continues texts. SIGTERM ends it: what runs is completed first.
     """
+    from mm1.hf.shards import bytes_of
     from mm1.serve.command import Address, Service, keys_of, serve_run
     from mm1.serve.limits import Limits
 
-    limits = Limits(max_concurrent=max_concurrent, max_waiting=max_waiting, max_length=max_length)
+    limits = Limits(
+        max_concurrent=max_concurrent,
+        max_waiting=max_waiting,
+        max_length=max_length,
+        kept_prompts=kept_prompts,
+        max_feature_bytes=bytes_of(image_cache),
+    )
     domains = frozenset(domain.strip().lower() for domain in allow_media_domains.split(",") if domain.strip())
-    service = Service(name, limits, keys_of(api_key or []), domains)
+    service = Service(name, limits, keys_of(api_key or []), domains, access_log)
     serve_run(folder, service, address=Address(host, port), precision=precision.value)

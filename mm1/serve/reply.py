@@ -26,6 +26,7 @@ class Reply:
     answering: Answering
     form: Form
     usage: Usage
+    noted: dict[str, Any]  # for the access log
 
     async def whole(self, receive: Receive) -> Response:
         """All answers at once.
@@ -40,8 +41,7 @@ class Reply:
                 choices[piece.number].add(piece)
                 self.usage.count(piece)
         finally:
-            watcher.cancel()
-            self.answering.close()
+            self._end(watcher)
         return Response(to_json(self.form.whole(choices, self.usage)), media_type="application/json")
 
     async def stream(self, receive: Receive, *, usage: bool) -> Response:
@@ -55,15 +55,17 @@ class Reply:
         try:
             first = await anext(pieces)
         except BaseException:
-            watcher.cancel()
-            self.answering.close()
+            self._end(watcher)
             raise
+        chunks = self._chunks(first, pieces, usage=usage)
+        return EventStream(chunks, end=lambda: self._end(watcher), deadline=self.answering.deadline)
 
-        def end() -> None:
-            watcher.cancel()
-            self.answering.close()
-
-        return EventStream(self._chunks(first, pieces, usage=usage), end=end, deadline=self.answering.deadline)
+    def _end(self, watcher: asyncio.Task) -> None:
+        """Let go of what is not complete, and note what there was."""
+        watcher.cancel()
+        self.noted |= {"prompt_tokens": self.usage.prompt, "completion_tokens": self.usage.completion}
+        self.noted |= {"cached_tokens": self.usage.cached, "reasons": [one.reason for one in self.answering.tickets]}
+        self.answering.close()
 
     async def _chunks(self, first: Piece, rest: AsyncIterator[Piece], *, usage: bool) -> AsyncIterator[bytes]:
         opened: set[int] = set()

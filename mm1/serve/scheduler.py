@@ -4,13 +4,14 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from mm1.generate.request import EngineRequest, Event, Reason
 from mm1.generate.sampling import Sampled
 from mm1.generate.serving import ServingEngine
 from mm1.serve.errors import ApiError
+from mm1.serve.metrics import Metrics, Span
 from mm1.serve.text_stream import TextStream
 
 log = logging.getLogger("mm1")
@@ -47,7 +48,10 @@ class Times:
     started: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
-    ended: float = 0.0
+
+    def span(self, ended: float) -> Span:
+        """All times of an answer that has ended."""
+        return Span(self.submitted, self.started, self.first_token, self.last_token, ended)
 
 
 @dataclass(slots=True)
@@ -59,7 +63,6 @@ class Ticket:
     answering: "Answering"
     times: Times
     engine_id: int = -1
-    tokens: int = 0
     reason: Reason | None = None
 
 
@@ -99,9 +102,8 @@ class Scheduler:
     `submit` and `abort` are called by the event loop; everything else happens in the scheduler's own thread.
     """
 
-    def __init__(self, engine: ServingEngine, *, max_waiting: int):
-        self.engine, self.max_waiting = engine, max_waiting
-        self.ended: Callable[[Ticket], None] = lambda ticket: None
+    def __init__(self, engine: ServingEngine, metrics: Metrics, *, max_waiting: int):
+        self.engine, self.metrics, self.max_waiting = engine, metrics, max_waiting
         self._condition = threading.Condition()
         self._inbox: list[Ticket] = []
         self._leaving: list[Answering] = []
@@ -219,12 +221,7 @@ class Scheduler:
             ticket = self._tickets.get(event.request_id)
             if ticket is None:
                 continue
-            times = ticket.times
-            times.started = times.started or began
-            if event.tokens:
-                times.first_token = times.first_token or now
-                times.last_token = now
-            ticket.tokens += len(event.tokens) + (event.reason == "token")
+            self._note(ticket, event, began=began, now=now)
             text = ticket.job.text.taken(end=event.reason is not None)
             piece = Piece(ticket.number, text, event.sampled, event.reason, event.prompt, event.cached)
             deliveries.append((ticket.answering, piece))
@@ -233,6 +230,23 @@ class Scheduler:
                 self._rate.count(now)
         if deliveries:
             _post(deliveries)
+
+    def _note(self, ticket: Ticket, event: Event, *, began: float, now: float) -> None:
+        """Measure what a step that `began` did for an answer."""
+        times, metrics = ticket.times, self.metrics
+        if not times.started:
+            times.started = began
+            metrics.count("prompt_tokens", len(ticket.job.request.prompt.tokens))
+            metrics.count("prefix_cache_queries", len(ticket.job.request.prompt.tokens))
+        metrics.count("prefix_cache_hits", event.cached)
+        written = len(event.tokens) + (event.reason == "token")
+        metrics.count("generation_tokens", written)
+        if event.tokens:
+            if times.first_token:
+                for _ in event.tokens:
+                    metrics.token_gap((now - times.last_token) / len(event.tokens))
+            times.first_token = times.first_token or now
+            times.last_token = now
 
     def _drop(self, answering: Answering, error: ApiError | None) -> None:
         """Abort what has not ended of these answers, and say why if somebody listens."""
@@ -267,9 +281,9 @@ class Scheduler:
             self._drop(answering, error)
 
     def _end(self, ticket: Ticket, reason: Reason) -> None:
-        ticket.reason, ticket.times.ended = reason, time.monotonic()
+        ticket.reason = reason
         self._tickets.pop(ticket.engine_id, None)
-        self.ended(ticket)
+        self.metrics.ended(ticket.times.span(time.monotonic()), reason=reason)
 
 
 class Rate:

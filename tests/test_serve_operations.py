@@ -1,0 +1,100 @@
+"""What operators see: metrics under vLLM's names, and an access log without anybody's content."""
+
+import json
+import logging
+
+import pytest
+import requests
+import serving
+from prometheus_client.parser import text_string_to_metric_families
+from serving import said, shown
+from test_serve import chat_run  # noqa: F401  (a fixture)
+
+from mm1.serve.limits import Limits
+
+VLLM = {
+    *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "prefix_cache_queries"),
+    *("prefix_cache_hits", "prompt_tokens", "generation_tokens", "request_success", "time_to_first_token_seconds"),
+    *("inter_token_latency_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds"),
+    *("request_prefill_time_seconds", "request_decode_time_seconds"),
+}
+
+
+def metrics(server: serving.Running) -> dict[str, float]:
+    """Every sample by its name and its labels but the model's."""
+    samples = {}
+    for family in text_string_to_metric_families(requests.get(f"{server.base}/metrics", timeout=60).text):
+        for sample in family.samples:
+            assert sample.labels.pop("model_name") == "tiny"
+            labels = ",".join(f"{key}={value}" for key, value in sample.labels.items() if key != "le")
+            if not sample.name.endswith("_created"):
+                samples[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return samples
+
+
+@pytest.fixture
+def server(chat_run):  # noqa: F811
+    with serving.running(chat_run, limits=Limits(max_concurrent=3, max_length=256, kept_prompts=1)) as one:
+        yield one
+
+
+def ask(server: serving.Running, **more):
+    messages = [
+        {
+            "role": "user",
+            "content": [shown(1), said("What is it, and of which colour is the thing that this picture shows?")],
+        }
+    ]
+    return server.client.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=9, **more)
+
+
+def test_metrics_have_the_names_of_vllm_and_count_what_was_done(server):
+    text = requests.get(f"{server.base}/metrics", timeout=60).text
+    families = {family.name.removeprefix("mm1:") for family in text_string_to_metric_families(text)}
+    assert families >= VLLM
+    first = ask(server)
+    second = ask(server, n=2)
+    assert first.usage.prompt_tokens_details.cached_tokens == 0
+    assert second.usage.prompt_tokens_details.cached_tokens == 2 * (first.usage.prompt_tokens - 1)
+    now, prompt = metrics(server), first.usage.prompt_tokens
+    assert now["mm1:prompt_tokens_total"] == now["mm1:prefix_cache_queries_total"] == 3 * prompt
+    assert now["mm1:prefix_cache_hits_total"] == 2 * (prompt - 1)
+    written = first.usage.completion_tokens + second.usage.completion_tokens
+    assert now["mm1:generation_tokens_total"] == written
+    assert sum(value for name, value in now.items() if name.startswith("mm1:request_success_total")) == 3
+    for name in ("time_to_first_token", "e2e_request_latency", "request_queue_time", "request_prefill_time"):
+        assert now[f"mm1:{name}_seconds_count"] == 3
+    assert now["mm1:num_requests_running"] == now["mm1:num_requests_waiting"] == now["mm1:kv_cache_usage_perc"] == 0
+    assert (now["mm1:image_cache_queries"], now["mm1:image_cache_hits"]) == (1, 0)
+    config = server.server.loaded.model.config.decoder
+    assert now["mm1:kv_cache_bytes"] == 4 * 256 * 2 * config.layers * config.kv_heads * config.head_width * 4
+
+
+def test_features_of_pictures_are_kept_within_their_bytes(chat_run):  # noqa: F811
+    width = chat_run.model.config.decoder.width
+    one = chat_run.model.config.tile_features * width * 4
+    limits = Limits(max_concurrent=1, max_length=256, kept_prompts=0, max_feature_bytes=3 * one)
+    with serving.running(chat_run, limits=limits) as server:
+        for number in range(9):
+            content = [shown(number), said("?")]
+            server.client.chat.completions.create(
+                model="tiny", messages=[{"role": "user", "content": content}], max_tokens=1
+            )
+        assert metrics(server)["mm1:image_cache_bytes"] == 3 * one
+
+
+def test_the_access_log_has_a_line_of_json_for_each_request_and_no_content(server, caplog):
+    with caplog.at_level(logging.INFO, logger="mm1.access"):
+        reply = ask(server)
+        requests.post(f"{server.base}/v1/chat/completions", json={"messages": "secret"}, timeout=60)
+        list(ask(server, stream=True))
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "mm1.access"]
+    assert [(line["method"], line["path"], line["status"]) for line in lines] == [
+        ("POST", "/v1/chat/completions", status) for status in (200, 400, 200)
+    ]
+    assert lines[0]["prompt_tokens"] == reply.usage.prompt_tokens
+    assert lines[0]["completion_tokens"] == lines[2]["completion_tokens"] == reply.usage.completion_tokens
+    assert lines[2]["reasons"] == ["length"]
+    for word in ("What is it", "secret", "base64", reply.choices[0].message.content[:12]):
+        assert word not in caplog.text
+    assert len({line["id"] for line in lines}) == 3
