@@ -128,7 +128,7 @@ ORDER = {
             "results",
         ),
         *("tasks", "index", "training_chats", "task_evaluation", "harness"),
-        *("text_suite", "answers_page", "ray_workers", "command", "lmms_plugin"),
+        *("text_suite", "answers_page", "ray_workers", "encoders", "command", "lmms_plugin"),
     ),
     "report": ("templates", "drawing", "sequence", "figures", "progress", "findings", "samples", "mix", "page"),
     "ablate": (

@@ -13,6 +13,7 @@ from mm1.eval.answers_page import write_page
 from mm1.eval.catalogue import task_table
 from mm1.eval.comparison import compare, comparison_table
 from mm1.eval.data.styles import SEARCH
+from mm1.eval.encoders import command as encoders
 from mm1.eval.fewshot import Task
 from mm1.eval.harness import AnswerJob, answer_jobs, evaluate, load_task
 from mm1.eval.http_model import HttpModel
@@ -81,6 +82,9 @@ class EvalCommand:
             ValueError: options that don't go together, or what `evaluate` raises.
         """
         self._check()
+        if self.tasks.names[0] in encoders.TASKS:
+            self._score_encoder()
+            return
         tasks = self._tasks()
         model = self.model.open(with_images=bool(tasks))
         console = Console()
@@ -112,6 +116,9 @@ class EvalCommand:
 
     def _check(self) -> None:
         protocol = self.shots.protocol
+        of_encoders = [name in encoders.TASKS for name in self.tasks.names]
+        if any(of_encoders) and not all(of_encoders):
+            raise ValueError(f"{', '.join(encoders.TASKS)} ask an encoder, other tasks a language model: two calls")
         if protocol.text_only_shots and self.shots.counts != (0,) and protocol.rules not in SEARCH:
             raise ValueError("--text-only-shots is the zero-shot form of other papers: give it with --shots 0")
         if protocol.beams > 1 and protocol.scoring == "loglikelihood":
@@ -148,6 +155,14 @@ class EvalCommand:
             prompt = None if self.judge_prompt is None else JudgePrompt.read(self.judge_prompt)
             judge = Judge(HttpModel(self.judge.address, model=self.judge.model), self._folder, prompt=prompt)
         return Settings(self._folder, self.tasks.seed, self.tasks.limit, self.shots.trials, self.shots.protocol, judge)
+
+    def _score_encoder(self) -> None:
+        tasks = self.tasks
+        if self.runner.kind == "ray":
+            raise ValueError("an encoder is scored by one process; leave --runner ray out")
+        encoders.EncoderCommand(
+            self.model.address, tasks.names, tasks.data, tasks.limit, tasks.seed, self.model.precision
+        ).run(self._folder)
 
     def _score_text(self, model: Model, console: Console) -> None:
         if not isinstance(model, Ours):

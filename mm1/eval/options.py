@@ -10,7 +10,7 @@ from mm1.config.options import Precise, PrecisionName, RunnerName, To, one_of, w
 
 def evaluate(
     what: Annotated[str, typer.Argument(metavar="RUN|hf:FOLDER|http://...", help="The model to evaluate.")] = "",
-    tasks: Annotated[str, typer.Option(help="Task names, comma-separated; text: MM1's text suite.")] = "captions",
+    tasks: Annotated[str, typer.Option(help="Names by commas; text; of encoders retrieval,knn,probe.")] = "captions",
     shots: Annotated[str, typer.Option(help="Numbers of examples before each query, comma-separated.")] = "0,4,8",
     limit: Annotated[int, typer.Option(help="Maximum number of queries per task.", min=1)] = 200,
     seed: Annotated[int, typer.Option(help="Seed for drawing shots and queries.")] = 0,
