@@ -112,7 +112,7 @@ ORDER = {
         ),
         *("coordinator", "trackers", "log", "meter", "guard", "health", "profile", "loop", "run", "continued"),
     ),
-    "budget": ("simulate", "hardware", "parallel_layout", "sharding", "planner", "report"),
+    "budget": ("simulate", "hardware", "parallel_layout", "sharding", "contrast", "planner", "report"),
     "eval": (
         *(
             "metrics",

@@ -23,10 +23,11 @@ from mm1.budget.planner import Planner, fastest_budget, full_sequences
 from mm1.budget.report import choose_budget, explain_misfit, make_planner, requested_layout
 from mm1.config.model import SparseConfig
 from mm1.config.run import DataConfig, RunConfig, override
+from mm1.dist import DataRanks
 from mm1.document import Batch
 from mm1.model import attention_cpu
 from mm1.model.mllm import MLLM
-from mm1.objectives.next_token import NextToken
+from mm1.objectives.index import objective_of
 from mm1.recipes.index import recipe
 from mm1.train import optim, parallel
 from mm1.train.meter import costs
@@ -66,14 +67,14 @@ def allocated(run: RunConfig, batches: list[Batch]) -> int:
     gc.collect()  # otherwise what an earlier test left is freed inside, and counts as negative
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         with torch.device("meta"):
-            model = MLLM(run.model)
+            objective = objective_of(run).build(run, ["a"])
+        model = objective.model
         parallel.parallelize(model, run, dims=parallel.parallel_dims(run), precision=torch.float32)
         parallel.init_weights(model, 0)
         optimizer = optim.build(model, run.optim, peak=1e-4)
-        objective = NextToken(model, ["a"])
         for _ in range(2):
-            for batch in batches:
-                objective.loss(batch).scaled(weight=objective_weight, sequences=2).backward()
+            for loss in objective.losses(batches, ranks=DataRanks(), device=torch.device("cpu")):
+                loss.scaled(weight=objective_weight, sequences=2).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -98,6 +99,31 @@ def test_gradients_of_earlier_micro_batches_are_counted():
     planner = Planner(config, GPUS["h100"], precision=torch.float32, batch=batch)
     predicted = planner.budget(ParallelLayout(micro_batch_size=2)).bytes
     assert predicted == pytest.approx(allocated(config, [batch, batch]), rel=0.05)
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "contrastive_sigmoid"])
+def test_predicted_memory_of_a_contrast_is_what_torch_allocates(objective: str):
+    """Micro-batches of a picture and two texts; the activations of one are in memory, the features of all."""
+    config, batch = run(f"objective={objective}", "batch_size=4"), packed()
+    planner = Planner(config, GPUS["h100"], precision=torch.float32, batch=batch)
+    predicted = planner.budget(ParallelLayout(micro_batch_size=2)).bytes
+    assert predicted == pytest.approx(allocated(config, [batch, batch]), rel=0.05)
+
+
+def test_the_second_pass_of_a_contrast_takes_a_third_of_a_step_at_most():
+    config = recipe("vit_l_14_224")
+    planner = Planner(config, GPUS["h100"], precision=torch.bfloat16)
+    budgets = [planner.budget(ParallelLayout(dp_shard=64, micro_batch_size=count)) for count in (16, 8, 1)]
+    assert budgets[0].flops["encoder"] == pytest.approx(162e9 * 32_768, rel=0.02)  # CLIP's ViT-L/14 at 224 pixels
+    seconds = [budget.seconds["encoder"] for budget in budgets]
+    assert seconds[1] / seconds[0] == pytest.approx(1 + 1 / 6, rel=0.03)
+    assert seconds[2] / seconds[0] == pytest.approx(1 + 15 / 48, rel=0.03)
+    assert budgets[2].bytes < budgets[1].bytes / 3 < budgets[0].bytes / 5
+
+
+def test_a_run_that_predicts_pixels_has_no_budget_yet():
+    with pytest.raises(ValueError, match="objective autoregressive_pixels cannot be planned"):
+        Planner(recipe("aim_600m"), GPUS["h100"], precision=torch.bfloat16)
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])

@@ -9,7 +9,8 @@ from mm1.budget.hardware import GPUS, measure_cpu
 from mm1.budget.planner import Budget, Planner
 from mm1.budget.report import choose_budget, shapes_of
 from mm1.config.run import RunConfig
-from mm1.objectives.index import generates_text
+from mm1.objectives.contrastive import Contrastive
+from mm1.objectives.index import generates_text, objective_of
 from mm1.train.log import console
 
 
@@ -36,8 +37,8 @@ class Cost:
 def predict(plan: Plan, devices: Devices) -> dict[str, Cost]:
     """The cost of each run of the plan, by its folder.
 
-    A contrastive run is planned as if it predicted tokens: the budget doesn't know its loss, and its encoder is the
-    same.
+    A run that predicts pixels is planned as a contrastive one: the budget doesn't know its head, and its encoder has
+    the same shape.
     """
     costs: dict[str, Cost] = {}
     known: dict[str, Budget] = {}
@@ -58,11 +59,12 @@ def predict(plan: Plan, devices: Devices) -> dict[str, Cost]:
 
 
 def _plannable(run: RunConfig) -> RunConfig:
-    return run if generates_text(run) else run.model_copy(update={"objective": RunConfig().objective})
+    known = generates_text(run) or issubclass(objective_of(run), Contrastive)
+    return run if known else run.model_copy(update={"objective": "contrastive"})
 
 
 def _deciding(run: RunConfig) -> str:
     """All of a run that decides the time of a step."""
-    kept = {"model", "batch_size", "micro_batch_size", "frozen", "parallel"}
+    kept = {"objective", "model", "batch_size", "micro_batch_size", "frozen", "parallel"}
     data = run.data
     return run.model_dump_json(include=kept) + f"{data.sequence_length} {data.max_images} {run.optim.kind}"

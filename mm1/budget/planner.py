@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
+from mm1.budget.contrast import Contrast
 from mm1.budget.hardware import Hardware, operation_seconds
 from mm1.budget.parallel_layout import ParallelLayout, layouts
 from mm1.budget.sharding import UnitSizes, Weight, unit_sizes
-from mm1.budget.simulate import MODEL_PARTS, Op, StepSegment, simulate
-from mm1.config.base import ConfigError
+from mm1.budget.simulate import MODEL_PARTS, Op, StepSegment, model_of, simulate
 from mm1.config.run import RunConfig
 from mm1.document import IGNORED, Batch
-from mm1.model.mllm import MLLM
-from mm1.objectives.index import generates_text
 from mm1.train.adapters import add_adapters, check_adapters
 from mm1.train.meter import costs
 from mm1.train.parallel import ParallelDims, parallelize
@@ -67,21 +66,20 @@ class Planner:
 
     def __init__(self, run: RunConfig, hardware: Hardware, *, precision: torch.dtype, batch: Batch | None = None):
         """`batch` is a real micro-batch; without it sequences are full, with `max_images` images each."""
-        if not generates_text(run):
-            raise ConfigError(f"objective {run.objective} cannot be planned: it does not predict tokens")
         self.run, self.hardware, self.precision, self.batch = run, hardware, precision, batch
         check_adapters(run)
         with torch.device("meta"):
-            mllm = MLLM(run.model)
+            model = model_of(run, run.model)
         if run.lora is not None:
-            add_adapters(mllm, run.lora)
-        freeze(mllm, run.frozen)
+            add_adapters(model, run.lora)
+        freeze(model, run.frozen)
         self.units: dict[str, list[Weight]] = {"": []}
-        for name, parameter in mllm.named_parameters():
+        for name, parameter in model.named_parameters():
             weight = Weight(name, tuple(parameter.shape), parameter.requires_grad)
             self.units.setdefault(weight.unit, []).append(weight)
         # all passes of the logits are in the forward pass: the loss computes its gradients there
         self._loss_passes = costs(run).passes["decoder"]
+        self.contrast = Contrast.of(run)
         self._simulated: dict[Any, list[StepSegment]] = {}
         self._sizes: dict[ParallelLayout, dict[str, UnitSizes]] = {}
 
@@ -96,6 +94,8 @@ class Planner:
         micro_batches = self.run.batch_size / layout.micro_batch_size
         flops = {part: value * micro_batches for part, value in flops.items()}
         flops["logits"] /= self._loss_passes
+        if self.contrast is not None:
+            flops["logits"] = self.contrast.flops
         seconds = self._seconds(layout, segments)
         able = sum(seconds.values()) * layout.ranks * self.hardware.peak_flops
         return Budget(
@@ -121,7 +121,7 @@ class Planner:
                 local,
                 self.batch or full_sequences(self.run, 1),
                 precision=self.precision,
-                prepare=lambda mllm: _prepare(mllm, local, self.precision),
+                prepare=lambda model: _prepare(model, local, self.precision),
             )
         return [_multiply(segment, 1 if self.batch else layout.micro_batch_size) for segment in self._simulated[key]]
 
@@ -173,6 +173,8 @@ class Planner:
             if segment.backward and not accumulates and name and name not in finished:
                 gradients += unit.trained_local * GRADIENT
                 finished.add(name)
+        if self.contrast is not None:
+            worst["features"] = self.contrast.bytes(layout)
         return state | {"images": float(self._images(layout)), "gradients": 0.0} | worst
 
     def _images(self, layout: ParallelLayout) -> int:
@@ -191,9 +193,25 @@ class Planner:
 
     def _seconds(self, layout: ParallelLayout, segments: list[StepSegment]) -> dict[str, float]:
         """Seconds of a step: arithmetic by part, communication that no arithmetic hides, and the optimizer."""
-        sizes = self._unit_sizes(layout)
-        gathered = set()
-        times: dict[str, float] = dict.fromkeys((*MODEL_PARTS, "communication", "optimizer"), 0.0)
+        times = self._pass_seconds(layout, segments) | {"optimizer": 0.0}
+        micro_batches = self.run.batch_size // (layout.micro_batch_size * layout.data_ranks)
+        again = dict.fromkeys(times, 0.0)
+        if self.contrast is not None:  # the first pass; the last micro-batch of it is not computed again
+            forward = [segment for segment in segments if not segment.backward]
+            again |= self._pass_seconds(layout, forward)
+        times = {name: value * micro_batches + again[name] * (micro_batches - 1) for name, value in times.items()}
+        if self.contrast is not None:
+            times["logits"] += self.contrast.seconds(layout, self.hardware, precision=self.precision)
+            times["communication"] += self.contrast.gather_seconds(layout, self.hardware)
+        trained = sum(unit.trained_local for unit in self._unit_sizes(layout).values())
+        # AdamW reads weight, gradient and moments and writes all but the gradient; the norm reads the gradient
+        times["optimizer"] = trained * 8 * 4 / self.hardware.memory_bandwidth
+        return times
+
+    def _pass_seconds(self, layout: ParallelLayout, segments: list[StepSegment]) -> dict[str, float]:
+        """Seconds of these segments of a micro-batch: arithmetic by part, and communication."""
+        sizes, gathered = self._unit_sizes(layout), set()
+        times: dict[str, float] = dict.fromkeys((*MODEL_PARTS, "communication"), 0.0)
         for segment in segments:
             work = operation_seconds(segment.ops, self.hardware) * self._image_share(segment)
             times[segment.part] += work
@@ -203,11 +221,6 @@ class Planner:
                 times["communication"] += max(sharding - work, self.hardware.exposed_communication * sharding)
             if segment.part == "decoder" and segment.block is not None:
                 times["communication"] += self._block_seconds(layout, segment.block)
-        micro_batches = self.run.batch_size // (layout.micro_batch_size * layout.data_ranks)
-        times = {name: value * micro_batches for name, value in times.items()}
-        trained = sum(unit.trained_local for unit in sizes.values())
-        # AdamW reads weight, gradient and moments and writes all but the gradient; the norm reads the gradient
-        times["optimizer"] = trained * 8 * 4 / self.hardware.memory_bandwidth
         return times
 
     def _sharding_seconds(self, layout: ParallelLayout, unit: UnitSizes, *, backward: bool) -> float:
@@ -271,12 +284,12 @@ def _run_of_rank(run: RunConfig, layout: ParallelLayout) -> RunConfig:
     return local
 
 
-def _prepare(mllm: MLLM, run: RunConfig, precision: torch.dtype) -> None:
+def _prepare(model: nn.Module, run: RunConfig, precision: torch.dtype) -> None:
     """Adapt, freeze and wrap the model as a run on one rank does."""
     if run.lora is not None:
-        add_adapters(mllm, run.lora)
-    freeze(mllm, [pattern for pattern in run.frozen if matching(pattern, dict(mllm.named_parameters()))])
-    parallelize(mllm, run, dims=ParallelDims(1, 1, 1, 1, None, None), precision=precision)
+        add_adapters(model, run.lora)
+    freeze(model, [pattern for pattern in run.frozen if matching(pattern, dict(model.named_parameters()))])
+    parallelize(model, run, dims=ParallelDims(1, 1, 1, 1, None, None), precision=precision)
 
 
 def _multiply(segment: StepSegment, sequences: int) -> StepSegment:

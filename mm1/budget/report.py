@@ -152,4 +152,4 @@ def save_json(budget: Budget, path: Path, *, name: str, gpu: str) -> None:
 
 
 def _gb(count: float) -> str:
-    return f"{count / 1e9:.2f}"
+    return f"{max(count, 0) / 1e9:.2f}"  # no -0.00 of a few bytes

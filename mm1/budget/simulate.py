@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from mm1.config.base import ConfigError
 from mm1.config.model import ModelConfig
 from mm1.config.run import RunConfig
 from mm1.document import IGNORED, Batch
@@ -27,6 +28,8 @@ from mm1.model.attention import Mask, document_mask
 from mm1.model.layers import RMSNorm
 from mm1.model.mllm import MLLM
 from mm1.model.moe import Linears, Routing
+from mm1.objectives.contrastive import Contrastive, ContrastiveModel
+from mm1.objectives.index import generates_text, objective_of
 from mm1.objectives.next_token import LOGITS, cross_entropy
 
 ModelPart = Literal["encoder", "connector", "decoder", "logits"]
@@ -143,7 +146,7 @@ def _encoder_depth(model: ModelConfig) -> int:
 
 
 def simulate(
-    run: RunConfig, batch: Batch, *, precision: torch.dtype, prepare: Callable[[MLLM], None]
+    run: RunConfig, batch: Batch, *, precision: torch.dtype, prepare: Callable[[nn.Module], None]
 ) -> list[StepSegment]:
     """The segments of one micro-batch through the whole model, forward and backward, in order.
 
@@ -155,21 +158,25 @@ def simulate(
     trained = int((batch.targets_BT != IGNORED).sum())
     low_precision = precision != torch.float32
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        mllm = _build(shallow(run.model), precision)
-        prepare(mllm)
-        for parameter in mllm.parameters():
+        model = _build(run, shallow(run.model), precision)
+        prepare(model)
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(_drop)
         if low_precision:
-            _fuse_norms(mllm)
+            _fuse_norms(model)
         else:
-            _use_one_expert(mllm)
+            _use_one_expert(model)
         batch = batch.map(fake.from_tensor)
         positions = torch.zeros(trained, dtype=torch.int64)
         with Recorder() as recorder:
-            recorder.ignore(*mllm.parameters(), *mllm.buffers(), *_tensors(batch), positions)
-            _hook(mllm, recorder)
-            loss = _loss(mllm, batch, mask=mask, positions=positions, low_precision=low_precision)
+            recorder.ignore(*model.parameters(), *model.buffers(), *_tensors(batch), positions)
+            _hook(model, recorder)
+            if isinstance(model, ContrastiveModel):
+                loss = _features(model, batch, mask=mask)
+            else:
+                assert isinstance(model, MLLM)
+                loss = _loss(model, batch, mask=mask, positions=positions, low_precision=low_precision)
             recorder.begin("logits", None, backward=True)
             loss.backward()
     return repeat_blocks([segment for segment in recorder.segments if segment.ops or segment.net_bytes], run.model)
@@ -186,18 +193,27 @@ def _loss(mllm: MLLM, batch: Batch, *, mask: Mask, positions: torch.Tensor, low_
     return total if routing is None else total + routing.penalty
 
 
-def _fuse_norms(mllm: MLLM) -> None:
+def _features(model: ContrastiveModel, batch: Batch, *, mask: Mask) -> torch.Tensor:
+    """The sum of the features that `ContrastiveModel` gives, without reading the batch; their loss is the planner's."""
+    image_NE = model.vision.summary(batch.images_NCYX)
+    image_ND = F.normalize(model.image_projection(image_NE).float(), dim=-1)
+    hidden_BTD = model.decoder(model.decoder.embed(batch.tokens_BT), batch.position_BT, mask=mask)
+    text_ND = hidden_BTD.flatten(0, 1)[: len(image_ND)]
+    return image_ND.sum() + F.normalize(model.text_projection(text_ND).float(), dim=-1).sum()
+
+
+def _fuse_norms(model: nn.Module) -> None:
     """Compute RMSNorm as a GPU does in low precision, in one kernel."""
 
     def rms_norm(norm: RMSNorm, x: torch.Tensor) -> torch.Tensor:
         return _FusedNorm.apply(x, norm.weight.to(x.dtype))
 
-    for module in mllm.modules():
+    for module in model.modules():
         if isinstance(module, RMSNorm):
             module.forward = partial(rms_norm, module)  # type: ignore[method-assign]
 
 
-def _use_one_expert(mllm: MLLM) -> None:
+def _use_one_expert(model: nn.Module) -> None:
     """Send the rows of all experts through the first one's matrix, which is as much arithmetic and memory.
 
     Fake tensors support torch's grouped product in bf16 only (2.13).
@@ -206,7 +222,7 @@ def _use_one_expert(mllm: MLLM) -> None:
     def product(linears: Linears, x_AI: torch.Tensor, ends_J: torch.Tensor) -> torch.Tensor:
         return F.linear(x_AI, linears.weight[0])
 
-    for module in mllm.modules():
+    for module in model.modules():
         if isinstance(module, Linears):
             module.forward = partial(product, module)  # type: ignore[method-assign]
 
@@ -241,7 +257,7 @@ def repeat_blocks(segments: list[StepSegment], model: ModelConfig) -> list[StepS
     return whole
 
 
-def _hook(mllm: MLLM, recorder: Recorder) -> None:
+def _hook(model: nn.Module, recorder: Recorder) -> None:
     """Begin a segment where a part or a block begins or ends, in the forward and in the backward pass."""
 
     def begin_backward(tensor: torch.Tensor, part: ModelPart, block: int | None) -> None:
@@ -266,20 +282,37 @@ def _hook(mllm: MLLM, recorder: Recorder) -> None:
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave)
 
-    for number, module in enumerate(mllm.vision.blocks):
-        watch(module, "encoder", number, before="encoder")
-    watch(mllm.connector, "connector", None, before="encoder", after="decoder")
-    for number, module in enumerate(mllm.decoder.blocks):
-        watch(module, "decoder", number, before="decoder")
-    watch(mllm.decoder.norm, "decoder", None, before="decoder", after="logits")
+    for number, block in enumerate(model.get_submodule("vision.blocks").children()):
+        watch(block, "encoder", number, before="encoder")
+    if isinstance(model, ContrastiveModel):
+        watch(model.image_projection, "encoder", None, before="encoder", after="decoder")
+    else:
+        watch(model.get_submodule("connector"), "connector", None, before="encoder", after="decoder")
+    for number, block in enumerate(model.get_submodule("decoder.blocks").children()):
+        watch(block, "decoder", number, before="decoder")
+    watch(model.get_submodule("decoder.norm"), "decoder", None, before="decoder", after="logits")
 
 
-def _build(model: ModelConfig, dtype: torch.dtype) -> MLLM:
+def model_of(run: RunConfig, shape: ModelConfig) -> MLLM | ContrastiveModel:
+    """The model of a run that the budget knows, in this shape.
+
+    Raises:
+        ConfigError: another objective has another model.
+    """
+    kind = objective_of(run)
+    if issubclass(kind, Contrastive):
+        return ContrastiveModel(shape, kind.kind)
+    if not generates_text(run):
+        raise ConfigError(f"objective {run.objective} cannot be planned: it predicts no tokens and has no text tower")
+    return MLLM(shape)
+
+
+def _build(run: RunConfig, shape: ModelConfig, dtype: torch.dtype) -> MLLM | ContrastiveModel:
     """A model with weights of type `dtype`; fake weights can't be converted later."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        return MLLM(model)
+        return model_of(run, shape)
     finally:
         torch.set_default_dtype(default)
 
