@@ -139,6 +139,18 @@ def cropped(picture: Image.Image, chance: random.Random) -> bytes:
     return encoded(picture.crop(box), "JPEG", quality=chance.randint(70, 95))
 
 
+def numbered(seed: int, template: int) -> Image.Image:
+    """An invoice of a template where only its number, of five digits, is its own."""
+    page = invoice(0, template)
+    draw, size = ImageDraw.Draw(page), random.Random(f"invoice {template}")
+    size.choice([(600, 800), (800, 1100), (500, 700)])
+    letters = size.choice([13, 15, 18])
+    draw.rectangle((40, 88, page.width - 40, 113), "white")
+    number = random.Random(f"number {template} {seed}").randint(10000, 99999)
+    draw.text((40, 90), f"Number: {number}", "black", _font(letters))
+    return page
+
+
 PICTURES_OF_TEXT: dict[str, Maker] = {"invoices": invoice, "charts": chart, "slides": slide, "screenshots": screenshot}
 VARIANTS = {"compressed": compressed, "resized": resized, "cropped": cropped}
 
@@ -190,6 +202,8 @@ def main() -> None:
         alike = sum((fingerprint(one) ^ fingerprint(other)).bit_count() <= rules.bits for one, other in pairs)
         kept = sum(not are_copies(one, other, rules) for one, other in pairs)
         print(f"different {name:12} kept {kept} of {count}; {alike} look alike at first", flush=True)
+    kept = sum(not are_copies(one, other, rules) for one, other in different_pairs(numbered, count))
+    print(f"invoices that differ in their number alone: kept {kept} of {count}", flush=True)
     for name in VARIANTS:
         copies = sum(are_copies(one, other, rules) for one, other in variant_pairs(name, count))
         print(f"photographs {name:10} found {copies} of {count}", flush=True)

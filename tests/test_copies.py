@@ -88,6 +88,27 @@ def test_variants_of_photographs_are_copies(name):
     assert sum(second_look.are_copies(*pair, CopyRules()) for pair in pairs) >= 19
 
 
+@pytest.mark.parametrize("name", second_look.PICTURES_OF_TEXT)
+def test_pictures_like_those_of_an_evaluation_set_are_kept_and_variants_of_them_not(tmp_path, name):
+    """Forms of one template, four in the evaluation set; of two of these the training set has other encodings."""
+    chance = second_look.random.Random(0)
+    forms = [second_look.PICTURES_OF_TEXT[name](seed, 1) for seed in range(12)]
+    for folder in ("test", "train"):
+        (tmp_path / folder).mkdir()
+    for number, form in enumerate(forms):
+        path = tmp_path / ("test" if number < 4 else "train") / f"{number:02}.png"
+        path.write_bytes(second_look.encoded(form))
+        path.with_suffix(".txt").write_text(f"What is number {number}?")
+    for number, variant in enumerate((second_look.compressed, second_look.resized)):
+        path = tmp_path / "train" / f"variant-{number}.jpg"
+        path.write_bytes(variant(forms[number], chance))
+        path.with_suffix(".txt").write_text(f"What is variant {number}?")
+    prepare(parse_request([str(tmp_path / "test")]), tmp_path / "evaluation")
+    request = parse_request([str(tmp_path / "train"), f"decontaminate={tmp_path}/evaluation/images.lance"])
+    dropped = prepare(request, tmp_path / "out").ledger.records.dropped
+    assert dropped == {"contaminated: shows a picture of an evaluation set": 2}
+
+
 def test_copies_are_found_among_many_pictures_with_the_same_words(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

@@ -153,9 +153,9 @@ def test_pictures_in_many_documents_are_logos():
     assert repeated_images(hashes, 3).tolist() == [int(hashes.images[0])]
 
 
-def test_evaluation_sets_are_kept_out():
+def test_evaluation_sets_are_kept_out(tmp_path):
     evaluation_set = [pair(photo(1), PROSE), Document((Text("How many red cats are on the sofa?"),))]
-    decontaminator = index_evaluation_sets(screen_all(evaluation_set))
+    decontaminator = index_evaluation_sets(screen_all(evaluation_set), tmp_path / "pictures.lance")
 
     def reason(document: Document) -> str | None:
         return decontaminator.drop_reason(screen_all([document])[0])

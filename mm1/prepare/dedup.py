@@ -273,7 +273,7 @@ def _show_the_same(details_of: DetailsOf, rules: CopyRules, earlier: int, later:
     )
 
 
-def looks_like_any(fingerprint: np.uint64, fingerprints: np.ndarray, *, bits: int = LOOK_ALIKE_BITS) -> bool:
+def looks_like_any(fingerprint: np.uint64, fingerprints: np.ndarray, *, bits: int) -> bool:
     """Whether a picture looks like one of some pictures."""
     return bool((np.bitwise_count(fingerprints ^ fingerprint) <= bits).any())
 

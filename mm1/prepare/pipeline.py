@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -60,9 +61,10 @@ def prepare(
         InputError: the input is missing, or not of this kind. ValueError: no document is left.
     """
     tasks = _tasks(request, chats_of)
-    shards, decontaminator = _shards(request, to, tasks), _decontaminator(request, tasks)
+    shards = _shards(request, to, tasks)
     _check_target(request, to, shards)
     with _work_folder(request, to) as folder, _progress(show) as progress:
+        decontaminator = _decontaminator(request, tasks, folder)
         outputs = [folder / _key(shard) for shard in shards]
         missing = [number for number, output in enumerate(outputs) if not is_current(output)]
         for number in missing:
@@ -191,14 +193,19 @@ def _shards(request: PrepareRequest, to: Path, tasks: Mapping[str, TaskChats]) -
     return shards
 
 
-def _decontaminator(request: PrepareRequest, tasks: Mapping[str, TaskChats]) -> Decontaminator | None:
-    """The index of the evaluation sets that the request names, and those of its tasks; None if there are none."""
+def _decontaminator(request: PrepareRequest, tasks: Mapping[str, TaskChats], folder: Path) -> Decontaminator | None:
+    """The index of the evaluation sets that the request names, and those of its tasks; None if there are none.
+
+    Their pictures are written to a store in `folder`, which the next try removes.
+    """
     if not request.decontaminate and not tasks:
         return None
     unbounded = ImageBounds(min_side=1, max_aspect=math.inf, max_images=sys.maxsize, on_missing="keep_text")
     stores = (open_store(name).scan() for name in request.decontaminate)
     documents = chain.from_iterable((*stores, *(chats.evaluation_set() for chats in tasks.values())))
-    return index_evaluation_sets(screen(document, unbounded, Ledger()) for document in documents)
+    screened = (screen(document, unbounded, Ledger()) for document in documents)
+    pictures = Path(tempfile.mkdtemp(prefix="evaluation.", suffix=".tmp", dir=folder)) / "pictures.lance"
+    return index_evaluation_sets(screened, pictures, rules=request.copy_rules)
 
 
 @contextmanager
