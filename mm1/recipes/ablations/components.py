@@ -7,10 +7,10 @@ CONNECTORS = ("average", "attention", "c_abstractor")
 
 
 def encoder(scale: Scale) -> Ablation:
-    """MM1, table 1: size, resolution and data of a contrastive encoder.
+    """MM1, table 1: size, resolution and data of a contrastive encoder, and reconstructive ones (AIM).
 
-    At tiny scale each encoder is trained with each seed, since it is what the question is about; with three seeds that
-    takes about 50 minutes on two cores (predicted). At paper scale the decoder has 2.9 B parameters, as the paper's.
+    At tiny scale each encoder is trained with each seed, since it is what the question is about; the reconstructive one
+    for as much arithmetic as the base. At paper scale the decoder has 2.9 B parameters, as the paper's.
     """
 
     def arm(one: Encoder) -> Arm:
@@ -18,11 +18,11 @@ def encoder(scale: Scale) -> Ablation:
             data: tuple[str, ...] = (f"encoder:data.sources.captions.only={one.data}",)
         else:
             data = (f"start_from.vision={one.data}",) if one.data else ()
-        return Arm(one.name, (*scale.seen_by(one.vision), *data))
+        return Arm(one.name, (*scale.seen_by(one.vision), *data, *one.changes))
 
     return Ablation(
         name="encoder",
-        question="What matters most in an image encoder: its size, its resolution or its data?",
+        question="What matters most in an image encoder: its size, its resolution, its data or its loss?",
         stages=scale.encoder_stages,
         base=Arm(scale.base_encoder),
         arms=tuple(arm(one) for one in scale.encoders),

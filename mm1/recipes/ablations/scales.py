@@ -4,14 +4,17 @@ A scale gives the base (its stages and its evaluation) and the sizes that arms c
 written once, for both.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from mm1.config.ablation import STAGE, Evaluation, Stage
+from mm1.config.base import flatten
 from mm1.config.model import DecoderConfig, SparseConfig, VisionConfig
 from mm1.config.run import DataConfig, OptimConfig, RunConfig, SourceConfig
 from mm1.model import sizes
-from mm1.recipes import mm1
+from mm1.model.encoders import aim
+from mm1.recipes import encoders, mm1
 from mm1.recipes import tiny as demo
 
 PAPER_TASKS = ("coco", "nocaps", "textcaps", "vqav2", "textvqa", "vizwiz", "gqa", "okvqa")
@@ -26,11 +29,15 @@ TINY_STEPS = 250
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """An encoder of table 1: its shape, and the source of its data or, at paper scale, the run it is taken from."""
+    """An encoder of table 1: its shape, and the source of its data or, at paper scale, the run it is taken from.
+
+    `changes` are those of its own training, where that is a stage.
+    """
 
     name: str
     vision: VisionConfig
     data: str = ""
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,7 @@ class Scale:
     def seen_by(self, vision: VisionConfig) -> tuple[str, ...]:
         """The changes that give the base another encoder: trained so in its own stage, or taken from another run."""
         old, new = self.base.model.vision.model_dump(mode="json"), vision.model_dump(mode="json")
-        fields = [f"model.vision.{name}={new[name]}" for name in new if old[name] != new[name]]
+        fields = [f"model.vision.{name}={json.dumps(new[name])}" for name in new if old[name] != new[name]]
         if self.trains_encoder:
             return (*fields, *(f"encoder:{field}" for field in fields))
         size = "l" if vision.width == sizes.vit_l_14_336().width else "h"
@@ -129,6 +136,7 @@ def tiny() -> Scale:
             Encoder("base-96-one", vision, "fluent-emoji-3d"),
             Encoder("small-144", small.model_copy(update=high)),
             Encoder("base-144", vision.model_copy(update=high)),
+            Encoder("reconstructive-96", encoders.tiny_aim_vision(), changes=_as_aim()),
         ),
         images=(96, 144),
         tokens=(4, 16),
@@ -141,6 +149,16 @@ def tiny() -> Scale:
         rates=(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
         experts=SparseConfig(experts=4, every=2, load_balance_weight=0.01, router_z_weight=0.001),
     )
+
+
+def _as_aim() -> tuple[str, ...]:
+    """What makes the stage of the encoder `tiny_aim`, but for the encoder's shape: as much arithmetic as the base's."""
+    ours, theirs = (run.model_dump(mode="json") for run in (demo.tiny_encoder(), encoders.tiny_aim()))
+    for run in (ours, theirs):
+        del run["recipe"], run["model"]
+    flat = flatten(ours), flatten(theirs)
+    changed = [name for name in flat[1] if name not in flat[0] or flat[0][name] != flat[1][name]]
+    return tuple(f"encoder:{name}={json.dumps(flat[1][name])}" for name in changed)
 
 
 TINY_DECODERS = {"0.3m": (64, 6), "0.7m": (96, 6), "1.1m": (128, 6), "2.7m": (192, 6), "5.4m": (256, 7)}
@@ -206,6 +224,9 @@ def paper() -> Scale:
             Encoder("ViT-H 336 DFN+VeCap", _at(huge, 336)),
             Encoder("ViT-L 336 OpenAI", large, "runs/vit_l_14_336_openai"),
             Encoder("ViT-H 378 DFN", huge, "runs/vit_h_14_378"),
+            Encoder("AIM-600M 224 DFN", aim("600m"), "runs/aim_600m"),
+            Encoder("AIM-1B 224 DFN", aim("1b"), "runs/aim_1b"),
+            Encoder("AIM-3B 224 DFN", aim("3b"), "runs/aim_3b"),
         ),
         images=(224, 336),
         tokens=(64, 144),
