@@ -65,7 +65,7 @@ CONVERSATIONS = [
             )
         ),
     ),
-    ([("system", "Be brief."), ("user", "What?")], prompt([user("Be brief."), user("\n"), user("What?")])),
+    ([("system", "Be brief."), ("user", "What?")], prompt([user("Be brief.\n"), user("What?")])),
 ]
 
 

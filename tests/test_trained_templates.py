@@ -100,6 +100,31 @@ def test_a_template_that_changes_earlier_turns_or_pictures_is_refused_by_name(im
         encode(chat("odd"), tokenizer, tile=TileSpec(24, 16))
 
 
+SYSTEM = Text("Be brief.\n", train=False), Text("Be kind.\n", train=False)
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TURNS
+FORGETS = TURNS.replace("messages %}", "messages if m['role'] != 'system' %}")
+
+
+@pytest.mark.parametrize("template", [TURNS, SMOL, REFUSES, FORGETS], ids=["pieces", "texts", "refuses", "forgets"])
+def test_the_system_has_a_turn_where_the_template_has_one_and_is_never_trained(template, imported):  # noqa: F811
+    """Else its words stand before the question, as in mm1's own form."""
+    tokenizer = pickle.loads(pickle.dumps(imported.tokenizer))
+    tokenizer.template = ChatTemplate(template)
+    pieces = (*SYSTEM, Text("Hello.", train=False), Text("Hi."))
+    document = Document(pieces, metadata={"form": "chat", "system_pieces": "2"})
+    encoded = encode(document, tokenizer, tile=TileSpec(24, 16))
+    spoken = {"system": "Be brief.\nBe kind.", "user": "Hello.", "assistant": "Hi."}
+    if template in (REFUSES, FORGETS):
+        spoken = {"user": "Be brief.\nBe kind.\nHello.", "assistant": "Hi."}
+    turns = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in spoken.items()]
+    ids, trained = tokenizer.answered(turns)
+    assert encoded.tokens[: len(ids)].tolist() == ids
+    assert encoded.train[: len(ids)].tolist() == trained
+    learned = tokenizer.decode([token for token, train in zip(ids, trained, strict=True) if train])
+    assert "Hi." in learned
+    assert "brief" not in learned
+
+
 def test_the_date_of_a_trained_conversation_is_always_the_same():
     template = ChatTemplate('{{ strftime_now("%Y-%m-%d") }}' + TURNS)
     turns = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]

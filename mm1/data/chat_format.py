@@ -1,11 +1,13 @@
 """A conversation as a Document that trains only on the answers.
 
 A chat in a store (`metadata["form"] == "chat"`) has no marks of its roles: trained text is the assistant's, everything
-else is the user's. They are added here, for training and serving alike:
+else is the user's, but as many pieces at its beginning as `metadata["system_pieces"]` says are the system's. The marks
+are added here, for training and serving alike:
 
     <|begin|> <|user|> question and pictures <|assistant|> answer <|end|> <|user|> ...
 
-The assistant learns its answer and the `<|end|>` after it.
+The assistant learns its answer and the `<|end|>` after it. This form has no mark of the system: its text stands before
+the first question, in the user's turn. Chat templates of published models mostly have a turn for it.
 """
 
 from collections.abc import Callable
@@ -23,12 +25,20 @@ def is_chat(document: Document) -> bool:
     return document.metadata.get("form") == "chat"
 
 
-def with_roles(document: Document) -> Document:
-    """A stored chat with the marks of its roles, ready to encode."""
+def with_roles(document: Document, *, system: bool = False) -> Document:
+    """A stored chat with the marks of its roles, ready to encode; with `system` also that of the system, if it has one.
+
+    The line between the texts of the system and the user is left out where they are turns of their own.
+    """
     pieces: list[Piece] = []
     role = ""
-    for piece in document.pieces:
+    system_pieces = int(document.metadata.get("system_pieces", 0)) if system else 0
+    for number, piece in enumerate(document.pieces):
         new_role = "assistant" if isinstance(piece, Text) and piece.train else "user"
+        if number < system_pieces:
+            new_role = "system"
+            if number == system_pieces - 1 and isinstance(piece, Text):
+                piece = replace(piece, text=piece.text.removesuffix("\n"))
         if new_role != role:
             if role == "assistant":
                 pieces.append(Mark("end", train=True))

@@ -50,6 +50,7 @@ class ChatTemplate:
             raise ValueError(f"the chat template cannot be read: {error}") from None
         self.source = source
         self.takes_pictures = self._reads_pieces()
+        self.takes_system = self._writes_system()
 
     def __call__(self, turns: Turns, *, continued: bool = True) -> str:
         """The conversation as one text; with `continued`, the beginning of the assistant's next answer follows.
@@ -101,6 +102,17 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError):
             return False
         return "a probe" in text and "'type'" not in text
+
+    def _writes_system(self) -> bool:
+        """Whether a conversation may begin with a turn of the system: some templates refuse it, others leave it out."""
+        turns = [
+            {"role": role, "content": [{"type": "text", "text": text}]}
+            for role, text in (("system", "a probe"), ("user", "a question"))
+        ]
+        try:
+            return "a probe" in self._written(turns, continued=True, today=TRAINED_ON)
+        except ValueError:
+            return False
 
 
 def _only_text(pieces: list[dict[str, str]]) -> str:

@@ -75,7 +75,10 @@ def _by_template(document: Document, tokenizer: Tokenizer, tile: TileSpec, *, en
     Raises:
         ValueError: the template cannot write it, or writes another number of pictures.
     """
-    turns, teaches = messages(with_roles(document) if is_chat(document) else document), _teaches(document)
+    if is_chat(document):
+        template = tokenizer.template
+        document = with_roles(document, system=template is not None and template.takes_system)
+    turns, teaches = messages(document), _teaches(document)
     try:
         written, answers = tokenizer.answered(turns) if end else (tokenizer.conversation(turns), [])
     except ValueError as why:

@@ -101,7 +101,9 @@ def _key(store: Store, cutter: Cutter, only: str) -> dict[str, Any]:
     """All that an index follows from."""
     tile = cutter.tile
     template = cutter.tokenizer.template
-    form = {} if template is None else {"template": hashlib.sha256(template.source.encode()).hexdigest()[:12]}
+    form: dict[str, Any] = {}
+    if template is not None:
+        form = {"template": hashlib.sha256(template.source.encode()).hexdigest()[:12], "system": template.takes_system}
     tiling = {} if tile.whole else {"tiling": asdict(tile.tiling), "tile_size": tile.size}
     return (
         {

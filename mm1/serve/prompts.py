@@ -147,7 +147,7 @@ def _own_format(turns: Sequence[tuple[str, list[Piece]]]) -> list[Piece]:
     before: list[Piece] = []
     for role, content in turns:
         if role in ("system", "developer"):
-            before += [*content, Text("\n", train=False)]
+            before += _with_line(content)
             continue
         if role != current:
             if current == "assistant":
@@ -157,6 +157,14 @@ def _own_format(turns: Sequence[tuple[str, list[Piece]]]) -> list[Piece]:
         pieces += [*(before if role == "user" else ()), *content]
         before = [] if role == "user" else before
     return pieces
+
+
+def _with_line(pieces: list[Piece]) -> list[Piece]:
+    """The pieces with a line after them, written as `mm1 prepare` writes it between a system's text and the user's."""
+    last = pieces[-1] if pieces else None
+    if not isinstance(last, Text):
+        return [*pieces, Text("\n", train=False)]
+    return [*pieces[:-1], replace(last, text=last.text.removesuffix("\n") + "\n")]
 
 
 def completion_document(parts: Sequence[Part] | str, pictures: Pictures) -> Document:
