@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 
 from mm1.data.chat_format import messages
 from mm1.data.image import orientation
-from mm1.document import Document, Image
+from mm1.document import Document, Image, Mark
 from mm1.eval.model import REFUSED, Done, Model, Ranked, Reply, Request, as_pillow, ignore
 from mm1.generate.writer import until
 
@@ -33,12 +33,15 @@ class HttpModel(Model):
     """A model behind an OpenAI-compatible server: `url` up to and including /v1; the key is in OPENAI_API_KEY.
 
     `parallel` requests are sent at a time. A failed one is repeated three times, after `retry_seconds` and then after
-    twice as long each time.
+    twice as long each time. A server of mm1 continues prompts that are no conversation, as the run itself would; others
+    get them as a message of the user.
     """
 
     def __init__(self, url: str, *, model: str = "", parallel: int = 8, retry_seconds: float = 2.0):
         self.url, self.parallel, self.retry_seconds = url.rstrip("/"), parallel, retry_seconds
-        self.model = model or self._call("/models")["data"][0]["id"]
+        listed = [] if model else self._call("/models")["data"]
+        self.model = model or listed[0]["id"]
+        self._continues = bool(listed) and listed[0].get("owned_by") == "mm1"
         self.name = f"{self.model} at {self.url}"
 
     def generate(self, requests: Sequence[Request], *, done: Done = ignore) -> list[Reply]:
@@ -70,8 +73,10 @@ class HttpModel(Model):
 
     def _reply(self, request: Request) -> Reply:
         conversation = messages(request.prompt, pictures=_data_url)
+        continues = self._continues and not any(isinstance(piece, Mark) for piece in request.prompt.pieces)
+        ask = self._continuation if continues else self._content
         try:
-            text = self._content(conversation, max_tokens=request.max_tokens, stops=request.stops)
+            text = ask(conversation, max_tokens=request.max_tokens, stops=request.stops)
         except Refused as refused:
             return Reply("", f"{REFUSED}: {refused}")
         if text is None:
@@ -84,21 +89,25 @@ class HttpModel(Model):
         return self._content(conversation, max_tokens=max_tokens, stops=stops) or ""
 
     def _content(self, conversation: list[dict[str, Any]], *, max_tokens: int, stops: Sequence[str]) -> str | None:
-        body: dict[str, Any] = {
-            "model": self.model,
-            "messages": conversation,
-            "max_tokens": max_tokens,
-            "temperature": 0,
-        }
-        if stops:
-            body["stop"] = list(stops)[:4]  # OpenAI's own server refuses more than four
-        answered = self._call("/chat/completions", body)
+        answered = self._call("/chat/completions", {"messages": conversation} | self._how(max_tokens, stops))
         try:
             return answered["choices"][0]["message"].get("content")
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{self.url}/chat/completions must answer choices with a message; found {str(answered)[:300]}"
             ) from error
+
+    def _continuation(self, conversation: list[dict[str, Any]], *, max_tokens: int, stops: Sequence[str]) -> str:
+        """What a server of mm1 writes after the texts and pictures of a single message."""
+        (message,) = conversation
+        return self._call("/completions", {"prompt": message["content"]} | self._how(max_tokens, stops))["choices"][0][
+            "text"
+        ]
+
+    def _how(self, max_tokens: int, stops: Sequence[str]) -> dict[str, Any]:
+        how: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens, "temperature": 0}
+        # OpenAI's own server refuses more than four
+        return how | ({"stop": list(stops)[:4]} if stops else {})
 
     def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
         headers = {"Content-Type": "application/json"}

@@ -94,6 +94,10 @@ class Features:
         self.held = 0  # bytes
         self._features: OrderedDict[str, torch.Tensor] = OrderedDict()
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the features of the image of this name are kept."""
+        return name in self._features
+
     @torch.inference_mode()
     def of(self, pictures: Sequence[Picture]) -> torch.Tensor:
         """Features [N, S, D] of the pictures in order. New ones are encoded, each once."""

@@ -67,7 +67,7 @@ class Server:
         self.metrics.watch("image_cache_queries", "Tiles looked up in the image cache.", lambda: features.queries)
         self.metrics.watch("image_cache_hits", "Tiles that the image cache held.", lambda: features.hits)
         self.media = Media(self.limits, self.domains)
-        self.reader = Reader.of(loaded, self.limits)
+        self.reader = Reader.of(loaded, self.limits, features)
         self.names = TokenNames(loaded.tokenizer, loaded.model.config.decoder.vocabulary)
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="prompts")
 
