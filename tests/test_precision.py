@@ -92,6 +92,8 @@ def test_every_kind_of_run_trains_and_resumes_on_a_mesh_of_one_rank(stores, tmp_
         "muon": ["optim.kind=muon", "parallel.activation_checkpointing=selective"],
         "frozen": ['frozen=["vision", "decoder.embedding"]', "parallel.activation_checkpointing=full"],
         "contrastive": ["objective=contrastive", "data.sources.text.share=0"],
+        "sigmoid": ["objective=contrastive_sigmoid", "data.sources.text.share=0"],
+        "pixels": ["objective=autoregressive_pixels", "pixels.head_width=16", "optim.learning_rate=0.001"],
     }
     for name, changed in changes.items():
         run = config.override(small.run(stores), [*changed, "precision=bf16", "steps=2", "checkpoint_every=1"])
