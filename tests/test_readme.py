@@ -143,8 +143,9 @@ SHORTER = {
 }
 """What is added to a command of the page so that it ends in seconds."""
 
-ELSEWHERE = ("demo", "prepare", "import")
-"""Verbs that take minutes, a network or input of one's own: their tests are test_prepare, test_import and the demo."""
+ELSEWHERE = ("demo", "prepare", "import", "serve")
+"""Verbs that take minutes, a network or input of one's own, or go on until they are stopped: test_prepare,
+test_import, test_serve_load and the demo test them."""
 
 
 def test_the_verbs_of_the_readme_run_as_they_stand(tmp_path: Path):
