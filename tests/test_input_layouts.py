@@ -379,7 +379,7 @@ def test_a_phones_folder_with_captions_says_what_it_cannot_read(tmp_path):
     assert [shapes(document) for document in documents] == [[RED, "café"], [GREEN, "café"]]
     assert drops(ledger) == {
         "text that is not UTF-8": 1,
-        "file that the kind 'pairs' doesn't read (.heic)": 1,
+        "picture in HEIC, which is not read; export it as JPEG": 1,
         "file that the kind 'pairs' doesn't read (.mov)": 1,
     }
 
@@ -388,6 +388,8 @@ def test_an_unknown_folder_says_what_it_holds(tmp_path):
     (tmp_path / "a.heic").write_bytes(b"x")
     (tmp_path / "b.png").write_bytes(RED)
     with pytest.raises(
-        InputError, match=r"cannot detect the kind of .* which has 1 files with .heic, 1 files with .png"
+        InputError,
+        match=r"cannot detect the kind of .* which has 1 files with .heic, 1 files with .png; its pictures have no "
+        r"captions: write one beside each \(b.txt beside b.png\), or .* file_name and text; or name",
     ):
         detect_kind(tmp_path)

@@ -15,6 +15,7 @@ from mm1.prepare.ledger import Dropped, InlineImage, Ledger, MissingImage, Page
 from mm1.prepare.pipeline import prepare
 from mm1.prepare.request import parse_request
 from mm1.prepare.shard import InputError
+from mm1.prepare.summary import summary_lines
 from tests.conftest import picture
 
 RED = picture(0, 1)[0]
@@ -90,6 +91,13 @@ def test_a_repeated_picture_takes_its_caption_with_it(tmp_path):
     result = prepare(parse_request([str(folder), "max_image_repeats=2", "min_side=1"]), tmp_path / "out")
     assert result.stores == {"images": 1}
     assert result.ledger.records.dropped == {"picture in more than 2 documents": 3}
+
+
+def test_the_terminal_says_which_picture_is_missing_and_where_to_name_its_folder(tmp_path):
+    request = parse_request([str(talk(tmp_path, ["good.jpg", "gone.jpg"])), f"pictures={tmp_path}/pics"])
+    lines = list(summary_lines(prepare(request, tmp_path / "out"), tmp_path / "out"))
+    assert f"{1:>10} pictures  picture that is missing; first: element 2, gone.jpg" in lines
+    assert f"{'':10} pictures=FOLDER names the folder of the pictures, if they are elsewhere" in lines
 
 
 def test_a_picture_folder_that_is_not_there_is_named(tmp_path):

@@ -7,6 +7,8 @@ from mm1.prepare.card import PrepareResult
 from mm1.prepare.ledger import Ledger
 
 _MOST_REASONS = 12  # of each list
+_LONGEST_NAME = 60  # letters of the first example
+_MISSING = "picture that is missing"
 
 
 def exit_status(result: PrepareResult, *, strict: bool) -> int:
@@ -51,6 +53,18 @@ def _reasons(ledger: Ledger, title: str, *, expected: bool) -> Iterator[str]:
         yield title
     entries.sort(key=lambda entry: -entry[0])
     for count, what, reason in entries[:_MOST_REASONS]:
-        yield f"{count:>10,} {what:9} {reason}"
+        yield f"{count:>10,} {what:9} {reason}" + ("" if expected else _first(ledger, what, reason))
     if len(entries) > _MOST_REASONS:
         yield f"{'':10} and {len(entries) - _MOST_REASONS} more reasons, on the card"
+    if not expected and _MISSING in ledger.pictures.dropped:
+        yield f"{'':10} pictures=FOLDER names the folder of the pictures, if they are elsewhere"
+
+
+def _first(ledger: Ledger, what: str, reason: str) -> str:
+    """Where the first example of a reason stands, and what it says of itself: the name of a file, a size, an error."""
+    examples = (one for one in ledger.examples if f"{one.what}s" == what and one.reason == reason)
+    example = next(examples, None)
+    if example is None:
+        return ""
+    parts = [part for part in (example.position, example.detail) if part and len(part) <= _LONGEST_NAME]
+    return f"; first: {', '.join(parts)}" if parts else ""

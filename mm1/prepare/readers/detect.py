@@ -123,7 +123,10 @@ def unread_files(path: Path, kind: str, endings: tuple[str, ...]) -> Iterator[st
     for file in find_files(path, ""):
         match = pattern.search(file.name.lower())
         if match and not file.name.lower().endswith((*endings, *_BESIDE.get(kind, ()))):
-            yield f"file that the kind {kind!r} doesn't read ({match[0]})"
+            if match[0] in (".heic", ".heif"):
+                yield "picture in HEIC, which is not read; export it as JPEG"
+            else:
+                yield f"file that the kind {kind!r} doesn't read ({match[0]})"
 
 
 def describe_files(path: Path) -> str:

@@ -173,4 +173,11 @@ def detect_kind(path: Path) -> str:
         return "text"
     kinds = ", ".join(get_args(Kind))
     there = describe_files(path)
-    raise InputError(f"cannot detect the kind of {path}, which has {there}; name it with --kind, one of {kinds}")
+    message = f"cannot detect the kind of {path}, which has {there}; "
+    if pictures:
+        name = Path(pictures[0].name)
+        message += (
+            f"its pictures have no captions: write one beside each ({name.with_suffix('.txt')} beside {name}), or all "
+            "into a metadata.csv with the columns file_name and text; or "
+        )
+    raise InputError(f"{message}name it with --kind, one of {kinds}")
