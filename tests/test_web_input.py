@@ -11,10 +11,13 @@ import shutil
 import subprocess
 import threading
 from pathlib import Path
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image as Canvas
 from warcio.capture_http import capture_http
 from warcio.statusandheaders import StatusAndHeaders
@@ -22,7 +25,7 @@ from warcio.warcwriter import WARCWriter
 
 from mm1.document import Image
 from mm1.prepare.html.encoding import decode_page
-from mm1.prepare.html.image_address import srcset_addresses
+from mm1.prepare.html.image_address import absolute_address, srcset_addresses
 from mm1.prepare.html.main_content import main_content
 from mm1.prepare.readers.warc_records import url_key
 from tests.reading import drops, read
@@ -339,3 +342,20 @@ def test_a_page_of_many_hidden_pictures_is_read_in_time():
     hidden = "".join(f"<noscript><img src='{n}.png'></noscript><img data-src='{n}.png'>" for n in range(5000))
     pieces = main_content(page(f"<p>{WORDS}</p>{hidden}").encode(), "https://e.org/")
     assert sum(not isinstance(piece, Image) and hasattr(piece, "url") for piece in pieces) == 5000
+
+
+PARTS = st.sampled_from(
+    ["a", "b.png", "..", ".", "", "/", "//", "?q=1", "#x", ";p", "%20", " ", "x:y", "ä", ".h", "~u"]
+)
+BASES = st.sampled_from(
+    ["http://h", "http://h/", "https://h:8/d/", Path("/d/e.html").as_uri(), "ftp://h/d/", "data:,x", "d/e"]
+)
+
+
+@given(
+    base=BASES, folders=st.lists(PARTS, max_size=4), names=st.lists(PARTS, min_size=1, max_size=4), joint=st.booleans()
+)
+def test_plain_addresses_are_joined_as_urljoin_does(base: str, folders: list[str], names: list[str], joint: bool):
+    slash = "/" if joint else ""
+    page, address = base + slash.join(folders), slash.join(names)
+    assert absolute_address(page, address) == urljoin(page, address)

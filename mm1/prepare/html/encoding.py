@@ -2,6 +2,7 @@
 
 import codecs
 import re
+from functools import lru_cache
 
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
@@ -39,6 +40,7 @@ def decode_page(page: bytes, *, charset: str = "") -> str:
         return page.decode(encoding or _detected(page), "replace")
 
 
+@lru_cache(maxsize=256)
 def codec_of(label: str) -> str | None:
     """Python's codec for an encoding's label on the web; None if the label is no browser's."""
     from resiliparse.parse.encoding import map_encoding_to_html5

@@ -18,6 +18,8 @@ _PICTURE = re.compile(r"\S{1,2000}\.(jpe?g|png|webp|gif|avif|bmp)(\?\S{0,2000})?
 _SMALL = re.compile(r"thumb|small|placeholder|preview|low|tiny|blur")
 _NO_ADDRESS = frozenset(("src", "srcset", "alt", "title", "class", "id", "name", "style", "usemap", "longdesc", "href"))
 _SOURCE_SET = re.compile(r"(data-[a-z-]{0,40})?srcset")
+_PLAIN = re.compile(r"[\w%~-][\w.%~-]*(/[\w%~-][\w.%~-]*)*", re.ASCII)
+_PLAIN_BASE = re.compile(r"(https?|file)://[^/?#;\s]*(/[^/?#;.\s][^/?#;\s]*)*/[^/?#;\s]*", re.ASCII)
 _LONGEST_SET = 20_000  # characters
 _MOST_CANDIDATES = 24  # of one image
 
@@ -30,10 +32,17 @@ def image_address(image: Element, base: str) -> ImageAddress | None:
     urls = []
     for candidate in dict.fromkeys(_candidates(image)):
         try:
-            urls.append(candidate if candidate.startswith("data:") else urljoin(base, candidate))
+            urls.append(candidate if candidate.startswith("data:") else absolute_address(base, candidate))
         except ValueError:  # an address such as http://[x
             continue
     return ImageAddress(urls[0], others=tuple(urls[1:_MOST_CANDIDATES])) if urls else None
+
+
+def absolute_address(base: str, address: str) -> str:
+    """`urljoin` of both, which takes ten times as long, where an address below the page's folder is written plainly."""
+    if _PLAIN.fullmatch(address) and _PLAIN_BASE.fullmatch(base):
+        return base[: base.rindex("/") + 1] + address
+    return urljoin(base, address)
 
 
 def _candidates(image: Element) -> Iterator[str]:

@@ -10,6 +10,7 @@ class. docs/pages.md compares this with three libraries.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from urllib.parse import urljoin
 
@@ -58,6 +59,7 @@ _PAGER_WORDS = frozenset(
     )
 )
 _LONGEST_PAGER = 300  # characters
+_LONGEST_NAME = 200  # characters of a class or id
 _ABOUT_THE_PAGE = re.compile(
     r"(©|\(c\) |copyright (©|\(c\)|by\b|\d{4})|all rights reserved|powered by|generated (on|by|at)|page last"
     r"|created (using|with)|built with|last (updated|modified|edited|changed)|valid x?html).{0,300}"
@@ -258,11 +260,7 @@ class _Navigation:
         names = list(classes)
         if element.tag != "section" and "section" not in classes:  # the id of a section is made of its heading
             names.append((element.get("id") or "").lower())
-        hits = [
-            name
-            for name in names
-            if _NAVIGATION_NAME.fullmatch(name) or any(map(_NAVIGATION_WORD.fullmatch, re.split("[-_]", name)))
-        ]
+        hits = [name for name in names if len(name) <= _LONGEST_NAME and _names_navigation(name)]
         if not hits:
             return False
         if all("header" in hit for hit in hits):  # the header of an article holds its title
@@ -293,6 +291,13 @@ class _Navigation:
                 if child in self.weights:
                     yield from self._strings(child, links=links)
                 yield child.tail or ""
+
+
+@lru_cache(maxsize=4096)
+def _names_navigation(name: str) -> bool:
+    """Whether a class or an id says that a block is navigation. The pages of a site have the same few names."""
+    words = name.replace("_", "-").split("-")
+    return _NAVIGATION_NAME.fullmatch(name) is not None or any(map(_NAVIGATION_WORD.fullmatch, words))
 
 
 def _is_link_list(weight: _Weight) -> bool:
