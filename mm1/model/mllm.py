@@ -46,10 +46,12 @@ class MLLM(nn.Module):
         `feature_BT` numbers the feature of each image token; without it the n-th image token takes the n-th feature.
         """
         image_BT = tokens_BT == self.config.image_token
-        number_BT = image_BT.flatten().cumsum(0).view_as(tokens_BT) if feature_BT is None else feature_BT + 1
-        index_BT = number_BT * image_BT  # other tokens take row 0 of the table, which has no gradient
-        table = F.pad(features_NSD.flatten(0, 1), (0, 0, 1, 0))
-        feature_BTD = F.embedding(index_BT, table, padding_idx=0)
+        table = features_NSD.flatten(0, 1)
+        if feature_BT is None:
+            feature_BT = image_BT.flatten().cumsum(0).view_as(tokens_BT) - 1
+        # other tokens take any feature, with no gradient; all different, since a GPU adds up those of one by one
+        other_BT = torch.arange(tokens_BT.numel(), device=tokens_BT.device).view_as(tokens_BT) % len(table)
+        feature_BTD = F.embedding(torch.where(image_BT, feature_BT, other_BT), table)
         x_BTD = self.decoder.embed(tokens_BT)
         return torch.where(image_BT[..., None], feature_BTD.to(x_BTD.dtype), x_BTD)
 
