@@ -47,7 +47,7 @@ def run(*words: str, sparse: bool = False) -> RunConfig:
     config.model.decoder.layers, config.model.decoder.mlp_width, config.model.vision.layers = 4, 64, 3
     if sparse:
         config.model.decoder.sparse = SparseConfig(experts=4, every=2)
-    return override(config, ["batch_size=2", *words])
+    return override(config, ["batch_size=2", "compile=never", *words])
 
 
 def packed() -> Batch:

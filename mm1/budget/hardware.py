@@ -30,6 +30,14 @@ ELEMENTWISE_BANDWIDTH = 0.8
 COMPILED_TRAFFIC = 0.5
 """Assumed share of elementwise traffic that remains when blocks are compiled."""
 
+COMPILED_ACTIVATIONS = 0.82
+"""Share of the activations that compiled blocks keep without activation checkpointing: the compiler recomputes what is
+cheap. Measured on an H200 with the 1.2B base of the ablations: 0.80 with one sequence of 4096, 0.82 with four."""
+
+BLOCK_LAUNCH = 6e-3
+"""Seconds in which the host launches a block's forward and backward pass. Measured beside an H200 with the same model:
+1.21 s for a step of 4 micro-batches of 48 blocks, with so little work in each that the GPU waited for the host."""
+
 LINK_BANDWIDTH = 0.75
 """Assumed share of a link's bandwidth that collectives reach."""
 
@@ -53,7 +61,9 @@ class Hardware:
     network_bandwidth: float  # bytes/s to other nodes, one way
     node_size: int  # devices of a node
     compiled_traffic: float = 1.0  # bytes that other operations move in compiled blocks, over those of single kernels
+    compiled_activations: float = 1.0  # bytes that compiled blocks keep for the backward pass, over those of others
     exposed_communication: float = EXPOSED_COMMUNICATION  # share of FSDP's communication that no arithmetic hides
+    block_launch: float = 0.0  # seconds in which the host launches a block's forward and backward pass
     launch_seconds: float = 0.0  # time of the smallest operation
 
     def ring_bandwidth(self, ranks: int, *, stride: int) -> float:
@@ -85,6 +95,8 @@ def _gpu(name: str, printed: Datasheet, *, matmul_flops: float, attention_share:
         network_bandwidth=printed.network_bandwidth * LINK_BANDWIDTH,
         node_size=8,
         compiled_traffic=COMPILED_TRAFFIC,
+        compiled_activations=COMPILED_ACTIVATIONS,
+        block_launch=BLOCK_LAUNCH,
     )
 
 
@@ -92,14 +104,17 @@ def _gpu(name: str, printed: Datasheet, *, matmul_flops: float, attention_share:
 # both ways together; here it is one way. Network: one adapter per GPU, as in NVIDIA's DGX A100 (200 Gb/s), DGX H100
 # and H200 (400 Gb/s).
 # Matrix products: A100 at its best shape 267.9 TFLOP/s (github.com/stas00/ml-engineering, "Maximum Achievable Matmul
-# FLOPS"); H100 and H200 at the shapes of language models 720 (SemiAnalysis, "MI300X vs H100 vs H200 Benchmark Part 1:
-# Training", 2024); L40S is assumed to reach 0.7 of its peak.
-# Attention: FlashAttention-2 reaches 50 to 73 % of an A100 (arXiv 2307.08691) and 35 % of an H100 (arXiv 2407.08608).
-# FlexAttention is a little slower: 0.9 of these are assumed. L40S is assumed to be as the A100.
+# FLOPS"); H100 at the shapes of language models 720 (SemiAnalysis, "MI300X vs H100 vs H200 Benchmark Part 1: Training",
+# 2024); H200 778, measured here: 386 TFLOP of a step in kernels of 496 ms (docs/gpu.md). L40S is assumed to reach 0.7
+# of its peak.
+# Attention: FlashAttention-2 reaches 50 to 73 % of an A100 (arXiv 2307.08691); FlexAttention is a little slower, 0.9 of
+# it are assumed. H200: 163 TFLOP/s, measured here: 25.2 TFLOP of FlashAttention-2 in the encoder and FlexAttention in
+# the decoder in 154 ms, forward and deterministic backward passes. H100, the same chip with slower memory, is assumed
+# to be as the H200, and L40S as the A100.
 GPUS: dict[str, Hardware] = {
     "a100": _gpu("A100", Datasheet(80e9, 2.039e12, 300e9, 25e9), matmul_flops=267.9e12, attention_share=0.55),
-    "h100": _gpu("H100", Datasheet(80e9, 3.35e12, 450e9, 50e9), matmul_flops=720e12, attention_share=0.31),
-    "h200": _gpu("H200", Datasheet(141e9, 4.8e12, 450e9, 50e9), matmul_flops=720e12, attention_share=0.31),
+    "h100": _gpu("H100", Datasheet(80e9, 3.35e12, 450e9, 50e9), matmul_flops=720e12, attention_share=0.165),
+    "h200": _gpu("H200", Datasheet(141e9, 4.8e12, 450e9, 50e9), matmul_flops=778e12, attention_share=0.165),
     "l40s": _gpu("L40S", Datasheet(48e9, 864e9, 32e9, 25e9), matmul_flops=0.7 * PEAK["L40S"], attention_share=0.55),
 }
 

@@ -169,7 +169,7 @@ class Planner:
             now["gradients"] += gradients
             if sum(now.values()) > sum(worst.values()):
                 worst = dict(now)
-            alive[f"{segment.part} activations"] += segment.net_bytes
+            alive[f"{segment.part} activations"] += segment.net_bytes * self._kept_share(layout, segment)
             if segment.backward and not accumulates and name and name not in finished:
                 gradients += unit.trained_local * GRADIENT
                 finished.add(name)
@@ -177,18 +177,32 @@ class Planner:
             worst["features"] = self.contrast.bytes(layout)
         return state | {"images": float(self._images(layout)), "gradients": 0.0} | worst
 
+    def _kept_share(self, layout: ParallelLayout, segment: StepSegment) -> float:
+        """The bytes that a segment keeps over those of the simulation, which compiles nothing."""
+        is_checkpointed = layout.activation_checkpointing != "none"
+        if is_checkpointed or segment.part == "logits" or self.run.compile == "never":
+            return 1.0
+        return self.hardware.compiled_activations
+
     def _images(self, layout: ParallelLayout) -> int:
         batch = self.batch or full_sequences(self.run, 1)
         return batch.images_NCYX.numel() * (1 if self.batch else layout.micro_batch_size)
 
     def _gathered_bytes(self, layout: ParallelLayout, root: UnitSizes, *, unit: UnitSizes, backward: bool) -> float:
-        """Bytes of gathered weights and whole gradients: of the root, the current block and the next one."""
+        """Bytes of gathered weights and whole gradients: of the root, the current block and the next one.
+
+        Where a rank holds all weights, all of them stay gathered.
+        """
         if layout.ranks == 1 and self.precision == torch.float32:
             return 0.0
-        size = self.precision.itemsize
+        size, whole = self.precision.itemsize, layout.dp_shard == 1
         total = root.gathered * size
+        if whole:
+            total = sum(other.gathered for other in self._unit_sizes(layout).values()) * size
         if unit is not root:
-            total += unit.gathered * size * 2 + (unit.trained_gathered * (size + GRADIENT) if backward else 0)
+            total += (0 if whole else unit.gathered * size * 2) + (
+                unit.trained_gathered * (size + GRADIENT) if backward else 0
+            )
         return total
 
     def _seconds(self, layout: ParallelLayout, segments: list[StepSegment]) -> dict[str, float]:
@@ -209,7 +223,7 @@ class Planner:
         return times
 
     def _pass_seconds(self, layout: ParallelLayout, segments: list[StepSegment]) -> dict[str, float]:
-        """Seconds of these segments of a micro-batch: arithmetic by part, and communication."""
+        """Seconds of these segments of a micro-batch: arithmetic by part, communication, what launches take longer."""
         sizes, gathered = self._unit_sizes(layout), set()
         times: dict[str, float] = dict.fromkeys((*MODEL_PARTS, "communication"), 0.0)
         for segment in segments:
@@ -221,6 +235,8 @@ class Planner:
                 times["communication"] += max(sharding - work, self.hardware.exposed_communication * sharding)
             if segment.part == "decoder" and segment.block is not None:
                 times["communication"] += self._block_seconds(layout, segment.block)
+        blocks = sum(segment.block is not None and segment.backward for segment in segments)
+        times["launches"] = max(0.0, blocks * self.hardware.block_launch - sum(times.values()))
         return times
 
     def _sharding_seconds(self, layout: ParallelLayout, unit: UnitSizes, *, backward: bool) -> float:
