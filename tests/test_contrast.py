@@ -124,7 +124,12 @@ def _do_step(rank: int, folder: Path, sharded: bool, tp: int) -> None:
 
 @pytest.mark.parametrize(
     ("ranks", "sharded", "tp"),
-    [(2, False, 1), (2, True, 1), pytest.param(4, True, 1, marks=pytest.mark.long), (4, True, 2)],
+    [
+        (2, False, 1),
+        (2, True, 1),
+        pytest.param(4, True, 1, marks=pytest.mark.long),
+        pytest.param(4, True, 2, marks=pytest.mark.long),
+    ],
     ids=["two", "two sharded", "four sharded", "two of two tensor-parallel"],
 )
 def test_ranks_are_as_one_batch(tmp_path, ranks, sharded, tp):
