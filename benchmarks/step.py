@@ -40,7 +40,7 @@ from mm1.hf.convert import decoder_config_to_hf, decoder_from_hf
 from mm1.hf.layouts import vision_from_hf
 from mm1.hf.vision import vision_config_from_hf
 from mm1.model import sizes
-from mm1.model.attention import document_mask
+from mm1.model.decoder import masks_of
 from mm1.model.mllm import MLLM
 from mm1.model.vision import normalise
 from mm1.objectives.next_token import LOGITS, NextToken, cross_entropy
@@ -221,8 +221,8 @@ def our_loss(model: MLLM, batch: Batch) -> torch.Tensor:
 
 def decoder_loss(model: MLLM, batch: Batch) -> torch.Tensor:
     """The loss without the encoder, which `NextToken` would run on a black image."""
-    mask, targets = document_mask(batch.document_BT), batch.targets_BT.flatten()
-    hidden_BTD = model.decoder(model.decoder.embed(batch.tokens_BT), batch.position_BT, mask=mask)
+    masks, targets = masks_of(model.decoder.config, batch.document_BT), batch.targets_BT.flatten()
+    hidden_BTD = model.decoder(model.decoder.embed(batch.tokens_BT), batch.position_BT, masks=masks)
     positions = torch.arange(len(targets) - 1, device=targets.device)[targets[:-1] != IGNORED]
     at_once = LOGITS[targets.device.type]
     entropy = cross_entropy(model, hidden_BTD.flatten(0, 1), targets=targets, positions=positions, at_once=at_once)

@@ -61,11 +61,18 @@ SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden
 SHAPE |= {"num_key_value_heads": 2, "vocab_size": 480, "max_position_embeddings": 512, "head_dim": 8}
 SHAPE |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+LONGROPE: dict[str, Any] = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 3.0], "long_factor": [1.0, 4.0, 9.0]}
+LONGROPE |= {"rope_theta": 1e4, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 512}
 LANGUAGE: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama, SmolLM2": ("llama", {"tie_word_embeddings": True}),
     "Mistral": ("mistral", {"sliding_window": None}),
+    "Mistral, window": ("mistral", {"sliding_window": 6}),
+    "Phi-3": ("phi3", {"sliding_window": 6}),
+    "Phi-4-mini": ("phi3", {"rope_parameters": LONGROPE, "max_position_embeddings": 1024, "num_hidden_layers": 2}),
+    "Gemma 3, text": ("gemma3_text", {"sliding_window": 6, "query_pre_attn_scalar": 24, "num_hidden_layers": 7}),
     "Mixtral": ("mixtral", EXPERTS),
     "Qwen2, Qwen2.5": ("qwen2", {}),
+    "Qwen2, window": ("qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
     "Qwen3": ("qwen3", {}),
     "Qwen3-MoE": ("qwen3_moe", EXPERTS | {"moe_intermediate_size": 24, "norm_topk_prob": True}),
     "OLMo 2": ("olmo2", {}),
@@ -91,7 +98,7 @@ def language(name: str, folder: Path) -> Row:
     tokenizer.save_pretrained(folder / "theirs")
     loaded = load_for_use(import_model(str(folder / "theirs"), folder / "ours").folder)
     export_run(folder / "ours", folder / "out")
-    exported = transformers.AutoModelForCausalLM.from_pretrained(folder / "out").eval()
+    exported = transformers.AutoModelForCausalLM.from_pretrained(folder / "out", trust_remote_code=True).eval()
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "who?"}], add_generation_prompt=True)["input_ids"]
     again = transformers.AutoTokenizer.from_pretrained(folder / "out")
     chat = encode(prompt([Text("who?")]), loaded.tokenizer, tile=TileSpec(16, 4), end=False).tokens.tolist()
@@ -159,7 +166,7 @@ def multimodal(name: str, folder: Path, theirs, processor, *, canvas: Canvas.Ima
         ours, expected, written = our_logits(loaded, pixels_NCYX, encoded), theirs(**inputs), exported(**inputs)
     width = min(ours.shape[-1], expected.logits.shape[-1], written.logits.shape[-1])
     writer = Writer(loaded.model, loaded.tokenizer, rows=1)
-    (said,) = writer.engine.generate([writer._prompt(encoded)], Decoding(max_tokens=16))
+    (said,) = writer.engine.generate([writer._prompts.prompt(encoded)], Decoding(max_tokens=16))
     options = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [IMAGE]}
     answer = theirs.generate(**inputs, max_new_tokens=16, **options)[0, len(encoded.tokens) :]
     return Row(
@@ -216,7 +223,8 @@ def table(rows: list[Row]) -> str:
 
 
 if __name__ == "__main__":
+    lines = table([row(name) for name in TRIED])
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table([row(name) for name in TRIED])}\n\n{END}{after}")
+    PAGE.write_text(f"{before}{BEGIN}\n\n{lines}\n\n{END}{after}")

@@ -42,7 +42,7 @@ def gradients(model: MLLM) -> list[torch.Tensor]:
     hidden_BTD, layers = model.decoder.routed(
         model.decoder.embed(tokens_BT),
         torch.arange(POSITIONS).expand(2, -1) % 10,
-        mask=dense_mask(document_BT),
+        masks={None: dense_mask(document_BT)},
         real_BT=document_BT > 0,
     )
     loss = features_NPE.float().square().sum() + hidden_BTD.float().square().sum()

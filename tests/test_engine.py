@@ -66,7 +66,8 @@ KINDS = {
     "grouped keys": {"kv_heads": 1, "qk_norm": False},
     "stretched": {"rope_scaling": RopeScalingConfig(kind="llama3", factor=4.0, original_positions=16)},
     "no_rope_layers": {"layers": 3, "no_rope_layers": (1,), "qkv_bias": True},
-    "OLMo 2": {"qk_norm": True, "qk_norm_across_heads": True, "norm_after": True},
+    "OLMo 2": {"qk_norm": True, "qk_norm_across_heads": True, "norm_before": False, "norm_after": True},
+    "windows": {"layers": 3, "window": 4, "full_layers": (1,), "window_rope_base": 100.0},
     "experts": {"sparse": SparseConfig(experts=4, every=2)},
 }
 

@@ -60,16 +60,12 @@ STRETCHED = {
 }
 
 
-ALL_PARTS = {
-    "rope_scaling": RopeScalingConfig(kind="yarn", factor=4.0, high=32.0, original_positions=16, attention_factor=1.2),
-    "qk_norm": True,
-    "qk_norm_across_heads": True,
-    "norm_after": True,
-    "qkv_bias": True,
-    "out_bias": True,
-    "mlp_bias": True,
-    "sparse": SparseConfig(experts=4, every=2, normalize=False),
-}
+YARN = RopeScalingConfig(kind="yarn", factor=4.0, high=32.0, original_positions=16, attention_factor=1.2)
+SPARSE = SparseConfig(experts=4, every=2, normalize=False)
+FLAGS = ("qk_norm", "qk_norm_across_heads", "norm_after", "norm_offset", "qkv_bias", "out_bias", "mlp_bias")
+ALL_PARTS = dict.fromkeys(FLAGS, True) | {"rope_scaling": YARN, "sparse": SPARSE, "activation": "gelu_tanh"}
+ALL_PARTS |= {"query_scale": 0.3, "embedding_scale": 3.0, "rotary_share": 0.5}
+ALL_PARTS |= {"window": 5, "full_layers": (1,), "window_rope_base": 100.0}
 
 
 def model(vision: VisionConfig, kind: str, tokens: int, **decoder) -> ModelConfig:

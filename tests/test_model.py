@@ -51,7 +51,8 @@ def test_packed_equals_each_document_alone(kind):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_grouped_attention_equals_dense(seed):
+@pytest.mark.parametrize("window", [None, 4])
+def test_grouped_attention_equals_dense(seed, window):
     """Values and gradients, for random packings with padding, and with fewer key heads."""
     generator = torch.Generator().manual_seed(seed)
     document_BT = torch.randint(0, 5, (3, 50), generator=generator).bool().long().cumsum(1).clamp(max=40)
@@ -59,43 +60,45 @@ def test_grouped_attention_equals_dense(seed):
     for b in range(3):
         ids = torch.repeat_interleave(torch.arange(1, 10), lengths[b])[:50]
         document_BT[b] = torch.cat((ids, torch.zeros(50 - len(ids), dtype=torch.int64)))
-    mask = document_mask(document_BT)
+    mask = document_mask(document_BT, window=window)
     assert isinstance(mask, Groups)
     q, k, v = (torch.randn(3, 50, heads, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2))
     real_BT11 = (document_BT > 0)[..., None, None]
     results = []
-    for each in (mask, dense_mask(document_BT)):
+    for each in (mask, dense_mask(document_BT, window=window)):
         out = attention(q, k, v_BLKW=v, mask=each) * real_BT11
         results.append((out, *torch.autograd.grad(weighted(out), (q, k, v))))
     for grouped, dense in zip(*results, strict=True):
         torch.testing.assert_close(grouped, dense, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("window", [None, 1, 5, BLOCK, 100])
 @pytest.mark.parametrize("length", [BLOCK, BLOCK + 1, 2 * BLOCK, 150])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_causal_attention_learns_as_the_dense_one(length, kv_heads):
+def test_causal_attention_learns_as_the_dense_one(length, kv_heads, window):
     document_BT = torch.ones(2, length, dtype=torch.int64)
     q, k, v = (torch.randn(2, length, heads, 8, requires_grad=True) for heads in (4, kv_heads, kv_heads))
     results = []
-    for mask in (Causal(), dense_mask(document_BT)):
+    for mask in (Causal(window), dense_mask(document_BT, window=window)):
         out = attention(q, k, v_BLKW=v, mask=mask)
         results.append((out, *torch.autograd.grad(weighted(out), (q, k, v))))
     for causal, dense in zip(*results, strict=True):
         torch.testing.assert_close(causal, dense, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("window", [None, 20])
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-def test_block_mask_equals_dense(monkeypatch):
+def test_block_mask_equals_dense(monkeypatch, window):
     """The mask of a GPU, here uncompiled."""
     monkeypatch.setattr(kernels, "_flex", lambda: flex_attention)
     monkeypatch.setattr(kernels, "_create_block_mask", lambda: create_block_mask)
     document_BT = torch.repeat_interleave(torch.tensor([[1, 2, 0], [1, 2, 3]]), 64, dim=1)
     document_BT[1, 64:70] = 1
-    mask = kernels._block_mask(document_BT)
+    mask = kernels._block_mask(document_BT, window)
     q, k, v = (torch.randn(2, 192, heads, 16) for heads in (4, 2, 2))
     torch.testing.assert_close(
         attention(q, k, v_BLKW=v, mask=mask),
-        attention(q, k, v_BLKW=v, mask=dense_mask(document_BT)),
+        attention(q, k, v_BLKW=v, mask=dense_mask(document_BT, window=window)),
         atol=1e-5,
         rtol=1e-5,
     )
@@ -302,7 +305,8 @@ def test_attention_depends_on_distance_only():
 
 
 def test_activations_are_those_the_config_names():
-    assert set(ACTIVATIONS) == set(choices(VisionConfig, "activation"))
+    named = {*choices(VisionConfig, "activation"), *choices(DecoderConfig, "activation")}
+    assert set(ACTIVATIONS) == named
 
 
 @pytest.mark.parametrize("function", [sizes.tiny, sizes.ablation_base, sizes.mm1_3b, sizes.mm1_30b])

@@ -38,6 +38,7 @@ DECODERS = {
     "llama, scaled positions": {"rope_parameters": LLAMA3},
     "llama, tied, wide heads": {"tie_word_embeddings": True, "head_dim": 12},
     "mistral": {"sliding_window": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    "mistral, window": {"sliding_window": 16},
     "qwen2": {},
     "qwen2, as Qwen 2.5": {"tie_word_embeddings": True, "rms_norm_eps": 1e-6, "use_sliding_window": False},
     "qwen3": {"head_dim": 16},
@@ -171,7 +172,7 @@ def test_a_decoder_is_found_inside_a_larger_model():
     ("family", "change", "word"),
     [
         ("mistral", {"attention_bias": True}, "attention_bias"),
-        ("mistral", {"sliding_window": 16}, "16 tokens"),
+        ("llama", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
         ("llama", {"hidden_act": "gelu"}, "gelu"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
         ("llama", {"model_type": "gpt2"}, "gpt2"),

@@ -73,7 +73,16 @@ def test_one_file_goes_before_an_index_of_an_earlier_version(tmp_path):
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
-DECODERS = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "smollm3")  # Qwen3-MoE's default can't be read
+DECODERS = (
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "gemma3_text",
+    "phi3",
+)  # Qwen3-MoE's default can't be read
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -128,7 +137,7 @@ def test_a_family_that_is_not_read_is_named_with_what_is(name, tmp_path):
     message = str(refusal.value)
     assert "\n" not in message
     assert (theirs.get("architectures") or [theirs.get("architecture")])[0] in message
-    assert "LLaVA" in message
+    assert "llava" in message
 
 
 @pytest.mark.parametrize("method", ["fp8", "gptq", "awq", "bitsandbytes"])

@@ -174,7 +174,7 @@ def test_a_model_with_tiles_says_what_it_said_and_goes_back(name, tmp_path):
         with torch.no_grad():
             torch.testing.assert_close(ours, theirs(**inputs).logits, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(ours, exported(**inputs).logits[..., :VOCABULARY], atol=1e-5, rtol=1e-5)
-        (written,) = writer.engine.generate([writer._prompt(encoded)], Decoding(max_tokens=8))
+        (written,) = writer.engine.generate([writer._prompts.prompt(encoded)], Decoding(max_tokens=8))
         options = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [IMAGE]}
         said = theirs.generate(**inputs, max_new_tokens=8, **options)[0, len(encoded.tokens) :]
         assert written.tokens == said.tolist()
@@ -225,7 +225,7 @@ def test_an_exported_run_cuts_pictures_as_the_run_did(kind, tmp_path):
             x_BTD = ours.embed(tokens_BT, ours.encode_images(pixels_NCYX), feature_BT)
             logits = ours.decoder.logits(ours.decoder(x_BTD, torch.arange(tokens_BT.shape[1])[None]))
             torch.testing.assert_close(theirs(**inputs).logits, logits, atol=1e-5, rtol=1e-5)
-        (written,) = writer.engine.generate([writer._prompt(encoded)], Decoding(max_tokens=6))
+        (written,) = writer.engine.generate([writer._prompts.prompt(encoded)], Decoding(max_tokens=6))
         options = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 6}
         assert theirs.generate(**inputs, **options)[0, len(encoded.tokens) :].tolist() == written.tokens
         said[first] = canvases, text, written.tokens

@@ -60,7 +60,7 @@ def test_image_features_come_in_the_order_of_a_pictures_tokens(kind, tmp_path):
 
 def test_attention_is_the_one_that_transformers_is_told_to_use(tmp_path):
     """Of every layer, and of no other module: so vLLM can put its own there."""
-    write_run(tmp_path / "run", run_of(OWN["average, a decoder of all parts"]))
+    write_run(tmp_path / "run", run_of(OWN["linear, a decoder of no family"]))
     export_run(tmp_path / "run", tmp_path / "out")
     theirs, called = opened(tmp_path / "out"), []
 

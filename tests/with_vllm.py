@@ -100,7 +100,7 @@ def row(python: str, run: Path, folder: Path) -> Row:
     tile = tile_spec(loaded.run.model, use=True)
     encoded = [encode(document, tokenizer, tile=tile, end=False) for document in queries]
     decoding = Decoding(max_tokens=TOKENS, stop_tokens=tokenizer.ends)
-    ours = writer.engine.generate([writer._prompt(one) for one in encoded], decoding)
+    ours = writer.engine.generate([writer._prompts.prompt(one) for one in encoded], decoding)
     same_prompts = same = ties = 0
     for query, completion, answer in zip(encoded, ours, answered["answers"], strict=True):
         same_prompts += query.tokens.tolist() == answer["prompt"]
@@ -108,7 +108,7 @@ def row(python: str, run: Path, folder: Path) -> Row:
         if completion.tokens == theirs:
             same += 1
             continue
-        gap = _gap(loaded, writer._prompt(query), completion.tokens, theirs)
+        gap = _gap(loaded, writer._prompts.prompt(query), completion.tokens, theirs)
         ties += gap < TIE
         print(f"{run.name}: {completion.tokens} here, {theirs} there; they part at a gap of {gap:.2g}")
     return Row(

@@ -24,7 +24,7 @@ from mm1.config.base import ConfigError
 from mm1.config.model import ModelConfig
 from mm1.config.run import RunConfig
 from mm1.document import IGNORED, Batch
-from mm1.model.attention import Mask, document_mask
+from mm1.model.decoder import Masks, masks_of
 from mm1.model.layers import RMSNorm
 from mm1.model.mllm import MLLM
 from mm1.model.moe import Linears, Routing
@@ -130,7 +130,8 @@ def shallow(model: ModelConfig) -> ModelConfig:
     copy = model.model_copy(deep=True)
     copy.vision.feature_layer, copy.vision.layers = -1, min(2, _encoder_depth(model))
     copy.decoder.layers = min(model.decoder.layers, 2 * _group_size(model))
-    copy.decoder.no_rope_layers = ()
+    copy.decoder.no_rope_layers = copy.decoder.full_layers = ()
+    copy.decoder.window = None  # attention over all positions, which is at least as much
     return copy
 
 
@@ -154,7 +155,7 @@ def simulate(
     `precision`. Gradients of weights are freed as soon as they exist. `prepare` changes the shallow model before it
     runs.
     """
-    mask = document_mask(batch.document_BT)
+    masks = masks_of(shallow(run.model).decoder, batch.document_BT)
     trained = int((batch.targets_BT != IGNORED).sum())
     low_precision = precision != torch.float32
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
@@ -173,19 +174,19 @@ def simulate(
             recorder.ignore(*model.parameters(), *model.buffers(), *_tensors(batch), positions)
             _hook(model, recorder)
             if isinstance(model, ContrastiveModel):
-                loss = _features(model, batch, mask=mask)
+                loss = _features(model, batch, masks=masks)
             else:
                 assert isinstance(model, MLLM)
-                loss = _loss(model, batch, mask=mask, positions=positions, low_precision=low_precision)
+                loss = _loss(model, batch, masks=masks, positions=positions, low_precision=low_precision)
             recorder.begin("logits", None, backward=True)
             loss.backward()
     return repeat_blocks([segment for segment in recorder.segments if segment.ops or segment.net_bytes], run.model)
 
 
-def _loss(mllm: MLLM, batch: Batch, *, mask: Mask, positions: torch.Tensor, low_precision: bool) -> torch.Tensor:
+def _loss(mllm: MLLM, batch: Batch, *, masks: Masks, positions: torch.Tensor, low_precision: bool) -> torch.Tensor:
     """The loss that `NextToken` minimises, without reading the batch, which has no data here."""
     x_BTD = mllm.embed(batch.tokens_BT, mllm.encode_images(batch.images_NCYX))
-    hidden_BTD, layers = mllm.decoder.routed(x_BTD, batch.position_BT, mask=mask, real_BT=batch.document_BT > 0)
+    hidden_BTD, layers = mllm.decoder.routed(x_BTD, batch.position_BT, masks=masks, real_BT=batch.document_BT > 0)
     targets = batch.targets_BT.flatten()
     at_once = LOGITS["cuda" if low_precision else "cpu"]
     total = cross_entropy(mllm, hidden_BTD.flatten(0, 1), targets=targets, positions=positions, at_once=at_once).total
@@ -193,11 +194,11 @@ def _loss(mllm: MLLM, batch: Batch, *, mask: Mask, positions: torch.Tensor, low_
     return total if routing is None else total + routing.penalty
 
 
-def _features(model: ContrastiveModel, batch: Batch, *, mask: Mask) -> torch.Tensor:
+def _features(model: ContrastiveModel, batch: Batch, *, masks: Masks) -> torch.Tensor:
     """The sum of the features that `ContrastiveModel` gives, without reading the batch; their loss is the planner's."""
     image_NE = model.vision.summary(batch.images_NCYX)
     image_ND = F.normalize(model.image_projection(image_NE).float(), dim=-1)
-    hidden_BTD = model.decoder(model.decoder.embed(batch.tokens_BT), batch.position_BT, mask=mask)
+    hidden_BTD = model.decoder(model.decoder.embed(batch.tokens_BT), batch.position_BT, masks=masks)
     text_ND = hidden_BTD.flatten(0, 1)[: len(image_ND)]
     return image_ND.sum() + F.normalize(model.text_projection(text_ND).float(), dim=-1).sum()
 

@@ -142,12 +142,13 @@ class SparseConfig(Config):
 class RopeScalingConfig(Config):
     """How rotary positions are stretched to sequences that are longer than those of most of the training."""
 
-    kind: Literal["linear", "llama3", "yarn"]
+    kind: Literal["linear", "llama3", "yarn", "longrope"]
     factor: float = Field(gt=0)
+    factors: tuple[float, ...] = ()  # of each pair of channels; of longrope, for texts of the original length
     low: float = 1.0  # llama3: low_freq_factor; yarn: beta_slow
     high: float = 4.0  # llama3: high_freq_factor; yarn: beta_fast
     original_positions: int = Field(8192, gt=0)  # of the sequences before; of llama3 and yarn
-    attention_factor: float = 1.0  # cosines and sines are multiplied by it; of yarn
+    attention_factor: float = 1.0  # cosines and sines are multiplied by it; of yarn and longrope
     truncate: bool = True  # the range of channels ends at whole ones; of yarn
 
 
@@ -167,13 +168,26 @@ class DecoderConfig(Config):
     norm_epsilon: float = 1e-5
     qk_norm: bool = False
     qk_norm_across_heads: bool = False  # one norm over all heads of a layer, as OLMo 2's, not one over each
-    norm_after: bool = False  # OLMo 2: norms of what attention and feed-forward give, not of what they take
+    norm_before: bool = True  # norms of what attention and feed-forward take; OLMo 2 has none
+    norm_after: bool = False  # norms of what they give (OLMo 2, Gemma)
+    norm_offset: bool = False  # norms multiply by 1 + weight (Gemma)
+    activation: Literal["silu", "gelu_tanh"] = "silu"  # of the gate of feed-forwards
+    query_scale: float | None = Field(None, gt=0)  # scores are multiplied by it; null: head_width ** -0.5
+    embedding_scale: float = 1.0  # embeddings of tokens are multiplied by it (Gemma)
+    window: int | None = Field(None, gt=0)  # positions that a query sees, its own and those just before; null: all
+    full_layers: tuple[int, ...] = ()  # layers without the window, counted from 0
+    window_rope_base: float | None = None  # rope_base of layers with the window, not stretched (Gemma 3); null: as all
+    rotary_share: float = Field(1.0, gt=0, le=1)  # the share of a head's channels that are rotated (Phi-4-mini)
     qkv_bias: bool = False
     out_bias: bool = False  # of attention's output
     mlp_bias: bool = False
     tie_embeddings: bool = True  # the output matrix is the embedding matrix
     max_positions: int | None = Field(None, gt=0)  # that a published decoder was trained for; null: see the run
     sparse: SparseConfig = Field(default_factory=SparseConfig)
+
+    def window_of(self, layer: int) -> int | None:
+        """The window of this layer, counted from 0; None if it sees all."""
+        return None if layer in self.full_layers else self.window
 
     @field_validator("rope_scaling", mode="before")
     @classmethod

@@ -3,29 +3,31 @@
 Our state dicts are those of a `Decoder`. Nothing is computed, so a round trip gives the same tensors, bit for bit.
 """
 
-import math
 from typing import Any
 
 import torch
 
 from mm1.config.model import DecoderConfig, RopeScalingConfig, SparseConfig
 from mm1.hf.experts import stack_experts, unstack_experts
-from mm1.hf.names import DECODER, DECODER_DROPPED, OLMO2, QWEN3_MOE, reverse, translate
+from mm1.hf.names import AFTER, DECODER, DECODER_DROPPED, QWEN3_MOE, reverse, translate
+from mm1.hf.rope import rope_of, rope_scaling_from_hf, rope_scaling_to_hf, window_rope_base
 
 State = dict[str, torch.Tensor]
 
 DECODERS = {
+    "gemma3_text": "Gemma3ForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmoe": "OlmoeForCausalLM",
+    "phi3": "Phi3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }
-"""Classes by model type. SmolLM2 is a Llama, Qwen2.5 a Qwen2."""
+"""Classes by model type. SmolLM2 is a Llama, Qwen2.5 a Qwen2, Phi-4-mini a Phi-3."""
 
 _LLAMA: dict[str, Any] = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
 _LLAMA |= {"num_attention_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
@@ -49,9 +51,17 @@ _OLMOE = _LLAMA | {"vocab_size": 50304, "hidden_size": 2048, "intermediate_size"
 _OLMOE |= {"num_attention_heads": 16, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "num_experts": 64}
 _OLMOE |= {"num_experts_per_tok": 8, "norm_topk_prob": False}
 
+_GEMMA3: dict[str, Any] = {"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "head_dim": 256}
+_GEMMA3 |= {"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "rms_norm_eps": 1e-6}
+_GEMMA3 |= {"max_position_embeddings": 131072, "hidden_act": "gelu_pytorch_tanh", "sliding_window": 4096}
+_GEMMA3 |= {"query_pre_attn_scalar": 256, "tie_word_embeddings": True}
+
+_PHI3 = _LLAMA | {"vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "rms_norm_eps": 1e-5}
+_PHI3 |= {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
+
 _OLMO = ("olmo2", "olmoe")
-_NAMES = {"qwen3_moe": QWEN3_MOE, "olmoe": QWEN3_MOE, "olmo2": OLMO2}
-_MARKS = {".mlp.experts.": QWEN3_MOE, ".post_feedforward_layernorm.": OLMO2}
+_NAMES = {"qwen3_moe": QWEN3_MOE, "olmoe": QWEN3_MOE, "olmo2": AFTER, "gemma3_text": AFTER}
+_MARKS = {".mlp.experts.": QWEN3_MOE, ".post_feedforward_layernorm.": AFTER}
 """Tables of names by what only their files have in a name."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -64,6 +74,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "smollm3": _SMOLLM3,
     "olmo2": _LLAMA | {"vocab_size": 50304, "rms_norm_eps": 1e-5},
     "olmoe": _OLMOE,
+    "gemma3_text": _GEMMA3,
+    "phi3": _PHI3,
 }
 """Defaults of their config classes: a config, above all one inside a larger model's, may leave fields out."""
 
@@ -78,8 +90,8 @@ def decoder_config_from_hf(theirs: dict[str, Any]) -> DecoderConfig:
     family = theirs.get("model_type", "")
     theirs = _DEFAULTS.get(family, {}) | theirs
     _refuse(theirs, family)
-    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-    heads = theirs["num_attention_heads"]
+    rope, heads, window = rope_of(theirs), theirs["num_attention_heads"], _window(theirs, family)
+    scaling, max_positions = rope_scaling_from_hf(rope), theirs["max_position_embeddings"]
     return DecoderConfig(
         vocabulary=theirs["vocab_size"],
         width=theirs["hidden_size"],
@@ -88,20 +100,61 @@ def decoder_config_from_hf(theirs: dict[str, Any]) -> DecoderConfig:
         kv_heads=theirs.get("num_key_value_heads") or heads,
         head_width=theirs.get("head_dim") or theirs["hidden_size"] // heads,
         mlp_width=theirs["moe_intermediate_size" if family == "qwen3_moe" else "intermediate_size"],
-        rope_base=rope.get("rope_theta") or theirs.get("rope_theta", 10_000.0),
-        rope_scaling=rope_scaling_from_hf(rope),
+        rope_base=rope.get("rope_theta", _BASES.get(family, 10_000.0)),
+        rope_scaling=scaling,
+        rotary_share=rope.get("partial_rotary_factor", 1.0),
+        window=window,
+        full_layers=_full_layers(theirs, family) if window else (),
+        window_rope_base=(window_rope_base(theirs) or 10_000.0) if window and family == "gemma3_text" else None,
         norm_epsilon=theirs["rms_norm_eps"],
-        qk_norm=family in ("qwen3", "qwen3_moe", *_OLMO),
+        qk_norm=family in ("qwen3", "qwen3_moe", "gemma3_text", *_OLMO),
         qk_norm_across_heads=family in _OLMO,
-        norm_after=family == "olmo2",
+        norm_before=family != "olmo2",
+        norm_after=family in ("olmo2", "gemma3_text"),
         qkv_bias=family == "qwen2" or bool(theirs.get("attention_bias")),
         out_bias=bool(theirs.get("attention_bias")),
         mlp_bias=bool(theirs.get("mlp_bias")),
         no_rope_layers=_no_rope_layers(theirs) if family == "smollm3" else (),
         tie_embeddings=theirs.get("tie_word_embeddings", family == "smollm3"),
-        max_positions=theirs["max_position_embeddings"],
+        max_positions=min(max_positions, _longest(scaling) or max_positions),
+        **(_gemma(theirs) if family == "gemma3_text" else {}),
         sparse=_sparse(theirs) if family in ("mixtral", "qwen3_moe", "olmoe") else SparseConfig(),
     )
+
+
+_BASES = {"gemma3_text": 1e6}
+
+
+def _longest(scaling: RopeScalingConfig | None) -> int | None:
+    """The longest text for which ours computes what theirs does; None for any."""
+    return scaling.original_positions if scaling is not None and scaling.kind == "longrope" else None
+
+
+def _gemma(theirs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "norm_offset": True,
+        "activation": "gelu_tanh",
+        "query_scale": theirs["query_pre_attn_scalar"] ** -0.5,
+        "embedding_scale": theirs["hidden_size"] ** 0.5,
+    }
+
+
+def _window(theirs: dict[str, Any], family: str) -> int | None:
+    """The window of their layers; None if no text is longer, unless these layers have other rotary positions."""
+    window = theirs.get("sliding_window") if theirs.get("use_sliding_window", True) else None
+    matters = window is not None and (family == "gemma3_text" or window < theirs["max_position_embeddings"])
+    return window if matters else None
+
+
+def _full_layers(theirs: dict[str, Any], family: str) -> tuple[int, ...]:
+    """The layers without a window, counted from 0."""
+    count = theirs["num_hidden_layers"]
+    if types := theirs.get("layer_types"):
+        return tuple(layer for layer in range(count) if types[layer] == "full_attention")
+    if family == "gemma3_text":
+        pattern = theirs.get("sliding_window_pattern", 6)
+        return tuple(layer for layer in range(count) if not (layer + 1) % pattern)
+    return tuple(range(min(theirs.get("max_window_layers", 0), count)))
 
 
 def _no_rope_layers(theirs: dict[str, Any]) -> tuple[int, ...]:
@@ -127,73 +180,26 @@ def _refuse(theirs: dict[str, Any], family: str) -> None:
         raise ValueError(f"attention_bias is set, which is not known of {family}")
     if theirs.get("clip_qkv") is not None:
         raise ValueError("clip_qkv is set, but our decoder clips no queries, keys and values")
-    if theirs["hidden_act"] != "silu":
-        raise ValueError(f"hidden_act is {theirs['hidden_act']!r}, but only 'silu' is known")
+    activation = theirs.get("hidden_activation") or theirs["hidden_act"]
+    if activation != _DEFAULTS[family]["hidden_act"]:
+        raise ValueError(f"its activation is {activation!r}, but only {_DEFAULTS[family]['hidden_act']!r} is known")
+    for name in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
+        if theirs.get(name):
+            raise ValueError(f"{name} is set, which our decoder doesn't have")
     if theirs.get("decoder_sparse_step", 1) != 1 or theirs.get("mlp_only_layers"):
         raise ValueError("decoder_sparse_step or mlp_only_layers leave layers without experts, of another width")
-    window = theirs.get("sliding_window") if theirs.get("use_sliding_window", True) else None
-    if window is not None and window < theirs["max_position_embeddings"]:
-        raise ValueError(
-            f"its attention has a sliding window of {window} tokens, which our decoder lacks; for texts of at most "
-            f"{window} tokens that makes no difference: set sliding_window to null in config.json"
-        )
-
-
-def rope_scaling_from_hf(rope: dict[str, Any]) -> RopeScalingConfig | None:
-    """How their rotary positions are stretched, by `rope_parameters` or, before version 5, `rope_scaling`.
-
-    Raises:
-        ValueError: in a way that ours doesn't know.
-    """
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return RopeScalingConfig(kind="linear", factor=rope["factor"])
-    if kind == "llama3":
-        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-        original = rope["original_max_position_embeddings"]
-        return RopeScalingConfig(kind="llama3", factor=rope["factor"], low=low, high=high, original_positions=original)
-    if kind != "yarn" or rope.get("mscale"):
-        raise ValueError(f"rotary positions of type {kind!r} can't be read; known: default, linear, llama3, yarn")
-    factor = rope["factor"]
-    default = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0  # Peng et al., arXiv 2309.00071, equation 22
-    return RopeScalingConfig(
-        kind="yarn",
-        factor=factor,
-        low=rope.get("beta_slow") or 1.0,
-        high=rope.get("beta_fast") or 32.0,
-        original_positions=rope["original_max_position_embeddings"],
-        attention_factor=rope.get("attention_factor") or default,
-        truncate=rope.get("truncate", True),
-    )
-
-
-def _rope_scaling_to_hf(scaling: RopeScalingConfig | None) -> dict[str, Any]:
-    """The fields of `rope_parameters` beside the base."""
-    if scaling is None:
-        return {"rope_type": "default"}
-    fields: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind == "llama3":
-        fields |= {"low_freq_factor": scaling.low, "high_freq_factor": scaling.high}
-    if scaling.kind == "yarn":
-        fields |= {"beta_slow": scaling.low, "beta_fast": scaling.high, "truncate": scaling.truncate}
-        fields |= {"attention_factor": scaling.attention_factor}
-    return fields | (
-        {} if scaling.kind == "linear" else {"original_max_position_embeddings": scaling.original_positions}
-    )
 
 
 def decoder_config_to_hf(config: DecoderConfig, *, max_positions: int) -> dict[str, Any]:
     """A config of the family that has the parts of `config`; `max_positions` is the length that it was trained for.
 
-    A Mistral decoder becomes a Llama, which computes the same.
+    A Mistral decoder without a window and a Phi-3 become a Llama, which computes the same.
 
     Raises:
         ValueError: no family has all of these parts.
     """
     family, extra = _family(config)
-    rope = _rope_scaling_to_hf(config.rope_scaling) | {"rope_theta": config.rope_base}
+    rope = rope_scaling_to_hf(config.rope_scaling) | {"rope_theta": config.rope_base}
     # versions of transformers before 5 read rope_theta and rope_scaling, later ones rope_parameters
     earlier = {"rope_theta": config.rope_base, "rope_scaling": None if config.rope_scaling is None else rope}
     return {
@@ -206,7 +212,7 @@ def decoder_config_to_hf(config: DecoderConfig, *, max_positions: int) -> dict[s
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_width,
-        "hidden_act": "silu",
+        "hidden_act": {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}[config.activation],
         "max_position_embeddings": max_positions,
         "rms_norm_eps": config.norm_epsilon,
         "rope_parameters": rope,
@@ -229,6 +235,15 @@ def _family(config: DecoderConfig) -> tuple[str, dict[str, Any]]:
         "qk_norm": config.qk_norm,
         "qk_norm_across_heads": config.qk_norm_across_heads,
         "norm_after": config.norm_after,
+        "no norm_before": not config.norm_before,
+        "window": config.window is not None,
+        "full_layers": bool(config.full_layers),
+        "window_rope_base": config.window_rope_base is not None,
+        "norm_offset": config.norm_offset,
+        "gelu_tanh": config.activation == "gelu_tanh",
+        "query_scale": config.query_scale is not None,
+        "embedding_scale": config.embedding_scale != 1,
+        "rotary_share": config.rotary_share != 1,
         "no_rope_layers": bool(config.no_rope_layers),
         "experts": has_experts,
         "weights of experts as the router gives them": has_experts and not sparse.normalize,
@@ -253,21 +268,60 @@ def _own_settings(config: DecoderConfig, family: str) -> dict[str, Any]:
         "mixtral": {"num_local_experts": sparse.experts} | experts,
         "qwen3_moe": experts | more | {"num_local_experts": sparse.experts, "moe_intermediate_size": config.mlp_width},
         "olmoe": experts | more,
+        "mistral": {"sliding_window": config.window},
+        "qwen2": _windows_to_hf(config),
+        "qwen3": _windows_to_hf(config),
     }
-    return settings.get(family, {})
+    return _gemma_to_hf(config) if family == "gemma3_text" else settings.get(family, {})
+
+
+def _windows_to_hf(config: DecoderConfig) -> dict[str, Any]:
+    """The fields of layers with a window, and of others."""
+    if config.window is None:
+        return {"use_sliding_window": False}
+    kinds = ["full_attention" if config.window_of(n) is None else "sliding_attention" for n in range(config.layers)]
+    full = len(config.full_layers)
+    return {"use_sliding_window": True, "sliding_window": config.window, "max_window_layers": full} | {
+        "layer_types": kinds
+    }
+
+
+def _gemma_to_hf(config: DecoderConfig) -> dict[str, Any]:
+    """The fields that only Gemma 3 has.
+
+    Raises:
+        ValueError: its embeddings are scaled otherwise.
+    """
+    if config.embedding_scale != config.width**0.5 or config.query_scale is None:
+        raise ValueError("Gemma multiplies embeddings by the root of their width, unlike this decoder")
+    kinds = _windows_to_hf(config) if config.window else {"layer_types": ["full_attention"] * config.layers}
+    full = rope_scaling_to_hf(config.rope_scaling) | {"rope_theta": config.rope_base}
+    near = {"rope_type": "default", "rope_theta": config.window_rope_base or 10_000.0}
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": round(config.query_scale**-2),
+        "layer_types": kinds["layer_types"],
+        "sliding_window": config.window or 4096,
+        "rope_parameters": {"full_attention": full, "sliding_attention": near},
+        "rope_local_base_freq": near["rope_theta"],
+    }
 
 
 _BIASED = {"qkv_bias", "out_bias"}
 _ACROSS = {"qk_norm", "qk_norm_across_heads"}
 _RAW = "weights of experts as the router gives them"
+_SOME, _MOVED = {"window", "full_layers"}, {"norm_after", "no norm_before"}
+_GEMMA = {"qk_norm", "norm_after", "norm_offset", "gelu_tanh", "query_scale", "embedding_scale"}
 _PARTS: dict[str, list[set[str]]] = {
     "llama": [set(), {"mlp_bias"}, _BIASED, _BIASED | {"mlp_bias"}],
-    "qwen2": [{"qkv_bias"}],
-    "qwen3": [{"qk_norm"}, {"qk_norm"} | _BIASED],
+    "mistral": [{"window"}],
+    "qwen2": [{"qkv_bias"}, {"qkv_bias"} | _SOME, {"qkv_bias", "window"}],
+    "qwen3": [{"qk_norm"}, {"qk_norm"} | _BIASED, {"qk_norm"} | _SOME, {"qk_norm", "window"}],
+    "gemma3_text": [_GEMMA, _GEMMA | _SOME | {"window_rope_base"}],
     "smollm3": [{"no_rope_layers"}],
     "mixtral": [{"experts"}],
     "qwen3_moe": [{"experts", "qk_norm"}, {"experts", "qk_norm", _RAW}],
-    "olmo2": [_ACROSS | {"norm_after"}, _ACROSS | {"norm_after"} | _BIASED],
+    "olmo2": [_ACROSS | _MOVED, _ACROSS | _MOVED | _BIASED],
     "olmoe": [_ACROSS | {"experts"}, _ACROSS | {"experts", _RAW}],
 }
 """The sets of parts, beside those that all have, with which a family has a model."""
@@ -291,7 +345,7 @@ def decoder_from_hf(theirs: State, *, tie_embeddings: bool) -> State:
     """
     prefix = _prefix(theirs, "embed_tokens.weight")
     inside = {name: x for name, x in _inside(theirs, prefix).items() if not DECODER_DROPPED.match(name)}
-    inside = stack_experts(inside)
+    inside = stack_experts(_unfused(inside))
     names = next((table for mark, table in _MARKS.items() if any(mark in name for name in inside)), DECODER)
     ours = {name: inside[their] for their, name in translate(inside, reverse(names)).items()}
     if tie_embeddings:
@@ -302,6 +356,23 @@ def decoder_from_hf(theirs: State, *, tie_embeddings: bool) -> State:
             '"tie_word_embeddings": true to it, else download the missing file'
         )
     return ours | {"output.weight": theirs[_prefix(theirs, "lm_head.weight") + "lm_head.weight"]}
+
+
+def _unfused(theirs: State) -> State:
+    """Their state dict with Phi-3's matrices of queries, keys and values, and of gate and up, each on its own."""
+    state: State = {}
+    for name, x in theirs.items():
+        if ".qkv_proj." in name:
+            queries = theirs[name.replace(".qkv_proj.", ".o_proj.")].shape[1]
+            keys = (len(x) - queries) // 2
+            parts = zip("qkv", x.split((queries, keys, keys)), strict=True)
+            state |= {name.replace(".qkv_proj.", f".{letter}_proj."): part for letter, part in parts}
+        elif ".gate_up_proj." in name:
+            parts = zip(("gate", "up"), x.chunk(2), strict=True)
+            state |= {name.replace(".gate_up_proj.", f".{part}_proj."): half for part, half in parts}
+        else:
+            state[name] = x
+    return state
 
 
 def decoder_to_hf(ours: State, config: DecoderConfig) -> State:

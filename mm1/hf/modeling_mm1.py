@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -64,6 +64,23 @@ def decoder_of(config):
     return decoder
 
 
+def window_of(decoder, layer):
+    """The window of a layer, None if it sees all."""
+    return None if layer in decoder.full_layers else decoder.window
+
+
+class OffsetRMSNorm(nn.RMSNorm):
+    """Times 1 + weight."""
+
+    def forward(self, x):
+        return F.rms_norm(x.float(), self.normalized_shape, 1 + self.weight.float(), self.eps).to(x.dtype)
+
+
+def norm_of(decoder, width, there=True):
+    kind = OffsetRMSNorm if decoder.norm_offset else nn.RMSNorm
+    return kind(width, decoder.norm_epsilon) if there else nn.Identity()
+
+
 class SelfAttention(nn.Module):
     """Attention by the implementation that `transformers` or vLLM chooses."""
 
@@ -73,16 +90,16 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.config, decoder = config, decoder_of(config)
         self.layer_idx, self.head_width, self.rotates = layer, decoder.head_width, layer not in decoder.no_rope_layers
-        self.scaling = decoder.head_width**-0.5
+        self.scaling, self.sliding_window = decoder.query_scale or decoder.head_width**-0.5, window_of(decoder, layer)
         setattr(self, GROUPS, decoder.heads // decoder.kv_heads)
         queries, keys = decoder.heads * decoder.head_width, decoder.kv_heads * decoder.head_width
         self.query = nn.Linear(decoder.width, queries, bias=decoder.qkv_bias)
         self.key = nn.Linear(decoder.width, keys, bias=decoder.qkv_bias)
         self.value = nn.Linear(decoder.width, keys, bias=decoder.qkv_bias)
         self.out = nn.Linear(queries, decoder.width, bias=decoder.out_bias)
-        norm, self.norms_heads = nn.RMSNorm if decoder.qk_norm else nn.Identity, not decoder.qk_norm_across_heads
+        self.norms_heads = not decoder.qk_norm_across_heads
         widths = (decoder.head_width, decoder.head_width) if self.norms_heads else (queries, keys)
-        self.q_norm, self.k_norm = (norm(width, decoder.norm_epsilon) for width in widths)
+        self.q_norm, self.k_norm = (norm_of(decoder, width, decoder.qk_norm) for width in widths)
 
     def forward(self, x_BTD, angles, mask, cache, **kwargs):
         q, k, v = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
@@ -97,7 +114,7 @@ class SelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, sdpa_attention_forward)
-        y, _ = attend(self, q, k, v, mask, scaling=self.scaling, **kwargs)
+        y, _ = attend(self, q, k, v, mask, scaling=self.scaling, sliding_window=self.sliding_window, **kwargs)
         return self.out(y.reshape(*x_BTD.shape[:-1], -1))
 
 
@@ -158,19 +175,18 @@ class DecoderBlock(nn.Module):
         super().__init__()
         decoder = decoder_of(config)
         sparse = decoder.sparse["experts"] and (layer + 1) % decoder.sparse["every"] == 0
-        self.norm_after = decoder.norm_after
-        self.attention_norm = nn.RMSNorm(decoder.width, decoder.norm_epsilon)
+        self.attention_norm = norm_of(decoder, decoder.width, decoder.norm_before)
         self.attention = SelfAttention(config, layer)
-        self.feed_forward_norm = nn.RMSNorm(decoder.width, decoder.norm_epsilon)
-        dense = (decoder.width, decoder.mlp_width, decoder.mlp_bias)
+        self.attention_out_norm = norm_of(decoder, decoder.width, decoder.norm_after)
+        self.feed_forward_norm = norm_of(decoder, decoder.width, decoder.norm_before)
+        self.feed_forward_out_norm = norm_of(decoder, decoder.width, decoder.norm_after)
+        dense = (decoder.width, decoder.mlp_width, decoder.mlp_bias, decoder.activation)
         self.feed_forward = SparseFeedForward(decoder) if sparse else FeedForward(*dense)
 
     def forward(self, x_BTD, angles, mask, cache, **kwargs):
-        if self.norm_after:
-            x_BTD = x_BTD + self.attention_norm(self.attention(x_BTD, angles, mask, cache, **kwargs))
-            return x_BTD + self.feed_forward_norm(self.feed_forward(x_BTD))
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles, mask, cache, **kwargs)
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+        y_BTD = self.attention(self.attention_norm(x_BTD), angles, mask, cache, **kwargs)
+        x_BTD = x_BTD + self.attention_out_norm(y_BTD)
+        return x_BTD + self.feed_forward_out_norm(self.feed_forward(self.feed_forward_norm(x_BTD)))
 
 
 class MM1PreTrainedModel(PreTrainedModel):
@@ -182,6 +198,18 @@ class MM1PreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
 
+class Embedding(nn.Embedding):
+    """Embeddings of tokens, scaled as the decoder takes them."""
+
+    def __init__(self, decoder):
+        super().__init__(decoder.vocabulary, decoder.width)
+        self.scale = decoder.embedding_scale
+
+    def forward(self, ids):
+        x = super().forward(ids)
+        return x if self.scale == 1 else x * torch.tensor(self.scale, dtype=x.dtype)
+
+
 class MM1TextModel(MM1PreTrainedModel):
     """The decoder, up to its last norm."""
 
@@ -190,9 +218,9 @@ class MM1TextModel(MM1PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         decoder = decoder_of(config)
-        self.embedding = nn.Embedding(decoder.vocabulary, decoder.width)
+        self.embedding = Embedding(decoder)
         self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(decoder.layers))
-        self.norm = nn.RMSNorm(decoder.width, decoder.norm_epsilon)
+        self.norm = norm_of(decoder, decoder.width)
         self.post_init()
 
     def get_input_embeddings(self):
@@ -220,16 +248,20 @@ class MM1TextModel(MM1PreTrainedModel):
                 position_ids = torch.arange(first, first + length, device=x_BTD.device)[None]
             else:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=x_BTD,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        angles = rotary_angles(position_ids, decoder_of(self.config))
-        for block in self.blocks:
-            x_BTD = block(x_BTD, angles, mask, past_key_values, **kwargs)
+        masked = {
+            "config": self.config,
+            "inputs_embeds": x_BTD,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "position_ids": position_ids,
+        }
+        decoder, masks, angles = decoder_of(self.config), {}, {}
+        for layer, block in enumerate(self.blocks):
+            window = window_of(decoder, layer)
+            if window not in masks:
+                create = create_causal_mask if window is None else create_sliding_window_causal_mask
+                masks[window], angles[window] = create(**masked), rotary_angles(position_ids, decoder, window)
+            x_BTD = block(x_BTD, angles[window], masks[window], past_key_values, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), past_key_values=past_key_values)
 
 

@@ -161,11 +161,12 @@ QWEN3_MOE = DECODER | {
 }
 """The decoders of Qwen3-MoE and OLMoE."""
 
-OLMO2 = DECODER | {
-    "blocks.{}.attention_norm.weight": "layers.{}.post_attention_layernorm.weight",
-    "blocks.{}.feed_forward_norm.weight": "layers.{}.post_feedforward_layernorm.weight",
+AFTER = DECODER | {
+    "blocks.{}.attention_out_norm.weight": "layers.{}.post_attention_layernorm.weight",
+    "blocks.{}.feed_forward_norm.weight": "layers.{}.pre_feedforward_layernorm.weight",
+    "blocks.{}.feed_forward_out_norm.weight": "layers.{}.post_feedforward_layernorm.weight",
 }
-"""OLMo 2's decoder, whose norms come after what they norm."""
+"""Decoders with norms of what attention and feed-forward give: OLMo 2, Gemma."""
 
 DECODER_DROPPED = re.compile(r".*rotary_emb\.inv_freq$")
 

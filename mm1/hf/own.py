@@ -79,6 +79,10 @@ def _text_config(decoder: DecoderConfig, *, max_positions: int) -> dict[str, Any
         "max_position_embeddings": max_positions,
         "tie_word_embeddings": decoder.tie_embeddings,
     }
+    if decoder.window is not None:
+        windows = [decoder.window_of(layer) for layer in range(decoder.layers)]
+        kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+        theirs |= {"sliding_window": decoder.window, "layer_types": kinds}
     if any(sparse.at(layer) for layer in range(decoder.layers)):
         experts = {"num_experts": sparse.experts, "num_experts_per_tok": sparse.top_k}
         theirs |= experts | {"norm_topk_prob": sparse.normalize, "moe_intermediate_size": decoder.mlp_width}

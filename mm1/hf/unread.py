@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-_ENCODERS = "CLIP, SigLIP, SigLIP 2 of a fixed resolution, ViT, DINOv2, AIM, AIMv2, and plain ViTs of OpenCLIP"
+from mm1.hf.convert import DECODERS
+from mm1.hf.families import FAMILIES
+from mm1.hf.vision import FAMILIES as ENCODERS
+
 _READ = (
-    "mm1 reads language models (Llama, Mistral, Mixtral, Qwen2, Qwen2.5, Qwen3, Qwen3-MoE, OLMo 2, OLMoE, SmolLM2, "
-    "SmolLM3), "
-    f"image encoders ({_ENCODERS}), LLaVA-1.5, LLaVA-NeXT, Idefics3 and SmolVLM (docs/weights.md)"
+    f"mm1 reads language models of the types {', '.join(DECODERS)}; image encoders of the types {', '.join(ENCODERS)}, "
+    f"AIM and plain ViTs of OpenCLIP; and whole models of the types {', '.join(FAMILIES)} (docs/weights.md)"
 )
 
 _TOWERS = ("clip", "siglip", "siglip2")

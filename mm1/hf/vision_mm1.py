@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 ACTIVATIONS = {
+    "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
@@ -31,7 +32,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, width, mlp_width, bias=False, activation="silu", gated=True):
         super().__init__()
-        self.activation = F.silu if gated else ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[activation]
         self.gate = nn.Linear(width, mlp_width, bias=bias) if gated else None
         self.up = nn.Linear(width, mlp_width, bias=bias)
         self.down = nn.Linear(mlp_width, width, bias=bias)
@@ -66,7 +67,8 @@ class VisionBlock(nn.Module):
         self.attention = Attention(width, width, config.heads, config.bias)
         self.attention_scale = LayerScale(width) if config.layer_scale else nn.Identity()
         self.feed_forward_norm = norm(width, config.norm_epsilon)
-        self.feed_forward = FeedForward(width, config.mlp_width, config.bias, config.activation, config.gated)
+        activation = "silu" if config.gated else config.activation
+        self.feed_forward = FeedForward(width, config.mlp_width, config.bias, activation, config.gated)
         self.feed_forward_scale = LayerScale(width) if config.layer_scale else nn.Identity()
 
     def forward(self, x_NQE):

@@ -16,32 +16,38 @@ from mm1.model.attention_cpu import Groups, group_documents
 
 @dataclass(frozen=True, slots=True)
 class Causal:
-    """Every sequence holds one document from its first position on, so plain causal attention is right."""
+    """Every sequence holds one document from its first position on, so plain causal attention is right.
+
+    With a `window` a query sees so many positions, its own and those just before it.
+    """
+
+    window: int | None = None
 
 
 Mask = Causal | Groups | BlockMask | torch.Tensor
 """Which positions see which. A tensor is boolean [B, 1, T, L]: true where a query sees a key."""
 
 
-def document_mask(document_BT: torch.Tensor) -> Mask:
-    """The mask that keeps attention causal and inside documents; build it once a batch, for all layers.
+def document_mask(document_BT: torch.Tensor, *, window: int | None = None) -> Mask:
+    """The mask that keeps attention causal and inside documents; build it once a batch, for all layers of a `window`.
 
     On a GPU it is a block mask for FlexAttention, built without waiting for the device; on a CPU `Groups`, for the
     reasons in `attention_cpu.py`.
     """
     if document_BT.device.type == "cuda":
-        return _block_mask(document_BT)
+        return _block_mask(document_BT, window)
     if document_BT.device.type != "cpu":
-        return dense_mask(document_BT)
+        return dense_mask(document_BT, window=window)
     if bool((document_BT <= 1).all() and (document_BT.diff() <= 0).all()):
-        return Causal()
-    return group_documents(document_BT)
+        return Causal(window)
+    return group_documents(document_BT, window=window)
 
 
-def dense_mask(document_BT: torch.Tensor) -> torch.Tensor:
+def dense_mask(document_BT: torch.Tensor, *, window: int | None = None) -> torch.Tensor:
     """The same as a boolean [B, 1, T, T]: right everywhere, slow. Padding sees padding, so every query sees a key."""
     same_BTT = document_BT[:, :, None] == document_BT[:, None, :]
-    return same_BTT.tril()[:, None]
+    causal_BTT = same_BTT.tril()
+    return (causal_BTT if window is None else causal_BTT.triu(1 - window))[:, None]
 
 
 def attention(q_BTHW: torch.Tensor, k_BLKW: torch.Tensor, *, v_BLKW: torch.Tensor, mask: Mask) -> torch.Tensor:
@@ -56,9 +62,9 @@ def attention(q_BTHW: torch.Tensor, k_BLKW: torch.Tensor, *, v_BLKW: torch.Tenso
     elif isinstance(mask, torch.Tensor):
         out = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=gqa)
     elif q.device.type == "cpu":
-        out = attention_cpu.causal(q, k, v_BKTW=v)
+        out = attention_cpu.causal(q, k, v_BKTW=v, window=mask.window)
     else:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+        out = attention_cpu.fused(q, k, v_BKTW=v, window=mask.window)
     return out.transpose(1, 2)
 
 
@@ -72,9 +78,10 @@ def _create_block_mask():
     return torch.compile(create_block_mask)
 
 
-def _block_mask(document_BT: torch.Tensor) -> BlockMask:
+def _block_mask(document_BT: torch.Tensor, window: int | None) -> BlockMask:
     def visible(b, h, query, key):
-        return (query >= key) & (document_BT[b, query] == document_BT[b, key])
+        seen = (query >= key) & (document_BT[b, query] == document_BT[b, key])
+        return seen if window is None else seen & (query - key < window)
 
     sequences, length = document_BT.shape
     return _create_block_mask()(visible, sequences, None, length, length, device=document_BT.device)

@@ -27,7 +27,8 @@ class Groups:
 
     Attention runs per group and is plainly causal: the slots past a document's end come after its tokens, so none of
     them sees those. `shapes` are the (M, L). All indices are flat: positions of the batch [B * T], slots of the
-    concatenated groups. `overhang` are the slots past a document's end, `padding` the positions of no document.
+    concatenated groups. `overhang` are the slots past a document's end, `padding` the positions of no document. With a
+    `window` a query sees so many positions.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -36,20 +37,36 @@ class Groups:
     overhang: torch.Tensor
     padding: torch.Tensor
     attend: Callable[..., torch.Tensor]
+    window: int | None = None
 
 
-def causal(q_BHTW: torch.Tensor, k_BKTW: torch.Tensor, *, v_BKTW: torch.Tensor) -> torch.Tensor:
-    """Causal attention, [B, H, T, W]; H is a multiple of K. In blocks where that is faster, else by SDPA."""
+def causal(
+    q_BHTW: torch.Tensor, k_BKTW: torch.Tensor, *, v_BKTW: torch.Tensor, window: int | None = None
+) -> torch.Tensor:
+    """Causal attention, [B, H, T, W]; H is a multiple of K. In blocks where that is faster, else by SDPA.
+
+    With a `window` a query sees so many positions, its own and those just before it.
+    """
     if q_BHTW.dtype == torch.float32 and q_BHTW.shape[2] in BLOCKED:
         group = q_BHTW.shape[1] // k_BKTW.shape[1]
         k_BHTW, v_BHTW = (x if group == 1 else x.repeat_interleave(group, 1) for x in (k_BKTW, v_BKTW))
-        out = _Blocks.apply(*(x.flatten(0, 1) for x in (q_BHTW, k_BHTW, v_BHTW)))
+        out = _Blocks.apply(*(x.flatten(0, 1) for x in (q_BHTW, k_BHTW, v_BHTW)), window)
         return out.unflatten(0, q_BHTW.shape[:2])
-    gqa = q_BHTW.shape[1] != k_BKTW.shape[1]
-    return F.scaled_dot_product_attention(q_BHTW, k_BKTW, v_BKTW, is_causal=True, enable_gqa=gqa)
+    return fused(q_BHTW, k_BKTW, v_BKTW=v_BKTW, window=window)
 
 
-def group_documents(document_BT: torch.Tensor) -> Groups:
+def fused(
+    q_BHTW: torch.Tensor, k_BKTW: torch.Tensor, *, v_BKTW: torch.Tensor, window: int | None = None
+) -> torch.Tensor:
+    """The same by SDPA, on any device."""
+    gqa, length = q_BHTW.shape[1] != k_BKTW.shape[1], q_BHTW.shape[2]
+    if window is None or window >= length:
+        return F.scaled_dot_product_attention(q_BHTW, k_BKTW, v_BKTW, is_causal=True, enable_gqa=gqa)
+    seen_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTW.device).tril().triu(1 - window)
+    return F.scaled_dot_product_attention(q_BHTW, k_BKTW, v_BKTW, seen_TT, enable_gqa=gqa)
+
+
+def group_documents(document_BT: torch.Tensor, *, window: int | None = None) -> Groups:
     """The groups of a packed batch's documents; `document_BT` numbers them, 0 is padding."""
     starts, lengths = _spans(document_BT)
     order = torch.argsort(lengths, stable=True)
@@ -66,7 +83,7 @@ def group_documents(document_BT: torch.Tensor) -> Groups:
     slot = torch.zeros(document_BT.numel(), dtype=torch.int64)
     slot[position[~past]] = (~past).nonzero().flatten()
     padding = (document_BT.flatten() == 0).nonzero().flatten()
-    return Groups(tuple(shapes), position, slot, past.nonzero().flatten(), padding, _uncompiled())
+    return Groups(tuple(shapes), position, slot, past.nonzero().flatten(), padding, _uncompiled(), window)
 
 
 def _spans(document_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,7 +127,7 @@ def _grouped_attention(
     outs = []
     for shape, *qkv in zip(groups.shapes, *parts, strict=True):
         q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in qkv)
-        outs.append(causal(q, k, v_BKTW=v).transpose(1, 2).flatten(0, 1))
+        outs.append(causal(q, k, v_BKTW=v, window=groups.window).transpose(1, 2).flatten(0, 1))
     out = torch.cat(outs).flatten(1)
     return _Reorder.apply(out, *to_positions, *to_slots).view(q_BTHW.shape)
 
@@ -142,16 +159,20 @@ class _Blocks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q_NTW, k_NTW, v_NTW):
+    def forward(ctx, q_NTW, k_NTW, v_NTW, window):
         later = q_NTW.new_full((BLOCK, BLOCK), -torch.inf).triu(1)
         q_NTW, out_NTW, parts = q_NTW * q_NTW.shape[2] ** -0.5, torch.empty_like(q_NTW), []
         for first, last in _blocks(q_NTW.shape[1]):
-            queries = slice(first, last)
-            part = torch.bmm(q_NTW[:, queries], k_NTW[:, :last].transpose(1, 2))
-            part[:, :, queries] += later[: last - first, : last - first]
+            queries, keys = slice(first, last), slice(_start(first, window), last)
+            part = torch.bmm(q_NTW[:, queries], k_NTW[:, keys].transpose(1, 2))
+            part[:, :, first - keys.start :] += later[: last - first, : last - first]
+            if window is not None and last > window:
+                behind = torch.arange(first, last)[:, None] - torch.arange(keys.start, last)
+                part.masked_fill_(behind >= window, -torch.inf)
             torch.softmax(part, -1, out=part)
-            torch.bmm(part, v_NTW[:, :last], out=out_NTW[:, queries])
+            torch.bmm(part, v_NTW[:, keys], out=out_NTW[:, queries])
             parts.append(part)
+        ctx.window = window
         ctx.save_for_backward(q_NTW, k_NTW, v_NTW, out_NTW, *parts)
         return out_NTW
 
@@ -163,13 +184,18 @@ class _Blocks(torch.autograd.Function):
         through_NT1 = (grad_NTW * out_NTW).sum(-1, keepdim=True)  # the softmax's sum (arXiv 2205.14135, appendix B.2)
         grad_q_NTW, grad_k_NTW, grad_v_NTW = torch.empty_like(q_NTW), torch.zeros_like(k_NTW), torch.zeros_like(v_NTW)
         for (first, last), part in zip(_blocks(q_NTW.shape[1]), parts, strict=True):
-            queries = slice(first, last)
-            scores = torch.bmm(grad_NTW[:, queries], v_NTW[:, :last].transpose(1, 2))
+            queries, keys = slice(first, last), slice(_start(first, ctx.window), last)
+            scores = torch.bmm(grad_NTW[:, queries], v_NTW[:, keys].transpose(1, 2))
             scores.sub_(through_NT1[:, queries]).mul_(part)
-            torch.bmm(scores, k_NTW[:, :last], out=grad_q_NTW[:, queries])
-            grad_k_NTW[:, :last].baddbmm_(scores.transpose(1, 2), q_NTW[:, queries])
-            grad_v_NTW[:, :last].baddbmm_(part.transpose(1, 2), grad_NTW[:, queries])
-        return grad_q_NTW.mul_(q_NTW.shape[2] ** -0.5), grad_k_NTW, grad_v_NTW
+            torch.bmm(scores, k_NTW[:, keys], out=grad_q_NTW[:, queries])
+            grad_k_NTW[:, keys].baddbmm_(scores.transpose(1, 2), q_NTW[:, queries])
+            grad_v_NTW[:, keys].baddbmm_(part.transpose(1, 2), grad_NTW[:, queries])
+        return grad_q_NTW.mul_(q_NTW.shape[2] ** -0.5), grad_k_NTW, grad_v_NTW, None
+
+
+def _start(first: int, window: int | None) -> int:
+    """The first key that the query at `first` sees."""
+    return 0 if window is None else max(0, first - window + 1)
 
 
 def _blocks(length: int) -> Iterator[tuple[int, int]]:

@@ -6,7 +6,7 @@ same key head, which are those of its group at every new token.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -121,46 +121,75 @@ class Reading:
     fresh: bool  # the rows were empty before
     rows: torch.Tensor | None
     slots: int | None = None  # the first slots that are read; None: all
+    near: dict[int, torch.Tensor] = field(default_factory=dict)  # the shared and own positions seen within a window
 
-    def attend(self, layer: int, q_BTHW: torch.Tensor, *, k_BTKW: torch.Tensor, v_BTKW: torch.Tensor) -> torch.Tensor:
-        """Attention of the new tokens, [B, T, H, W], after their keys and values are written to the cache."""
+    def attend(
+        self,
+        layer: int,
+        q_BTHW: torch.Tensor,
+        *,
+        k_BTKW: torch.Tensor,
+        v_BTKW: torch.Tensor,
+        window: int | None = None,
+    ) -> torch.Tensor:
+        """Attention of the new tokens, [B, T, H, W], after their keys and values are written to the cache.
+
+        With a `window` each sees so many positions, its own and those just before it.
+        """
         keys_BKLW, values_BKLW = self.cache.keys[layer], self.cache.values[layer]
         with _in_any_order():
             keys_BKLW[self.row_B1, :, self.slot_BT] = k_BTKW
             values_BKLW[self.row_B1, :, self.slot_BT] = v_BTKW
         if self.fresh:
-            return attention(q_BTHW, k_BTKW, v_BLKW=v_BTKW, mask=Causal())
+            return attention(q_BTHW, k_BTKW, v_BLKW=v_BTKW, mask=Causal(window))
         if self.rows is not None:
             keys_BKLW, values_BKLW = keys_BKLW[self.rows], values_BKLW[self.rows]
         if self.slots is not None:  # by products: with a mask, SDPA on a GPU would copy the keys for every query head
             keys_BKLW, values_BKLW = keys_BKLW[:, :, : self.slots], values_BKLW[:, :, : self.slots]
         if self.cache.shared or self.slots is not None:
-            return self._with_shared(layer, q_BTHW, keys_BKLW=keys_BKLW, values_BKLW=values_BKLW)
+            own = (keys_BKLW, values_BKLW)
+            return self._with_shared(layer, q_BTHW, own=own, seen_B1TY=self._near(window))
         out_BHTW = F.scaled_dot_product_attention(
             q_BTHW.transpose(1, 2),
             keys_BKLW,
             values_BKLW,
-            attn_mask=self.seen_B1TL,
+            attn_mask=self.seen_B1TL if window is None else self._near(window),
             enable_gqa=q_BTHW.shape[2] != keys_BKLW.shape[1],
         )
         return out_BHTW.transpose(1, 2)
 
+    def _near(self, window: int | None) -> torch.Tensor | None:
+        """The shared positions and the slots [B, 1, T, Y] that each query sees within the window; None without one."""
+        if window is not None and window not in self.near:
+            shared = self.cache.shared_length
+            length = self.cache.length if self.slots is None else self.slots
+            position_Y = torch.arange(shared + length, device=self.slot_BT.device)
+            query_BT1 = self.slot_BT[..., None] + shared
+            self.near[window] = ((position_Y <= query_BT1) & (position_Y > query_BT1 - window))[:, None]
+        return None if window is None else self.near[window]
+
     def _with_shared(
-        self, layer: int, q_BTHW: torch.Tensor, *, keys_BKLW: torch.Tensor, values_BKLW: torch.Tensor
+        self,
+        layer: int,
+        q_BTHW: torch.Tensor,
+        *,
+        own: tuple[torch.Tensor, torch.Tensor],
+        seen_B1TY: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attention over shared and own positions at once; one product with the shared keys serves all rows.
 
         Juravsky et al., Hydragen (arXiv 2402.05099), section 3, with one softmax instead of two that are combined.
         """
         rows, news, heads, _ = q_BTHW.shape
-        length = keys_BKLW.shape[2] + self.cache.shared_length
+        length = own[0].shape[2] + self.cache.shared_length
+        seen_B1TX = self.seen_B1TL if seen_B1TY is None else seen_B1TY
         step = max(1, SCORES_AT_ONCE // (rows * heads * length))
         segments = [(segment.keys[layer], segment.values[layer]) for segment in self.cache.shared]
         outs = []
         for start in range(0, news, step):
             part = slice(start, start + step)
-            seen_B1TL = None if self.seen_B1TL is None else self.seen_B1TL[:, :, part]
-            outs.append(_attend(q_BTHW[:, part], keys_BKLW, values_BKLW, seen_B1TL=seen_B1TL, segments=segments))
+            seen = None if seen_B1TX is None else seen_B1TX[:, :, part]
+            outs.append(_attend(q_BTHW[:, part], *own, seen_B1TX=seen, segments=segments))
         return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
 
@@ -184,18 +213,20 @@ def _attend(
     keys_BKLW: torch.Tensor,
     values_BKLW: torch.Tensor,
     *,
-    seen_B1TL: torch.Tensor | None,
+    seen_B1TX: torch.Tensor | None,
     segments: Sequence[tuple[torch.Tensor, torch.Tensor]],
 ) -> torch.Tensor:
     rows, news, heads, width = q_BTHW.shape
     groups = (keys_BKLW.shape[1], heads // keys_BKLW.shape[1])
     q_BKXW = q_BTHW.mul(width**-0.5).unflatten(2, groups).permute(0, 2, 3, 1, 4).flatten(2, 3)
     own_BKXL = q_BKXW @ keys_BKLW.mT
-    if seen_B1TL is not None:
-        own_BKXL.unflatten(2, (groups[1], news)).masked_fill_(~seen_B1TL[:, :, None], -torch.inf)
     all_KYW = q_BKXW.transpose(0, 1).flatten(1, 2)  # the queries of all rows
     scores = [torch.bmm(all_KYW, keys_KPW.mT).unflatten(1, (rows, -1)).transpose(0, 1) for keys_KPW, _ in segments]
-    share = torch.cat((*scores, own_BKXL), -1).softmax(-1, dtype=torch.float32).to(q_BTHW.dtype)
+    all_BKXY = torch.cat((*scores, own_BKXL), -1)
+    if seen_B1TX is not None:  # of the slots, or of the shared positions too
+        last_BKXY = all_BKXY[..., all_BKXY.shape[-1] - seen_B1TX.shape[-1] :]
+        last_BKXY.unflatten(2, (groups[1], news)).masked_fill_(~seen_B1TX[:, :, None], -torch.inf)
+    share = all_BKXY.softmax(-1, dtype=torch.float32).to(q_BTHW.dtype)
     *shared, own_BKXL = share.split([*(x.shape[-1] for x in scores), own_BKXL.shape[-1]], -1)
     out_BKXW = own_BKXL @ values_BKLW
     for share_BKXP, (_, values_KPW) in zip(shared, segments, strict=True):

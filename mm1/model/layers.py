@@ -15,6 +15,7 @@ from torch import nn
 from mm1.tiling import Grid
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # OpenAI's CLIP, and DFN's
@@ -37,20 +38,32 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.epsilon)
 
 
+class OffsetRMSNorm(RMSNorm):
+    """The same times 1 + weight (Gemma), whose weight starts at zero."""
+
+    def __init__(self, width: int, epsilon: float):
+        super().__init__(width, epsilon)
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, 1 + self.weight.float(), self.epsilon).to(x.dtype)
+
+
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {"layer": nn.LayerNorm, "rms": RMSNorm}
 
 
 class SwiGLU(nn.Module):
-    """`down(silu(gate(x)) * up(x))`, the width of its input (Shazeer, arXiv 2002.05202)."""
+    """`down(silu(gate(x)) * up(x))`, the width of its input (Shazeer, arXiv 2002.05202), or with another activation."""
 
-    def __init__(self, width: int, mlp_width: int, *, bias: bool = False, scale: float = 1.0):
+    def __init__(self, width: int, mlp_width: int, *, bias: bool = False, scale: float = 1.0, activation: str = "silu"):
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.gate = linear(width, mlp_width, bias=bias)
         self.up = linear(width, mlp_width, bias=bias)
         self.down = linear(mlp_width, width, bias=bias, scale=scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
 class FeedForward(nn.Module):
@@ -146,6 +159,8 @@ def _initial(module: nn.Module, leaf: str) -> tuple[float, float]:
     scale = getattr(module, "initial_scale", None)
     if scale is not None:  # several matrices in one tensor, inputs last
         return 0.0, scale * module.get_parameter(leaf).shape[-1] ** -0.5
+    if isinstance(module, OffsetRMSNorm):
+        return 0.0, 0.0
     if isinstance(module, RMSNorm | nn.LayerNorm | LayerScale):
         return float(leaf == "weight"), 0.0
     return 0.0, 0.02

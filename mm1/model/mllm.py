@@ -6,9 +6,8 @@ from torch import nn
 
 from mm1.config.model import ModelConfig
 from mm1.document import Batch
-from mm1.model.attention import document_mask
 from mm1.model.connector import KINDS
-from mm1.model.decoder import Decoder
+from mm1.model.decoder import Decoder, masks_of
 from mm1.model.layers import initialise
 from mm1.model.moe import LayerRouting
 from mm1.model.vision import Vision
@@ -71,8 +70,8 @@ class MLLM(nn.Module):
             images_NCYX = images_NCYX.new_zeros(1, 3, size, size)
         features_NSD = self.encode_images(images_NCYX)
         x_BTD = self.embed(batch.tokens_BT, features_NSD, batch.feature_BT)
-        mask = document_mask(batch.document_BT)
-        return self.decoder.routed(x_BTD, batch.position_BT, mask=mask, real_BT=batch.document_BT > 0)
+        masks = masks_of(self.decoder.config, batch.document_BT)
+        return self.decoder.routed(x_BTD, batch.position_BT, masks=masks, real_BT=batch.document_BT > 0)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, list[LayerRouting]]:
         """`routed`, under the name that wrappers such as FSDP hook into."""

@@ -9,15 +9,18 @@ from typing import Any
 import torch
 
 
-def rotary_angles(position_BT: torch.Tensor, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and signed sine for `rotate`, [B, T, 1, W] in fp32; compute them once for all layers.
+def rotary_angles(
+    position_BT: torch.Tensor, config: Any, window: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and signed sine for `rotate`, [B, T, 1, W] in fp32; compute them once for all layers of a `window`.
 
-    `config` has the fields `head_width`, `rope_base` and `rope_scaling` of a `DecoderConfig`.
+    `config` has the fields of a `DecoderConfig`. W are the channels of a head that are rotated.
     """
-    channel_W = torch.arange(0, config.head_width, 2, device=position_BT.device, dtype=torch.float32)
-    frequency_W = 1 / config.rope_base ** (channel_W / config.head_width)  # radians per position
+    width, own = round(config.head_width * config.rotary_share), window is not None and config.window_rope_base
+    channel_W = torch.arange(0, width, 2, device=position_BT.device, dtype=torch.float32)
+    frequency_W = 1 / (own or config.rope_base) ** (channel_W / width)  # radians per position
     scaling, size = config.rope_scaling, 1.0
-    if scaling is not None:
+    if scaling is not None and not own:
         frequency_W, size = SCALINGS[scaling.kind](frequency_W, config, scaling), scaling.attention_factor
     angle_BT1W = (position_BT[..., None].float() * frequency_W)[:, :, None]
     cos, sin = angle_BT1W.cos() * size, angle_BT1W.sin() * size
@@ -25,8 +28,14 @@ def rotary_angles(position_BT: torch.Tensor, config: Any) -> tuple[torch.Tensor,
 
 
 def rotate(x_BTHW: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """`x_BTHW` rotated by position; channel i of a head's first half pairs with i of its second, as in transformers."""
+    """`x_BTHW` rotated by position; channel i of a head's first half pairs with i of its second, as in transformers.
+
+    Of fewer angles than channels only the first channels are rotated.
+    """
     cos, sin = angles
+    if cos.shape[-1] < x_BTHW.shape[-1]:
+        first, rest = x_BTHW.split((cos.shape[-1], x_BTHW.shape[-1] - cos.shape[-1]), -1)
+        return torch.cat((rotate(first, angles), rest), -1)
     # rolling by half a head swaps the halves: a third faster on a CPU than splitting and concatenating
     return (x_BTHW * cos + x_BTHW.roll(x_BTHW.shape[-1] // 2, -1) * sin).to(x_BTHW.dtype)
 
@@ -60,4 +69,9 @@ def _yarn(frequency_W: torch.Tensor, config: Any, scaling: Any) -> torch.Tensor:
     return frequency_W / scaling.factor * scaled_W + frequency_W * (1 - scaled_W)
 
 
-SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}
+def _longrope(frequency_W: torch.Tensor, config: Any, scaling: Any) -> torch.Tensor:
+    """A factor for each pair of channels (LongRoPE, arXiv 2402.13753)."""
+    return frequency_W / torch.tensor(scaling.factors, device=frequency_W.device)
+
+
+SCALINGS = {"longrope": _longrope, "linear": _linear, "llama3": _llama3, "yarn": _yarn}

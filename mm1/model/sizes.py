@@ -159,7 +159,8 @@ def non_embedding_parameters(config: DecoderConfig) -> int:
     attention = config.width * (2 * queries + 2 * keys) + config.qkv_bias * (queries + 2 * keys)
     feed_forward = 3 * config.width * config.mlp_width + config.mlp_bias * (2 * config.mlp_width + config.width)
     head_norms = queries + keys if config.qk_norm_across_heads else 2 * config.head_width
-    others = 2 * config.width + config.qk_norm * head_norms + config.out_bias * config.width
+    norms = 2 * (config.norm_before + config.norm_after) * config.width
+    others = norms + config.qk_norm * head_norms + config.out_bias * config.width
     return config.layers * (attention + feed_forward + others) + config.width
 
 

@@ -20,8 +20,7 @@ from mm1.config.model import ModelConfig
 from mm1.config.run import RunConfig
 from mm1.dist import DataRanks
 from mm1.document import Batch
-from mm1.model.attention import document_mask
-from mm1.model.decoder import Decoder
+from mm1.model.decoder import Decoder, masks_of
 from mm1.model.layers import initialise, linear
 from mm1.model.vision import Vision
 from mm1.objectives.contrast import LOSSES, Contrast, Features, Similarity
@@ -79,7 +78,7 @@ class ContrastiveModel(nn.Module):
             images_NCYX = images_NCYX.new_zeros(1, 3, size, size)
         summary_NE = self.vision.summary(images_NCYX)
         x_BTD = self.decoder.embed(batch.tokens_BT)
-        hidden_BTD = self.decoder(x_BTD, batch.position_BT, mask=document_mask(batch.document_BT))
+        hidden_BTD = self.decoder(x_BTD, batch.position_BT, masks=masks_of(self.decoder.config, batch.document_BT))
         spans = _spans(batch, self.config, images=len(images_NCYX))
         text_ND = F.embedding(spans.last_N, hidden_BTD.flatten(0, 1))
         return Pairs(
