@@ -45,13 +45,14 @@ class MLLM(nn.Module):
         `feature_BT` numbers the feature of each image token; without it the n-th image token takes the n-th feature.
         """
         image_BT = tokens_BT == self.config.image_token
-        table = features_NSD.flatten(0, 1)
+        x_BTD, table = self.decoder.embed(tokens_BT), features_NSD.flatten(0, 1)
+        if not len(table):  # a prompt without pictures
+            return x_BTD
         if feature_BT is None:
             feature_BT = image_BT.flatten().cumsum(0).view_as(tokens_BT) - 1
         # other tokens take any feature, with no gradient; all different, since a GPU adds up those of one by one
         other_BT = torch.arange(tokens_BT.numel(), device=tokens_BT.device).view_as(tokens_BT) % len(table)
         feature_BTD = F.embedding(torch.where(image_BT, feature_BT, other_BT), table)
-        x_BTD = self.decoder.embed(tokens_BT)
         return torch.where(image_BT[..., None], feature_BTD.to(x_BTD.dtype), x_BTD)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
