@@ -238,7 +238,7 @@ def test_a_server_is_asked_with_pictures_and_again_when_busy(server, tmp_path: P
     assert len(whole) == len(sent) >= 8
     first = sent[0]["messages"][0]["content"][0]["image_url"]["url"]
     assert base64.b64decode(first.partition(",")[2]) in {one.image.data for one in task.pool.read(list(range(6)))}
-    plain = load_task("vqav2", limit=4, seed=0, data=str(tmp_path), form="plain")
+    plain = load_task("vqav2", limit=4, seed=0, data=str(tmp_path), form="plain", rules="mm1")
     settings = Settings(tmp_path / "plain")
     assert evaluate(model, [plain], settings=settings, shots=(0,)).scores[0].score.mean == 100
     assert sent[-1]["stop"] == ["\n", ".", ",", "Question"]

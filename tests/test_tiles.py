@@ -234,7 +234,7 @@ def test_a_prompt_decodes_a_picture_of_many_tiles_once(monkeypatch):
         calls.append(len(cuts))
         return load_tiles(image, cuts, size=size)
 
-    monkeypatch.setattr("mm1.generate.writer.load_tiles", counted)
+    monkeypatch.setattr("mm1.generate.document_prompt.load_tiles", counted)
     documents = [Document((Image(png(90, 50, seed=n)), Text(" a picture"))) for n in range(3)]
     writer = Writer(model, TOKENIZER, rows=3)
     together = writer.losses(documents)
@@ -341,7 +341,7 @@ def test_a_packed_document_has_the_loss_it_has_alone(captions, kind):
         losses += [float(losses_T[(document_T == n) & trained_T].mean()) for n in range(1, int(document_T.max()) + 1)]
     documents = [document for document in Store(captions).take(range(21)) if document.id != "page"]
     writer = Writer(model, TOKENIZER, rows=4)
-    writer._tile = tile_spec(config)  # in use a preset may have more tiles
+    writer._prompts.tile = tile_spec(config)  # in use a preset may have more tiles
     alone = writer.losses(documents).tolist()
     assert len({round(loss, 3) for loss in alone}) > 15
     for loss in alone:
