@@ -55,7 +55,9 @@ class Gate:
         engine.step = gated
 
     def let(self, steps: int) -> None:
+        """Let the engine do so many steps, and wait until it has done them."""
         self.steps.release(steps)
+        until(lambda: self.steps._value == 0)
 
 
 @contextmanager
@@ -103,8 +105,9 @@ def test_answers_are_the_same_whatever_else_is_in_flight(chat_run):  # noqa: F81
 def test_a_request_joins_and_leaves_while_another_is_written(chat_run):  # noqa: F811
     with gated(chat_run, max_concurrent=2) as (server, gate), ThreadPoolExecutor() as pool:
         long = pool.submit(stream, server)
-        until(lambda: server.server.scheduler.running == 1)
+        until(lambda: server.server.scheduler.waiting == 1)
         gate.let(10)
+        until(lambda: server.server.scheduler.running == 1)
         short = pool.submit(whole, server, **body("Why?", max_tokens=3, ignore_eos=True))
         until(lambda: server.server.scheduler.waiting == 1)
         gate.let(10)
@@ -116,8 +119,9 @@ def test_a_request_joins_and_leaves_while_another_is_written(chat_run):  # noqa:
 def test_a_full_queue_is_429_with_the_time_to_wait(chat_run):  # noqa: F811
     with gated(chat_run, max_concurrent=1, max_waiting=2) as (server, gate), ThreadPoolExecutor() as pool:
         running = pool.submit(stream, server)
-        until(lambda: server.server.scheduler.running == 1)
+        until(lambda: server.server.scheduler.waiting == 1)
         gate.let(3)
+        until(lambda: server.server.scheduler.running == 1)
         waiting = [pool.submit(server.client.chat.completions.create, **body(max_tokens=2)) for _ in range(2)]
         until(lambda: server.server.scheduler.waiting == 2)
         reply = requests.post(f"{server.base}/v1/chat/completions", json=body(max_tokens=2), timeout=60)
@@ -134,9 +138,9 @@ def test_a_full_queue_is_429_with_the_time_to_wait(chat_run):  # noqa: F811
 def test_a_late_answer_is_504_and_its_row_is_free(chat_run):  # noqa: F811
     with gated(chat_run, max_concurrent=1, request_seconds=0.2) as (server, gate), ThreadPoolExecutor() as pool:
         reply = pool.submit(requests.post, f"{server.base}/v1/chat/completions", json=body(**LONG), timeout=60)
-        until(lambda: server.server.scheduler.running == 1)
+        until(lambda: server.server.scheduler.waiting == 1)
         time.sleep(0.3)
-        gate.let(2)
+        gate.let(1)
         assert reply.result(60).status_code == 504
         assert reply.result(60).json()["error"]["code"] == "timeout"
         gate.open = True
@@ -181,8 +185,9 @@ def test_a_failed_step_is_500_and_the_next_request_is_answered(chat_run, monkeyp
 def test_a_server_that_ends_finishes_what_runs_and_refuses_what_waits(chat_run):  # noqa: F811
     with gated(chat_run, max_concurrent=1) as (server, gate), ThreadPoolExecutor() as pool:
         running = pool.submit(whole, server, **body(max_tokens=50, ignore_eos=True))
-        until(lambda: server.server.scheduler.running == 1)
+        until(lambda: server.server.scheduler.waiting == 1)
         gate.let(3)
+        until(lambda: server.server.scheduler.running == 1)
         waiting = pool.submit(requests.post, f"{server.base}/v1/chat/completions", json=body(), timeout=60)
         until(lambda: server.server.scheduler.waiting == 1)
         server.server.scheduler.drain()

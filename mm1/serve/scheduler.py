@@ -108,7 +108,7 @@ class Scheduler:
         self._inbox: list[Ticket] = []
         self._leaving: list[Answering] = []
         self._tickets: dict[int, Ticket] = {}  # by the engine's id
-        self._queued = 0  # answers without a row after the last step
+        self._queued = 0  # answers that the engine has, and that have no row
         self._draining = self._stopped = False
         self._rate = Rate()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -200,6 +200,7 @@ class Scheduler:
                 if stopped:
                     self._fail(list(self._tickets.values()), _going())
                     return
+                self._queued = len(self.engine.waiting)
                 if self.engine.busy:
                     began = time.monotonic()
                     self._deliver(self.engine.step(), began)
