@@ -195,15 +195,13 @@ class Planner:
         """
         if layout.ranks == 1 and self.precision == torch.float32:
             return 0.0
-        size, whole = self.precision.itemsize, layout.dp_shard == 1
-        total = root.gathered * size
-        if whole:
-            total = sum(other.gathered for other in self._unit_sizes(layout).values()) * size
-        if unit is not root:
-            total += (0 if whole else unit.gathered * size * 2) + (
-                unit.trained_gathered * (size + GRADIENT) if backward else 0
-            )
-        return total
+        size, is_block = self.precision.itemsize, unit is not root
+        if layout.dp_shard == 1:
+            weights = sum(other.gathered for other in self._unit_sizes(layout).values())
+        else:
+            weights = root.gathered + (2 * unit.gathered if is_block else 0)
+        gradients = unit.trained_gathered if is_block and backward else 0
+        return weights * size + gradients * (size + GRADIENT)
 
     def _seconds(self, layout: ParallelLayout, segments: list[StepSegment]) -> dict[str, float]:
         """Seconds of a step: arithmetic by part, communication that no arithmetic hides, and the optimizer."""

@@ -261,9 +261,8 @@ class Scheduler:
 
     def _drop_late(self) -> None:
         now = time.monotonic()
-        late = {id(t.answering): t.answering for t in self._tickets.values() if t.answering.deadline < now}
-        for answering in late.values():
-            self._drop(answering, ApiError(504, "the answer took longer than this server allows", code="timeout"))
+        late = [ticket for ticket in self._tickets.values() if ticket.answering.deadline < now]
+        self._fail(late, ApiError(504, "the answer took longer than this server allows", code="timeout"))
 
     def _refuse_waiting(self) -> None:
         """Refuse the requests of which nothing has begun."""
