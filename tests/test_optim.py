@@ -1,6 +1,7 @@
 """Optimizers equal their formulas, groups and schedules follow the config, and stops change nothing."""
 
 import math
+from pathlib import Path
 
 import pytest
 import small
@@ -203,7 +204,8 @@ def test_schedules_have_their_shapes():
 
 
 def sharded(rank: int, store: str) -> None:
-    """On two ranks: every optimizer moves sharded parameters where it moves whole ones."""
+    """On two ranks: every optimizer moves sharded parameters where it moves whole ones; write which were compared."""
+    compared = []
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for kind in ("adamw", "adafactor", "muon"):
         whole, ours = built(kind)
@@ -217,9 +219,12 @@ def sharded(rank: int, store: str) -> None:
             theirs.step()
         for (name, left), right in zip(whole.named_parameters(), sharded_model.parameters(), strict=True):
             torch.testing.assert_close(right.full_tensor(), left, atol=1e-6, rtol=0, msg=f"{kind}, {name}")
+        compared.append(kind)
     torch.distributed.destroy_process_group()
+    Path(f"{store}-{rank}").write_text(" ".join(compared))
 
 
 @pytest.mark.long
 def test_every_optimizer_computes_on_sharded_parameters(tmp_path):
     torch.multiprocessing.spawn(sharded, (str(tmp_path / "store"),), nprocs=2)
+    assert [(tmp_path / f"store-{rank}").read_text() for rank in range(2)] == ["adamw adafactor muon"] * 2

@@ -107,6 +107,18 @@ def test_every_kind_of_run_trains_and_resumes_on_a_mesh_of_one_rank(stores, tmp_
             assert torch.equal(whole.read(weight), again.read(weight)), (name, weight)
 
 
+def test_gradients_accumulate_where_a_forward_pass_leaves_blocks_out(stores, tmp_path):
+    """Features are taken before the last block, whose weights no forward pass gathers."""
+    losses = []
+    for size in (1, 2):
+        words = ["precision=bf16", "steps=2", "batch_size=2", f"micro_batch_size={size}"]
+        run = config.override(small.run(stores), [*words, "model.vision.feature_layer=-2"])
+        train_run(run, tmp_path / str(size))
+        losses.append([record["loss"] for record in read_metrics(tmp_path / str(size)) if "loss" in record])
+    assert len(losses[0]) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_a_look_at_the_health_changes_no_weight_on_a_mesh(stores, tmp_path):
     """Its forward pass gathers the weights that the optimizer then changes; nothing may compute with them later."""
     for name, every in (("never", 0), ("every step", 1)):
