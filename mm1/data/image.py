@@ -3,6 +3,7 @@
 import io
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import simplejpeg
@@ -207,11 +208,20 @@ def _has_metadata(data: bytes) -> bool:
 
 def _any(data: bytes) -> tuple[np.ndarray, tuple[int, int]]:
     """The pixels YXC of a picture of any format that Pillow reads, upright and in RGB, and its width and height."""
-    with Pillow.open(io.BytesIO(data)) as picture:
+    with _open(data) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise ImageError(f"{picture.width} x {picture.height} pixels; at most {MAX_PIXELS:,} are decoded")
         flat = flatten(upright(picture, data))
         return np.array(flat), flat.size
+
+
+def _open(data: bytes) -> Pillow.Image:
+    """The opened picture. Pillow would try its readers one after the other, which costs as much as a small picture."""
+    likely = "WEBP" if data[8:12] == b"WEBP" else "PNG" if data.startswith(b"\x89PNG") else None
+    if likely is not None:
+        with suppress(*UNREADABLE):
+            return Pillow.open(io.BytesIO(data), formats=(likely,))
+    return Pillow.open(io.BytesIO(data))
 
 
 def flatten(picture: Pillow.Image) -> Pillow.Image:
