@@ -52,7 +52,8 @@ from mm1.eval.tasks import captions
 from mm1.generate.engine import Engine
 from mm1.generate.prompt import Picture, Prompt
 from mm1.generate.sampling import Decoding
-from mm1.hf.convert import decoder_config_to_hf, decoder_to_hf
+from mm1.hf.decoder_config import decoder_config_to_hf
+from mm1.hf.decoder_state import decoder_to_hf
 from mm1.hf.language import read_language
 from mm1.hf.layouts import vision_to_hf
 from mm1.hf.vision import vision_config_to_hf

@@ -11,7 +11,8 @@ from mm1.generate.engine import Engine
 from mm1.generate.prefix_cache import PrefixCache
 from mm1.generate.prompt import Features, Picture, Prompt
 from mm1.generate.sampling import Decoding
-from mm1.hf.convert import decoder_config_to_hf, decoder_to_hf
+from mm1.hf.decoder_config import decoder_config_to_hf
+from mm1.hf.decoder_state import decoder_to_hf
 from mm1.model.mllm import MLLM
 
 

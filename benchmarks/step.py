@@ -36,7 +36,8 @@ from mm1.data.pack import pack
 from mm1.data.store import open_store
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import IGNORED, Batch, Encoded
-from mm1.hf.convert import decoder_config_to_hf, decoder_from_hf
+from mm1.hf.decoder_config import decoder_config_to_hf
+from mm1.hf.decoder_state import decoder_from_hf
 from mm1.hf.layouts import vision_from_hf
 from mm1.hf.vision import vision_config_from_hf
 from mm1.model import sizes

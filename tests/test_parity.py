@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from mm1.config.model import DecoderConfig, SparseConfig
-from mm1.hf import convert
+from mm1.hf.decoder_config import decoder_config_from_hf, decoder_config_to_hf
+from mm1.hf.decoder_state import decoder_from_hf, decoder_to_hf
 from mm1.model.decoder import Decoder
 
 transformers = pytest.importorskip("transformers")
@@ -96,9 +97,9 @@ def build(family: str, settings: dict):
 
 
 def our_decoder(theirs) -> Decoder:
-    config = convert.decoder_config_from_hf(theirs.config.to_dict())
+    config = decoder_config_from_hf(theirs.config.to_dict())
     decoder = Decoder(config)
-    decoder.load_state_dict(convert.decoder_from_hf(published(theirs), tie_embeddings=config.tie_embeddings))
+    decoder.load_state_dict(decoder_from_hf(published(theirs), tie_embeddings=config.tie_embeddings))
     return decoder
 
 
@@ -125,10 +126,10 @@ def test_decoder_logits_equal_theirs(name):
 @pytest.mark.parametrize("name", DECODERS)
 def test_decoder_goes_there_and_back_unchanged(name):
     ours = our_decoder(build(name.split(",")[0], DECODER | DECODERS[name]))
-    theirs = convert.decoder_to_hf(ours.state_dict(), ours.config)
-    back = convert.decoder_from_hf(theirs, tie_embeddings=ours.config.tie_embeddings)
-    config = convert.decoder_config_to_hf(ours.config, max_positions=ours.config.max_positions)
-    assert convert.decoder_config_from_hf(config) == ours.config
+    theirs = decoder_to_hf(ours.state_dict(), ours.config)
+    back = decoder_from_hf(theirs, tie_embeddings=ours.config.tie_embeddings)
+    config = decoder_config_to_hf(ours.config, max_positions=ours.config.max_positions)
+    assert decoder_config_from_hf(config) == ours.config
     assert back.keys() == ours.state_dict().keys()
     assert all(torch.equal(back[name], x) for name, x in ours.state_dict().items())
 
@@ -139,8 +140,8 @@ def test_transformers_opens_our_decoder_from_a_folder(name, tmp_path):
     ours = our_decoder(build(name.split(",")[0], DECODER | DECODERS[name]))
     write(
         tmp_path,
-        convert.decoder_config_to_hf(ours.config, max_positions=ours.config.max_positions),
-        convert.decoder_to_hf(ours.state_dict(), ours.config),
+        decoder_config_to_hf(ours.config, max_positions=ours.config.max_positions),
+        decoder_to_hf(ours.state_dict(), ours.config),
     )
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
@@ -165,7 +166,7 @@ def test_a_decoder_is_found_inside_a_larger_model():
     decoder = build("llama", DECODER)
     whole = {"language_model." + name: x for name, x in decoder.state_dict().items()}
     whole |= {"vision_tower.post_layernorm.weight": torch.zeros(2), "logit_scale": torch.zeros(())}
-    assert convert.decoder_from_hf(whole, tie_embeddings=False).keys() == our_decoder(decoder).state_dict().keys()
+    assert decoder_from_hf(whole, tie_embeddings=False).keys() == our_decoder(decoder).state_dict().keys()
 
 
 @pytest.mark.parametrize(
@@ -181,14 +182,14 @@ def test_a_decoder_is_found_inside_a_larger_model():
 def test_what_our_decoder_cannot_compute_is_refused(family, change, word):
     config = {"llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig}[family](**DECODER).to_dict()
     with pytest.raises(ValueError, match=word):
-        convert.decoder_config_from_hf(config | change)
+        decoder_config_from_hf(config | change)
 
 
 def test_smollm3_without_a_list_of_layers_leaves_every_fourth_unrotated():
     config = transformers.SmolLM3Config(**DECODER | {"num_hidden_layers": 9}, pad_token_id=0).to_dict()
-    listed = convert.decoder_config_from_hf(config)
+    listed = decoder_config_from_hf(config)
     del config["no_rope_layers"]
-    assert convert.decoder_config_from_hf(config) == listed
+    assert decoder_config_from_hf(config) == listed
     assert listed.no_rope_layers == (3, 7)
 
 
@@ -196,19 +197,19 @@ def test_a_missing_expert_is_refused():
     state = published(build("mixtral", DECODER | DECODERS["mixtral"]))
     del state["model.layers.1.block_sparse_moe.experts.3.w2.weight"]
     with pytest.raises(ValueError, match=r"layers\.1.*experts\.w2\.weight.*\[0, 1, 2, 4\]"):
-        convert.decoder_from_hf(state, tie_embeddings=False)
+        decoder_from_hf(state, tie_embeddings=False)
 
 
 def test_a_tensor_of_another_family_is_refused():
     state = build("qwen3", DECODER).state_dict() | {"model.layers.0.self_attn.sinks": torch.zeros(4)}
     with pytest.raises(ValueError, match="sinks"):
-        convert.decoder_from_hf(state, tie_embeddings=False)
+        decoder_from_hf(state, tie_embeddings=False)
 
 
 def test_what_no_family_has_is_not_written():
     with pytest.raises(ValueError, match="every layer"):
-        convert.decoder_config_to_hf(DecoderConfig(sparse=SparseConfig(experts=4, every=2)), max_positions=8)
+        decoder_config_to_hf(DecoderConfig(sparse=SparseConfig(experts=4, every=2)), max_positions=8)
     with pytest.raises(ValueError, match="all of these: qkv_bias, experts"):
-        convert.decoder_config_to_hf(DecoderConfig(sparse=SparseConfig(experts=4), qkv_bias=True), max_positions=8)
+        decoder_config_to_hf(DecoderConfig(sparse=SparseConfig(experts=4), qkv_bias=True), max_positions=8)
     with pytest.raises(ValueError, match="all of these: qkv_bias, qk_norm"):
-        convert.decoder_config_to_hf(DecoderConfig(qkv_bias=True, qk_norm=True), max_positions=8)
+        decoder_config_to_hf(DecoderConfig(qkv_bias=True, qk_norm=True), max_positions=8)

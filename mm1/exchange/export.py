@@ -30,7 +30,8 @@ from mm1.exchange.description import exported_part, positions_of
 from mm1.exchange.model_card import FILE as CARD
 from mm1.exchange.model_card import model_card
 from mm1.hf import adapter, files
-from mm1.hf.convert import decoder_config_to_hf, decoder_to_hf
+from mm1.hf.decoder_config import decoder_config_to_hf
+from mm1.hf.decoder_state import decoder_to_hf
 from mm1.hf.families import FAMILIES, Family
 from mm1.hf.files import Processor
 from mm1.hf.layouts import layout_of, vision_to_hf

@@ -19,7 +19,7 @@ from mm1.data.tokenizer import load_tokenizer
 from mm1.exchange.description import record_origin
 from mm1.exchange.model_card import FILE as CARD
 from mm1.hf import encoder, own, unread
-from mm1.hf.convert import decoder_from_hf, with_own_head
+from mm1.hf.decoder_state import decoder_from_hf, with_own_head
 from mm1.hf.families import FAMILIES, REFUSED
 from mm1.hf.language import Language, downloaded, read_language, tensors_of, with_words
 from mm1.hf.layouts import vision_from_hf

@@ -40,7 +40,7 @@ def read_encoder(source: str) -> tuple[VisionConfig, State]:
     config, weights = _choose([path.name for path in folder.iterdir()], source)
     theirs = _json(folder / config)
     if "vision_config" in theirs:
-        check_encoder(folder, theirs, tuple(FAMILIES))
+        check_encoder(folder, theirs)
     state = _state([folder / name for name in weights])
     if config == "open_clip_config.json":
         return vision_config_from_openclip(theirs), state

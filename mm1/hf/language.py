@@ -9,9 +9,10 @@ from safetensors import SafetensorError, safe_open
 
 from mm1.config.model import DecoderConfig
 from mm1.data.chat_format import TEMPLATE
-from mm1.hf.convert import DECODERS, decoder_config_from_hf, decoder_from_hf, with_own_head
+from mm1.hf.decoder_config import decoder_config_from_hf
+from mm1.hf.decoder_state import decoder_from_hf, with_own_head
 from mm1.hf.gguf import Gguf
-from mm1.hf.unread import check_family
+from mm1.hf.unread import check_decoder
 from mm1.hf.vocabulary import Words, extended, read_words
 
 
@@ -42,7 +43,7 @@ def read_language(name: str, *, tokenizer: Path | None = None) -> Language:
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} has no config.json, and not exactly one .gguf; is it a model's folder?")
     described = json.loads((path / "config.json").read_text())
-    check_family(path, described, tuple(DECODERS))
+    check_decoder(path, described)
     words = read_words(tokenizer or path)
     config = decoder_config_from_hf(described)
     theirs = tensors_of(path)

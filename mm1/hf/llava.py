@@ -12,7 +12,8 @@ from typing import Any
 
 from mm1.config.model import ConnectorConfig, ModelConfig, TilingConfig
 from mm1.data.tokenizer import Tokenizer
-from mm1.hf.convert import decoder_config_from_hf, decoder_config_to_hf, decoder_from_hf, decoder_to_hf
+from mm1.hf.decoder_config import decoder_config_from_hf, decoder_config_to_hf
+from mm1.hf.decoder_state import decoder_from_hf, decoder_to_hf
 from mm1.hf.files import Processor, normalised_images, squeezed_images
 from mm1.hf.layouts import LAYOUTS, State, by_part, find, vision_from_hf, write
 from mm1.hf.names import CONNECTOR, reverse, translate

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mm1.hf.convert import DECODERS
+from mm1.hf.decoders import FAMILIES as DECODERS
 from mm1.hf.families import FAMILIES
 from mm1.hf.vision import FAMILIES as ENCODERS
 
@@ -36,24 +36,24 @@ def check_whole(folder: Path, theirs: dict[str, Any]) -> None:
         )
 
 
-def check_family(folder: Path, theirs: dict[str, Any], known: tuple[str, ...]) -> None:
-    """Check that a model is of one of the `known` types.
+def check_decoder(folder: Path, theirs: dict[str, Any]) -> None:
+    """Check that a model's decoder is of a family that is read.
 
     Raises:
         ValueError: it is of another type.
     """
-    if theirs and theirs.get("text_config", theirs).get("model_type", "") not in known:
+    if theirs and theirs.get("text_config", theirs).get("model_type", "") not in DECODERS:
         raise ValueError(f"{folder} is {describe(theirs)}, which mm1 doesn't read; {_READ}")
 
 
-def check_encoder(folder: Path, theirs: dict[str, Any], known: tuple[str, ...]) -> None:
-    """Check that the image encoder of a model is of one of the `known` types.
+def check_encoder(folder: Path, theirs: dict[str, Any]) -> None:
+    """Check that the image encoder of a larger model is of a family that is read.
 
     Raises:
         ValueError: it is of another type.
     """
     kind = theirs["vision_config"].get("model_type", "")
-    if kind not in known:
+    if kind not in ENCODERS:
         raise ValueError(
             f"{folder} is {describe(theirs)}, which mm1 reads neither as a whole nor for its image encoder "
             f"({kind or 'of no named type'}); {_READ}"
