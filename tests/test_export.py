@@ -48,6 +48,9 @@ SIGLIP = VISION.model_copy(update={"activation": "gelu_tanh"})
 DINO = VISION.model_copy(
     update={"class_token": True, "registers": 2, "layer_scale": True, "mlp_width": 96, "feature_layer": -1}
 )
+DINOV3 = DINO.model_copy(
+    update={"mlp_width": 40, "norm_epsilon": 1e-5, "rope_base": 100.0, "no_bias_in": ("key",), "std": (0.3, 0.2, 0.3)}
+)
 AIMV2 = VISION.model_copy(update={"norm": "rms", "gated": True, "bias": False, "patch_norm": True})
 AIM = VISION.model_copy(update={"bias": False, "patch_norm": True, "fixed_positions": True, "feature_layer": -1})
 DECODER = DecoderConfig(vocabulary=4096, width=32, layers=2, heads=4, kv_heads=2, head_width=8, mlp_width=48)
@@ -81,6 +84,7 @@ NATIVE = {
 OWN = {
     "C-Abstractor, sparse": model(VISION, "c_abstractor", 4, qk_norm=True, sparse=SparseConfig(experts=4, every=2)),
     "attention, DINOv2": model(DINO, "attention", 9),
+    "linear, DINOv3": model(DINOV3, "linear", 9),
     "average, AIM": model(AIM, "average", 9),
     "pixel shuffle, AIMv2": model(AIMV2, "pixel_shuffle", 4),
     "linear, a decoder of no family": model(SIGLIP, "linear", 9, **STRETCHED),
@@ -207,19 +211,19 @@ def test_a_language_model_is_exported_as_one(change, kind, tmp_path):
 
 @pytest.mark.parametrize(
     ("vision", "kind"),
-    [(CLIP, "CLIP"), (SIGLIP, "Siglip"), (DINO, "Dinov2WithRegisters"), (AIMV2, "Aimv2")],
+    [(CLIP, "CLIP"), (SIGLIP, "Siglip"), (DINO, "Dinov2WithRegisters"), (DINOV3, "DINOv3ViT"), (AIMV2, "Aimv2")],
 )
 def test_an_encoder_is_exported_alone(vision, kind, tmp_path):
     """The encoder of a contrastive run, without its text tower."""
     vision = vision.model_copy(
-        update={"norm_epsilon": 1e-5 if kind in ("CLIP", "Aimv2") else 1e-6, "feature_layer": -1}
+        update={"norm_epsilon": 1e-6 if kind in ("Siglip", "Dinov2WithRegisters") else 1e-5, "feature_layer": -1}
     )
     run = run_of(ModelConfig(vision=vision, decoder=DECODER), tokenizer="sample")
     run.objective = "contrastive"
     ours = write_run(tmp_path / "run", run)
     export_run(tmp_path / "run", tmp_path / "out")
     theirs = opened(tmp_path / "out", "AutoModel")
-    assert type(theirs).__name__ == f"{kind}{'' if 'Dino' in kind else 'Vision'}Model"
+    assert type(theirs).__name__ == f"{kind}{'' if kind[0] == 'D' else 'Vision'}Model"
     pixels = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")(Picture.open(io.BytesIO(picture())))
     pixels_NCYX = torch.from_numpy(image.load(picture(), 24))[None]
     with torch.no_grad():

@@ -28,6 +28,13 @@ FAMILIES = {
     "dinov2": ("Dinov2", SHAPE),
     "dinov2, gated": ("Dinov2", SHAPE | {"use_swiglu_ffn": True}),
     "dinov2, registers": ("Dinov2WithRegisters", SHAPE | {"num_register_tokens": 3}),
+    "dinov3": ("DINOv3ViT", VISION | {"num_register_tokens": 3}),
+    "dinov3, gated": (
+        "DINOv3ViT",
+        VISION
+        | {"num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu", "rope_theta": 30.0}
+        | {"query_bias": False, "value_bias": False},
+    ),
     "aimv2": ("Aimv2Vision", VISION),
     "aimv2, any size": ("Aimv2Vision", VISION | {"is_native": True}),
 }
@@ -70,7 +77,9 @@ def images(size: int) -> torch.Tensor:
 def their_features(theirs, pixels_NCYX: torch.Tensor, **settings) -> list[torch.Tensor]:
     """Patch features after the embedding, after every layer, and after the last norm."""
     out = theirs(pixels_NCYX, output_hidden_states=True, **settings)
-    norm = next(getattr(theirs, name) for name in ("post_layernorm", "layernorm", "rms_norm") if hasattr(theirs, name))
+    norm = next(
+        getattr(theirs, name) for name in ("post_layernorm", "layernorm", "rms_norm", "norm") if hasattr(theirs, name)
+    )
     features = [*out.hidden_states, norm(out.hidden_states[-1])]
     patches = (pixels_NCYX.shape[-1] // 6) ** 2
     return [x_NQE[:, -patches:] for x_NQE in features]
@@ -89,7 +98,7 @@ def test_features_of_every_layer_equal_theirs(family, tmp_path):
             torch.testing.assert_close(ours(images(24)), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["clip", "dinov2", "dinov2, registers"])
+@pytest.mark.parametrize("family", ["clip", "dinov2", "dinov2, registers", "dinov3"])
 def test_the_summary_is_their_pooled_output(family, tmp_path):
     theirs = build(family)
     ours = our_vision(theirs, tmp_path)
@@ -108,7 +117,7 @@ def test_positions_are_resized_by_their_own_rule(family, size, tmp_path):
     with torch.no_grad():
         expected = their_features(theirs, pixels(images(size), ours.config), **options)[-1]
         torch.testing.assert_close(ours(images(size)), expected, atol=1e-5, rtol=1e-5)
-        if not ours.config.fixed_positions:
+        if ours.position_PE is not None:
             ours.config.antialias = not ours.config.antialias
             assert not torch.allclose(ours(images(size)), expected, atol=1e-3)
 
@@ -172,6 +181,8 @@ def test_unsaid_fields_have_the_defaults_of_their_config_class(family):
         ("siglip", {"model_type": "siglip2_vision_model"}, "siglip2_vision_model"),
         ("clip", {"hidden_act": "relu"}, "relu"),
         ("dinov2", {"qkv_bias": False}, "qkv_bias"),
+        ("dinov3", {"proj_bias": False}, "proj_bias"),
+        ("dinov3, gated", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ("aimv2", {"mlp_bias": True}, "mlp_bias"),
         ("aimv2", {"hidden_act": "gelu"}, "gelu"),
     ],

@@ -109,7 +109,7 @@ def test_a_siglip_whose_patches_do_not_fill_its_images_says_so(tmp_path):
 
 
 UNREAD = {
-    "dinov3": {"model_type": "dinov3_vit", "architectures": ["DINOv3ViTModel"]},
+    "dinov3, convnext": {"model_type": "dinov3_convnext", "architectures": ["DINOv3ConvNextModel"]},
     "convnext": {"model_type": "convnext", "architectures": ["ConvNextForImageClassification"]},
     "radio": {"model_type": "", "architectures": ["RADIOModel"]},
     "timm": {"architecture": "vit_base_patch16_224", "num_classes": 1000},

@@ -39,9 +39,12 @@ def test_norms_are_those_the_config_names():
     assert set(NORMS) == set(choices(VisionConfig, "norm"))
 
 
-@pytest.mark.parametrize("fixed_positions", [False, True])
-def test_an_encoder_with_every_part_learns_in_every_parameter(fixed_positions):
-    vision = build(**EVERYTHING, fixed_positions=fixed_positions)
+POSITIONS = [{}, {"fixed_positions": True}, {"rope_base": 100.0, "no_bias_in": ("key",)}]
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_an_encoder_with_every_part_learns_in_every_parameter(positions):
+    vision = build(**EVERYTHING, **positions)
     assert vision(images(36)).shape == (2, 36, 24)
     vision.summary(images()).square().sum().backward()
     for name, parameter in vision.named_parameters():
@@ -119,6 +122,9 @@ def test_fixed_positions_tell_column_and_row_apart():
         (encoders.dinov2("s"), 22.06),  # Oquab et al., arXiv 2304.07193, table 1: 21 M, 86 M, 300 M
         (encoders.dinov2("b"), 86.58),
         (encoders.dinov2("l", registers=4), 304.4),
+        (encoders.dinov3("s"), 21.6),  # of its model cards: 21 M, 86 M, 300 M
+        (encoders.dinov3("b"), 85.7),
+        (encoders.dinov3("l"), 303.1),
         (encoders.clip("b", patch_size=16), 85.8),
         (encoders.clip("l", 336), 303.5),
         (encoders.clip("h", 378), 631.0),

@@ -25,6 +25,7 @@ class VisionConfig(Config):
     activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
     gated: bool = False  # SwiGLU instead of the activation (AIMv2, DINOv2's giant)
     bias: bool = True  # in attention and feed-forward
+    no_bias_in: tuple[Literal["query", "key", "value"], ...] = ()  # matrices of attention without it (DINOv3)
     norm: Literal["layer", "rms"] = "layer"
     norm_epsilon: float = 1e-6
     layer_scale: bool = False  # a learned factor per channel on both residual branches (DINOv2)
@@ -34,6 +35,7 @@ class VisionConfig(Config):
     patch_norm: bool = False  # AIM normalises before adding positions
     input_norm: bool = False  # CLIP normalises after adding positions
     fixed_positions: bool = False  # sines and cosines instead of learned positions (AIM)
+    rope_base: float | None = Field(None, gt=0)  # of rotary positions instead of learned ones (DINOv3)
     antialias: bool = False  # when learned positions are resized to a smaller grid (OpenCLIP, DINOv2 with registers)
     feature_layer: int = Field(-1, lt=0)  # -1: the last layer's output, normed; -2: the layer before's, not normed
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of RGB in [0, 1]
@@ -45,6 +47,15 @@ class VisionConfig(Config):
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; "
                 f"try {self.image_size - self.image_size % self.patch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rotates_rows_and_columns(self) -> "VisionConfig":
+        if self.rope_base is not None and (self.fixed_positions or self.width // self.heads % 4):
+            raise ValueError(
+                f"rope_base {self.rope_base} rotates heads by rows and by columns, in pairs of channels: their width, "
+                f"here {self.width // self.heads}, must be a multiple of 4, and fixed_positions false"
             )
         return self
 

@@ -15,6 +15,7 @@ from mm1.hf.names import (
     AIMV2,
     DINOV2,
     DINOV2_GATED,
+    DINOV3,
     OPENCLIP,
     VISION,
     VISION_DROPPED,
@@ -37,7 +38,7 @@ class Layout:
     ones: dict[str, int] = field(default_factory=dict)  # how many leading dimensions of size one, by our name
 
 
-_TOKENS = {"class_E": 2, "register_RE": 1, "position_PE": 1}
+_TOKENS = {"class_E": 2, "register_RE": 1, "position_PE": 1, "mask_E": 1}
 _MASK_TOKEN, _HEAD = re.compile(r"embeddings\.mask_token$"), re.compile(r"head\.")
 
 LAYOUTS = {
@@ -45,6 +46,7 @@ LAYOUTS = {
     "clip": Layout("embeddings.patch_embedding.weight", VISION, VISION_DROPPED, "vision_model."),
     "dinov2, gated": Layout("encoder.layer.0.mlp.weights_in.weight", DINOV2_GATED, _MASK_TOKEN, ones=_TOKENS),
     "dinov2": Layout("embeddings.patch_embeddings.projection.weight", DINOV2, _MASK_TOKEN, ones=_TOKENS),
+    "dinov3": Layout("embeddings.patch_embeddings.weight", DINOV3, _MASK_TOKEN, ones=_TOKENS | {"mask_E": 2}),
     "aimv2": Layout("embeddings.patch_embed.weight", AIMV2, _HEAD),
     "aimv2, as published": Layout("trunk.blocks.0.mlp.fc3.weight", AIM_GATED, _HEAD, ones=_TOKENS),
     "aim": Layout("preprocessor.patchifier.proj.weight", AIM, _HEAD, ones=_TOKENS),
@@ -74,7 +76,7 @@ def vision_from_hf(theirs: State) -> State:
     """The state of our `Vision` from a state dict of theirs, which may hold more than the image encoder."""
     layout, prefix = find(theirs)
     short = {name.removeprefix(prefix): x for name, x in theirs.items() if name.startswith(prefix)}
-    inside = {name: x for name, x in short.items() if not layout.dropped.match(name)}
+    inside = {name: x for name, x in short.items() if x.numel() and not layout.dropped.match(name)}
     ours: State = {}
     for their, name in translate(inside, reverse(layout.names)).items():
         parts = _parts(name)
@@ -90,14 +92,17 @@ def vision_to_hf(ours: State, layout: Layout | None = None) -> State:
 
     The layout is that of `transformers` if it has one: an encoder from OpenCLIP becomes a CLIP.
     """
-    theirs = write(ours, layout or layout_of(ours))
-    if "register_RE" in ours:  # only pre-training uses it, but this family's files hold it
-        theirs["embeddings.mask_token"] = torch.zeros_like(ours["register_RE"][:1])
+    layout = layout or layout_of(ours)
+    theirs = write(ours, layout)
+    if "register_RE" in ours:  # only pre-training uses it, but files of families with registers hold it
+        theirs["embeddings.mask_token"] = torch.zeros_like(ours["register_RE"][0])[(None,) * layout.ones["mask_E"]]
     return theirs
 
 
 def layout_of(names: Container[str]) -> Layout:
     """The layout in which an encoder with tensors of these names (ours) is published."""
+    if "blocks.0.attention_scale.weight" in names and "position_PE" not in names:
+        return LAYOUTS["dinov3"]
     if "blocks.0.attention_scale.weight" in names:
         return LAYOUTS["dinov2, gated" if "blocks.0.feed_forward.gate.weight" in names else "dinov2"]
     if "patch_norm.weight" in names:

@@ -69,6 +69,25 @@ DINOV2_GATED = {name: their for name, their in DINOV2.items() if "feed_forward."
 }
 """DINOv2's giant; `gate|up` are two matrices of ours, which theirs has concatenated in this order."""
 
+DINOV3 = {
+    "class_E": "embeddings.cls_token",
+    "register_RE": "embeddings.register_tokens",
+    **_both("patch", "embeddings.patch_embeddings"),
+    **_both("norm", "norm"),
+    **_both("blocks.{}.attention_norm", "layer.{}.norm1"),
+    **_both("blocks.{}.attention.query", "layer.{}.attention.q_proj"),
+    **_both("blocks.{}.attention.key", "layer.{}.attention.k_proj"),
+    **_both("blocks.{}.attention.value", "layer.{}.attention.v_proj"),
+    **_both("blocks.{}.attention.out", "layer.{}.attention.o_proj"),
+    "blocks.{}.attention_scale.weight": "layer.{}.layer_scale1.lambda1",
+    **_both("blocks.{}.feed_forward_norm", "layer.{}.norm2"),
+    **_both("blocks.{}.feed_forward.gate", "layer.{}.mlp.gate_proj"),
+    **_both("blocks.{}.feed_forward.up", "layer.{}.mlp.up_proj"),
+    **_both("blocks.{}.feed_forward.down", "layer.{}.mlp.down_proj"),
+    "blocks.{}.feed_forward_scale.weight": "layer.{}.layer_scale2.lambda1",
+}
+"""DINOv3's ViTs, in their published files."""
+
 AIMV2 = {
     "position_PE": "embeddings.position_embedding.weight",
     **_both("patch", "embeddings.patch_embed"),

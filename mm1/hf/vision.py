@@ -1,6 +1,6 @@
 """Configs of image encoders, as in their config.json, to ours and back: pure functions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mm1.config.model import VisionConfig
@@ -15,18 +15,22 @@ class Family:
     """What a config.json leaves out about a family of encoders.
 
     `defaults` are those of its config class, which a config inside a larger one leaves out; `pixels` mean and std of
-    its preprocessor_config.json; `parts` our fields that all encoders of the family share.
+    its preprocessor_config.json; `parts` our fields that all encoders of the family share; `fixed` fields of theirs
+    that must have one value, if they are there.
     """
 
     architecture: str
     defaults: dict[str, Any]
     pixels: tuple[tuple[float, float, float], tuple[float, float, float]]
     parts: dict[str, Any]
+    fixed: dict[str, Any] = field(default_factory=dict)
 
 
 _BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
 _DINOV2 = _BASE | {"mlp_ratio": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "use_swiglu_ffn": False}
 _DINOV2_PARTS = {"class_token": True, "layer_scale": True}
+_BIASED = {"qkv_bias": True}
+_ATTENTION = ("query", "key", "value")
 
 FAMILIES = {
     "clip_vision_model": Family(
@@ -58,13 +62,37 @@ FAMILIES = {
         _BASE | {"intermediate_size": 3072, "patch_size": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
         HALF_PIXELS,
         {"class_token": True},
+        _BIASED,
     ),
-    "dinov2": Family("Dinov2Model", _DINOV2 | {"patch_size": 14}, IMAGENET_PIXELS, _DINOV2_PARTS),
+    "dinov2": Family("Dinov2Model", _DINOV2 | {"patch_size": 14}, IMAGENET_PIXELS, _DINOV2_PARTS, _BIASED),
     "dinov2_with_registers": Family(
         "Dinov2WithRegistersModel",
         _DINOV2 | {"patch_size": 16, "num_register_tokens": 4},
         IMAGENET_PIXELS,
         _DINOV2_PARTS | {"antialias": True},
+        _BIASED,
+    ),
+    "dinov3_vit": Family(
+        "DINOv3ViTModel",
+        {
+            "hidden_size": 384,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 6,
+            "intermediate_size": 1536,
+            "image_size": 224,
+            "patch_size": 16,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-5,
+            "rope_theta": 100.0,
+            "num_register_tokens": 0,
+            "use_gated_mlp": False,
+            "query_bias": True,
+            "key_bias": False,
+            "value_bias": True,
+        },
+        IMAGENET_PIXELS,
+        _DINOV2_PARTS,
+        {"proj_bias": True, "mlp_bias": True},
     ),
     "aimv2_vision_model": Family(
         "Aimv2VisionModel",
@@ -81,6 +109,7 @@ FAMILIES = {
         },
         CLIP_PIXELS,
         {"norm": "rms", "gated": True, "bias": False, "patch_norm": True},
+        {"qkv_bias": False, "mlp_bias": False, "use_bias": False, "hidden_act": "silu"},
     ),
 }
 """By model type. The encoders of Idefics3 and SmolVLM are SigLIPs.
@@ -103,8 +132,8 @@ def vision_config_from_hf(theirs: dict[str, Any]) -> VisionConfig:
         raise ValueError(f"image encoders of type {name!r} can't be read; known: {', '.join(FAMILIES)}")
     family = FAMILIES[name]
     whole = family.defaults | theirs
-    _refuse(whole)
-    gated = family.parts.get("gated") or whole.get("use_swiglu_ffn", False)
+    _refuse(whole, family)
+    gated = family.parts.get("gated") or whole.get("use_swiglu_ffn", False) or whole.get("use_gated_mlp", False)
     mean, std = family.pixels
     return VisionConfig(
         image_size=whole["image_size"] - whole["image_size"] % whole["patch_size"],
@@ -118,6 +147,8 @@ def vision_config_from_hf(theirs: dict[str, Any]) -> VisionConfig:
         norm_epsilon=whole["rms_norm_eps" if "rms_norm_eps" in whole else "layer_norm_eps"],
         registers=whole.get("num_register_tokens", 0),
         fixed_positions=whole.get("is_native", False),
+        rope_base=whole.get("rope_theta"),
+        no_bias_in=tuple(name for name in _ATTENTION if not whole.get(f"{name}_bias", True)),
         mean=mean,
         std=std,
         **{name: value for name, value in family.parts.items() if name != "gated"},
@@ -139,12 +170,9 @@ def _mlp_width(theirs: dict[str, Any]) -> int:
     return (int(width * 2 / 3) + 7) // 8 * 8 if theirs["use_swiglu_ffn"] else width
 
 
-def _refuse(theirs: dict[str, Any]) -> None:
+def _refuse(theirs: dict[str, Any], family: Family) -> None:
     """Raise if their encoder computes something else than ours."""
-    aimv2 = "rms_norm_eps" in theirs
-    expected: dict[str, Any] = {"qkv_bias": not aimv2, "mlp_bias": False, "use_bias": False, "num_channels": 3}
-    if aimv2:
-        expected["hidden_act"] = "silu"
+    expected = family.fixed | {"num_channels": 3} | ({"hidden_act": "silu"} if theirs.get("use_gated_mlp") else {})
     for name, value in expected.items():
         if theirs.get(name, value) != value:
             raise ValueError(f"{name} is {theirs[name]!r}, but in this family only {value!r} is supported")
@@ -177,6 +205,7 @@ def vision_config_to_hf(config: VisionConfig) -> dict[str, Any]:
 def _fields(config: VisionConfig, defaults: dict[str, Any]) -> dict[str, Any]:
     """The fields that `defaults` names, with the values of `config`."""
     ratio = config.mlp_width / config.width * (1.5 if config.gated else 1)
+    is_silu = defaults["hidden_act"] == "silu" or (config.gated and "use_gated_mlp" in defaults)
     values = {
         "hidden_size": config.width,
         "intermediate_size": config.mlp_width,
@@ -185,12 +214,15 @@ def _fields(config: VisionConfig, defaults: dict[str, Any]) -> dict[str, Any]:
         "num_attention_heads": config.heads,
         "image_size": config.image_size,
         "patch_size": config.patch_size,
-        "hidden_act": "silu" if defaults["hidden_act"] == "silu" else _ACTIVATIONS[config.activation],
+        "hidden_act": "silu" if is_silu else _ACTIVATIONS[config.activation],
         "layer_norm_eps": config.norm_epsilon,
         "rms_norm_eps": config.norm_epsilon,
         "use_swiglu_ffn": config.gated,
         "num_register_tokens": config.registers,
         "is_native": config.fixed_positions,
+        "use_gated_mlp": config.gated,
+        "rope_theta": config.rope_base or defaults.get("rope_theta"),
+        **{f"{name}_bias": name not in config.no_bias_in for name in _ATTENTION},
     }
     return {name: values[name] for name in defaults}
 

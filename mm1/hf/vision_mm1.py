@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mm1.model.rotary import patch_angles, rotate
+
 ACTIVATIONS = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -45,17 +47,19 @@ class FeedForward(nn.Module):
 class Attention(nn.Module):
     """Attention of all positions of `x` over all positions of `context`."""
 
-    def __init__(self, width, context_width, heads, bias=True):
+    def __init__(self, width, context_width, heads, bias=True, no_bias_in=()):
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width, bias=bias)
-        self.key = nn.Linear(context_width, width, bias=bias)
-        self.value = nn.Linear(context_width, width, bias=bias)
+        self.query = nn.Linear(width, width, bias=bias and "query" not in no_bias_in)
+        self.key = nn.Linear(context_width, width, bias=bias and "key" not in no_bias_in)
+        self.value = nn.Linear(context_width, width, bias=bias and "value" not in no_bias_in)
         self.out = nn.Linear(width, width, bias=bias)
 
-    def forward(self, x, context):
+    def forward(self, x, context, angles=None):
         projected = self.query(x), self.key(context), self.value(context)
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in projected)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -64,16 +68,16 @@ class VisionBlock(nn.Module):
         super().__init__()
         width, norm = config.width, nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
         self.attention_norm = norm(width, config.norm_epsilon)
-        self.attention = Attention(width, width, config.heads, config.bias)
+        self.attention = Attention(width, width, config.heads, config.bias, config.no_bias_in)
         self.attention_scale = LayerScale(width) if config.layer_scale else nn.Identity()
         self.feed_forward_norm = norm(width, config.norm_epsilon)
         activation = "silu" if config.gated else config.activation
         self.feed_forward = FeedForward(width, config.mlp_width, config.bias, activation, config.gated)
         self.feed_forward_scale = LayerScale(width) if config.layer_scale else nn.Identity()
 
-    def forward(self, x_NQE):
+    def forward(self, x_NQE, angles):
         y_NQE = self.attention_norm(x_NQE)
-        x_NQE = x_NQE + self.attention_scale(self.attention(y_NQE, y_NQE))
+        x_NQE = x_NQE + self.attention_scale(self.attention(y_NQE, y_NQE, angles))
         return x_NQE + self.feed_forward_scale(self.feed_forward(self.feed_forward_norm(x_NQE)))
 
 
@@ -89,7 +93,8 @@ class Vision(nn.Module):
         self.class_E = nn.Parameter(torch.zeros(width)) if config.class_token else None
         self.register_RE = nn.Parameter(torch.zeros(config.registers, width)) if config.registers else None
         positions = self.grid**2 + config.class_token
-        self.position_PE = None if config.fixed_positions else nn.Parameter(torch.zeros(positions, width))
+        learned = not config.fixed_positions and config.rope_base is None
+        self.position_PE = nn.Parameter(torch.zeros(positions, width)) if learned else None
         self.input_norm = norm(width, config.norm_epsilon) if config.input_norm else nn.Identity()
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
         self.norm = norm(width, config.norm_epsilon)
@@ -101,19 +106,25 @@ class Vision(nn.Module):
             images_NCYX[:, :, :side, :side].unflatten(3, (-1, size)).unflatten(2, (-1, size)).permute(0, 2, 4, 1, 3, 5)
         )
         x_NPE = self.patch_norm(self.patch(patches.flatten(3).flatten(1, 2).to(self.patch.weight.dtype)))
-        fixed = self.position_PE is None
-        x_NQE = x_NPE + (fixed_positions(self.grid, x_NPE) if fixed else self.position_PE[int(config.class_token) :])
+        x_NQE, learned = x_NPE, self.position_PE is not None
+        if config.fixed_positions:
+            x_NQE = x_NPE + fixed_positions(self.grid, x_NPE)
+        elif learned:
+            x_NQE = x_NPE + self.position_PE[int(config.class_token) :]
         if self.register_RE is not None:
             x_NQE = torch.cat((self.register_RE.expand(len(x_NPE), -1, -1), x_NQE), 1)
         if self.class_E is not None:
-            class_E = self.class_E if fixed else self.class_E + self.position_PE[0]
+            class_E = self.class_E + self.position_PE[0] if learned else self.class_E
             x_NQE = torch.cat((class_E.expand(len(x_NPE), 1, -1), x_NQE), 1)
-        x_NQE = self.input_norm(x_NQE)
+        x_NQE, before, angles = self.input_norm(x_NQE), config.class_token + config.registers, None
+        if config.rope_base is not None:
+            rotary = {"width": config.width // config.heads, "base": config.rope_base, "before": before}
+            angles = patch_angles((self.grid, self.grid), **rotary, like=x_NQE)
         for block in self.blocks[: config.layers + 1 + config.feature_layer]:
-            x_NQE = block(x_NQE)
+            x_NQE = block(x_NQE, angles)
         if config.feature_layer == -1:
             x_NQE = self.norm(x_NQE)
-        return x_NQE[:, config.class_token + config.registers :]
+        return x_NQE[:, before:]
 
 
 def fixed_positions(grid, like):

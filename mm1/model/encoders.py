@@ -57,6 +57,20 @@ def dinov2(size: str, *, registers: int = 0) -> VisionConfig:
     )
 
 
+def dinov3(size: str, image_size: int = 224) -> VisionConfig:
+    """DINOv3's ViT-S, B and L: patches of 16 pixels, four registers, rotary positions."""
+    return _plain(VIT[size], image_size, patch_size=16, pixels=IMAGENET_PIXELS).model_copy(
+        update={
+            "class_token": True,
+            "layer_scale": True,
+            "registers": 4,
+            "norm_epsilon": 1e-5,
+            "rope_base": 100.0,
+            "no_bias_in": ("key",),
+        }
+    )
+
+
 def aim(size: str, image_size: int = 224) -> VisionConfig:
     """AIM: no biases, fixed positions."""
     return _plain(AIM[size], image_size, patch_size=14, pixels=IMAGENET_PIXELS).model_copy(

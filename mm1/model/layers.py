@@ -5,13 +5,14 @@ One letter beside the project's legend: W is the width of a head.
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mm1.model.rotary import rotate
 from mm1.tiling import Grid
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -83,24 +84,42 @@ class Attention(nn.Module):
     """Attention of the positions of `x` over those of `context`, in the width of `x`.
 
     A ViT's self-attention when both are the same, attention pooling when `x` are learned queries. A `mask` is boolean
-    and true where a position sees another; without one each sees all.
+    and true where a position sees another; without one each sees all. `angles` rotate queries and keys by position.
     """
 
-    def __init__(self, width: int, context_width: int, *, heads: int, bias: bool = True, scale: float = 1.0):
+    def __init__(
+        self,
+        width: int,
+        context_width: int,
+        *,
+        heads: int,
+        bias: bool = True,
+        no_bias_in: Collection[str] = (),
+        scale: float = 1.0,
+    ):
         super().__init__()
         if width % heads:
             raise ValueError(f"an attention of width {width} can't be split into {heads} heads; change one of them")
         self.heads = heads
-        self.query = linear(width, width, bias=bias)
-        self.key = linear(context_width, width, bias=bias)
-        self.value = linear(context_width, width, bias=bias)
+        self.query = linear(width, width, bias=bias and "query" not in no_bias_in)
+        self.key = linear(context_width, width, bias=bias and "key" not in no_bias_in)
+        self.value = linear(context_width, width, bias=bias and "value" not in no_bias_in)
         self.out = linear(width, width, bias=bias, scale=scale)
 
-    def forward(self, x: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        context: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        *,
+        angles: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         q, k, v = (
             y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for y in (self.query(x), self.key(context), self.value(context))
         )
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
         return self.out(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
 
 

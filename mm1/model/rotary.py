@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 
 def rotary_angles(
@@ -24,6 +25,22 @@ def rotary_angles(
         frequency_W, size = SCALINGS[scaling.kind](frequency_W, config, scaling), scaling.attention_factor
     angle_BT1W = (position_BT[..., None].float() * frequency_W)[:, :, None]
     cos, sin = angle_BT1W.cos() * size, angle_BT1W.sin() * size
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+
+def patch_angles(
+    grid: tuple[int, int], *, width: int, base: float, before: int, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for the patches of an image and `before` tokens before them, which stay unrotated: [Q, W].
+
+    Half of a head's pairs turn with the row, half with the column. Both go from -1 to 1 over the image, whatever the
+    `grid` of rows and columns (DINOv3; Siméoni et al., arXiv 2508.10104). `like` is on the device.
+    """
+    frequency_C = 2 * math.pi * base ** -(torch.arange(width // 4, device=like.device) * 4 / width)
+    rows, columns = (torch.arange(0.5, count, device=like.device) / count * 2 - 1 for count in grid)
+    angle_PW = (torch.cartesian_prod(rows, columns)[..., None] * frequency_C).flatten(1)
+    angle_QW = F.pad(angle_PW, (0, 0, before, 0))
+    cos, sin = angle_QW.cos(), angle_QW.sin()
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 

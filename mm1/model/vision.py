@@ -8,7 +8,10 @@ from torch import nn
 
 from mm1.config.model import VisionConfig
 from mm1.model.layers import NORMS, Attention, FeedForward, LayerScale, SwiGLU, linear, residual_scale, resize_positions
+from mm1.model.rotary import patch_angles
 from mm1.tiling import Grid
+
+Angles = tuple[torch.Tensor, torch.Tensor]
 
 
 class VisionBlock(nn.Module):
@@ -18,7 +21,9 @@ class VisionBlock(nn.Module):
         super().__init__()
         width, bias, scale = config.width, config.bias, residual_scale(config.layers)
         self.attention_norm = NORMS[config.norm](width, config.norm_epsilon)
-        self.attention = Attention(width, width, heads=config.heads, bias=bias, scale=scale)
+        self.attention = Attention(
+            width, width, heads=config.heads, bias=bias, no_bias_in=config.no_bias_in, scale=scale
+        )
         self.attention_scale = LayerScale(width) if config.layer_scale else nn.Identity()
         self.feed_forward_norm = NORMS[config.norm](width, config.norm_epsilon)
         self.feed_forward = (
@@ -28,9 +33,11 @@ class VisionBlock(nn.Module):
         )
         self.feed_forward_scale = LayerScale(width) if config.layer_scale else nn.Identity()
 
-    def forward(self, x_NQE: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x_NQE: torch.Tensor, mask: torch.Tensor | None = None, angles: Angles | None = None
+    ) -> torch.Tensor:
         y_NQE = self.attention_norm(x_NQE)
-        x_NQE = x_NQE + self.attention_scale(self.attention(y_NQE, y_NQE, mask))
+        x_NQE = x_NQE + self.attention_scale(self.attention(y_NQE, y_NQE, mask, angles=angles))
         return x_NQE + self.feed_forward_scale(self.feed_forward(self.feed_forward_norm(x_NQE)))
 
 
@@ -50,7 +57,8 @@ class Vision(nn.Module):
         self.class_E = nn.Parameter(torch.zeros(width)) if config.class_token else None
         self.register_RE = nn.Parameter(torch.zeros(config.registers, width)) if config.registers else None
         positions = config.grid.cells + config.class_token
-        self.position_PE = None if config.fixed_positions else nn.Parameter(torch.zeros(positions, width))
+        learned = not config.fixed_positions and config.rope_base is None
+        self.position_PE = nn.Parameter(torch.zeros(positions, width)) if learned else None
         self.input_norm = norm(width, config.norm_epsilon) if config.input_norm else nn.Identity()
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
         self.norm = norm(width, config.norm_epsilon)
@@ -61,18 +69,18 @@ class Vision(nn.Module):
         A `mask`, such as `prefix_mask` makes for AIM's pre-training, is true where a token sees another.
         """
         used = self.config.layers + 1 + self.config.feature_layer
-        x_NQE = self.embed(images_NCYX)
+        x_NQE, angles = self.embed(images_NCYX), self.angles(images_NCYX)
         for block in self.blocks[:used]:
-            x_NQE = block(x_NQE, mask)
+            x_NQE = block(x_NQE, mask, angles)
         if self.config.feature_layer == -1:
             x_NQE = self.norm(x_NQE)
         return x_NQE[:, self._before :]
 
     def summary(self, images_NCYX: torch.Tensor) -> torch.Tensor:
         """One feature per image, [N, E]: the class token, or the mean of the patches; after the last norm."""
-        x_NQE = self.embed(images_NCYX)
+        x_NQE, angles = self.embed(images_NCYX), self.angles(images_NCYX)
         for block in self.blocks:
-            x_NQE = block(x_NQE)
+            x_NQE = block(x_NQE, None, angles)
         if self.config.class_token:
             return self.norm(x_NQE[:, 0])
         return self.norm(x_NQE[:, self._before :]).mean(1)
@@ -106,16 +114,26 @@ class Vision(nn.Module):
         """The number of tokens before the patches."""
         return self.config.class_token + self.config.registers
 
+    def angles(self, images_NCYX: torch.Tensor) -> Angles | None:
+        """Rotary angles of all tokens of images of this size; None where positions are added to patches."""
+        config = self.config
+        if config.rope_base is None:
+            return None
+        width, grid = config.width // config.heads, self.grid_of(images_NCYX)
+        return patch_angles(grid, width=width, base=config.rope_base, before=self._before, like=images_NCYX)
+
     def embed(self, images_NCYX: torch.Tensor) -> torch.Tensor:
         """The input of the first block, [N, Q, E]: patches with their positions, after class token and registers."""
         x_NPE = self.patch_norm(self.patch(self.patches(images_NCYX).to(self.patch.weight.dtype)))
         grid, images = self.grid_of(images_NCYX), len(x_NPE)
-        if self.position_PE is None:
+        if self.config.fixed_positions:
             x_NQE = x_NPE + fixed_positions(grid, like=x_NPE)
-        else:
+        elif self.position_PE is not None:
             position_PE = self.position_PE[int(self.config.class_token) :]
             antialias = self.config.antialias
             x_NQE = x_NPE + resize_positions(position_PE, self.grid, to=grid, antialias=antialias)
+        else:
+            x_NQE = x_NPE
         if self.register_RE is not None:
             x_NQE = torch.cat((self.register_RE.expand(images, -1, -1), x_NQE), 1)
         if self.class_E is not None:
