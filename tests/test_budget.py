@@ -21,6 +21,7 @@ from mm1.budget.hardware import GPUS
 from mm1.budget.parallel_layout import ParallelLayout
 from mm1.budget.planner import Planner, fastest_budget, full_sequences
 from mm1.budget.report import choose_budget, explain_misfit, make_planner, requested_layout
+from mm1.budget.simulate import simulate
 from mm1.config.model import SparseConfig
 from mm1.config.run import DataConfig, RunConfig, override
 from mm1.dist import DataRanks
@@ -140,9 +141,30 @@ def test_simulated_arithmetic_is_the_meters(sparse: bool):
     assert flops["encoder"] == pytest.approx(formula.encoder * batch.images, rel=1e-6)
     assert flops["connector"] == pytest.approx(formula.connector * batch.images, rel=1e-6)
     # the simulation counts the pairs that attention by blocks computes, the meter those that see each other
-    beyond = formula.pair * batch.tokens_BT.numel() * (attention_cpu.BLOCK - 1) / 2
+    beyond = formula.pairs[None] * batch.tokens_BT.numel() * (attention_cpu.BLOCK - 1) / 2
     whole = formula.text([batch]) / formula.passes["decoder"] + beyond
     assert flops["decoder"] + flops["logits"] == pytest.approx(whole, rel=0.001)
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_layers_with_a_window_count_what_it_shows(sparse: bool):
+    """Against the pairs of a full sequence, counted one by one, in the budget of a GPU and in the meter."""
+    config = run("model.decoder.window=40", "model.decoder.full_layers=[1]", "model.decoder.layers=6", sparse=sparse)
+    batch, decoder = full_sequences(config, 2), config.model.decoder
+    seen = {window: sum(min(t + 1, window) for t in range(256)) for window in (40, 256)}
+    products = 4 * decoder.heads * decoder.head_width  # of a query and a key, and of their share and a value
+    pairs = 2 * products * (5 * seen[40] + seen[256])
+    formula = costs(config)
+    wide = costs(override(config, ["model.decoder.window=256"]))
+    assert formula.text([batch]) / formula.passes["decoder"] == pytest.approx(
+        wide.text([batch]) / wide.passes["decoder"] - 2 * products * 5 * (seen[256] - seen[40])
+    )
+    segments = simulate(config, batch, precision=torch.bfloat16, prepare=lambda model: None)
+    ops = [
+        (op, times) for one in segments if one.part == "decoder" and not one.backward for op, times in one.ops.items()
+    ]
+    counted = sum(op.flops * times for op, times in ops if op.kind == "attention")
+    assert counted == pytest.approx(pairs, rel=0.02)  # the simulation counts half of the diagonal's pairs
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from mm1.config.base import ConfigError
 from mm1.config.model import ModelConfig
 from mm1.config.run import RunConfig
 from mm1.document import IGNORED, Batch
+from mm1.model.attention import document_mask
 from mm1.model.decoder import Masks, masks_of
 from mm1.model.layers import RMSNorm
 from mm1.model.mllm import MLLM
@@ -62,8 +63,10 @@ class StepSegment:
 class Recorder(TorchDispatchMode):
     """Records every operation, and every storage while it is alive, in segments."""
 
-    def __init__(self) -> None:
+    def __init__(self, windows: dict[int | None, int | None]) -> None:
+        """`windows` are those of the decoder's blocks: their attention is counted over the positions that are seen."""
         super().__init__()
+        self._windows = windows
         self.segments = [StepSegment("encoder", None, False)]
         self._storages: set[int] = set()
 
@@ -84,7 +87,9 @@ class Recorder(TorchDispatchMode):
         if allocated or func._schema.is_mutable:
             inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
             moved = sum(value.numel() * value.element_size() for value in [*inputs, *outputs])
-            self.segments[-1].ops[_op(func, args, kwargs or {}, out=out, moved=moved)] += 1
+            segment = self.segments[-1]
+            window = self._windows.get(segment.block) if segment.part == "decoder" else None
+            segment.ops[_op(func, args, kwargs or {}, out=out, moved=moved, window=window)] += 1
         return out
 
     def _track(self, tensor: torch.Tensor) -> bool:
@@ -108,15 +113,17 @@ class Recorder(TorchDispatchMode):
         segment.peak_bytes = max(segment.peak_bytes, segment.net_bytes)
 
 
-def _op(func: Any, args: Any, kwargs: Any, *, out: Any, moved: int) -> Op:
+def _op(func: Any, args: Any, kwargs: Any, *, out: Any, moved: int, window: int | None) -> Op:
     name = str(func)
     if "attention" in name:
         names = [argument.name for argument in func._schema.arguments]
         arguments = dict(zip(names, args, strict=False)) | kwargs
         q, k = arguments["query"], arguments["key"]
         products = 5 if "backward" in name else 2  # of queries and keys, each a matrix product
-        flops = 2.0 * products * q.numel() * k.shape[-2] / (2 if arguments.get("is_causal") else 1)
-        return Op("attention", flops, moved)
+        keys = k.shape[-2] / 2 if arguments.get("is_causal") else k.shape[-2]
+        if window is not None and window < k.shape[-2]:
+            keys = window - window**2 / (2 * k.shape[-2])  # of a mean query
+        return Op("attention", 2.0 * products * q.numel() * keys, moved)
     if func is torch.ops.aten._grouped_mm.default:  # not in torch's own list (2.13)
         return Op("matmul", 2.0 * args[0].numel() * args[1].shape[-1], moved)
     if func in (torch.ops.aten.addmm_.default, torch.ops.aten.baddbmm_.default):  # nor are in-place sums
@@ -129,16 +136,25 @@ def shallow(model: ModelConfig) -> ModelConfig:
     """The model with only its first and its last block, or group of blocks in a sparse decoder."""
     copy = model.model_copy(deep=True)
     copy.vision.feature_layer, copy.vision.layers = -1, min(2, _encoder_depth(model))
-    copy.decoder.layers = min(model.decoder.layers, 2 * _group_size(model))
-    copy.decoder.no_rope_layers = copy.decoder.full_layers = ()
-    copy.decoder.window = None  # attention over all positions, which is at least as much
+    decoder, size, windows = copy.decoder, _group_size(model), _windows_of(model)
+    decoder.layers = 2 * size if len(windows) > 1 else min(model.decoder.layers, 2 * size)
+    decoder.no_rope_layers = ()
+    decoder.attention_softcap = None  # FlexAttention caps scores in its kernel
+    # in a group, first the blocks of the first window, then those of the second
+    wholes = [layer for layer in range(decoder.layers) if windows[layer % size * len(windows) // size] is None]
+    decoder.full_layers = tuple(wholes)
     return copy
 
 
 def _group_size(model: ModelConfig) -> int:
-    """Blocks of the decoder after which the kinds of blocks repeat."""
+    """Blocks of the shallow decoder, one of each kind."""
     sparse = model.decoder.sparse
-    return sparse.every if sparse.experts else 1
+    return (sparse.every if sparse.experts else 1) * len(_windows_of(model))
+
+
+def _windows_of(model: ModelConfig) -> list[int | None]:
+    """The windows that the decoder's blocks have: one, and none where they see all."""
+    return [*dict.fromkeys(model.decoder.window_of(layer) for layer in range(model.decoder.layers))]
 
 
 def _encoder_depth(model: ModelConfig) -> int:
@@ -155,9 +171,12 @@ def simulate(
     `precision`. Gradients of weights are freed as soon as they exist. `prepare` changes the shallow model before it
     runs.
     """
-    masks = masks_of(shallow(run.model).decoder, batch.document_BT)
+    decoder = shallow(run.model).decoder
     trained = int((batch.targets_BT != IGNORED).sum())
     low_precision = precision != torch.float32
+    masks = masks_of(decoder, batch.document_BT)
+    if low_precision:  # FlexAttention skips what no window shows, SDPA would compute it
+        masks = dict.fromkeys(masks, document_mask(batch.document_BT))
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         model = _build(run, shallow(run.model), precision)
         prepare(model)
@@ -170,7 +189,7 @@ def simulate(
             _use_one_expert(model)
         batch = batch.map(fake.from_tensor)
         positions = torch.zeros(trained, dtype=torch.int64)
-        with Recorder() as recorder:
+        with Recorder({layer: decoder.window_of(layer) for layer in range(decoder.layers)}) as recorder:
             recorder.ignore(*model.parameters(), *model.buffers(), *_tensors(batch), positions)
             _hook(model, recorder)
             if isinstance(model, ContrastiveModel):
@@ -250,12 +269,25 @@ def repeat_blocks(segments: list[StepSegment], model: ModelConfig) -> list[StepS
             whole += group
             continue
         by_block = {segment.block: segment for segment in group}
-        size, depth = (1, _encoder_depth(model)) if part == "encoder" else (_group_size(model), model.decoder.layers)
-        last = len(by_block) - size  # where the last group begins in the shallow model
-        origin = [layer % size + (last if layer >= depth - size else 0) for layer in range(depth)]
+        origin = _origins(model, len(by_block)) if part == "decoder" else _encoder_origins(model, len(by_block))
         blocks = [replace(by_block[block], block=layer) for layer, block in enumerate(origin)]
         whole += reversed(blocks) if backward else blocks
     return whole
+
+
+def _encoder_origins(model: ModelConfig, blocks: int) -> list[int]:
+    """The block of the shallow encoder, which has so many, that each block repeats."""
+    return [*[0] * (_encoder_depth(model) - 1), blocks - 1]
+
+
+def _origins(model: ModelConfig, blocks: int) -> list[int]:
+    """The same of the decoder: the block of the same kind, for the last blocks that of the last group."""
+    decoder, windows, size = model.decoder, _windows_of(model), _group_size(model)
+    every, last = size // len(windows), blocks - size
+    return [
+        windows.index(decoder.window_of(layer)) * every + layer % every + last * (layer >= decoder.layers - every)
+        for layer in range(decoder.layers)
+    ]
 
 
 def _hook(model: nn.Module, recorder: Recorder) -> None:

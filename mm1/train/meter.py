@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Costs:
     """
 
     token: float  # one token through the decoder's matrices
-    pair: float  # one token attending to one earlier token of its document
+    pairs: dict[int | None, float]  # by window: one token attending to one earlier token of its document
     prediction: float  # the logits of one trained token
     encoder: float  # one image through the encoder
     connector: float  # one image through the connector
@@ -47,7 +48,9 @@ class Costs:
         for batch in batches:
             real = batch.document_BT > 0
             total += self.token * (real.numel() if with_padding else int(real.sum()))
-            total += self.pair * int(((batch.position_BT + 1) * real).sum())
+            seen_BT = (batch.position_BT + 1) * real
+            for window, cost in self.pairs.items():
+                total += cost * int((seen_BT if window is None else seen_BT.clamp(max=window)).sum())
             total += self.prediction * int((batch.targets_BT != IGNORED).sum())
         return total * self.passes["decoder"]
 
@@ -59,12 +62,18 @@ def costs(run: RunConfig) -> Costs:
     reads = "decoder" in parts
     return Costs(
         token=2.0 * sum(layer_parameters(decoder, layer) for layer in range(decoder.layers)) if reads else 0.0,
-        pair=4.0 * decoder.layers * decoder.heads * decoder.head_width if reads else 0.0,
+        pairs=_pairs(decoder) if reads else {},
         prediction=2.0 * decoder.width * decoder.vocabulary if "logits" in parts else 0.0,
         encoder=encoder + _pixel_head_cost(run),
         connector=_image_cost(run.model, with_connector=True) - encoder if "connector" in parts else 0.0,
         passes=_passes(run),
     )
+
+
+def _pairs(decoder: DecoderConfig) -> dict[int | None, float]:
+    """By window, the operations of all its layers for one token that attends to one other: two products."""
+    layers = Counter(decoder.window_of(layer) for layer in range(decoder.layers))
+    return {window: 4.0 * count * decoder.heads * decoder.head_width for window, count in layers.items()}
 
 
 def _passes(run: RunConfig) -> dict[str, int]:
