@@ -21,6 +21,7 @@ from mm1 import checkpoint, dist
 from mm1.budget.hardware import GPUS
 from mm1.budget.planner import Planner
 from mm1.budget.report import make_planner, requested_layout
+from mm1.config.model import DecoderConfig
 from mm1.config.run import RunConfig, override
 from mm1.document import Batch
 from mm1.model import sizes
@@ -101,7 +102,8 @@ def loss(figures: Figures) -> None:
     hidden = torch.randn(positions, width, device=device, dtype=dtype, requires_grad=True)
     weight = torch.randn(classes, width, device=device, dtype=dtype).mul_(0.02).requires_grad_()
     targets = torch.randint(classes, (positions,), device=device)
-    model, here = SimpleNamespace(decoder=SimpleNamespace(output_weight=lambda: weight)), torch.arange(positions)
+    decoder = SimpleNamespace(output_weight=lambda: weight, config=DecoderConfig())
+    model, here = SimpleNamespace(decoder=decoder), torch.arange(positions)
     here = here.to(device)
 
     def ours() -> None:

@@ -69,6 +69,15 @@ LANGUAGE: dict[str, tuple[str, dict[str, Any]]] = {
     "Mistral, window": ("mistral", {"sliding_window": 6}),
     "Phi-3": ("phi3", {"sliding_window": 6}),
     "Phi-4-mini": ("phi3", {"rope_parameters": LONGROPE, "max_position_embeddings": 1024, "num_hidden_layers": 2}),
+    "Gemma 2": (
+        "gemma2",
+        {
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 0.5,
+            "final_logit_softcapping": 2.0,
+        },
+    ),
     "Gemma 3, text": ("gemma3_text", {"sliding_window": 6, "query_pre_attn_scalar": 24, "num_hidden_layers": 7}),
     "Mixtral": ("mixtral", EXPERTS),
     "Qwen2, Qwen2.5": ("qwen2", {}),

@@ -61,6 +61,7 @@ ORDER = {
             "encoders",
             "connector",
             "moe",
+            "softcap",
             "attention_cpu",
             "attention",
             "cache",

@@ -68,6 +68,7 @@ KINDS = {
     "no_rope_layers": {"layers": 3, "no_rope_layers": (1,), "qkv_bias": True},
     "OLMo 2": {"qk_norm": True, "qk_norm_across_heads": True, "norm_before": False, "norm_after": True},
     "windows": {"layers": 3, "window": 4, "full_layers": (1,), "window_rope_base": 100.0},
+    "soft caps": {"layers": 3, "window": 4, "full_layers": (1,), "attention_softcap": 0.3, "logit_softcap": 1.0},
     "experts": {"sparse": SparseConfig(experts=4, every=2)},
 }
 

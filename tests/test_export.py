@@ -68,6 +68,7 @@ SPARSE = SparseConfig(experts=4, every=2, normalize=False)
 FLAGS = ("qk_norm", "qk_norm_across_heads", "norm_after", "norm_offset", "qkv_bias", "out_bias", "mlp_bias")
 ALL_PARTS = dict.fromkeys(FLAGS, True) | {"rope_scaling": YARN, "sparse": SPARSE, "activation": "gelu_tanh"}
 ALL_PARTS |= {"query_scale": 0.3, "embedding_scale": 3.0, "rotary_share": 0.5}
+ALL_PARTS |= {"attention_softcap": 0.5, "logit_softcap": 2.0}
 ALL_PARTS |= {"window": 5, "full_layers": (1,), "window_rope_base": 100.0}
 
 

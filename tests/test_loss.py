@@ -30,9 +30,9 @@ def packed_batch() -> Batch:
     return packed
 
 
-def model(*, tie_embeddings: bool) -> MLLM:
+def model(*, tie_embeddings: bool, softcap: float | None = None) -> MLLM:
     config = small.config()
-    config.decoder.tie_embeddings = tie_embeddings
+    config.decoder.tie_embeddings, config.decoder.logit_softcap = tie_embeddings, softcap
     mllm = MLLM(config)
     mllm.initialise(0)
     with torch.no_grad():
@@ -56,9 +56,9 @@ def with_whole_logits(mllm: MLLM, batch: Batch, *, z_loss_weight: float) -> tupl
 
 @pytest.mark.parametrize("frozen", ["", "vision", "decoder", "decoder.output", "decoder.blocks"])
 @pytest.mark.parametrize("tie_embeddings", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("z_loss_weight", [0.0, 0.01])
-def test_loss_and_gradients_are_those_of_whole_logits(tie_embeddings, z_loss_weight, frozen, monkeypatch):
-    mllm, batch = model(tie_embeddings=tie_embeddings), packed_batch()
+@pytest.mark.parametrize(("z_loss_weight", "softcap"), [(0.0, None), (0.01, None), (0.01, 3.0)])
+def test_loss_and_gradients_are_those_of_whole_logits(tie_embeddings, z_loss_weight, softcap, frozen, monkeypatch):
+    mllm, batch = model(tie_embeddings=tie_embeddings, softcap=softcap), packed_batch()
     for name, parameter in mllm.named_parameters():
         parameter.requires_grad_(not frozen or not name.startswith(frozen))
     losses, z = with_whole_logits(mllm, batch, z_loss_weight=z_loss_weight)

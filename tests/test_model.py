@@ -1,5 +1,7 @@
 """Properties of the model: documents and images don't mix, padding changes nothing, every build is the same."""
 
+import itertools
+
 import pytest
 import small
 import torch
@@ -51,8 +53,8 @@ def test_packed_equals_each_document_alone(kind):
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("window", [None, 4])
-def test_grouped_attention_equals_dense(seed, window):
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (4, None), (4, 0.3)])
+def test_grouped_attention_equals_dense(seed, window, softcap):
     """Values and gradients, for random packings with padding, and with fewer key heads."""
     generator = torch.Generator().manual_seed(seed)
     document_BT = torch.randint(0, 5, (3, 50), generator=generator).bool().long().cumsum(1).clamp(max=40)
@@ -66,7 +68,7 @@ def test_grouped_attention_equals_dense(seed, window):
     real_BT11 = (document_BT > 0)[..., None, None]
     results = []
     for each in (mask, dense_mask(document_BT, window=window)):
-        out = attention(q, k, v_BLKW=v, mask=each) * real_BT11
+        out = attention(q, k, v_BLKW=v, mask=each, softcap=softcap) * real_BT11
         results.append((out, *torch.autograd.grad(weighted(out), (q, k, v))))
     for grouped, dense in zip(*results, strict=True):
         torch.testing.assert_close(grouped, dense, atol=1e-5, rtol=1e-4)
@@ -86,9 +88,22 @@ def test_causal_attention_learns_as_the_dense_one(length, kv_heads, window):
         torch.testing.assert_close(causal, dense, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("window", [None, 20])
+def test_soft_capped_attention_is_the_formula(monkeypatch):
+    """Query by query, and in blocks of any number of queries."""
+    q, k, v = (torch.randn(2, 9, heads, 8) for heads in (4, 2, 2))
+    expected = torch.zeros(2, 9, 4, 8)
+    for b, t, head in itertools.product(range(2), range(9), range(4)):
+        near = slice(max(0, t - 4), t + 1)
+        scores = k[b, near, head // 2] @ q[b, t, head] / 8**0.5
+        expected[b, t, head] = (0.3 * (scores / 0.3).tanh()).softmax(0) @ v[b, near, head // 2]
+    for at_once in (1, 200, 10**6):
+        monkeypatch.setattr("mm1.model.softcap.SCORES_AT_ONCE", at_once)
+        torch.testing.assert_close(attention(q, k, v_BLKW=v, mask=Causal(5), softcap=0.3), expected)
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (20, None), (20, 0.3)])
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-def test_block_mask_equals_dense(monkeypatch, window):
+def test_block_mask_equals_dense(monkeypatch, window, softcap):
     """The mask of a GPU, here uncompiled."""
     monkeypatch.setattr(kernels, "_flex", lambda: flex_attention)
     monkeypatch.setattr(kernels, "_create_block_mask", lambda: create_block_mask)
@@ -97,8 +112,8 @@ def test_block_mask_equals_dense(monkeypatch, window):
     mask = kernels._block_mask(document_BT, window)
     q, k, v = (torch.randn(2, 192, heads, 16) for heads in (4, 2, 2))
     torch.testing.assert_close(
-        attention(q, k, v_BLKW=v, mask=mask),
-        attention(q, k, v_BLKW=v, mask=dense_mask(document_BT, window=window)),
+        attention(q, k, v_BLKW=v, mask=mask, softcap=softcap),
+        attention(q, k, v_BLKW=v, mask=dense_mask(document_BT, window=window), softcap=softcap),
         atol=1e-5,
         rtol=1e-5,
     )

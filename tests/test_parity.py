@@ -55,6 +55,20 @@ DECODERS = {
     },
     "olmo2": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
     "olmo2, biases": {"attention_bias": True},
+    "gemma2": {
+        "num_hidden_layers": 4,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 6,
+        "attn_logit_softcapping": 0.5,
+        "final_logit_softcapping": 2.0,
+    },
+    "gemma2, tied, no caps": {
+        "tie_word_embeddings": True,
+        "head_dim": 16,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+    },
     "olmoe": {"num_experts": 6, "num_experts_per_tok": 3},
     "olmoe, weights of one": {"num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": True},
     "qwen3_moe, weights as they are": {
@@ -83,6 +97,7 @@ def build(family: str, settings: dict):
         "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
         "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM),
         "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
+        "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM),
         "olmo2": (transformers.Olmo2Config, transformers.Olmo2ForCausalLM),
         "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM),
         "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),

@@ -80,6 +80,7 @@ DECODERS = (
     "qwen2",
     "qwen3",
     "smollm3",
+    "gemma2",
     "gemma3_text",
     "phi3",
 )  # Qwen3-MoE's default can't be read

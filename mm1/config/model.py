@@ -184,6 +184,8 @@ class DecoderConfig(Config):
     norm_offset: bool = False  # norms multiply by 1 + weight (Gemma)
     activation: Literal["silu", "gelu_tanh"] = "silu"  # of the gate of feed-forwards
     query_scale: float | None = Field(None, gt=0)  # scores are multiplied by it; null: head_width ** -0.5
+    attention_softcap: float | None = Field(None, gt=0)  # scores stay between -this and this (Gemma 2); null: any
+    logit_softcap: float | None = Field(None, gt=0)  # logits likewise
     embedding_scale: float = 1.0  # embeddings of tokens are multiplied by it (Gemma)
     window: int | None = Field(None, gt=0)  # positions that a query sees, its own and those just before; null: all
     full_layers: tuple[int, ...] = ()  # layers without the window, counted from 0

@@ -42,6 +42,8 @@ def decoder_config_from_hf(theirs: dict[str, Any]) -> DecoderConfig:
         "tie_embeddings": theirs.get("tie_word_embeddings", False),
         "max_positions": min(max_positions, _longest(scaling) or max_positions),
         "no_rope_layers": _no_rope_layers(theirs),
+        "attention_softcap": theirs.get("attn_logit_softcapping"),
+        "logit_softcap": theirs.get("final_logit_softcapping"),
         "sparse": _sparse(theirs),
     }
     return DecoderConfig(**ours | _scales(theirs) | _windows(theirs) | family.fields)
@@ -113,8 +115,8 @@ def _refuse(theirs: dict[str, Any], family: Family) -> None:
     if activation != known:
         raise ValueError(f"its activation is {activation!r}, but only {known!r} is known")
     for name in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
-        if theirs.get(name):
-            raise ValueError(f"{name} is set, which our decoder doesn't have")
+        if theirs.get(name) and name not in family.defaults:
+            raise ValueError(f"{name} is set, which is not known of {theirs['model_type']}")
     if theirs.get("decoder_sparse_step", 1) != 1 or theirs.get("mlp_only_layers"):
         raise ValueError("decoder_sparse_step or mlp_only_layers leave layers without experts, of another width")
 
@@ -168,7 +170,8 @@ def _own_settings(config: DecoderConfig, kind: str) -> dict[str, Any]:
         "qwen2": _windows_to_hf(config),
         "qwen3": _windows_to_hf(config),
     }
-    return _gemma_to_hf(config) if kind == "gemma3_text" else settings.get(kind, {})
+    gemmas = {"gemma2": _gemma2_to_hf, "gemma3_text": _gemma3_to_hf}
+    return gemmas[kind](config) if kind in gemmas else settings.get(kind, {})
 
 
 def _windows_to_hf(config: DecoderConfig) -> dict[str, Any]:
@@ -185,20 +188,33 @@ def _layer_types(config: DecoderConfig) -> list[str]:
 
 
 def _gemma_to_hf(config: DecoderConfig) -> dict[str, Any]:
-    """The fields that only Gemma 3 has.
+    """The fields that only Gemmas have.
 
     Raises:
         ValueError: its embeddings are scaled otherwise.
     """
     if config.embedding_scale != config.width**0.5 or config.query_scale is None:
         raise ValueError("Gemma multiplies embeddings by the root of their width, unlike this decoder")
-    full = rope_scaling_to_hf(config.rope_scaling) | {"rope_theta": config.rope_base}
-    near = {"rope_type": "default", "rope_theta": config.window_rope_base or 10_000.0}
     return {
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": round(config.query_scale**-2),
         "layer_types": _layer_types(config),
         "sliding_window": config.window or 4096,
+    }
+
+
+def _gemma2_to_hf(config: DecoderConfig) -> dict[str, Any]:
+    softcaps = {
+        "attn_logit_softcapping": config.attention_softcap,
+        "final_logit_softcapping": config.logit_softcap,
+    }
+    return _gemma_to_hf(config) | softcaps
+
+
+def _gemma3_to_hf(config: DecoderConfig) -> dict[str, Any]:
+    full = rope_scaling_to_hf(config.rope_scaling) | {"rope_theta": config.rope_base}
+    near = {"rope_type": "default", "rope_theta": config.window_rope_base or 10_000.0}
+    return _gemma_to_hf(config) | {
         "rope_parameters": {"full_attention": full, "sliding_attention": near},
         "rope_local_base_freq": near["rope_theta"],
     }

@@ -30,7 +30,7 @@ EXPERTS, AS_ROUTED = "experts", "weights of experts as the router gives them"
 _PARTS = (
     *("qkv_bias", "out_bias", "mlp_bias", "qk_norm", "qk_norm_across_heads", "norm_before", "norm_after"),
     *("norm_offset", "activation", "query_scale", "embedding_scale", "rotary_share", "no_rope_layers"),
-    *("window", "full_layers", "window_rope_base"),
+    *("window", "full_layers", "window_rope_base", "attention_softcap", "logit_softcap"),
 )
 _BIASES, _WINDOWS = ("qkv_bias", "out_bias"), (("window", "full_layers"), ("window",))
 
@@ -57,6 +57,8 @@ _OLMOE |= {"num_experts_per_tok": 8, "norm_topk_prob": False}
 _GEMMA: dict[str, Any] = {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "head_dim": 256}
 _GEMMA |= {"num_attention_heads": 8, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256}
 _GEMMA |= {"hidden_act": "gelu_pytorch_tanh", "sliding_window": 4096, "tie_word_embeddings": True}
+_GEMMA2 = _GEMMA | {"vocab_size": 256000, "max_position_embeddings": 8192, "sliding_window_pattern": 2}
+_GEMMA2 |= {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 _GEMMA3 = _GEMMA | {"vocab_size": 262208, "max_position_embeddings": 131072, "sliding_window_pattern": 6}
 _GEMMA3 |= {"rope_theta": 1e6, "rope_local_base_freq": 1e4}
 _GEMMA_FIELDS = {"norm_after": True, "norm_offset": True, "activation": "gelu_tanh"}
@@ -72,6 +74,14 @@ FAMILIES = {
     "mistral": Family("MistralForCausalLM", _MISTRAL | {"sliding_window": 4096}, needs=("window",)),
     "qwen2": Family("Qwen2ForCausalLM", _QWEN, {"qkv_bias": True}, may=_WINDOWS),
     "qwen3": Family("Qwen3ForCausalLM", _QWEN | {"head_dim": 128}, {"qk_norm": True}, may=(*_WINDOWS, _BIASES)),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        _GEMMA2,
+        _GEMMA_FIELDS,
+        needs=_GEMMA_NEEDS,
+        may=(*_WINDOWS, ("attention_softcap",), ("logit_softcap",)),
+        names=AFTER,
+    ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
         _GEMMA3,

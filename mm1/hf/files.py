@@ -36,7 +36,7 @@ def chat_template(tokenizer: Tokenizer) -> str:
 
 
 _IMPORT = re.compile(r"^from mm1\.(?:hf\.|model\.)?(\w+?)(?:_mm1)? import", re.MULTILINE)
-MODEL, PICTURES = ("modeling_mm1", "vision_mm1", "rotary_mm1"), ("processing_mm1", "tiling_mm1")
+MODEL, PICTURES = ("modeling_mm1", "vision_mm1", "rotary_mm1", "softcap_mm1"), ("processing_mm1", "tiling_mm1")
 """The code that an export has if no class of `transformers` fits its weights, and that of its processor."""
 
 

@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mm1.hf.vision_mm1 import Connector, FeedForward, Vision
 from mm1.model.rotary import rotary_angles, rotate
+from mm1.model.softcap import capped_attention, soft_cap
 
 GROUPS = "num_key_value_groups"
 """How the attention of `transformers` asks a module for the query heads of a key head."""
@@ -91,6 +92,7 @@ class SelfAttention(nn.Module):
         self.config, decoder = config, decoder_of(config)
         self.layer_idx, self.head_width, self.rotates = layer, decoder.head_width, layer not in decoder.no_rope_layers
         self.scaling, self.sliding_window = decoder.query_scale or decoder.head_width**-0.5, window_of(decoder, layer)
+        self.softcap = decoder.attention_softcap
         setattr(self, GROUPS, decoder.heads // decoder.kv_heads)
         queries, keys = decoder.heads * decoder.head_width, decoder.kv_heads * decoder.head_width
         self.query = nn.Linear(decoder.width, queries, bias=decoder.qkv_bias)
@@ -113,9 +115,25 @@ class SelfAttention(nn.Module):
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, sdpa_attention_forward)
+        if self.softcap is not None:
+            kwargs |= {"softcap": self.softcap}
+        implementation = self.config._attn_implementation
+        if self.softcap is not None and implementation in (None, "eager", "sdpa"):  # neither caps scores
+            attend = attend_capped
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, sdpa_attention_forward)
         y, _ = attend(self, q, k, v, mask, scaling=self.scaling, sliding_window=self.sliding_window, **kwargs)
         return self.out(y.reshape(*x_BTD.shape[:-1], -1))
+
+
+def attend_capped(module, q, k, v, mask, *, scaling, softcap, **kwargs):
+    """Attention with soft-capped scores, under a mask of `transformers`; without one it is causal."""
+    queries, keys = q.shape[2], k.shape[2]
+    if mask is None:
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+    seen = mask if mask.dtype == torch.bool else mask == 0
+    q = q * (scaling * q.shape[-1] ** 0.5)  # which the function below divides by
+    return capped_attention(q, k, v_BKLW=v, seen_B1TL=seen, cap=softcap).transpose(1, 2), None
 
 
 class Router(nn.Module):
@@ -321,6 +339,7 @@ class MM1ForCausalLM(MM1PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = self.inner(config)
         decoder = decoder_of(config.get_text_config())
+        self.softcap = decoder.logit_softcap
         self.lm_head = nn.Linear(decoder.width, decoder.vocabulary, bias=False)
         self.post_init()
 
@@ -339,7 +358,7 @@ class MM1ForCausalLM(MM1PreTrainedModel, GenerationMixin):
     def forward(self, input_ids=None, *, labels=None, logits_to_keep=0, **kwargs):
         outputs = self.model(input_ids=input_ids, **kwargs)
         positions = logits_to_keep if torch.is_tensor(logits_to_keep) else slice(-logits_to_keep, None)  # -0: all
-        logits_BTV = self.lm_head(outputs.last_hidden_state[:, positions])
+        logits_BTV = soft_cap(self.lm_head(outputs.last_hidden_state[:, positions]), self.softcap)
         vocabulary = logits_BTV.shape[-1]
         loss = None if labels is None else self.loss_function(logits_BTV, labels, vocabulary)
         return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, past_key_values=outputs.past_key_values)

@@ -83,6 +83,8 @@ def _text_config(decoder: DecoderConfig, *, max_positions: int) -> dict[str, Any
         windows = [decoder.window_of(layer) for layer in range(decoder.layers)]
         kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
         theirs |= {"sliding_window": decoder.window, "layer_types": kinds}
+    softcaps = {"attn_logit_softcapping": decoder.attention_softcap, "final_logit_softcapping": decoder.logit_softcap}
+    theirs |= {name: cap for name, cap in softcaps.items() if cap is not None}
     if any(sparse.at(layer) for layer in range(decoder.layers)):
         experts = {"num_experts": sparse.experts, "num_experts_per_tok": sparse.top_k}
         theirs |= experts | {"norm_topk_prob": sparse.normalize, "moe_intermediate_size": decoder.mlp_width}

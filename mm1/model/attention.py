@@ -3,6 +3,7 @@
 Two letters beside the project's legend: W is the width of a head, L the positions of the keys.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,6 +13,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from mm1.model import attention_cpu
 from mm1.model.attention_cpu import Groups, group_documents
+from mm1.model.softcap import capped_attention, soft_cap
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +52,40 @@ def dense_mask(document_BT: torch.Tensor, *, window: int | None = None) -> torch
     return (causal_BTT if window is None else causal_BTT.triu(1 - window))[:, None]
 
 
-def attention(q_BTHW: torch.Tensor, k_BLKW: torch.Tensor, *, v_BLKW: torch.Tensor, mask: Mask) -> torch.Tensor:
-    """Attention of every query over the keys that `mask` lets it see, [B, T, H, W]; H is a multiple of K."""
+def attention(
+    q_BTHW: torch.Tensor, k_BLKW: torch.Tensor, *, v_BLKW: torch.Tensor, mask: Mask, softcap: float | None = None
+) -> torch.Tensor:
+    """Attention of every query over the keys that `mask` lets it see, [B, T, H, W]; H is a multiple of K.
+
+    A `softcap` bounds the scores (softcap.py).
+    """
     if isinstance(mask, Groups):
-        return mask.attend(q_BTHW, k_BLKW, v_BTKW=v_BLKW, groups=mask)
+        return mask.attend(q_BTHW, k_BLKW, v_BTKW=v_BLKW, groups=mask, softcap=softcap)
     q, k, v = (x.transpose(1, 2) for x in (q_BTHW, k_BLKW, v_BLKW))
     gqa = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
         flex = flex_attention if torch.compiler.is_compiling() else _flex()
-        out = flex(q, k, v, block_mask=mask, enable_gqa=gqa)
+        out = flex(q, k, v, score_mod=_capping(softcap), block_mask=mask, enable_gqa=gqa)
+    elif isinstance(mask, torch.Tensor) and softcap is not None:
+        out = capped_attention(q, k, v_BKLW=v, seen_B1TL=mask, cap=softcap)
     elif isinstance(mask, torch.Tensor):
         out = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=gqa)
     elif q.device.type == "cpu":
-        out = attention_cpu.causal(q, k, v_BKTW=v, window=mask.window)
+        out = attention_cpu.causal(q, k, v_BKTW=v, window=mask.window, softcap=softcap)
     else:
-        out = attention_cpu.fused(q, k, v_BKTW=v, window=mask.window)
+        out = attention_cpu.fused(q, k, v_BKTW=v, window=mask.window, softcap=softcap)
     return out.transpose(1, 2)
 
 
 @cache
 def _flex():
     return torch.compile(flex_attention)
+
+
+@cache
+def _capping(softcap: float | None) -> Callable[..., torch.Tensor] | None:
+    """What FlexAttention does to scores; one function for each cap, which is compiled once."""
+    return None if softcap is None else lambda score, b, h, query, key: soft_cap(score, softcap)
 
 
 @cache

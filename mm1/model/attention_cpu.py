@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from mm1.model.softcap import capped_attention, causal_mask
+
 BLOCK = 64
 """Queries of a block: fewer make thin matrix products, more do work that causality throws away."""
 
@@ -41,29 +43,41 @@ class Groups:
 
 
 def causal(
-    q_BHTW: torch.Tensor, k_BKTW: torch.Tensor, *, v_BKTW: torch.Tensor, window: int | None = None
+    q_BHTW: torch.Tensor,
+    k_BKTW: torch.Tensor,
+    *,
+    v_BKTW: torch.Tensor,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """Causal attention, [B, H, T, W]; H is a multiple of K. In blocks where that is faster, else by SDPA.
 
-    With a `window` a query sees so many positions, its own and those just before it.
+    With a `window` a query sees so many positions, its own and those just before it; a `softcap` bounds scores.
     """
-    if q_BHTW.dtype == torch.float32 and q_BHTW.shape[2] in BLOCKED:
+    if softcap is None and q_BHTW.dtype == torch.float32 and q_BHTW.shape[2] in BLOCKED:
         group = q_BHTW.shape[1] // k_BKTW.shape[1]
         k_BHTW, v_BHTW = (x if group == 1 else x.repeat_interleave(group, 1) for x in (k_BKTW, v_BKTW))
         out = _Blocks.apply(*(x.flatten(0, 1) for x in (q_BHTW, k_BHTW, v_BHTW)), window)
         return out.unflatten(0, q_BHTW.shape[:2])
-    return fused(q_BHTW, k_BKTW, v_BKTW=v_BKTW, window=window)
+    return fused(q_BHTW, k_BKTW, v_BKTW=v_BKTW, window=window, softcap=softcap)
 
 
 def fused(
-    q_BHTW: torch.Tensor, k_BKTW: torch.Tensor, *, v_BKTW: torch.Tensor, window: int | None = None
+    q_BHTW: torch.Tensor,
+    k_BKTW: torch.Tensor,
+    *,
+    v_BKTW: torch.Tensor,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
-    """The same by SDPA, on any device."""
+    """The same by SDPA, on any device; with a softcap in plain operations."""
     gqa, length = q_BHTW.shape[1] != k_BKTW.shape[1], q_BHTW.shape[2]
-    if window is None or window >= length:
+    if softcap is None and (window is None or window >= length):
         return F.scaled_dot_product_attention(q_BHTW, k_BKTW, v_BKTW, is_causal=True, enable_gqa=gqa)
-    seen_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTW.device).tril().triu(1 - window)
-    return F.scaled_dot_product_attention(q_BHTW, k_BKTW, v_BKTW, seen_TT, enable_gqa=gqa)
+    seen_11TT = causal_mask(length, window=window, device=q_BHTW.device)
+    if softcap is not None:
+        return capped_attention(q_BHTW, k_BKTW, v_BKLW=v_BKTW, seen_B1TL=seen_11TT, cap=softcap)
+    return F.scaled_dot_product_attention(q_BHTW, k_BKTW, v_BKTW, seen_11TT, enable_gqa=gqa)
 
 
 def group_documents(document_BT: torch.Tensor, *, window: int | None = None) -> Groups:
@@ -115,7 +129,7 @@ def _uncompiled() -> Callable[..., torch.Tensor]:
 
 
 def _grouped_attention(
-    q_BTHW: torch.Tensor, k_BTKW: torch.Tensor, *, v_BTKW: torch.Tensor, groups: Groups
+    q_BTHW: torch.Tensor, k_BTKW: torch.Tensor, *, v_BTKW: torch.Tensor, groups: Groups, softcap: float | None
 ) -> torch.Tensor:
     sizes = [documents * length for documents, length in groups.shapes]
     to_slots = (groups.position_of_slot, groups.overhang)
@@ -127,7 +141,8 @@ def _grouped_attention(
     outs = []
     for shape, *qkv in zip(groups.shapes, *parts, strict=True):
         q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in qkv)
-        outs.append(causal(q, k, v_BKTW=v, window=groups.window).transpose(1, 2).flatten(0, 1))
+        out = causal(q, k, v_BKTW=v, window=groups.window, softcap=softcap)
+        outs.append(out.transpose(1, 2).flatten(0, 1))
     out = torch.cat(outs).flatten(1)
     return _Reorder.apply(out, *to_positions, *to_slots).view(q_BTHW.shape)
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from mm1.config.model import DecoderConfig
 from mm1.model.attention import Causal, attention
+from mm1.model.softcap import capped_attention, soft_cap
 
 SCORES_AT_ONCE = 1 << 24
 """Attention scores computed at once where rows share a prefix: 64 MB in fp32."""
@@ -131,29 +132,35 @@ class Reading:
         k_BTKW: torch.Tensor,
         v_BTKW: torch.Tensor,
         window: int | None = None,
+        softcap: float | None = None,
     ) -> torch.Tensor:
         """Attention of the new tokens, [B, T, H, W], after their keys and values are written to the cache.
 
-        With a `window` each sees so many positions, its own and those just before it.
+        With a `window` each sees so many positions, its own and those just before it; a `softcap` bounds scores.
         """
         keys_BKLW, values_BKLW = self.cache.keys[layer], self.cache.values[layer]
         with _in_any_order():
             keys_BKLW[self.row_B1, :, self.slot_BT] = k_BTKW
             values_BKLW[self.row_B1, :, self.slot_BT] = v_BTKW
         if self.fresh:
-            return attention(q_BTHW, k_BTKW, v_BLKW=v_BTKW, mask=Causal(window))
+            return attention(q_BTHW, k_BTKW, v_BLKW=v_BTKW, mask=Causal(window), softcap=softcap)
         if self.rows is not None:
             keys_BKLW, values_BKLW = keys_BKLW[self.rows], values_BKLW[self.rows]
         if self.slots is not None:  # by products: with a mask, SDPA on a GPU would copy the keys for every query head
             keys_BKLW, values_BKLW = keys_BKLW[:, :, : self.slots], values_BKLW[:, :, : self.slots]
         if self.cache.shared or self.slots is not None:
             own = (keys_BKLW, values_BKLW)
-            return self._with_shared(layer, q_BTHW, own=own, seen_B1TY=self._near(window))
+            return self._with_shared(layer, q_BTHW, own=own, seen_B1TY=self._near(window), softcap=softcap)
+        seen_B1TL = self.seen_B1TL if window is None else self._near(window)
+        if softcap is not None:
+            q_BHTW = q_BTHW.transpose(1, 2)
+            out_BHTW = capped_attention(q_BHTW, keys_BKLW, v_BKLW=values_BKLW, seen_B1TL=seen_B1TL, cap=softcap)
+            return out_BHTW.transpose(1, 2)
         out_BHTW = F.scaled_dot_product_attention(
             q_BTHW.transpose(1, 2),
             keys_BKLW,
             values_BKLW,
-            attn_mask=self.seen_B1TL if window is None else self._near(window),
+            attn_mask=seen_B1TL,
             enable_gqa=q_BTHW.shape[2] != keys_BKLW.shape[1],
         )
         return out_BHTW.transpose(1, 2)
@@ -175,6 +182,7 @@ class Reading:
         *,
         own: tuple[torch.Tensor, torch.Tensor],
         seen_B1TY: torch.Tensor | None,
+        softcap: float | None,
     ) -> torch.Tensor:
         """Attention over shared and own positions at once; one product with the shared keys serves all rows.
 
@@ -189,7 +197,7 @@ class Reading:
         for start in range(0, news, step):
             part = slice(start, start + step)
             seen = None if seen_B1TX is None else seen_B1TX[:, :, part]
-            outs.append(_attend(q_BTHW[:, part], *own, seen_B1TX=seen, segments=segments))
+            outs.append(_attend(q_BTHW[:, part], *own, seen_B1TX=seen, segments=segments, softcap=softcap))
         return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
 
@@ -215,6 +223,7 @@ def _attend(
     *,
     seen_B1TX: torch.Tensor | None,
     segments: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    softcap: float | None,
 ) -> torch.Tensor:
     rows, news, heads, width = q_BTHW.shape
     groups = (keys_BKLW.shape[1], heads // keys_BKLW.shape[1])
@@ -222,7 +231,7 @@ def _attend(
     own_BKXL = q_BKXW @ keys_BKLW.mT
     all_KYW = q_BKXW.transpose(0, 1).flatten(1, 2)  # the queries of all rows
     scores = [torch.bmm(all_KYW, keys_KPW.mT).unflatten(1, (rows, -1)).transpose(0, 1) for keys_KPW, _ in segments]
-    all_BKXY = torch.cat((*scores, own_BKXL), -1)
+    all_BKXY = soft_cap(torch.cat((*scores, own_BKXL), -1), softcap)
     if seen_B1TX is not None:  # of the slots, or of the shared positions too
         last_BKXY = all_BKXY[..., all_BKXY.shape[-1] - seen_B1TX.shape[-1] :]
         last_BKXY.unflatten(2, (groups[1], news)).masked_fill_(~seen_B1TX[:, :, None], -torch.inf)

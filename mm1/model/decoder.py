@@ -10,6 +10,7 @@ from mm1.model.cache import Cache, Reading
 from mm1.model.layers import OffsetRMSNorm, RMSNorm, SwiGLU, linear, residual_scale
 from mm1.model.moe import LayerRouting, SparseFeedForward
 from mm1.model.rotary import rotary_angles, rotate
+from mm1.model.softcap import soft_cap
 
 Masks = dict[int | None, Mask]
 """The mask of the layers of each window; None for layers without one."""
@@ -36,7 +37,7 @@ class SelfAttention(nn.Module):
         if config.heads % config.kv_heads:
             raise ValueError(f"heads {config.heads} is not a multiple of kv_heads {config.kv_heads}; change one")
         self.layer, self.head_width, self.rotates = layer, config.head_width, layer not in config.no_rope_layers
-        self.window = config.window_of(layer)
+        self.window, self.softcap = config.window_of(layer), config.attention_softcap
         # attention divides scores by the root of the width
         self.scale = None if config.query_scale is None else config.query_scale * config.head_width**0.5
         queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
@@ -69,9 +70,11 @@ class SelfAttention(nn.Module):
         if self.scale is not None:
             q_BTHW = q_BTHW * self.scale
         if isinstance(mask, Reading):
-            out_BTHW = mask.attend(self.layer, q_BTHW, k_BTKW=k_BTKW, v_BTKW=v_BTKW, window=self.window)
+            out_BTHW = mask.attend(
+                self.layer, q_BTHW, k_BTKW=k_BTKW, v_BTKW=v_BTKW, window=self.window, softcap=self.softcap
+            )
         else:
-            out_BTHW = attention(q_BTHW, k_BTKW, v_BLKW=v_BTKW, mask=mask)
+            out_BTHW = attention(q_BTHW, k_BTKW, v_BLKW=v_BTKW, mask=mask, softcap=self.softcap)
         return self.out(out_BTHW.flatten(2))
 
 
@@ -189,4 +192,4 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Unnormalised log-probabilities [..., V] of the next token."""
-        return F.linear(hidden, self.output_weight())
+        return soft_cap(F.linear(hidden, self.output_weight()), self.config.logit_softcap)

@@ -11,6 +11,7 @@ from mm1.config.run import RunConfig
 from mm1.document import IGNORED, Batch, trained_positions
 from mm1.model.mllm import MLLM
 from mm1.model.moe import Routing
+from mm1.model.softcap import soft_cap
 from mm1.objectives.loss import Loss, ModelPart, Objective, refuse_pixels
 from mm1.objectives.weighting import token_weights
 
@@ -87,6 +88,14 @@ class LossWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class Output:
+    """What bounds the logits (None: nothing), and about how many of them are in memory at once."""
+
+    softcap: float | None
+    at_once: int
+
+
+@dataclass(frozen=True, slots=True)
 class CrossEntropy:
     """The loss at each position, their weighted sum, and that of the z loss times its weight; all in float32.
 
@@ -110,7 +119,8 @@ def cross_entropy(
     """The loss of the next token at `positions` (of the flat batch), with about `at_once` logits in memory."""
     x_RD = F.embedding(positions, hidden)  # an index whose backward is deterministic
     compute = _CrossEntropy.apply if torch.is_grad_enabled() else _without_gradients
-    return CrossEntropy(*compute(x_RD, model.decoder.output_weight(), targets[positions], weights, at_once))
+    output = Output(model.decoder.config.logit_softcap, at_once)
+    return CrossEntropy(*compute(x_RD, model.decoder.output_weight(), targets[positions], weights, output))
 
 
 def _sums(losses_R: torch.Tensor, log_sum_R: torch.Tensor, weights: LossWeights) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,14 +132,14 @@ def _sums(losses_R: torch.Tensor, log_sum_R: torch.Tensor, weights: LossWeights)
 
 
 def _without_gradients(
-    x_RD: torch.Tensor, weight_VD: torch.Tensor, target_R: torch.Tensor, weights: LossWeights, at_once: int
+    x_RD: torch.Tensor, weight_VD: torch.Tensor, target_R: torch.Tensor, weights: LossWeights, output: Output
 ) -> tuple[torch.Tensor, ...]:
     """The fields of `CrossEntropy`, for C classes of all positions at a time: few enough logits to stay in a cache."""
     positions, x_RD, target_R = _aligned(x_RD, target_R)
-    classes = max(1, at_once // 8 // max(1, len(x_RD)) // ALIGNED) * ALIGNED
+    classes = max(1, output.at_once // 8 // max(1, len(x_RD)) // ALIGNED) * ALIGNED
     log_sums, target_logit_R = [], torch.zeros_like(target_R, dtype=torch.float32)
     for first, weight_CD in zip(range(0, len(weight_VD), classes), weight_VD.split(classes), strict=True):
-        logits_RC = F.linear(x_RD, weight_CD).float()
+        logits_RC = soft_cap(F.linear(x_RD, weight_CD).float(), output.softcap)
         class_R = target_R - first
         within_R = (class_R >= 0) & (class_R < len(weight_CD))
         logit_R = logits_RC.gather(1, class_R.clamp(0, len(weight_CD) - 1)[:, None])[:, 0]
@@ -179,7 +189,7 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_RD, weight_VD, target_R, weights, at_once):
+    def forward(ctx, x_RD, weight_VD, target_R, weights, output):
         ctx.dtype = dtype = x_RD.dtype  # the weight's too
         positions, x_RD, target_R = _aligned(x_RD, target_R)
         weight_R = weights.position_R
@@ -190,14 +200,16 @@ class _CrossEntropy(torch.autograd.Function):
         # a sum over chunks: in float32, also of bfloat16 products
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
         losses_R, log_sum_R = (x_RD.new_empty(len(x_RD), dtype=torch.float32) for _ in range(2))
-        chunk = max(1, at_once // len(weight_VD) // ALIGNED) * ALIGNED
+        chunk = max(1, output.at_once // len(weight_VD) // ALIGNED) * ALIGNED
         # fp32 on a CPU keeps the losses of every earlier run to the last bit; by parts takes some 0.9 of its time there
         is_exact = dtype == torch.float32 and x_RD.device.type == "cpu"
         log_sum = log_sum_by_softmax if is_exact else log_sum_by_parts
         for first in range(0, len(x_RD), chunk):
             here = slice(first, first + chunk)
             x_PD, target_1P = x_RD[here], target_R[None, here]
-            logits_VP = (weight_VD @ x_PD.t()).float()
+            logits_VP = soft_cap((weight_VD @ x_PD.t()).float(), output.softcap)
+            # the slope of the cap, 1 - tanh ** 2; what comes next overwrites the logits
+            slope_VP = None if output.softcap is None else 1 - (logits_VP / output.softcap).square()
             target_logit_P = logits_VP.gather(0, target_1P)[0]
             log_sum_P, grad_VP = log_sum(logits_VP, 0)
             losses_R[here], log_sum_R[here] = log_sum_P - target_logit_P, log_sum_P
@@ -206,6 +218,8 @@ class _CrossEntropy(torch.autograd.Function):
             grad_VP = grad_VP.scatter_(0, target_1P, grad_VP.gather(0, target_1P) - 1)
             if weight_R is not None:
                 grad_VP *= weight_R[here]
+            if slope_VP is not None:
+                grad_VP *= slope_VP
             grad_VP = grad_VP.to(dtype)
             if grad_x_RD is not None:
                 torch.mm(grad_VP.t(), weight_VD, out=grad_x_RD[here])
