@@ -121,6 +121,8 @@ class Encoded:
 
     def part(self, start: int, stop: int, *, features: int) -> "Encoded":
         """The positions [start, stop), with their tiles, of `features` each. They must not begin or end inside one."""
+        if start == 0 and stop == len(self.tokens):
+            return self
         tiles = slice(bisect_left(self.starts, start), bisect_left(self.starts, stop))
         return Encoded(
             self.tokens[start:stop],

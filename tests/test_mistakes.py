@@ -76,7 +76,7 @@ def test_a_folder_that_a_user_put_beside_the_checkpoints_is_left_alone(run, tmp_
 
 
 def test_broken_pictures_are_counted_over_a_stop(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("mm1.data.loader.load_tiles", lambda image, cuts, *, size: load(b"not an image", size))
+    monkeypatch.setattr("mm1.data.loader.load_tiles", lambda image, cuts, *, size, out: load(b"not an image", size))
     train_run(run, tmp_path)
     whole = [record["broken_images"] for record in read_metrics(tmp_path)]
     shutil.rmtree(tmp_path / "checkpoints/step-8")

@@ -256,8 +256,8 @@ def test_a_thousandth_broken_image_stops_the_run(run, tmp_path, monkeypatch):
         train_run(run, tmp_path)
 
 
-def _broken(image: Image, cuts: Sequence[Cut], *, size: int):
-    return load_tiles(Image(b"not an image"), cuts, size=size)
+def _broken(image: Image, cuts: Sequence[Cut], **more):
+    return load_tiles(Image(b"not an image"), cuts, **more)
 
 
 @pytest.mark.skipif(missing_compiler(torch.device("cpu")) is not None, reason="no C++ compiler on this machine")

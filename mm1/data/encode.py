@@ -1,8 +1,9 @@
 """Document -> Encoded: token ids, loss mask and tiles; and the cutting of long documents into spans."""
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import itemgetter
 
 import numpy as np
@@ -49,21 +50,21 @@ def _assemble(
 ) -> Encoded:
     """One document encoded; `ids` gives the tokens of the next text that has none."""
     marks, teaches = tokenizer.marks, _teaches(document)
-    tokens, train = [*tokenizer.begin], [False] * len(tokenizer.begin)
+    tokens, train = array("i", tokenizer.begin), bytearray(len(tokenizer.begin))
     pictures = tiled(document, tile)
     extents: list[tuple[int, int]] = []
     for piece in document.pieces:
         if isinstance(piece, Image):
             extents.append(_add_picture(tokens, pictures[len(extents)], tokenizer))
-            train += [False] * (len(tokens) - len(train))
+            train.extend(bytes(len(tokens) - len(train)))
         elif isinstance(piece, Mark):
             tokens.append(marks[piece.name])
             train.append(piece.train)
         else:
             text_ids = next(ids) if piece.ids is None else piece.ids
-            tokens += text_ids
-            train += [piece.train and teaches] * len(text_ids)
-    if end and tokens[-1:] != [marks["end"]]:
+            tokens.extend(text_ids)
+            train.extend(bytes([piece.train and teaches]) * len(text_ids))
+    if end and (not tokens or tokens[-1] != marks["end"]):
         tokens.append(marks["end"])
         train.append(teaches)
     return _encoded(tokens, train, pictures, extents, tokenizer=tokenizer, tile=tile)
@@ -90,32 +91,33 @@ def _by_template(document: Document, tokenizer: Tokenizer, tile: TileSpec, *, en
             f"{written.count(tokenizer.image)} image tokens"
         )
     extents: list[tuple[int, int]] = []
-    tokens: list[int] = []
-    train: list[bool] = []
+    tokens, train = array("i"), bytearray()
     for token, answer in zip(written, answers or [False] * len(written), strict=True):
         if token == tokenizer.image:
             extents.append(_add_picture(tokens, pictures[len(extents)], tokenizer))
         else:
             tokens.append(token)
-        train += [answer and teaches and token != tokenizer.image] * (len(tokens) - len(train))
+        trained = answer and teaches and token != tokenizer.image
+        train.extend(bytes([trained]) * (len(tokens) - len(train)))
     if end and not any(token in tokenizer.ends for token in tokens[-2:]):  # a line may follow the end
         tokens.append(tokenizer.end)
         train.append(teaches)
     return _encoded(tokens, train, pictures, extents, tokenizer=tokenizer, tile=tile)
 
 
-def _add_picture(tokens: list[int], picture: TiledPicture, tokenizer: Tokenizer) -> tuple[int, int]:
+def _add_picture(tokens: "array[int]", picture: TiledPicture, tokenizer: Tokenizer) -> tuple[int, int]:
     """The positions [start, stop) of a picture, whose tokens are added to `tokens`."""
-    start = len(tokens)
+    start, image = len(tokens), array("i", [tokenizer.image])
     for block in picture.blocks:
-        tokens += [*tokenizer.indicator(block.text), *[tokenizer.image] * len(block.features)]
-    tokens += tokenizer.indicator(picture.ending)
+        tokens.extend(tokenizer.indicator(block.text))
+        tokens.extend(image * len(block.features))
+    tokens.extend(tokenizer.indicator(picture.ending))
     return start, len(tokens)
 
 
 def _encoded(
-    tokens: list[int],
-    train: list[bool],
+    tokens: "array[int]",
+    train: bytearray,
     pictures: Sequence[TiledPicture],
     extents: Sequence[tuple[int, int]],
     *,
@@ -124,20 +126,24 @@ def _encoded(
 ) -> Encoded:
     images = tuple(one for picture in pictures for one in picture.tiles)
     numbers = tuple(number for number, picture in enumerate(pictures) for _ in picture.tiles)
-    ids = np.array(tokens, np.int32)
+    ids = np.frombuffer(tokens, np.int32)
     at_image = np.flatnonzero(ids == tokenizer.image) if pictures else np.zeros(0, np.int64)
-    encoded = Encoded(ids, np.array(train, bool), images, numbers, tuple(extents))
     if tile.in_order:
-        return replace(encoded, starts=tuple(at_image[:: tile.tokens].tolist()))
-    # the tokens of a picture are spread over all of its tiles
-    starts = tuple(start for (start, _), picture in zip(extents, pictures, strict=True) for _ in picture.tiles)
-    features = np.zeros(len(ids), np.int32)
+        starts, features = tuple(at_image[:: tile.tokens].tolist()), None
+    else:  # the tokens of a picture are spread over all of its tiles
+        starts = tuple(start for (start, _), picture in zip(extents, pictures, strict=True) for _ in picture.tiles)
+        features = np.zeros(len(ids), np.int32)
+        features[at_image] = _features(pictures, tile)
+    return Encoded(ids, np.frombuffer(train, bool), images, numbers, tuple(extents), starts, features)
+
+
+def _features(pictures: Sequence[TiledPicture], tile: TileSpec) -> np.ndarray:
+    """For each image token the number of its feature among those of the tiles of all pictures."""
     first, parts = 0, [np.zeros(0, np.int32)]
     for picture in pictures:
         parts += [np.array(block.features, np.int32) + first for block in picture.blocks]
         first += len(picture.tiles) * tile.features
-    features[at_image] = np.concatenate(parts)
-    return replace(encoded, starts=starts, features=features)
+    return np.concatenate(parts)
 
 
 def _teaches(document: Document) -> bool:

@@ -94,8 +94,10 @@ def load(data: bytes, size: int, *, box: Box | None = None) -> np.ndarray:
     return load_tiles(Image(data, box), [Cut(((size, size),))], size=size)[0]
 
 
-def load_tiles(image: Image, cuts: Sequence[Cut], *, size: int) -> list[np.ndarray]:
+def load_tiles(image: Image, cuts: Sequence[Cut], *, size: int, out: np.ndarray | None = None) -> np.ndarray:
     """The pixels of the tiles that `cuts` make of one image, as `load` gives them, from a single decoding.
+
+    uint8 of shape (tiles, 3, size, size). With `out` they are written there, and it comes back.
 
     Every resize is torch's antialiased bicubic on bytes, within one grey level of Pillow's. JPEGs are decoded at the
     smallest multiple of an eighth of their size that has as many pixels as the largest first resize. That is up to
@@ -104,13 +106,16 @@ def load_tiles(image: Image, cuts: Sequence[Cut], *, size: int) -> list[np.ndarr
     Raises:
         ImageError: as `load`.
     """
+    tiles_NCYX = np.empty((len(cuts), 3, size, size), np.uint8) if out is None else out
     first = [cut.sizes[0] for cut in cuts]
     least = max(width for width, _ in first), max(height for _, height in first)
     try:
         pixels_YXC, whole = _jpeg(image, least) or _any(image.data)
         part_YXC = np.ascontiguousarray(_part(pixels_YXC, image.box, whole))
         resized = {(): torch.from_numpy(part_YXC).permute(2, 0, 1)}
-        return [_tile(_resized(cut.sizes, resized), cut.corner, size) for cut in cuts]
+        for cut, tile_CYX in zip(cuts, torch.from_numpy(tiles_NCYX), strict=True):
+            _write_tile(cut, resized, tile_CYX)
+        return tiles_NCYX
     except ImageError:
         raise
     except UNREADABLE as error:
@@ -124,28 +129,36 @@ def _resized(sizes: tuple[tuple[int, int], ...], done: dict[tuple, torch.Tensor]
     return done[sizes]
 
 
-def resize(pixels_CYX: torch.Tensor, width: int, height: int) -> torch.Tensor:
+def resize(pixels_CYX: torch.Tensor, width: int, height: int, *, out: torch.Tensor | None = None) -> torch.Tensor:
     """The uint8 pixels at another size, antialiased bicubic; within one grey level of Pillow's.
 
-    Pillow 13 takes the cheaper of rows and columns first; where that is columns, sharp noise differs by more.
+    With `out` they are written there. Pillow 13 takes the cheaper of rows and columns first; where that is columns,
+    sharp noise differs by more.
     """
     if pixels_CYX.shape[1:] == (height, width):
-        return pixels_CYX
-    return interpolate(pixels_CYX[None], size=(height, width), mode="bicubic", antialias=True)[0]
+        return pixels_CYX if out is None else out.copy_(pixels_CYX)
+    if out is None:
+        return interpolate(pixels_CYX[None], size=(height, width), mode="bicubic", antialias=True)[0]
+    # what `interpolate` calls, which has no `out`
+    torch.ops.aten._upsample_bicubic2d_aa.out(pixels_CYX[None], [height, width], False, None, None, out=out[None])
+    return out
 
 
-def _tile(canvas_CYX: torch.Tensor, corner: tuple[int, int], size: int) -> np.ndarray:
-    """The square of `size` pixels at `corner`, which may lie outside of the canvas, where it is black."""
-    left, top = corner
-    height, width = canvas_CYX.shape[1:]
-    if left >= 0 and top >= 0 and left + size <= width and top + size <= height:
-        return np.ascontiguousarray(canvas_CYX[:, top : top + size, left : left + size].numpy())
-    tile_CYX = np.zeros((3, size, size), np.uint8)
-    rows, columns = slice(max(top, 0), max(top + size, 0)), slice(max(left, 0), max(left + size, 0))
-    shown_CYX = canvas_CYX[:, rows, columns]
+def _write_tile(cut: Cut, resized: dict[tuple, torch.Tensor], tile_CYX: torch.Tensor) -> None:
+    """Write the tile that `cut` makes of the pixels `resized[()]`; `resized` keeps what other tiles need, too.
+
+    A tile may lie outside of its picture, where it is black.
+    """
+    size = tile_CYX.shape[1]
+    if cut.corner == (0, 0) and cut.sizes[-1] == (size, size):  # no other tile is part of this size
+        resize(_resized(cut.sizes[:-1], resized), size, size, out=tile_CYX)
+        return
+    canvas_CYX, (left, top) = _resized(cut.sizes, resized), cut.corner
+    shown_CYX = canvas_CYX[:, max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)]
+    if shown_CYX.shape[1:] != (size, size):
+        tile_CYX.zero_()
     down, across = max(-top, 0), max(-left, 0)
-    tile_CYX[:, down : down + shown_CYX.shape[1], across : across + shown_CYX.shape[2]] = shown_CYX.numpy()
-    return tile_CYX
+    tile_CYX[:, down : down + shown_CYX.shape[1], across : across + shown_CYX.shape[2]] = shown_CYX
 
 
 def _part(pixels_YXC: np.ndarray, box: Box | None, whole: tuple[int, int]) -> np.ndarray:

@@ -4,6 +4,7 @@ Sequence n of a run is the same for any number of ranks and workers: `mixture` g
 `microbatches` the micro-batch of its step, each as a function of n alone.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from itertools import count, groupby, islice
@@ -14,7 +15,7 @@ from threading import Thread
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mm1 import dist
 from mm1.config.run import DataConfig, RunConfig
@@ -97,47 +98,51 @@ class Sequences:
 
     def batch(self, numbers: list[int]) -> Batch:
         """Sequences `numbers` of the run, packed, with their tiles decoded."""
-        length = self.data.sequence_length
-        tokens_BT = torch.zeros(len(numbers), length, dtype=torch.int64)
-        targets_BT = torch.full_like(tokens_BT, IGNORED)
-        document_BT, position_BT = torch.zeros_like(tokens_BT), torch.zeros_like(tokens_BT)
-        feature_BT = None if self.tile.in_order else torch.zeros_like(tokens_BT)
-        tiles: list[np.ndarray] = []
+        sequences = self._spans(numbers)
+        shape = len(numbers), self.data.sequence_length
+        tokens_BT, targets_BT = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+        document_BT, position_BT = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        feature_BT = None if self.tile.in_order else np.zeros(shape, np.int64)
+        positions = np.arange(self.data.sequence_length)
+        images = sum(len(span.images) for _, spans in sequences for _, span in spans)
+        images_NCYX = self._empty_tiles(images)
+        rest_NCYX = images_NCYX.numpy()
         broken: list[str] = []
-        origins = []
-        for row, (origin, spans) in enumerate(self._spans(numbers)):
-            origins.append(origin)
+        for row, (_, spans) in enumerate(sequences):
             start = shown = 0
             for order, (name, span) in enumerate(spans, start=1):
                 stop = start + len(span.tokens)
                 here = slice(start, stop)
-                ids = torch.from_numpy(span.tokens.astype(np.int64))
-                trained = torch.from_numpy(span.train[1:])
-                tokens_BT[row, here] = ids
-                targets_BT[row, start : stop - 1] = torch.where(trained, ids[1:], IGNORED)
+                tokens_BT[row, here] = span.tokens
+                np.copyto(targets_BT[row, start : stop - 1], span.tokens[1:], where=span.train[1:])
                 document_BT[row, here] = order
-                position_BT[row, here] = torch.arange(len(ids))
+                position_BT[row, here] = positions[: stop - start]
                 if feature_BT is not None and span.features is not None:
-                    feature_BT[row, here] = torch.from_numpy(span.features + len(tiles) * self.tile.features)
+                    before = len(images_NCYX) - len(rest_NCYX)
+                    feature_BT[row, here] = span.features + before * self.tile.features
                 pictures = groupby(zip(span.pictures, span.images, strict=True), key=itemgetter(0))
                 for image, (_, parts) in enumerate(pictures):
                     draws = None if self._augmentation is None else self._augmentation.draws(numbers[row], shown)
-                    tiles += self._pixels([part for _, part in parts], f"{name}, image {image}", broken, draws)
+                    tiles = [part for _, part in parts]
+                    self._decode(tiles, rest_NCYX[: len(tiles)], f"{name}, image {image}", broken, draws)
+                    rest_NCYX = rest_NCYX[len(tiles) :]
                     shown += 1
                 start = stop
+        rest_NCYX[:] = 0
+        targets = torch.from_numpy(targets_BT)
         return Batch(
-            tokens_BT=tokens_BT,
-            targets_BT=targets_BT,
-            document_BT=document_BT,
-            position_BT=position_BT,
-            images_NCYX=self._stack(tiles),
-            images=len(tiles),
-            source_B=torch.tensor(origins),
+            tokens_BT=torch.from_numpy(tokens_BT),
+            targets_BT=targets,
+            document_BT=torch.from_numpy(document_BT),
+            position_BT=torch.from_numpy(position_BT),
+            images_NCYX=images_NCYX,
+            images=images,
+            source_B=torch.tensor([origin for origin, _ in sequences]),
             sequence_B=torch.tensor(numbers, dtype=torch.int64),
             broken=tuple(broken),
-            feature_BT=feature_BT,
+            feature_BT=None if feature_BT is None else torch.from_numpy(feature_BT),
             features=self.tile.features,
-            trained_R=trained_positions(targets_BT),
+            trained_R=trained_positions(targets),
         )
 
     def _spans(self, numbers: list[int]) -> list[tuple[int, list[tuple[str, Encoded]]]]:
@@ -159,36 +164,42 @@ class Sequences:
         positions, indices = np.unique(spans.document[numbers], return_inverse=True)
         documents = source.store.take(positions.tolist())
         encoded = list(encode_many(documents, self.tokenizer, tile=self.tile))
-        for number, index in zip(numbers, indices.tolist(), strict=True):
-            start = int(spans.start[number])
-            part = encoded[index].part(start, start + int(spans.length[number]), features=self.tile.features)
+        starts, lengths = spans.start[numbers].tolist(), spans.length[numbers].tolist()
+        for index, start, length in zip(indices.tolist(), starts, lengths, strict=True):
+            part = encoded[index].part(start, start + length, features=self.tile.features)
             yield f"{source.name}: {documents[index].id}", part
 
-    def _pixels(
-        self, tiles: list[Tile], name: str, broken: list[str], draws: np.random.Generator | None
-    ) -> list[np.ndarray]:
-        """The pixels of tiles of one picture, decoded once; grey, and its name in `broken`, if it is unreadable.
+    def _decode(
+        self, tiles: list[Tile], out_NCYX: np.ndarray, name: str, broken: list[str], draws: np.random.Generator | None
+    ) -> None:
+        """Write the pixels of tiles of one picture, decoded once; grey, and its name to `broken`, if it is unreadable.
 
         With `draws` it is augmented.
         """
         image, cuts = tiles[0].image, [tile.cut for tile in tiles]
         try:
-            if draws is None or self._augmentation is None:
-                return load_tiles(image, cuts, size=self.tile.size)
-            shown = load_tiles(self._augmentation.crop(image, draws), cuts, size=self.tile.size)
-            return [self._augmentation.recolour(pixels_CYX, draws) for pixels_CYX in shown]
+            if draws is not None and self._augmentation is not None:
+                image = self._augmentation.crop(image, draws)
+            load_tiles(image, cuts, size=self.tile.size, out=out_NCYX)
         except ImageError as error:
             broken.append(f"{name}: {error}")
-            return [np.full((3, self.tile.size, self.tile.size), 128, np.uint8)] * len(tiles)
+            out_NCYX[:] = 128
+            return
+        if draws is not None and self._augmentation is not None:
+            for tile_CYX in out_NCYX:
+                tile_CYX[:] = self._augmentation.recolour(tile_CYX, draws)
 
-    def _stack(self, tiles: list[np.ndarray]) -> torch.Tensor:
-        """All tiles, then black ones up to one of few sizes (`padded`); nothing in a run that allows no images."""
-        size = padded(len(tiles)) if self.data.max_images else 0
-        images_NCYX = torch.empty(size, 3, self.tile.size, self.tile.size, dtype=torch.uint8)
-        for number, tile in enumerate(tiles):
-            images_NCYX[number] = torch.from_numpy(tile)
-        images_NCYX[len(tiles) :] = 0
-        return images_NCYX
+    def _empty_tiles(self, images: int) -> torch.Tensor:
+        """Memory for so many tiles, and more up to one of few sizes (`padded`); none in a run that allows no images.
+
+        A worker process takes memory that it shares with the run's process, as torch does where it collates: the tiles
+        are not copied when the batch is sent.
+        """
+        shape = (padded(images) if self.data.max_images else 0, 3, self.tile.size, self.tile.size)
+        if get_worker_info() is None or not shape[0]:
+            return torch.empty(shape, dtype=torch.uint8)
+        shared = torch.UntypedStorage._new_shared(math.prod(shape))
+        return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
 
 
 def sequences_of(run: RunConfig, folder: Path, *, held_out: dict[str, str] | None = None) -> Sequences:

@@ -4,11 +4,13 @@ Index, packing, training, evaluation and serving all take them from here, so the
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 from mm1.config.model import ModelConfig
 from mm1.data.image import size_of
 from mm1.document import Document, Image, Tile
-from mm1.tiling import Block, Size, TileSpec, blocks, shows_tiles, tiles
+from mm1.tiling import Block, Cut, Size, TileSpec, blocks, shows_tiles, tiles
 
 
 def tile_spec(model: ModelConfig, *, use: bool = False) -> TileSpec:
@@ -65,9 +67,23 @@ def _tiled(image: Image, spec: TileSpec, *, number: int, images: int) -> TiledPi
     full = shows_tiles(number, images=images, tiling=spec.tiling) if image.in_tiles is None else image.in_tiles
     known = _size(image, spec)
     size = known or (spec.size, spec.size)
-    cuts = tiles(*size, spec, full=full and image.box is None and known is not None)
-    parts, ending = blocks(cuts, size, spec, number=number)
-    return TiledPicture(tuple(Tile(image, cut) for cut in cuts), parts, ending)
+    form = _form(size, spec, full=full and image.box is None and known is not None, number=number)
+    return TiledPicture(tuple(Tile(image, cut) for cut in form.cuts), form.blocks, form.ending)
+
+
+class _Form(NamedTuple):
+    """The tiles and the text of a picture, whatever it shows."""
+
+    cuts: tuple[Cut, ...]
+    blocks: tuple[Block, ...]
+    ending: str
+
+
+@lru_cache(maxsize=256)  # blocks of large pictures list thousands of features
+def _form(size: Size, spec: TileSpec, *, full: bool, number: int) -> _Form:
+    """The form of picture `number` of a document, if it has this size."""
+    cuts = tiles(*size, spec, full=full)
+    return _Form(cuts, *blocks(cuts, size, spec, number=number))
 
 
 def _size(image: Image, spec: TileSpec) -> Size | None:
