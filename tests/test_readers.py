@@ -123,6 +123,33 @@ def test_obelics_as_published_holds_addresses(tmp_path):
     assert sum(drops.values()) == 1
 
 
+def test_rows_of_synthdog_are_chats_with_a_transcription(tmp_path):
+    """As the hub has them, in parquet that `datasets` wrote, and as SynthDog writes them: an imagefolder."""
+    truths = [{"gt_parse": {"text_sequence": "Two words of an encyclopedia"}}, {"gt_parse": {"text_sequence": " "}}]
+    truths += [{"gt_parse": {"menu": [{"nm": "Tea"}]}}, {"gt_parses": []}]
+    cells = [*(json.dumps(truth, ensure_ascii=False) for truth in truths), "{torn", None]
+    features = datasets.Features({"image": datasets.Image(), "ground_truth": datasets.Value("string")})
+    rows = [{"image": {"bytes": RED, "path": "image_0.jpg"}, "ground_truth": cell} for cell in cells]
+    folder = tmp_path / "hub" / "data"
+    folder.mkdir(parents=True)
+    datasets.Dataset.from_list(rows, features).to_parquet(folder / "train-00000-of-00084-26dbc51f3d0903b9.parquet")
+    train = tmp_path / "outputs" / "train"
+    train.mkdir(parents=True)
+    (train / "image_0.jpg").write_bytes(RED)
+    lines = [json.dumps({"file_name": "image_0.jpg", "ground_truth": cell}, ensure_ascii=False) for cell in cells]
+    (train / "metadata.jsonl").write_text("\n".join(lines))
+    for path, kind in ((tmp_path / "hub", "parquet"), (tmp_path / "outputs", "imagefolder")):
+        assert detect_kind(path) == kind
+        drops: Counter[str] = Counter()
+        (document,) = read(path, drops=drops)
+        picture, question, answer = document.pieces
+        assert (picture.data, question.train, answer.text) == (RED, False, "Two words of an encyclopedia")
+        assert answer.train
+        assert "transcribe" in question.text
+        assert document.metadata["form"] == "chat"
+        assert drops == {"row whose ground_truth has no gt_parse.text_sequence": 5}
+
+
 def test_the_cauldron_trains_on_answers_only(tmp_path):
     turns = [{"user": "What is it?", "assistant": "A thing.", "source": "s"}, {"user": "And?", "assistant": "Red."}]
     rows = [{"images": [{"bytes": RED, "path": None}, {"bytes": GREEN, "path": None}], "texts": turns}]

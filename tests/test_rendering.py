@@ -15,10 +15,11 @@ from mm1.data.store import Store, open_store, write_store
 from mm1.document import Document, Text
 from mm1.prepare.ledger import Dropped
 from mm1.prepare.pipeline import prepare
+from mm1.prepare.readers.chats import TRANSCRIBE
 from mm1.prepare.rendering import pages
 from mm1.prepare.rendering.fonts import characters, find_fonts
 from mm1.prepare.rendering.layouts import LAYOUTS, Ink
-from mm1.prepare.rendering.pages import QUESTION, Rendering
+from mm1.prepare.rendering.pages import Rendering
 from mm1.prepare.rendering.papers import PAPERS, photographed
 from mm1.prepare.request import parse_request
 
@@ -52,7 +53,7 @@ def test_a_page_is_a_chat_whose_answer_is_words_in_a_row_of_the_source():
     sources = [" ".join(document.text.split()) for document in open_store("sample:text-test").scan()]
     for page in Rendering("sample:text-test", FONTS, words=12, side=256).pages(0, 12):
         picture, question, answer = page.pieces
-        assert question == Text(QUESTION, train=False)
+        assert question == Text(TRANSCRIBE, train=False)
         assert answer.train
         assert page.metadata["form"] == "chat"
         assert page.metadata["licence"]

@@ -10,6 +10,9 @@ from mm1.prepare.ledger import Dropped, Record
 from mm1.prepare.readers.chat_parts import flatten_parts
 from mm1.prepare.readers.pictures import Pictures
 
+TRANSCRIBE = "Please transcribe all the text in the picture."
+"""The question before the transcription of a page. What MM1 asks about SynthDog is not published."""
+
 _MARK = "<image>"
 _ROLES = {"human": "user", "user": "user", "system": "system", "gpt": "assistant", "assistant": "assistant"}
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from mm1.document import Document, Piece, Text
 from mm1.prepare.bounded_read import parse_json
 from mm1.prepare.ledger import Dropped, Page, Record
-from mm1.prepare.readers.chats import Turn, chat, conversation
+from mm1.prepare.readers.chats import TRANSCRIBE, Turn, chat, conversation
 from mm1.prepare.readers.pictures import Pictures
 from mm1.prepare.shard import InputError, ReadOptions
 
@@ -22,6 +22,7 @@ TEXT_COLUMNS = (
     *("annotations_captions", "caption_str"),
 )
 CHAT_COLUMNS = ("conversations", "messages")
+_GROUND_TRUTH = "ground_truth"
 Role = Literal["image", "text", "images", "texts", "messages", "url"]
 """What `columns=` may name: what the columns of a table are called in the layouts that are known."""
 
@@ -82,6 +83,8 @@ def table_layout(columns: Sequence[str], title: str, *, options: ReadOptions, so
     numbered = tuple(sorted(name for name in names if _NUMBERED.fullmatch(name)))
     if text is None and numbered:
         text = numbered[0]
+    if text is None and picture is not None and _GROUND_TRUTH in names:
+        return TableLayout(lambda row, *more: _transcription(row.get(_GROUND_TRUTH), row.get(picture), *more))
     if text is None:
         raise InputError(
             f"{title} has the columns {', '.join(sorted(names))}; expected texts and images (OBELICS, The Cauldron), "
@@ -147,6 +150,20 @@ def _captioned_picture(text_cell: Any, picture_cell: Any, pictures: Pictures, re
     if not isinstance(text_cell, str) or not text_cell.strip():
         raise Dropped("row without a text")
     return Document((*map(pictures.get, cells), Text(" ".join(text_cell.split()))))
+
+
+def _transcription(truth_cell: Any, picture_cell: Any, pictures: Pictures, record: Record) -> Document:
+    """SynthDog (https://huggingface.co/datasets/naver-clova-ix/synthdog-en): the text of a picture, within JSON.
+
+    Data sets of the same form with fields instead of a text (CORD) have no transcription.
+    """
+    record.pictures = 1
+    truth = parse_json(truth_cell) if isinstance(truth_cell, str) else truth_cell
+    parsed = truth.get("gt_parse") if isinstance(truth, dict) else None
+    text = parsed.get("text_sequence") if isinstance(parsed, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        raise Dropped("row whose ground_truth has no gt_parse.text_sequence")
+    return chat([Turn("user", TRANSCRIBE), Turn("assistant", text)], [pictures.get(picture_cell)])
 
 
 def _is_empty(cell: Any) -> bool:

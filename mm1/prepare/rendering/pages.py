@@ -15,13 +15,11 @@ import numpy as np
 from mm1.data.store import open_store
 from mm1.document import Document, Image, Text
 from mm1.prepare.ledger import Dropped
+from mm1.prepare.readers.chats import TRANSCRIBE
 from mm1.prepare.rendering.fonts import characters, first_with
 from mm1.prepare.rendering.layouts import LAYOUTS, Ink
 from mm1.prepare.rendering.papers import PAPERS, colours, jpeg, photographed
 from mm1.prepare.shard import Shard
-
-QUESTION = "Please transcribe all the text in the picture."
-"""The question before the transcription. What MM1 asks about SynthDog is not published."""
 
 _TRIES = 4
 """Sizes of letters that are tried, each smaller than the one before, until a word fits."""
@@ -94,7 +92,7 @@ class Rendering:
             if written:
                 picture = Image(jpeg(photographed(page, paper_colour, chance), chance))
                 facts = {"form": "chat", "layout": layout, "paper": paper, "font": font.rpartition("/")[2]}
-                pieces = (picture, Text(QUESTION, train=False), Text(written))
+                pieces = (picture, Text(TRANSCRIBE, train=False), Text(written))
                 name = f"rendered/{self.seed}/{number}"
                 return replace(document, pieces=pieces, id=name, metadata={**document.metadata, **facts})
             height /= 2
