@@ -2,6 +2,8 @@
 
 Fine-tuned models are asked with the official prompt: a hint at the form of the answer, the question with its unit, the
 choices (https://github.com/lupantech/MathVista/blob/main/evaluation/build_query.py).
+
+Its rows have no explanations, which chain-of-thought shots need: they are those of a column `solution` that you add.
 """
 
 import re
@@ -108,6 +110,7 @@ task = Published(
         question=question_with_unit,
         answers=right_answer,
         choices=lambda row: row["choices"] or (),
+        reasoning=lambda row: row.get("solution"),
         metadata=("answer_type", "precision", "unit"),
     ),
     scoring=Scoring(same_text, parse=parse, extract=ExtractRule(ask_extraction, parse_extraction, is_unclear)),
