@@ -1,10 +1,12 @@
 """Adapters: nothing changes at the first step, only they learn, and a run with them is used like any other."""
 
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import small
+import test_tiled_models
 import torch
 from pair import Pair, train_all
 
@@ -16,7 +18,9 @@ from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.model import ConnectorConfig, SparseConfig, VisionConfig
 from mm1.config.run import LoRAConfig, RunConfig
+from mm1.document import Document, Image, Text
 from mm1.exchange.export import export_adapter, export_run
+from mm1.exchange.importing import import_model
 from mm1.model.lora import LoRALinear, is_adapter
 from mm1.train.adapters import add_adapters, check_adapters
 from mm1.train.log import read_metrics
@@ -266,11 +270,44 @@ def test_peft_loads_the_adapter_and_says_what_the_run_says(stores, tmp_path, kin
     assert all(parameter.dtype == torch.float32 for parameter in adapted.parameters())
 
 
+@pytest.mark.parametrize("full", [["connector"], ["connector", "vision"]], ids=" and ".join)
+@pytest.mark.parametrize("name", test_tiled_models.MODELS)
+def test_peft_puts_an_adapter_on_the_published_model_with_tiles_that_it_was_trained_on(name, full, stores, tmp_path):
+    """With all that was trained in full: the connector, LLaVA-NeXT's `image_newline`, the encoder."""
+    peft = pytest.importorskip("peft")
+    theirs, processor = test_tiled_models.publish(test_tiled_models.MODELS[name], tmp_path / "theirs")
+    start = import_model(str(tmp_path / "theirs"), tmp_path / "ours").folder
+    run = small.run(dict.fromkeys(("captions", "text"), stores["captions"]))
+    run.model, run.start_from = config.load(start / "config.json").model, {"model": str(start)}
+    run.data.sequence_length, run.data.max_images, run.precision = 1024, 60, "fp32"
+    run.micro_batch_size, run.batch_size, run.optim.learning_rate = 1, 1, 3e-3
+    run.data.tokenizer, run.lora = str(start), LoRAConfig(rank=4, alpha=8, full=full)
+    train_run(run, tmp_path / "tuned")
+    assert export_adapter(tmp_path / "tuned", tmp_path / "adapter") == start
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # it warns of what it misses
+        adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    before, after = stored(start), stored(tmp_path / "tuned")
+    moved = {name for name, x in before.items() if not torch.equal(x, after[name])}
+    assert {name.partition(".")[0] for name in moved} == {*full}
+    assert ("connector.row_end_D" in moved) == name.startswith("LLaVA-NeXT")
+    loaded = checkpoint.load_for_use(tmp_path / "tuned")
+    for width, height in test_tiled_models.PICTURES.values():
+        canvas = test_tiled_models.picture(width, height)
+        document = Document((Image(test_tiled_models.png(canvas)), Text("what is it?")))
+        inputs = processor(images=canvas, text="<image>what is it?", return_tensors="pt")
+        inputs, pixels_NCYX, encoded = test_tiled_models.with_our_pixels(inputs, document, loaded)
+        ours = test_tiled_models.our_logits(loaded, pixels_NCYX, encoded)
+        with torch.no_grad():
+            torch.testing.assert_close(ours, adapted(**inputs).logits, atol=1e-5, rtol=1e-5)
+    assert torch.equal(adapted.merge_and_unload()(**inputs).logits, adapted(**inputs).logits)
+
+
 def test_an_adapter_that_no_base_fits_is_refused(stores, base, tuned, tmp_path):
     run = config.load(tuned / "config.json")
     for change, words in (
         ({"lora": None}, "was trained without adapters"),
-        ({"lora": LoRAConfig(full=["connector", "vision"])}, "trained vision in full"),
+        ({"lora": LoRAConfig(full=["connector", "decoder.norm"])}, "trained decoder.norm in full"),
         ({"start_from": {"vision": str(base)}}, "no whole model; leave --adapter out"),
         ({"model": small.config()}, "has other model.* fields than"),
     ):

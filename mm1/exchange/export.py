@@ -106,12 +106,12 @@ def export_run(
 
 
 def export_adapter(run_folder: Path, to: Path, *, dtype: str = "stored") -> Path:
-    """Write the adapters of a run's newest checkpoint, and its connector, to the folder `to` in the layout of PEFT.
+    """Write the adapters of a run's newest checkpoint, and what it trained in full, to `to` in the layout of PEFT.
 
     They belong to the export of the run that this one started from, whose folder comes back.
 
     Raises:
-        ConfigError: there is no run, it has no adapters, or more than adapters and connector tell it from its start.
+        ConfigError: there is no run, it has no adapters, or they, connector and encoder don't tell it from its start.
         CheckpointError: nothing is trained yet.
     """
     run = config.load(run_folder / "config.json")
@@ -125,9 +125,8 @@ def export_adapter(run_folder: Path, to: Path, *, dtype: str = "stored") -> Path
     lora, base = _adapter_base(run, run_folder, part=part)
     tokenizer = recorded_text(run_folder).tokenizer if part == "model" else None
     form = _form(run, part, [name for name in weights.shapes if not is_adapter(name)], tokenizer=tokenizer)
-    names = [name for name in weights.shapes if is_adapter(name)]
-    if part == "model":
-        names += [name for name in weights.shapes if name.startswith("connector.")]
+    parts = tuple(f"{name}." for name in lora.full) if part == "model" else ()
+    names = [name for name in weights.shapes if is_adapter(name) or name.startswith(parts)]
     target = DTYPES[dtype]
     tensors = adapter.adapter_to_hf({name: weights.read(name).to(target) for name in names}, form.rename)
     with _appears_whole(to) as half:
@@ -146,7 +145,7 @@ def _adapter_base(run: RunConfig, folder: Path, *, part: str) -> tuple[LoRAConfi
     merged = "leave --adapter out to export merged weights"
     if run.lora is None:
         raise ConfigError(f"{folder} was trained without adapters (lora is null); {merged}")
-    if more := sorted({*run.lora.full} - {"connector"}):
+    if more := sorted({*run.lora.full} - {"connector", "vision"}):
         raise ConfigError(f"{folder} trained {', '.join(more)} in full (lora.full), which no adapter holds; {merged}")
     start = run.start_from.get("decoder" if part == "decoder" and "model" not in run.start_from else "model")
     if start is None or (part == "model" and len(run.start_from) > 1):

@@ -19,6 +19,7 @@ _LOADED = {
     "language_model.model.": "model.language_model.",
     "multi_modal_projector.": "model.multi_modal_projector.",
     "image_newline": "model.image_newline",
+    "vision_tower.vision_model.": "model.vision_tower.",
 }
 """Where `transformers` puts parts of a LLaVA's file: adapters are named after the model in memory."""
 
@@ -43,22 +44,19 @@ def adapter_config(lora: LoRAConfig, tensors: State) -> dict[str, Any]:
         "use_rslora": False,
         "use_dora": False,
         "target_modules": sorted(layers),
-        "modules_to_save": sorted({_connector(name) for name in whole}) or None,
+        "modules_to_save": sorted({module for name in whole if (module := _module(name))}) or None,
     }
 
 
 def adapter_to_hf(ours: State, rename: Callable[[State], State]) -> State:
-    """PEFT's tensors of a run's adapters and of its connector, whose tensors `rename` renames as in the export."""
+    """PEFT's tensors of a run's adapters, and of its parts trained in full, which `rename` writes as in the export."""
     theirs = {}
     for layer in adapted(ours):
         (name,) = rename({f"{layer}.weight": torch.empty(0)})
         for factor in FACTORS:
             theirs[_PREFIX + _loaded(name.removesuffix(".weight")) + factor] = ours[layer + factor]
-    for name, x in ours.items():
-        if not is_adapter(name):
-            (their,) = rename({name: x})
-            theirs[_PREFIX + _loaded(their)] = x
-    return theirs
+    whole = rename({name: x for name, x in ours.items() if not is_adapter(name)})
+    return theirs | {_PREFIX + _loaded(name): x for name, x in whole.items()}
 
 
 def _loaded(name: str) -> str:
@@ -69,9 +67,11 @@ def _loaded(name: str) -> str:
     return name
 
 
-def _connector(name: str) -> str:
-    """The module that is the connector, from the name of one of its tensors."""
-    for module in ("model.multi_modal_projector", "model.connector", "connector"):
-        if name.startswith(f"{module}."):
-            return module
-    raise ValueError(f"{name} belongs to no module, which an adapter of PEFT can't hold; leave --adapter out")
+def _module(name: str) -> str | None:
+    """The module in memory, connector or encoder, that a tensor belongs to.
+
+    None for LLaVA-NeXT's `image_newline`, a parameter of the model itself. PEFT loads such a tensor by its name, as it
+    does biases and embeddings.
+    """
+    modules = ("model.multi_modal_projector", "model.connector", "model.vision_tower", "model.vision_model")
+    return next((module for module in (*modules, "model.vision") if name.startswith(f"{module}.")), None)
