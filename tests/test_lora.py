@@ -8,7 +8,9 @@ import pytest
 import small
 import test_tiled_models
 import torch
+import torch.distributed as torch_dist
 from pair import Pair, train_all
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from mm1 import checkpoint
 from mm1.budget.hardware import GPUS
@@ -25,6 +27,7 @@ from mm1.model.lora import LoRALinear, is_adapter
 from mm1.train.adapters import add_adapters, check_adapters
 from mm1.train.log import read_metrics
 from mm1.train.meter import costs
+from mm1.train.parallel import parallel_dims, parallelize
 from mm1.train.parameters import trained
 from mm1.train.run import train_run
 
@@ -172,17 +175,34 @@ def test_adapters_are_set_on_the_command_line(stores):
         config.override(run, ["lora.rnk=8"])
 
 
-def test_a_budget_counts_moments_of_what_is_trained_only(stores):
-    run = run_of(stores)
-    with torch.device("meta"):
-        mllm = small.MLLM(run.model)
-    add_adapters(mllm, LORA)
-    numbers = sum(parameter.numel() for parameter in trained(mllm).values())
-    total = sum(parameter.numel() for parameter in mllm.parameters())
-    memory = Planner(run, GPUS["h100"], precision=torch.bfloat16).budget(ParallelLayout(micro_batch_size=2)).memory
-    assert (memory["moments"], memory["weights"]) == (8 * numbers, 4 * total)
-    assert {layout.tp for layout in layouts(run, 2, node=8)} == {1}
-    assert costs(run).passes == {"vision": 1, "connector": 3, "decoder": 2}
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_budget_counts_moments_of_what_is_trained_only_and_of_the_rank(tp: int, stores, monkeypatch):
+    """As on the first of four ranks, in a fake process group; what tensor parallelism doesn't divide is whole."""
+    changes = ["decoder.heads=2", "decoder.kv_heads=2", "decoder.head_width=8", "decoder.qkv_bias=true"]
+    layout = ParallelLayout(dp_shard=4 // tp, tp=tp)
+    words = [*(f"model.{change}" for change in changes), *layout.overrides().split()]
+    run = config.override(run_of(stores), words)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    torch_dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        with torch.device("meta"):
+            mllm = small.MLLM(run.model)
+        add_adapters(mllm, LORA)
+        parallelize(mllm, run, dims=parallel_dims(run), precision=torch.float32)
+        kept = {name: parameter.to_local().numel() for name, parameter in mllm.named_parameters()}
+        moments = 8 * sum(kept[name] for name in trained(mllm))
+    finally:
+        torch_dist.destroy_process_group()
+    assert layout in set(layouts(run, 4, node=8))
+    planner = Planner(run, GPUS["h100"], precision=torch.float32)
+    budget = planner.budget(layout)
+    assert (budget.memory["moments"], budget.memory["weights"]) == (moments, 4 * sum(kept.values()))
+    assert planner.state_bytes(layout) == moments + moments / 2 + 4 * sum(kept.values())
+    assert budget.flops == planner.budget(ParallelLayout(dp_shard=4)).flops  # of the step, however it is shared
+
+
+def test_a_run_with_adapters_counts_a_backward_pass_through_frozen_layers_once(stores):
+    assert costs(run_of(stores)).passes == {"vision": 1, "connector": 3, "decoder": 2}
 
 
 @pytest.mark.long

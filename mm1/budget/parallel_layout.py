@@ -37,7 +37,7 @@ class ParallelLayout(NamedTuple):
 def layouts(run: RunConfig, ranks: int, *, node: int) -> Iterator[ParallelLayout]:
     """Every layout of `ranks` ranks that `parallel.layout` accepts; `node` is the number of devices of a node."""
     decoder = run.model.decoder
-    for tp in (1, 2, 4, 8) if run.lora is None else (1,):
+    for tp in (1, 2, 4, 8):
         sharded = (decoder.heads, decoder.kv_heads, decoder.mlp_width)
         if tp > node or ranks % tp or any(size % tp for size in sharded):
             continue

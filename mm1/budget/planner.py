@@ -87,10 +87,9 @@ class Planner:
         """What the run takes in this layout, which may not fit."""
         segments = self._segments(layout)
         flops: dict[str, float] = dict.fromkeys(MODEL_PARTS, 0.0)
-        for segment in segments:
+        for segment in self._segments(layout._replace(tp=1)):  # of all ranks together, what each computes counts once
             if not segment.backward:
-                ranks = layout.tp if segment.part == "decoder" and segment.block is not None else 1
-                flops[segment.part] += segment.flops() * self._image_share(segment) * ranks
+                flops[segment.part] += segment.flops() * self._image_share(segment)
         micro_batches = self.run.batch_size / layout.micro_batch_size
         flops = {part: value * micro_batches for part, value in flops.items()}
         flops["logits"] /= self._loss_passes

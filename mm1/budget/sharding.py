@@ -6,10 +6,13 @@ from typing import NamedTuple
 
 from mm1.budget.parallel_layout import ParallelLayout
 
-TP_SHARDED = re.compile(
-    r"decoder\.blocks\.\d+\.(attention\.(query|key|value|out)|feed_forward\.(gate|up|down))\.weight"
-)
-"""Matrices that tensor parallelism shards."""
+_BLOCK = r"decoder\.blocks\.\d+\."
+_OUTPUTS = re.compile(_BLOCK + r"(attention\.(query|key|value)|feed_forward\.(gate|up))\.(lora_B\.)?(weight|bias)")
+_INPUTS = re.compile(_BLOCK + r"(attention\.out|feed_forward\.down)\.(lora_A\.)?weight")
+"""What tensor parallelism shards along its first axis, the outputs of a layer, and along its second, the inputs.
+
+Of an adapter's two matrices it shards the one on the side of the layer that it shards (`train/adapters.py`).
+"""
 
 
 class Weight(NamedTuple):
@@ -27,22 +30,27 @@ class Weight(NamedTuple):
 
     def gathered(self, layout: ParallelLayout) -> int:
         """How many of its numbers a rank computes with, once FSDP has gathered them."""
-        return self._first_axis(layout) * prod(self.shape[1:])
+        return prod(self._shape(layout))
 
     def local(self, layout: ParallelLayout) -> int:
         """How many of its numbers a rank stores: those of the first rank, which has the longest shard."""
-        return -(-self._first_axis(layout) // self.shards(layout)) * prod(self.shape[1:])
+        first, *rest = self._shape(layout)
+        return -(-first // self.shards(layout)) * prod(rest)
 
     def shards(self, layout: ParallelLayout) -> int:
         """How many ranks FSDP gathers it from."""
         return layout.dp_shard // layout.ep if ".experts." in self.name else layout.dp_shard
 
-    def _first_axis(self, layout: ParallelLayout) -> int:
-        """The length of its first axis after tensor and expert parallelism."""
-        length = self.shape[0] if self.shape else 1
+    def _shape(self, layout: ParallelLayout) -> tuple[int, ...]:
+        """Its shape after tensor and expert parallelism; a scalar has one axis."""
+        first, *rest = self.shape or (1,)
         if ".experts." in self.name:
-            return length // layout.ep
-        return length // layout.tp if TP_SHARDED.fullmatch(self.name) else length
+            return first // layout.ep, *rest
+        if _OUTPUTS.fullmatch(self.name):
+            return first // layout.tp, *rest
+        if _INPUTS.fullmatch(self.name):
+            return first, rest[0] // layout.tp
+        return first, *rest
 
 
 class UnitSizes(NamedTuple):
