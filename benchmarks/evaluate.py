@@ -30,6 +30,7 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line sets it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.append(str(Path(__file__).parents[1]))  # `sample_build` is not installed
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # its readers of published encoders
 
 import torch

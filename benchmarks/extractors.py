@@ -17,6 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
+sys.path.append(str(Path(__file__).parents[1]))  # `sample_build` is not installed
+
 from mm1.document import Text
 from mm1.prepare.html.main_content import main_content
 from sample_build.packages import PackageError

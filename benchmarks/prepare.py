@@ -17,11 +17,14 @@ import io
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # `sample_build` is not installed
 
 import numpy as np
 import PIL.Image
