@@ -57,6 +57,8 @@ class Mixture:
 def _shuffle(mixture: Mixture, stage: int, deck: int) -> tuple[np.ndarray, np.ndarray]:
     """The source of each sequence of a deck, and how many sequences of the same source come before it in the deck."""
     shares = mixture.stages[stage]
+    if max(shares) == sum(shares):  # one source: nothing to shuffle
+        return np.full(sum(shares), np.argmax(shares)), np.arange(sum(shares))
     random = np.random.default_rng((mixture.seed, 1, deck, stage))
     sources = random.permutation(np.repeat(np.arange(len(shares)), shares))
     before = np.empty_like(sources)
