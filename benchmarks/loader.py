@@ -4,7 +4,9 @@
 
 Every loader reads the same pictures with captions from its native format (Lance, tar, parquet, MDS) in one process
 without workers, and returns 336 x 336 RGB pixels, resized bicubically, and the caption. mm1 also encodes the captions,
-mixes them and packs them into sequences. Each peer is in the table twice: with its own decoder (Pillow) and with mm1's.
+mixes them, packs them into sequences, and writes the pixels into batches of about 26. Each peer is in the table three
+times: with its own decoder (Pillow), with mm1's, and with mm1's and its pixels stacked into batches of 26, as training
+needs them; without that a peer's pixels are thrown away one by one.
 Loaders take turns. Figures are medians over rounds, by processor time; the ratio is mm1's median divided by the peer's.
 A peer that cannot be imported is named with the reason. mosaicml-streaming and megatron-energon need other versions
 than mm1: install them in an environment of their own.
@@ -12,6 +14,7 @@ than mm1: install them in an environment of their own.
 
 import argparse
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -19,6 +22,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from statistics import median
@@ -43,7 +47,7 @@ from mm1.data.store import write_store
 from mm1.document import Document, Image, Text
 from mm1.tiling import TileSpec
 
-SIZE = 336
+SIZE, BATCH = 336, 26
 Sample = tuple[bytes, str]
 Stream = Callable[[], Iterator[Any]]  # yields the number of samples of each item: 1, or more for a batch
 
@@ -55,6 +59,23 @@ def squeeze(picture: Any) -> np.ndarray:
 
 def bytes_to_pixels(data: bytes) -> np.ndarray:
     return load(data, SIZE)
+
+
+def decoded(name: str, pictures: Callable[[], Iterator[bytes]]) -> dict[str, Stream]:
+    """The streams of a peer that is handed mm1's decoder; `pictures` reads its encoded pictures."""
+
+    def one_by_one() -> Iterator[int]:
+        for data in pictures():
+            bytes_to_pixels(data)
+            yield 1
+
+    def in_batches() -> Iterator[int]:
+        pixels = map(bytes_to_pixels, pictures())
+        while batch := list(itertools.islice(pixels, BATCH)):
+            torch.from_numpy(np.stack(batch))
+            yield len(batch)
+
+    return {f"{name}, mm1's decoder": one_by_one, f"{name}, mm1's decoder, batches": in_batches}
 
 
 def ours(samples: list[Sample], folder: Path) -> dict[str, Stream]:
@@ -86,12 +107,12 @@ def webdataset(samples: list[Sample], folder: Path) -> dict[str, Stream]:
             squeeze(picture)
             yield 1
 
-    def with_our_decoder() -> Iterator[int]:
+    def pictures() -> Iterator[bytes]:
         for data, text in wds.WebDataset(path, shardshuffle=False, empty_check=False).to_tuple("jpg", "txt"):
-            bytes_to_pixels(data), text.decode()
-            yield 1
+            text.decode()
+            yield data
 
-    return {"webdataset": as_it_is, "webdataset, mm1's decoder": with_our_decoder}
+    return {"webdataset": as_it_is} | decoded("webdataset", pictures)
 
 
 def hf_datasets(samples: list[Sample], folder: Path) -> dict[str, Stream]:
@@ -112,12 +133,10 @@ def hf_datasets(samples: list[Sample], folder: Path) -> dict[str, Stream]:
             squeeze(sample["image"])
             yield 1
 
-    def with_our_decoder() -> Iterator[int]:
-        for sample in opened(False):
-            bytes_to_pixels(sample["image"]["bytes"])
-            yield 1
+    def pictures() -> Iterator[bytes]:
+        return (sample["image"]["bytes"] for sample in opened(False))
 
-    return {"datasets, streaming": as_it_is, "datasets, streaming, mm1's decoder": with_our_decoder}
+    return {"datasets, streaming": as_it_is} | decoded("datasets, streaming", pictures)
 
 
 def mosaic(samples: list[Sample], folder: Path) -> dict[str, Stream]:
@@ -129,16 +148,15 @@ def mosaic(samples: list[Sample], folder: Path) -> dict[str, Stream]:
             for data, text in samples:
                 out.write({"image": Pillow.open(io.BytesIO(data)) if kind == "jpeg" else data, "text": text})
 
-    def stream(kind: str, pixels: Callable[[Any], np.ndarray]) -> Iterator[int]:
-        data = StreamingDataset(local=str(folder / f"mds-{kind}"), batch_size=1)
-        for sample in data:
-            pixels(sample["image"])
+    def pictures(kind: str) -> Iterator[Any]:
+        return (sample["image"] for sample in StreamingDataset(local=str(folder / f"mds-{kind}"), batch_size=1))
+
+    def as_it_is() -> Iterator[int]:
+        for picture in pictures("jpeg"):
+            squeeze(picture)
             yield 1
 
-    return {
-        "mosaicml-streaming": lambda: stream("jpeg", squeeze),
-        "mosaicml-streaming, mm1's decoder": lambda: stream("bytes", bytes_to_pixels),
-    }
+    return {"mosaicml-streaming": as_it_is} | decoded("mosaicml-streaming", partial(pictures, "bytes"))
 
 
 def stub_torchvision() -> None:
@@ -163,7 +181,7 @@ def energon(samples: list[Sample], folder: Path) -> dict[str, Stream]:
     options += ["--sample-type", "CaptioningSample", "--field-map", '{"image": "jpg", "caption": "txt"}']
     subprocess.run([sys.executable, "-c", prepare, *options, str(root)], check=True, capture_output=True)
 
-    def stream(decoder: Any, pixels: Callable[[Any], np.ndarray]) -> Iterator[int]:
+    def pictures(decoder: Any) -> Iterator[Any]:
         class Encoder(DefaultTaskEncoder):
             def __init__(self):
                 super().__init__()
@@ -178,14 +196,14 @@ def energon(samples: list[Sample], folder: Path) -> dict[str, Stream]:
             worker_config=worker,
             task_encoder=Encoder(),
         )
-        for sample in get_loader(data):
-            pixels(sample.image)
+        return (sample.image for sample in get_loader(data))
+
+    def as_it_is() -> Iterator[int]:
+        for picture in pictures(SampleDecoder(image_decode="pil")):
+            squeeze(picture)
             yield 1
 
-    return {
-        "Megatron-Energon": lambda: stream(SampleDecoder(image_decode="pil"), squeeze),
-        "Megatron-Energon, mm1's decoder": lambda: stream(None, bytes_to_pixels),
-    }
+    return {"Megatron-Energon": as_it_is} | decoded("Megatron-Energon", partial(pictures, None))
 
 
 def write_tar(samples: list[Sample], path: Path) -> str:

@@ -76,6 +76,17 @@ def _alone(sequences: Sequences, start: int) -> list[list[str]]:
     return [sorted(digest(batch) for batch in step) for step in steps]
 
 
+def test_a_worker_decodes_into_memory_that_it_shares_with_the_run(index, monkeypatch):
+    """So the tiles are not copied when the batch is sent."""
+    sequences, numbers = opened(index), [0, 1, 2, 3]
+    alone = sequences.batch(numbers)
+    monkeypatch.setattr("mm1.data.loader.get_worker_info", lambda: "a worker")
+    shared = sequences.batch(numbers)
+    assert shared.images
+    assert digest(shared) == digest(alone)
+    assert [batch.images_NCYX.is_shared() for batch in (alone, shared)] == [False, True]
+
+
 def test_a_far_step_is_reached_at_once(index):
     sequences = opened(index)
     stream = batches(sequences, start_sequence=10**6 * BATCH, batch_size=BATCH, micro_batch_size=MICRO)
