@@ -1,7 +1,8 @@
 """Asks vLLM what an export says, in an environment that has vLLM but not mm1; `tests/with_vllm.py` calls it.
 
-`python ask_vllm.py EXPORT QUESTIONS ANSWERS`: QUESTIONS is a JSON of prompts (token ids with one image token for each
-picture, pictures in base64), ANSWERS what vLLM makes of each: the ids of the prompt, and those that it writes.
+`python ask_vllm.py EXPORT QUESTIONS ANSWERS ...`, as many threes as there are models. QUESTIONS is a JSON of prompts
+(token ids with one image token for each picture, pictures in base64), ANSWERS what vLLM makes of each: the ids of the
+prompt, and those that it writes. A model that it can't load has none, and its error is printed.
 """
 
 import base64
@@ -9,6 +10,7 @@ import io
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from PIL import Image
@@ -46,4 +48,8 @@ def main(export: str, file: Path, answers: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    for first in range(1, len(sys.argv), 3):
+        try:
+            main(sys.argv[first], Path(sys.argv[first + 1]), Path(sys.argv[first + 2]))
+        except Exception:
+            traceback.print_exc()

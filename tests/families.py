@@ -1,12 +1,15 @@
 """The table of docs/weights.md: each published family in and out, tried on tiny random models of `transformers`.
 
-`python tests/families.py` makes the models, tries them and writes the table.
+`python tests/families.py` makes the models, tries them and writes the table. `python tests/families.py VLLM_PYTHON`
+asks vLLM too, by an interpreter that has it (docs/weights.md has the recipe); else its column stays.
 """
 
 import io
+import json
+import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from test_parity_vision import images, pixels, their_features
 from test_published_text import ZEPHYR
 from test_tiled_models import IMAGE, MODELS, our_logits, picture, publish, with_our_pixels
 from test_words import publish_llava
+from with_vllm import ask_all
 
 from mm1 import checkpoint
 from mm1.checkpoint import load_for_use
@@ -36,6 +40,7 @@ from mm1.model.mllm import MLLM
 
 PAGE = Path(__file__).parents[1] / "docs/weights.md"
 BEGIN, END = "<!-- families: python tests/families.py writes this table -->", "<!-- end of families -->"
+NOT_RUN = "not run"
 LIMIT = 1e-5
 """The largest difference of two logits or features that counts as none."""
 
@@ -48,20 +53,30 @@ class Row:
     exported: str
     same_in: bool  # logits, or features of an encoder, of the import and of theirs
     same_out: bool  # of the export, opened by `transformers`, and of the import
+    around: bool  # an export of an import of the export has the same files, byte for byte
     text: bool | str  # greedy text
     chat: bool | str  # the tokens of a conversation
+    vllm: bool | str = NOT_RUN  # greedy text of vLLM with the export
 
     def cells(self) -> list[str]:
         words = {True: "yes", False: "no"}
-        held = [words.get(value, value) for value in (self.same_in, self.same_out, self.text, self.chat)]
+        held = [
+            words.get(value, value)
+            for value in (self.same_in, self.same_out, self.around, self.text, self.chat, self.vllm)
+        ]
         return [self.family, f"`{self.exported}`", *held]
 
 
-SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-SHAPE |= {"num_key_value_heads": 2, "vocab_size": 480, "max_position_embeddings": 512, "head_dim": 8}
+SHAPE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+# vLLM takes no heads that are thinner than 32
+SHAPE |= {"num_key_value_heads": 2, "vocab_size": 480, "max_position_embeddings": 512, "head_dim": 32}
 SHAPE |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
-LONGROPE: dict[str, Any] = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 3.0], "long_factor": [1.0, 4.0, 9.0]}
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.5, 3.0] * 4,
+    "long_factor": [9.0] * 12,
+}
 LONGROPE |= {"rope_theta": 1e4, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 512}
 LANGUAGE: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama, SmolLM2": ("llama", {"tie_word_embeddings": True}),
@@ -118,15 +133,32 @@ def language(name: str, folder: Path) -> Row:
         expected, written = theirs(tokens_BT).logits, exported(tokens_BT).logits
     (said,) = Writer(loaded.model, loaded.tokenizer, rows=1).write([prompt([Text("who?")])], max_tokens=16)
     answer = theirs.generate(tokens_BT, max_new_tokens=16, do_sample=False)[0, len(ids) :]
+    limits = {"max_positions": 256, "max_tokens": 16, "ends": []}
+    question = {"prompts": [{"tokens": ids, "pictures": []}], "answer": answer.tolist(), **limits}
+    (folder / "question.json").write_text(json.dumps(question))
     same_chat = again.apply_chat_template([{"role": "user", "content": "who?"}], add_generation_prompt=True)
     return Row(
         name,
         type(exported).__name__,
         _same(ours[..., : expected.shape[-1]], expected),
         _same(written, ours),
+        _goes_around(folder),
         said == tokenizer.decode(answer, skip_special_tokens=True),
         chat == ids == same_chat["input_ids"],
     )
+
+
+def in_vllm(python: str, folder: Path, names: list[str]) -> dict[str, bool | str]:
+    """Whether vLLM goes on as they do, by family; `fails` if it can't load the export."""
+    models = {name: [folder / name / file for file in ("out", "question.json", "answer.json")] for name in names}
+    ask_all(python, [(export, question, answer) for export, question, answer in models.values()], folder)
+    cells: dict[str, bool | str] = {}
+    for name, (_, question, answer) in models.items():
+        cells[name] = "fails"
+        if answer.is_file():
+            (said,), expected = json.loads(answer.read_text())["answers"], json.loads(question.read_text())["answer"]
+            cells[name] = said["tokens"] == expected
+    return cells
 
 
 def encoder(name: str, folder: Path) -> Row:
@@ -143,7 +175,9 @@ def encoder(name: str, folder: Path) -> Row:
     with torch.no_grad():
         ours = model.vision(pictures)
         expected, written = (their_features(one, pixels(pictures, run.model.vision))[-1] for one in (theirs, exported))
-    return Row(name, type(exported).__name__, _same(ours, expected), _same(written, ours), "-", "-")
+    return Row(
+        name, type(exported).__name__, _same(ours, expected), _same(written, ours), _goes_around(folder), "-", "-", "-"
+    )
 
 
 def llava(name: str, folder: Path) -> Row:
@@ -160,19 +194,20 @@ def multimodal(name: str, folder: Path, theirs, processor, *, canvas: Canvas.Ima
     """The row of a multimodal model, with our pixels on both sides, which are theirs up to rounding."""
     loaded = load_for_use(import_model(str(folder / "theirs"), folder / "ours").folder)
     export_run(folder / "ours", folder / "out")
-    exported = transformers.AutoModelForImageTextToText.from_pretrained(folder / "out").eval()
+    exported = transformers.AutoModelForImageTextToText.from_pretrained(folder / "out", trust_remote_code=True).eval()
     file = io.BytesIO()
     canvas.save(file, format="PNG")
     document = Document((Image(file.getvalue()), Text("what is it?")))
     inputs = processor(images=canvas, text="<image>what is it?", return_tensors="pt")
-    is_one_tile = inputs["pixel_values"].ndim == 4
-    if is_one_tile:
+    is_flat = inputs["pixel_values"].ndim == 4  # the tiles of all pictures together
+    if is_flat:
         inputs["pixel_values"] = inputs["pixel_values"][None]
     inputs, pixels_NCYX, encoded = with_our_pixels(inputs, document, loaded)
-    if is_one_tile:
+    if is_flat:
         inputs["pixel_values"] = inputs["pixel_values"][0]
     with torch.no_grad():
-        ours, expected, written = our_logits(loaded, pixels_NCYX, encoded), theirs(**inputs), exported(**inputs)
+        ours, expected = our_logits(loaded, pixels_NCYX, encoded), theirs(**inputs)
+        written = exported(**inputs)
     width = min(ours.shape[-1], expected.logits.shape[-1], written.logits.shape[-1])
     writer = Writer(loaded.model, loaded.tokenizer, rows=1)
     (said,) = writer.engine.generate([writer._prompts.prompt(encoded)], Decoding(max_tokens=16))
@@ -183,6 +218,7 @@ def multimodal(name: str, folder: Path, theirs, processor, *, canvas: Canvas.Ima
         type(exported).__name__,
         _same(ours[..., :width], expected.logits[..., :width]),
         _same(written.logits[..., :width], ours[..., :width]),
+        _goes_around(folder),
         said.tokens == answer.tolist(),
         _same_chat(processor, loaded) if getattr(processor, "chat_template", None) else "-",
     )
@@ -206,6 +242,16 @@ def _random(build: Callable[[], Any]):
     return model
 
 
+def _goes_around(folder: Path) -> bool:
+    import_model(str(folder / "out"), folder / "back")
+    export_run(folder / "back", folder / "again")
+    first, second = (
+        {path.name: path.read_bytes() for path in (folder / name).iterdir() if path.is_file()}
+        for name in ("out", "again")
+    )
+    return first == second
+
+
 def _same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     return bool(torch.allclose(ours, theirs, atol=LIMIT, rtol=LIMIT))
 
@@ -218,21 +264,36 @@ TRIED: dict[str, Callable[[str, Path], Row]] = {
 }
 
 
-def row(name: str) -> Row:
-    """The row of a family, tried now."""
-    with tempfile.TemporaryDirectory() as folder:
-        return TRIED[name](name, Path(folder))
+def row(name: str, folder: Path | None = None) -> Row:
+    """The row of a family, tried now; in a folder that stays if it is given."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return row(name, Path(temporary))
+    tried = TRIED[name](name, folder)
+    return replace(tried, vllm=recorded(name)) if tried.vllm == NOT_RUN else tried
+
+
+def recorded(name: str) -> str:
+    """What the page says of a family in vLLM."""
+    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith(f"| {name} |")]
+    return rows[0][-1] if rows and len(rows[0]) == len(HEAD) else NOT_RUN
+
+
+HEAD = ["family", "export is a", "import: same logits", "export: same logits", "export again: same files"]
+HEAD += ["same greedy text", "same chat", "vLLM"]
 
 
 def table(rows: list[Row]) -> str:
     """The rows in Markdown."""
-    head = ["family", "export is a", "import: same logits", "export: same logits", "same greedy text", "same chat"]
-    lines = [head, ["---"] * len(head), *(one.cells() for one in rows)]
+    lines = [HEAD, ["---"] * len(HEAD), *(one.cells() for one in rows)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 if __name__ == "__main__":
-    lines = table([row(name) for name in TRIED])
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [row(name, Path(folder) / name) for name in TRIED]
+        cells = in_vllm(sys.argv[1], Path(folder), [*LANGUAGE]) if len(sys.argv) > 1 else {}
+    lines = table([replace(one, vllm=cells.get(one.family, one.vllm)) for one in rows])
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]

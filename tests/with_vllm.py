@@ -68,14 +68,19 @@ def ask(python: str, export: Path, questions: dict[str, Any], folder: Path) -> d
     """What vLLM answers."""
     file, answers = folder / "questions.json", folder / "answers.json"
     file.write_text(json.dumps(questions))
+    ask_all(python, [(export, file, answers)], folder)
+    return json.loads(answers.read_text())
+
+
+def ask_all(python: str, models: list[tuple[Path, Path, Path]], folder: Path) -> None:
+    """Ask vLLM about several exports: each with the file of its questions, and that of its answers."""
     script = Path(__file__).with_name("ask_vllm.py")
     subprocess.run(
-        [python, script, export, file, answers],
+        [python, script, *(path for three in models for path in three)],
         check=True,
         cwd=folder,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )
-    return json.loads(answers.read_text())
 
 
 def row(python: str, run: Path, folder: Path) -> Row:
