@@ -305,8 +305,8 @@ def import_model(
     """Make a run from a published model: a language model, an image encoder, a LLaVA, or an export of mm1.
 
     Llama, Mistral, Mixtral, Qwen, Gemma, Phi, OLMo, SmolLM; CLIP, SigLIP, ViT, DINOv2, DINOv3, AIMv2, OpenCLIP, DFN;
-    LLaVA, Idefics3, SmolVLM. Train it further with `mm1 train FOLDER/config.json`, or start another run from it with
-    start_from.decoder=FOLDER, start_from.vision=FOLDER or start_from.model=FOLDER.
+    LLaVA, InternVL, Idefics3, SmolVLM. Train it further with `mm1 train FOLDER/config.json`, or start another run from
+    it with start_from.decoder=FOLDER, start_from.vision=FOLDER or start_from.model=FOLDER.
     """
     from mm1.exchange.description import description
     from mm1.exchange.importing import import_model as import_published

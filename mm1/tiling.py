@@ -8,7 +8,7 @@ that its processor cuts pictures as the run did: it must not import anything of 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 
@@ -74,6 +74,16 @@ KINDS: dict[str, Tiling] = {
     ),
     # LLaVA-NeXT (https://llava-vl.github.io/blog/2024-01-30-llava-next/): `anyres` with `spatial_unpad`.
     "llava_next": Tiling(grid="pixels", fit="pad_tiles", layout="rows", max_tiles=4, use_max_tiles=4),
+    # LLaVA-OneVision (https://arxiv.org/abs/2408.03326): `anyres_max_9`, up to the size from which it shrinks features.
+    "llava_onevision": Tiling(
+        grid="pixels_of_36",
+        fit="pad_tiles",
+        order="overview_first_always",
+        layout="rows",
+        max_tiles=10,
+        use_max_tiles=10,
+        max_document_images=1,
+    ),
     # InternVL 1.5, section 3.3 (https://arxiv.org/abs/2404.16821): `dynamic_preprocess`.
     "internvl": Tiling(grid="nearest_aspect", order="overview_last", max_tiles=12, use_max_tiles=12),
     # Idefics3, section 2.2 (https://arxiv.org/abs/2408.12637), and SmolVLM.
@@ -116,13 +126,13 @@ class TileSpec:
 def tiles(width: int, height: int, spec: TileSpec, *, full: bool = True) -> tuple[Cut, ...]:
     """How the tiles of a picture are cut from it, in the order of their tokens; only an overview unless `full`.
 
-    A picture that fits one tile has no other tiles than its overview.
+    By most orders a picture that fits one tile has no other tiles than its overview.
     """
     tiling = spec.tiling
     grid = GRIDS[tiling.grid](width, height, spec) if full else Grid(1, 1)
     fitted = FITS[tiling.fit](width, height, spec, grid)
     overview = Cut(fitted.overview, _centred(fitted.overview[-1], (spec.size, spec.size)))
-    if grid.cells == 1:
+    if not full:
         return (overview,)
     left, top = _centred(fitted.sizes[-1], (grid.columns * spec.size, grid.rows * spec.size))
     cuts = [
@@ -156,10 +166,6 @@ def blocks(cuts: Sequence[Cut], size: Size, spec: TileSpec, *, number: int) -> t
     features = LAYOUTS[spec.tiling.layout](cuts, size, spec)
     *texts, ending = INDICATORS[spec.tiling.indicators](number, cuts)
     return tuple(Block(text, part) for text, part in zip(texts, features, strict=False)), ending
-
-
-def _one(width: int, height: int, spec: TileSpec) -> Grid:
-    return Grid(1, 1)
 
 
 def _quarters(width: int, height: int, spec: TileSpec) -> Grid:
@@ -198,14 +204,18 @@ SHAPES = (Grid(1, 2), Grid(2, 1), Grid(2, 2), Grid(3, 1), Grid(1, 3))
 """LLaVA-NeXT's grids, `image_grid_pinpoints`, in their order."""
 
 
-def _most_pixels(width: int, height: int, spec: TileSpec) -> Grid:
+SHAPES_OF_36 = tuple(Grid(rows, columns) for rows in range(1, 7) for columns in range(1, 7))
+"""LLaVA-OneVision's."""
+
+
+def _most_pixels(width: int, height: int, spec: TileSpec, shapes: Sequence[Grid] = SHAPES) -> Grid:
     """The shape that keeps most of the picture's pixels; of equals the one that wastes the least, then the first."""
 
     def kept(grid: Grid) -> int:
         scale = min(grid.columns * spec.size / width, grid.rows * spec.size / height)
         return min(int(width * scale) * int(height * scale), width * height)
 
-    shapes = [shape for shape in SHAPES if shape.cells <= spec.tiling.max_tiles] or [Grid(1, 1)]
+    shapes = [shape for shape in shapes if shape.cells <= spec.tiling.max_tiles] or [Grid(1, 1)]
     return min(shapes, key=lambda grid: (-kept(grid), grid.cells * spec.size**2 - kept(grid)))
 
 
@@ -281,11 +291,11 @@ def _centred(size: Size, canvas: Size) -> Size:
 
 
 def _overview_first(overview: Cut, cuts: Sequence[Cut]) -> list[Cut]:
-    return [overview, *cuts]
+    return [overview, *cuts] if len(cuts) > 1 else [overview]
 
 
 def _overview_last(overview: Cut, cuts: Sequence[Cut]) -> list[Cut]:
-    return [*cuts, overview]
+    return [*cuts, overview] if len(cuts) > 1 else [overview]
 
 
 def _no_text(number: int, cuts: Sequence[Cut]) -> tuple[str, ...]:
@@ -312,6 +322,11 @@ def _row_column(number: int, cuts: Sequence[Cut]) -> tuple[str, ...]:
         else:
             texts.append(f"{row_ended}{chr(10) if texts else ''}{AROUND}<global-img>")
     return (*texts, f"{chr(10) if row else ''}{AROUND}")
+
+
+def _start_end(number: int, cuts: Sequence[Cut]) -> tuple[str, ...]:
+    """InternVL's tokens before and after the tiles of a picture."""
+    return ("<img>", *[""] * (len(cuts) - 1), "</img>")
 
 
 def _by_tile(cuts: Sequence[Cut], size: Size, spec: TileSpec) -> list[Sequence[int]]:
@@ -351,10 +366,11 @@ def _padding(cuts: Sequence[Cut], size: Size, spec: TileSpec, canvas: Grid) -> t
 
 
 GRIDS: dict[str, Callable[[int, int, TileSpec], Grid]] = {
-    "one": _one,
+    "one": lambda width, height, spec: Grid(1, 1),
     "quarters": _quarters,
     "padding": _least_padding,
     "pixels": _most_pixels,
+    "pixels_of_36": partial(_most_pixels, shapes=SHAPES_OF_36),
     "nearest_aspect": _nearest_aspect,
     "longer_side": _longer_side,
 }
@@ -367,11 +383,13 @@ FITS: dict[str, Callable[[int, int, TileSpec, Grid], _Fitted]] = {
 ORDERS: dict[str, Callable[[Cut, Sequence[Cut]], list[Cut]]] = {
     "overview_first": _overview_first,
     "overview_last": _overview_last,
+    "overview_first_always": lambda overview, cuts: [overview, *cuts],
 }
 INDICATORS: dict[str, Callable[[int, Sequence[Cut]], tuple[str, ...]]] = {
     "none": _no_text,
     "index": _index,
     "row_column": _row_column,
+    "start_end": _start_end,
 }
 LAYOUTS: dict[str, Callable[[Sequence[Cut], Size, TileSpec], list[Sequence[int]]]] = {
     "tiles": _by_tile,

@@ -22,6 +22,7 @@ from test_parity_vision import build as build_encoder
 from test_parity_vision import images, pixels, their_features
 from test_published_text import ZEPHYR
 from test_tiled_models import IMAGE, MODELS, our_logits, picture, publish, with_our_pixels
+from test_video_models import PUBLISHED
 from test_words import publish_llava
 from with_vllm import ask_all
 
@@ -190,6 +191,11 @@ def tiled(name: str, folder: Path) -> Row:
     return multimodal(name, folder, *publish(MODELS[name], folder / "theirs"), canvas=picture(31, 90))
 
 
+def with_videos(name: str, folder: Path) -> Row:
+    """The row of a model that takes videos too, for a tall picture."""
+    return multimodal(name, folder, *PUBLISHED[name](folder / "theirs"), canvas=picture(31, 90))
+
+
 def multimodal(name: str, folder: Path, theirs, processor, *, canvas: Canvas.Image) -> Row:
     """The row of a multimodal model, with our pixels on both sides, which are theirs up to rounding."""
     loaded = load_for_use(import_model(str(folder / "theirs"), folder / "ours").folder)
@@ -207,7 +213,7 @@ def multimodal(name: str, folder: Path, theirs, processor, *, canvas: Canvas.Ima
         inputs["pixel_values"] = inputs["pixel_values"][0]
     with torch.no_grad():
         ours, expected = our_logits(loaded, pixels_NCYX, encoded), theirs(**inputs)
-        written = exported(**inputs)
+        written = exported(**_inputs_of_export(folder / "out", canvas, loaded, inputs))
     width = min(ours.shape[-1], expected.logits.shape[-1], written.logits.shape[-1])
     writer = Writer(loaded.model, loaded.tokenizer, rows=1)
     (said,) = writer.engine.generate([writer._prompts.prompt(encoded)], Decoding(max_tokens=16))
@@ -222,6 +228,14 @@ def multimodal(name: str, folder: Path, theirs, processor, *, canvas: Canvas.Ima
         said.tokens == answer.tolist(),
         _same_chat(processor, loaded) if getattr(processor, "chat_template", None) else "-",
     )
+
+
+def _inputs_of_export(folder: Path, canvas: Canvas.Image, loaded, inputs: dict[str, Any]) -> dict[str, Any]:
+    """`inputs` as they are for a class of `transformers`; those of the export's processor for mm1's own."""
+    if not (folder / "processing_mm1.py").is_file():
+        return inputs
+    processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    return processor(images=canvas, text=f"{loaded.tokenizer.spelling('image')}what is it?", return_tensors="pt")
 
 
 def _same_chat(processor, loaded) -> bool:
@@ -261,6 +275,7 @@ TRIED: dict[str, Callable[[str, Path], Row]] = {
     **dict.fromkeys(ENCODERS, encoder),
     "LLaVA-1.5": llava,
     **dict.fromkeys(MODELS, tiled),
+    **dict.fromkeys(("InternVL3", "LLaVA-OneVision"), with_videos),
 }
 
 

@@ -96,6 +96,7 @@ ORDER = {
         "files",
         "llava",
         "idefics3",
+        "internvl",
         "families",
         "adapter",
         "shards",

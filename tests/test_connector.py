@@ -269,9 +269,12 @@ def test_a_grid_that_is_no_square_is_read_by_rows_and_columns(kind):
         expected = affine(samples, connector.out)
     elif kind == "mlp":
         expected = affine(F.gelu(affine(averages, connector.up)), connector.out)
-    elif kind == "pixel_shuffle":
+    elif kind.startswith("pixel_shuffle"):
         blocks = [x_NCYX[:, :, y : y + 2, x : x + 2] for y in (0, 2) for x in (0, 2, 4)]
-        expected = affine(torch.stack([block.permute(0, 2, 3, 1).flatten(1) for block in blocks], 1), connector.out)
+        shuffled = torch.stack([block.permute(0, 2, 3, 1).flatten(1) for block in blocks], 1)
+        if kind == "pixel_shuffle_mlp":
+            shuffled = F.gelu(affine(F.layer_norm(shuffled, shuffled.shape[-1:]), connector.up))
+        expected = affine(shuffled, connector.out)
     elif kind == "attention":
         expected = attention_by_formula(connector, features_NPE)
     else:

@@ -82,6 +82,11 @@ LLAVAS = {
         transformers.MistralConfig(**TEXT, sliding_window=None),
         {"vision_feature_layer": 1},
     ),
+    "SigLIP, last layer, Qwen": (
+        transformers.SiglipVisionConfig(**VISION, vision_use_head=False),
+        transformers.Qwen2Config(**TEXT),
+        {"vision_feature_select_strategy": "full", "vision_feature_layer": -1},
+    ),
     "SigLIP, tied Qwen": (
         transformers.SiglipVisionConfig(**VISION, vision_use_head=False),
         transformers.Qwen2Config(**TEXT, tie_word_embeddings=True),
@@ -188,7 +193,7 @@ def test_dfns_vit_h_378_fits_its_published_shapes():
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"vision_feature_layer": -1}, "vision_feature_layer is -1"),
+        ({"vision_feature_layer": 4}, "vision_feature_layer is 4"),
         ({"vision_feature_layer": [-2, -5]}, r"\[-2, -5\]"),
         ({"vision_feature_select_strategy": "full"}, "'full'"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act is 'relu'"),

@@ -162,6 +162,7 @@ def test_a_model_read_for_its_encoder_alone_says_what_is_left_out(tmp_path):
     transformers.PaliGemmaForConditionalGeneration(whole).save_pretrained(tmp_path / "theirs")
     imported = import_model(str(tmp_path / "theirs"), tmp_path / "ours")
     assert "PaliGemmaForConditionalGeneration" in imported.left_out
+    assert "see each other in both directions" in imported.left_out
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

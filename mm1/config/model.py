@@ -38,6 +38,7 @@ class VisionConfig(Config):
     rope_base: float | None = Field(None, gt=0)  # of rotary positions instead of learned ones (DINOv3)
     antialias: bool = False  # when learned positions are resized to a smaller grid (OpenCLIP, DINOv2 with registers)
     feature_layer: int = Field(-1, lt=0)  # -1: the last layer's output, normed; -2: the layer before's, not normed
+    feature_norm: bool = True  # false: the last layer's output is not normed either (InternVL)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of RGB in [0, 1]
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
@@ -80,15 +81,17 @@ class TilingConfig(Config):
     `kind` names a preset of all fields after it; one that is null has the preset's value.
     """
 
-    kind: Literal["none", "mm1", "mm1_5", "llava_next", "internvl", "idefics3"] = "none"  # none: a picture is one tile
+    kind: Literal["none", "mm1", "mm1_5", "llava_next", "llava_onevision", "internvl", "idefics3"] = "none"
     # how many rows and columns: always 1 x 1; 2 x 2; the least padding; one of LLaVA-NeXT's shapes with the most pixels
-    # used; the nearest aspect; the longer side always the same number of tiles
-    grid: Literal["one", "quarters", "padding", "pixels", "nearest_aspect", "longer_side"] | None = None
+    # used, or one of LLaVA-OneVision's; the nearest aspect; the longer side always the same number of tiles
+    grid: Literal["one", "quarters", "padding", "pixels", "pixels_of_36", "nearest_aspect", "longer_side"] | None = None
     # how the picture fills them: its aspect is lost; kept, with black around it, also in the overview or not there;
     # lost, in two steps (Idefics3)
     fit: Literal["squeeze", "pad", "pad_tiles", "squeeze_twice"] | None = None
-    order: Literal["overview_first", "overview_last"] | None = None
-    indicators: Literal["none", "index", "row_column"] | None = None  # text around tiles that says which is which
+    # a picture of one tile is its overview alone, but not in the last order
+    order: Literal["overview_first", "overview_last", "overview_first_always"] | None = None
+    # text around tiles that says which is which, or where a picture starts and ends
+    indicators: Literal["none", "index", "row_column", "start_end"] | None = None
     # the image tokens of a tile after those of the one before; or the rows of all tiles together, without padding, each
     # ended by a learned token (LLaVA-NeXT)
     layout: Literal["tiles", "rows"] | None = None
@@ -110,7 +113,9 @@ class TilingConfig(Config):
 class ConnectorConfig(Config):
     """A connector: it turns P patch features into S image tokens of the decoder's width."""
 
-    kind: Literal["c_abstractor", "average", "attention", "linear", "mlp", "pixel_shuffle"] = "average"
+    kind: Literal["c_abstractor", "average", "attention", "linear", "mlp", "pixel_shuffle", "pixel_shuffle_mlp"] = (
+        "average"
+    )
     tokens: int = Field(16, gt=0)  # S, image tokens per image; a square number
     width: int = Field(192, gt=0)  # inner width; of c_abstractor and attention
     depth: int = Field(1, gt=0)  # c_abstractor: blocks before and after pooling; attention: layers

@@ -20,7 +20,7 @@ from mm1.exchange.description import record_origin
 from mm1.exchange.model_card import FILE as CARD
 from mm1.hf import encoder, own, unread
 from mm1.hf.decoder_state import decoder_from_hf, with_own_head
-from mm1.hf.families import FAMILIES, REFUSED
+from mm1.hf.families import FAMILIES
 from mm1.hf.language import Language, downloaded, read_language, tensors_of, with_words
 from mm1.hf.layouts import vision_from_hf
 from mm1.hf.shards import State
@@ -63,8 +63,6 @@ def _import(name: str, folder: Path, tokenizer: Path | None) -> Imported:
         return _import_export(_folder_of(name), theirs, folder)
     if kind in FAMILIES:
         return _import_multimodal(_folder_of(name), theirs, folder)
-    if kind in REFUSED:
-        raise ValueError(f"models of type {kind} can't be read: {REFUSED[kind]}; known: {', '.join(FAMILIES)}")
     if theirs.get("vision_config") or encoder.is_encoder(theirs):
         vision, state = encoder.read_encoder(name)
         weights = {f"vision.{leaf}": x for leaf, x in state.items()}

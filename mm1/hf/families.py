@@ -7,7 +7,7 @@ from typing import Any
 
 from mm1.config.model import ModelConfig
 from mm1.data.tokenizer import Tokenizer
-from mm1.hf import idefics3, llava
+from mm1.hf import idefics3, internvl, llava
 from mm1.hf.files import Processor
 from mm1.hf.layouts import State
 
@@ -60,12 +60,21 @@ FAMILIES = {
     ),
     "idefics3": _IDEFICS3,
     "smolvlm": _IDEFICS3,
+    "llava_onevision": Family(
+        llava.onevision_config_from_hf,
+        llava.onevision_config_to_hf,
+        llava.llava_next_processor,
+        llava.llava_from_hf,
+        llava.llava_to_hf,
+        llava.onevision_left_out,
+    ),
+    "internvl": Family(
+        internvl.config_from_hf,
+        internvl.config_to_hf,
+        internvl.processor,
+        llava.llava_from_hf,
+        llava.llava_to_hf,
+        internvl.left_out,
+    ),
 }
 """An export takes the first one that fits."""
-
-REFUSED = {
-    "llava_onevision": "it takes the last layer's features without their norm, and shrinks those of a large picture "
-    "bilinearly to a limit, for which our encoder and tilings have no setting",
-    "internvl": "its connector norms shuffled patches before two linear layers, which none of ours does",
-}
-"""Why models of other types cannot be read."""

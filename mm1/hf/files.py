@@ -1,5 +1,6 @@
 """Contents of the small files beside exported weights, as `transformers` reads them: pure functions."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,15 @@ class Processor:
         """The content of each file."""
         named = {"processor_class": self.name}
         return {"preprocessor_config.json": self.images | named, "processor_config.json": named | self.text}
+
+
+def image_processor(folder: Path) -> dict[str, Any]:
+    """The settings of a folder's image processor, which newer versions keep one level deeper in another file."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            settings = json.loads((folder / name).read_text())
+            return settings.get("image_processor", settings)
+    return {}
 
 
 def normalised_images(vision: VisionConfig) -> dict[str, Any]:

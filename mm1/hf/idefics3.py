@@ -4,7 +4,6 @@ They are a SigLIP, a pixel shuffle with one linear layer, and a decoder. Both co
 SmolVLM is written as an Idefics3. Pictures are cut into tiles as `tiling.py` says under `idefics3`.
 """
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from mm1.config.model import ConnectorConfig, ModelConfig, TilingConfig, VisionC
 from mm1.data.tokenizer import Tokenizer
 from mm1.hf.decoder_config import decoder_config_from_hf, decoder_config_to_hf
 from mm1.hf.decoder_state import decoder_from_hf, decoder_to_hf
-from mm1.hf.files import Processor, normalised_images
+from mm1.hf.files import Processor, image_processor, normalised_images
 from mm1.hf.layouts import LAYOUTS, State, by_part, vision_from_hf, write
 from mm1.hf.vision import vision_config_from_hf, vision_config_to_hf
 from mm1.tiling import AROUND, KINDS
@@ -58,7 +57,7 @@ def _tiling(folder: Path, vision: VisionConfig, *, pixels: int) -> TilingConfig:
     Raises:
         ValueError: there is no preprocessor_config.json, or its tiles are not the encoder's images.
     """
-    settings = _image_processor(folder)
+    settings = image_processor(folder)
     if "max_image_size" not in settings:
         raise ValueError(f"{folder} has no preprocessor_config.json that tells how pictures are cut; download it too")
     tile, longest = settings["max_image_size"]["longest_edge"], settings["size"]["longest_edge"]
@@ -79,18 +78,9 @@ def _tiling(folder: Path, vision: VisionConfig, *, pixels: int) -> TilingConfig:
 
 def left_out(folder: Path) -> str:
     """What ours does in another way than the processor in the folder."""
-    if _image_processor(folder).get("resample", _LANCZOS) == 3:
+    if image_processor(folder).get("resample", _LANCZOS) == 3:
         return ""
     return "the filter of its processor: ours resizes pictures bicubically"
-
-
-def _image_processor(folder: Path) -> dict[str, Any]:
-    """The settings of the folder's image processor, which newer versions keep one level deeper in another file."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            settings = json.loads((folder / name).read_text())
-            return settings.get("image_processor", settings)
-    return {}
 
 
 def config_to_hf(config: ModelConfig, *, max_positions: int) -> dict[str, Any]:
@@ -103,8 +93,8 @@ def config_to_hf(config: ModelConfig, *, max_positions: int) -> dict[str, Any]:
     scale = vision.grid.rows / connector.grid.rows
     if connector.kind != "pixel_shuffle" or scale != int(scale):
         raise ValueError(f"an Idefics3 has a pixel shuffle of whole blocks, not {connector.kind} of {connector.tokens}")
-    if vision.feature_layer != -1:
-        raise ValueError(f"an Idefics3 takes the last layer's features, not those of {vision.feature_layer}")
+    if vision.feature_layer != -1 or not vision.feature_norm:
+        raise ValueError(f"an Idefics3 takes the last layer's normed features, not those of {vision.feature_layer}")
     encoder = vision_config_to_hf(vision)
     if encoder["model_type"] != "siglip_vision_model":
         raise ValueError(f"no Idefics3 has an encoder of type {encoder['model_type']}")

@@ -16,6 +16,7 @@ from mm1.hf.names import (
     DINOV2,
     DINOV2_GATED,
     DINOV3,
+    INTERNVL,
     OPENCLIP,
     VISION,
     VISION_DROPPED,
@@ -36,12 +37,14 @@ class Layout:
     dropped: re.Pattern[str]  # other tensors that their files may hold
     prefix: str = ""  # the beginning of every name in their files of the encoder alone
     ones: dict[str, int] = field(default_factory=dict)  # how many leading dimensions of size one, by our name
+    has_norm: bool = True  # after the last layer; where theirs has none, ours is not used
 
 
 _TOKENS = {"class_E": 2, "register_RE": 1, "position_PE": 1, "mask_E": 1}
 _MASK_TOKEN, _HEAD = re.compile(r"embeddings\.mask_token$"), re.compile(r"head\.")
 
 LAYOUTS = {
+    "internvl": Layout("encoder.layer.0.lambda_1", INTERNVL, _MASK_TOKEN, ones=_TOKENS, has_norm=False),
     "vit": Layout("encoder.layer.0.layernorm_before.weight", VIT, re.compile(r"pooler\."), ones=_TOKENS),
     "clip": Layout("embeddings.patch_embedding.weight", VISION, VISION_DROPPED, "vision_model."),
     "dinov2, gated": Layout("encoder.layer.0.mlp.weights_in.weight", DINOV2_GATED, _MASK_TOKEN, ones=_TOKENS),
@@ -84,6 +87,9 @@ def vision_from_hf(theirs: State) -> State:
     for name in layout.ones.keys() & ours.keys():
         ours[name] = ours[name].flatten(0, layout.ones[name])
     ours["patch.weight"] = ours["patch.weight"].flatten(1)
+    if not layout.has_norm:
+        ours["norm.weight"] = torch.ones_like(ours["class_E"])
+        ours["norm.bias"] = torch.zeros_like(ours["class_E"])
     return ours
 
 

@@ -1,4 +1,4 @@
-"""LLaVA's models (LLaVA-1.5, LLaVA-NeXT) to ours and back: pure functions over configs and state dicts.
+"""LLaVA's models (LLaVA-1.5, -NeXT, -OneVision) to ours and back: pure functions over configs and state dicts.
 
 A LLaVA is an encoder, an MLP of two layers and a decoder: LlavaForConditionalGeneration of `transformers`. LLaVA-NeXT
 has tiles besides, as `tiling.py` says under `llava_next`: LlavaNextForConditionalGeneration.
@@ -18,7 +18,7 @@ from mm1.hf.files import Processor, normalised_images, squeezed_images
 from mm1.hf.layouts import LAYOUTS, State, by_part, find, vision_from_hf, write
 from mm1.hf.names import CONNECTOR, reverse, translate
 from mm1.hf.vision import vision_config_from_hf, vision_config_to_hf
-from mm1.tiling import KINDS, SHAPES
+from mm1.tiling import KINDS, SHAPES, SHAPES_OF_36
 
 _BETWEEN = re.compile(r"multi_modal_projector\..*|image_newline$")
 """The names of the connector's tensors."""
@@ -35,11 +35,8 @@ def llava_config_from_hf(theirs: dict[str, Any], folder: Path | None = None) -> 
     """
     vision = vision_config_from_hf(theirs)
     layer = theirs.get("vision_feature_layer", -2)
-    if not isinstance(layer, int) or not -vision.layers - 1 <= layer - (layer >= 0) * (vision.layers + 1) < -1:
-        raise ValueError(
-            f"vision_feature_layer is {layer!r}; it must be one layer before the last, such as -2: the last layer's "
-            "output without its norm, and several layers, are not supported"
-        )
+    if not isinstance(layer, int) or not -vision.layers - 1 <= layer - (layer >= 0) * (vision.layers + 1) < 0:
+        raise ValueError(f"vision_feature_layer is {layer!r}; it must be one of the encoder's {vision.layers} layers")
     tokens = theirs.get("vision_feature_select_strategy", "default")
     if tokens != ("default" if vision.class_token else "full") or vision.registers:
         raise ValueError(f"vision_feature_select_strategy is {tokens!r}; only the patches of an encoder can be read")
@@ -47,6 +44,7 @@ def llava_config_from_hf(theirs: dict[str, Any], folder: Path | None = None) -> 
         if theirs.get(name, value) != value:
             raise ValueError(f"{name} is {theirs[name]!r}, but only {value!r} is supported")
     vision.feature_layer = layer if layer < 0 else layer - vision.layers - 1
+    vision.feature_norm = vision.feature_layer != -1  # it never takes normed features
     text = theirs.get("text_config")
     if text is None:
         raise ValueError("config.json has no text_config, which describes the decoder")
@@ -77,6 +75,43 @@ def llava_next_config_from_hf(theirs: dict[str, Any], folder: Path) -> ModelConf
     )
 
 
+def onevision_config_from_hf(theirs: dict[str, Any], folder: Path) -> ModelConfig:
+    """Our config for a LLaVA-OneVision, from its config.json.
+
+    Raises:
+        ValueError: as `llava_config_from_hf`, or it has other grids of tiles.
+    """
+    model = llava_config_from_hf({"vision_feature_layer": -1, "vision_feature_select_strategy": "full"} | theirs)
+    pixels = theirs["vision_config"].get("image_size", model.vision.image_size)
+    ratio, whole = theirs.get("vision_aspect_ratio", "anyres_max_9"), KINDS["llava_onevision"]
+    grids = [[shape.rows * pixels, shape.columns * pixels] for shape in SHAPES_OF_36]
+    if ratio != "anyres_max_9" or [[*grid] for grid in theirs.get("image_grid_pinpoints") or grids] != grids:
+        raise ValueError(
+            f"it cuts pictures by vision_aspect_ratio {ratio!r} and image_grid_pinpoints; only anyres_max_9 with all "
+            f"{len(grids)} grids of up to 6 x 6 tiles of {pixels} pixels can be read"
+        )
+    model.tiling = TilingConfig(kind="llava_onevision", pixels=None if pixels == model.vision.image_size else pixels)
+    assert whole.max_tiles == int(1.1**2 * 9)  # more tiles than this are what their model shrinks
+    return model
+
+
+def onevision_left_out(folder: Path) -> str:
+    """What ours does in another way."""
+    return (
+        "videos; pictures of more than 10 tiles, whose features it shrinks, are cut into at most 10; where a text has "
+        "several pictures, it pads each to a square with a mean color, mm1 squeezes it"
+    )
+
+
+def onevision_config_to_hf(config: ModelConfig, *, max_positions: int) -> dict[str, Any]:
+    """Nothing: none is written.
+
+    Raises:
+        ValueError: always; the message says why.
+    """
+    raise ValueError("mm1 writes none: its processor needs one for videos")
+
+
 def _pinpoints(pixels: int, *, most: int) -> list[list[int]]:
     """Height and width of the pictures of all grids with so many tiles of `pixels` a side, in LLaVA-NeXT's order."""
     return [[shape.rows * pixels, shape.columns * pixels] for shape in SHAPES if shape.cells <= most]
@@ -94,8 +129,8 @@ def llava_config_to_hf(config: ModelConfig, *, max_positions: int) -> dict[str, 
         raise ValueError(
             f"a LLaVA has an mlp of {vision.grid.cells} tokens, not {connector.kind} of {connector.tokens}"
         )
-    if vision.feature_layer == -1:
-        raise ValueError("a LLaVA doesn't norm the features that it takes, but model.vision.feature_layer=-1 does")
+    if vision.feature_layer == -1 and vision.feature_norm:
+        raise ValueError("a LLaVA doesn't norm the features that it takes, but model.vision.feature_norm does")
     encoder = vision_config_to_hf(vision)
     if encoder["model_type"] not in _SELECT:
         raise ValueError(f"no LLaVA has an encoder of type {encoder['model_type']}")

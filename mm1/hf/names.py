@@ -88,6 +88,23 @@ DINOV3 = {
 }
 """DINOv3's ViTs, in their published files."""
 
+INTERNVL = {
+    "class_E": "embeddings.cls_token",
+    "position_PE": "embeddings.position_embeddings",
+    **_both("patch", "embeddings.patch_embeddings.projection"),
+    **_both("blocks.{}.attention_norm", "encoder.layer.{}.layernorm_before"),
+    **_both("blocks.{}.attention.query", "encoder.layer.{}.attention.q_proj"),
+    **_both("blocks.{}.attention.key", "encoder.layer.{}.attention.k_proj"),
+    **_both("blocks.{}.attention.value", "encoder.layer.{}.attention.v_proj"),
+    **_both("blocks.{}.attention.out", "encoder.layer.{}.attention.projection_layer"),
+    "blocks.{}.attention_scale.weight": "encoder.layer.{}.lambda_1",
+    **_both("blocks.{}.feed_forward_norm", "encoder.layer.{}.layernorm_after"),
+    **_both("blocks.{}.feed_forward.up", "encoder.layer.{}.mlp.fc1"),
+    **_both("blocks.{}.feed_forward.down", "encoder.layer.{}.mlp.fc2"),
+    "blocks.{}.feed_forward_scale.weight": "encoder.layer.{}.lambda_2",
+}
+"""InternVL's ViT in `transformers`, which has no norm at its end."""
+
 AIMV2 = {
     "position_PE": "embeddings.position_embedding.weight",
     **_both("patch", "embeddings.patch_embed"),
@@ -145,11 +162,12 @@ OPENCLIP = {
 """The ViT of OpenCLIP (https://github.com/mlfoundations/open_clip), of OpenAI's CLIP and of DFN."""
 
 CONNECTOR = {
+    **_both("norm", "multi_modal_projector.layer_norm"),
     **_both("up", "multi_modal_projector.linear_1"),
     **_both("out", "multi_modal_projector.linear_2"),
     "row_end_D": "image_newline",
 }
-"""LLaVA's two-layer MLP, and what ends a row of LLaVA-NeXT's tiles."""
+"""LLaVA's two-layer MLP, with InternVL's norm before it; and what ends a row of LLaVA-NeXT's tiles."""
 
 DECODER = {
     "embedding.weight": "embed_tokens.weight",

@@ -12,6 +12,11 @@ _READ = (
     f"AIM and plain ViTs of OpenCLIP; and whole models of the types {', '.join(FAMILIES)} (docs/weights.md)"
 )
 
+_WHY_NOT_WHOLE = dict.fromkeys(
+    ("gemma3", "paligemma"), ", whose image tokens see each other in both directions: our attention is causal"
+)
+"""Why models of these types are not read as a whole."""
+
 _TOWERS = ("clip", "siglip", "siglip2")
 """Types that are an image encoder beside a text encoder."""
 
@@ -72,8 +77,9 @@ def left_out(theirs: dict[str, Any]) -> str:
     kept = _cropped(theirs.get("vision_config", theirs))
     if "vision_config" not in theirs:
         return kept
-    is_pair = theirs.get("model_type") in _TOWERS
-    rest = "its text encoder" if is_pair else f"all but the image encoder: mm1 doesn't read {describe(theirs)} whole"
+    kind = theirs.get("model_type", "")
+    whole = f"{describe(theirs)} whole{_WHY_NOT_WHOLE.get(kind, '')}"
+    rest = "its text encoder" if kind in _TOWERS else f"all but the image encoder: mm1 doesn't read {whole}"
     return f"{rest}; {kept}" if kept else rest
 
 

@@ -94,6 +94,24 @@ FAMILIES = {
         _DINOV2_PARTS,
         {"proj_bias": True, "mlp_bias": True},
     ),
+    "internvl_vision": Family(
+        "",
+        {
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+            "image_size": 448,
+            "patch_size": 14,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-6,
+            "attention_bias": False,
+        },
+        IMAGENET_PIXELS,
+        {"class_token": True, "layer_scale": True, "feature_norm": False},
+        {"use_qk_norm": False, "norm_type": "layer_norm", "use_absolute_position_embeddings": True}
+        | {"use_mean_pooling": True},
+    ),
     "aimv2_vision_model": Family(
         "Aimv2VisionModel",
         {
@@ -112,7 +130,7 @@ FAMILIES = {
         {"qkv_bias": False, "mlp_bias": False, "use_bias": False, "hidden_act": "silu"},
     ),
 }
-"""By model type. The encoders of Idefics3 and SmolVLM are SigLIPs.
+"""By model type. The encoders of Idefics3 and SmolVLM are SigLIPs. A family without an architecture is never alone, and not written.
 
 SigLIP 2 at a fixed resolution is a SigLIP; SigLIP 2 NaFlex is another model, which is not here."""
 
@@ -132,6 +150,7 @@ def vision_config_from_hf(theirs: dict[str, Any]) -> VisionConfig:
         raise ValueError(f"image encoders of type {name!r} can't be read; known: {', '.join(FAMILIES)}")
     family = FAMILIES[name]
     whole = family.defaults | theirs
+    whole |= {field: _side(whole[field], field) for field in ("image_size", "patch_size")}
     _refuse(whole, family)
     gated = family.parts.get("gated") or whole.get("use_swiglu_ffn", False) or whole.get("use_gated_mlp", False)
     mean, std = family.pixels
@@ -148,11 +167,21 @@ def vision_config_from_hf(theirs: dict[str, Any]) -> VisionConfig:
         registers=whole.get("num_register_tokens", 0),
         fixed_positions=whole.get("is_native", False),
         rope_base=whole.get("rope_theta"),
-        no_bias_in=tuple(name for name in _ATTENTION if not whole.get(f"{name}_bias", True)),
+        no_bias_in=tuple(
+            name for name in _ATTENTION if not whole.get(f"{name}_bias", whole.get("attention_bias", True))
+        ),
         mean=mean,
         std=std,
         **{name: value for name, value in family.parts.items() if name != "gated"},
     )
+
+
+def _side(theirs: int | list[int], field: str) -> int:
+    """The side of a square, which some families give as height and width."""
+    sides = {*theirs} if isinstance(theirs, list | tuple) else {theirs}
+    if len(sides) > 1:
+        raise ValueError(f"{field} is {theirs}, but only squares are supported")
+    return sides.pop()
 
 
 def _activation(theirs: str) -> Any:
@@ -189,8 +218,10 @@ def vision_config_to_hf(config: VisionConfig) -> dict[str, Any]:
     """
     differing = {}
     for name, family in FAMILIES.items():
+        if not family.architecture:
+            continue
         theirs = {"model_type": name, "architectures": [family.architecture], **_fields(config, family.defaults)}
-        elsewhere = {key: getattr(config, key) for key in ("mean", "std", "feature_layer", "antialias")}
+        elsewhere = {key: getattr(config, key) for key in ("mean", "std", "feature_layer", "feature_norm", "antialias")}
         back = vision_config_from_hf(theirs).model_copy(update=elsewhere)
         if back == config:
             heads = {"siglip_vision_model": {"vision_use_head": False}, "aimv2_vision_model": {"use_head": False}}

@@ -122,7 +122,7 @@ class Vision(nn.Module):
             angles = patch_angles((self.grid, self.grid), **rotary, like=x_NQE)
         for block in self.blocks[: config.layers + 1 + config.feature_layer]:
             x_NQE = block(x_NQE, angles)
-        if config.feature_layer == -1:
+        if config.feature_layer == -1 and config.feature_norm:
             x_NQE = self.norm(x_NQE)
         return x_NQE[:, before:]
 
@@ -190,9 +190,12 @@ class Connector(nn.Module):
         if config.kind == "mlp":
             self.up = nn.Linear(features, width)
             features = width
-        elif config.kind == "pixel_shuffle":
+        elif config.kind.startswith("pixel_shuffle"):
             self.block = -(-self.grid // self.side)
             features *= self.block**2
+            if config.kind == "pixel_shuffle_mlp":
+                self.norm, self.up = nn.LayerNorm(features), nn.Linear(features, width)
+                features = width
         elif config.kind == "attention":
             self.query_SC = nn.Parameter(torch.zeros(config.tokens, config.width))
             self.blocks = nn.ModuleList(PoolingBlock(config, features) for _ in range(config.depth))
@@ -225,10 +228,11 @@ class Connector(nn.Module):
         if self.kind == "c_abstractor":
             x_NYXC = average(self.before(x_NYXC), self.side)
             return self.out(F.silu(self.up(self.after(x_NYXC).flatten(1, 2))))
-        if self.kind == "pixel_shuffle":
+        if self.kind.startswith("pixel_shuffle"):
             x_NYXC = sample(x_NYXC, self.side * self.block)
             blocks = x_NYXC.unflatten(2, (self.side, self.block)).unflatten(1, (self.side, self.block))
-            return self.out(blocks.transpose(2, 3).flatten(3).flatten(1, 2))
+            x_NSC = blocks.transpose(2, 3).flatten(3).flatten(1, 2)
+            return self.out(x_NSC if self.kind == "pixel_shuffle" else F.gelu(self.up(self.norm(x_NSC))))
         x_NSC = (sample if self.kind == "linear" else average)(x_NYXC, self.side).flatten(1, 2)
         return self.out(F.gelu(self.up(x_NSC)) if self.kind == "mlp" else x_NSC)
 

@@ -95,10 +95,28 @@ class PixelShuffle(Connector):
         self.out = linear(self.block.cells * vision.width, width, bias=False)
 
     def project(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+        return self.out(self.shuffled(features_NPE, grid))
+
+    def shuffled(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """The channels of each block, [N, S, block * E]."""
         tokens, block = self.tokens, self.block
         x_NYXC = sample(features_NPE.unflatten(1, grid), Grid(tokens.rows * block.rows, tokens.columns * block.columns))
         blocks = x_NYXC.unflatten(2, (tokens.columns, block.columns)).unflatten(1, (tokens.rows, block.rows))
-        return self.out(blocks.transpose(2, 3).flatten(3).flatten(1, 2))
+        return blocks.transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+class PixelShuffleMLP(PixelShuffle):
+    """The same blocks, normed, through two linear layers with a GELU between them: InternVL's (arXiv 2404.16821)."""
+
+    def __init__(self, config: ConnectorConfig, *, vision: VisionConfig, width: int):
+        super().__init__(config, vision=vision, width=width)
+        inputs = self.block.cells * vision.width
+        self.norm = nn.LayerNorm(inputs)
+        self.up = linear(inputs, width, bias=True)
+        self.out = linear(width, width, bias=True)
+
+    def project(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
+        return self.out(F.gelu(self.up(self.norm(self.shuffled(features_NPE, grid)))))
 
 
 class PoolingBlock(nn.Module):
@@ -198,6 +216,7 @@ KINDS: dict[str, Callable[..., Connector]] = {
     "linear": Linear,
     "mlp": MLP,
     "pixel_shuffle": PixelShuffle,
+    "pixel_shuffle_mlp": PixelShuffleMLP,
 }
 
 

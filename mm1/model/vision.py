@@ -72,9 +72,14 @@ class Vision(nn.Module):
         x_NQE, angles = self.embed(images_NCYX), self.angles(images_NCYX)
         for block in self.blocks[:used]:
             x_NQE = block(x_NQE, mask, angles)
-        if self.config.feature_layer == -1:
+        if self.norms_features:
             x_NQE = self.norm(x_NQE)
         return x_NQE[:, self._before :]
+
+    @property
+    def norms_features(self) -> bool:
+        """Whether `forward` ends with the norm."""
+        return self.config.feature_layer == -1 and self.config.feature_norm
 
     def summary(self, images_NCYX: torch.Tensor) -> torch.Tensor:
         """One feature per image, [N, E]: the class token, or the mean of the patches; after the last norm."""
@@ -87,7 +92,7 @@ class Vision(nn.Module):
 
     def idle(self) -> list[nn.Parameter]:
         """The parameters after `config.feature_layer`, which `forward` never uses."""
-        if self.config.feature_layer == -1:
+        if self.norms_features:
             return []
         used = self.config.layers + 1 + self.config.feature_layer
         return [*self.blocks[used:].parameters(), *self.norm.parameters()]
