@@ -113,6 +113,13 @@ UNREAD = {
     "dinov3, convnext": {"model_type": "dinov3_convnext", "architectures": ["DINOv3ConvNextModel"]},
     "convnext": {"model_type": "convnext", "architectures": ["ConvNextForImageClassification"]},
     "radio": {"model_type": "", "architectures": ["RADIOModel"]},
+    "radio of transformers": {"model_type": "radio", "architectures": ["RadioModel"]},
+    "perception encoder": {"architecture": "vit_pe_core_large_patch14_336"},
+    "perception lm": {
+        "model_type": "perception_lm",
+        "architectures": ["PerceptionLMForConditionalGeneration"],
+        "vision_config": {"model_type": "timm_wrapper"},
+    },
     "timm": {"architecture": "vit_base_patch16_224", "num_classes": 1000},
     "qwen2.5-vl": {
         "model_type": "qwen2_5_vl",

@@ -130,7 +130,9 @@ FAMILIES = {
         {"qkv_bias": False, "mlp_bias": False, "use_bias": False, "hidden_act": "silu"},
     ),
 }
-"""By model type. The encoders of Idefics3 and SmolVLM are SigLIPs. A family without an architecture is never alone, and not written.
+"""By model type. A family without an architecture is never alone, and not written.
+
+The encoders of Idefics3 and SmolVLM are SigLIPs.
 
 SigLIP 2 at a fixed resolution is a SigLIP; SigLIP 2 NaFlex is another model, which is not here."""
 
