@@ -1,18 +1,21 @@
 """The engine of a server: whatever comes, each request gets what it gets alone, in memory that doesn't grow."""
 
+from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import IMAGE, doc
+from small import IMAGE, IMAGE_TOKENS, doc
 from test_engine import joined
 from test_engine_steps import ACTIONS, PROMPTS, check_all_get_what_they_get_alone
 from test_generate import MODEL, logits_without_cache, prompt
 
 from mm1.generate import admission, engine, prefix_cache, serving
+from mm1.generate.prompt import Features, Picture, Prompt, image_edges
 from mm1.generate.request import EngineRequest, Event
 from mm1.generate.sampling import Decoding
 from mm1.generate.serving import ServingEngine, ServingSizes
@@ -155,3 +158,64 @@ def test_bias_and_penalties_change_the_logits_as_openai_says():
     config = small.config().decoder
     expected = 3 * POSITIONS * config.layers * 2 * config.kv_heads * config.head_width * 4
     assert sizes.cache_bytes(MODEL) == expected
+
+
+def lengths_with_whole_images(one: Prompt) -> set[int]:
+    """Numbers of first positions that end inside no image."""
+    return {n for n in range(len(one.tokens) + 1) if not list(one.tokens[:n]).count(IMAGE) % IMAGE_TOKENS}
+
+
+@settings(max_examples=60, deadline=None)
+@given(PROMPTS, PROMPTS, st.integers(3, 20), st.integers(1, 3))
+def test_no_part_of_a_prompt_and_no_shared_beginning_ends_inside_an_image(first, second, prefill, steps):
+    """The first request goes away in the middle, and what it left serves the second one."""
+    ours = new(rows=1, prefill=prefill)
+    left = ours.submit(EngineRequest(first, Decoding(max_tokens=2)))
+    for _ in range(steps):
+        ours.step()
+        assert int(ours.prefix_cache._length[0]) in lengths_with_whole_images(first) | {len(first.tokens) + 1}
+    ours.abort(left)
+    ours.submit(EngineRequest(second, Decoding(max_tokens=1)))
+    cached = max(event.cached for event in all_events(ours))
+    assert cached in lengths_with_whole_images(second) | {len(second.tokens) - 1}
+
+
+def test_a_picture_of_a_long_prompt_is_encoded_once_even_if_no_feature_is_kept():
+    long, encoded = joined(doc(9, "image", 20, "image", 3, seed=2)), []
+    images = [Picture(one.name, partial(counted, encoded, one)) for one in long.images]
+    ours = ServingEngine(MODEL, ServingSizes(2, POSITIONS, 0, 6), features=Features(MODEL, memory=0))
+    ours.submit(EngineRequest(Prompt(long.tokens, images), Decoding(max_tokens=2)))
+    all_events(ours)
+    assert encoded == [one.name for one in long.images]
+
+
+def counted(names: list[str], one: Picture) -> torch.Tensor:
+    names.append(one.name)
+    return one.pixels()
+
+
+def test_an_image_larger_than_a_part_is_computed_in_one_pass():
+    ours = new(prefill=3)
+    ours.submit(EngineRequest(joined(doc("image", "image", 5, seed=1)), Decoding(max_tokens=1)))
+    computed = []
+    while ours.busy:
+        before = ours.prefix_cache.computed
+        ours.step()
+        computed.append(ours.prefix_cache.computed - before)
+    assert computed == [IMAGE_TOKENS, IMAGE_TOKENS, 3, 2]
+
+
+def test_features_of_two_tiles_that_cross_are_one_image():
+    """Where rows of features alternate between tiles, only whole pictures are whole."""
+    config = small.config()
+    rows = [0, 1, 4, 5, 2, 3, 6, 7]  # two tiles of four features, row by row
+    one = Prompt([5, *[IMAGE] * 8, 6, *[IMAGE] * 4, 7], features=np.array([*rows, 8, 9, 10, 11]))
+    assert np.flatnonzero(image_edges(one, config)).tolist() == [0, 1, 9, 10, 14, 15]
+    two = Prompt([5, *[IMAGE] * 8, 6], [None] * 2)
+    assert np.flatnonzero(image_edges(two, config)).tolist() == [0, 1, 5, 9, 10]
+
+
+def test_the_cache_has_the_bytes_that_its_sizes_say():
+    ours, sizes = new(rows=3, kept=2), ServingSizes(3, POSITIONS, 2)
+    cache = ours.prefix_cache.cache
+    assert sum(x.nbytes for x in (*cache.keys, *cache.values)) == sizes.cache_bytes(MODEL)

@@ -36,7 +36,7 @@ def next_wave(
     for request in waiting[: 4 * prefix_cache.rows]:
         if len(wave) == most:
             break
-        cached = prefix_cache.cached(request.content, salt=request.salt)
+        cached = request.whole(prefix_cache.cached(request.content, salt=request.salt))
         longest = max(longest, new_positions(request, cached))
         if wave and longest * (len(wave) + 1) > positions:
             break
@@ -52,4 +52,4 @@ def new_positions(request: ActiveRequest, cached: int) -> int:
 
 def _shared(request: ActiveRequest, other: ActiveRequest) -> int:
     """How many first positions the request could take over from the other one."""
-    return common_prefix(request.content, other.content) if request.salt == other.salt else 0
+    return request.whole(common_prefix(request.content, other.content)) if request.salt == other.salt else 0

@@ -195,7 +195,7 @@ class Engine:
     def _cache_for(self, arrivals: Sequence[ActiveRequest], *, idle: bool) -> PrefixCache:
         """The last cache with room for the arrivals, or a new one if the engine is idle and that shares more."""
         first, prefix_cache = arrivals[0], self.prefix_cache
-        shared = min(common_prefix(first.content, other.content) for other in arrivals)
+        shared = first.whole(min(common_prefix(first.content, other.content) for other in arrivals))
         shared = min(shared, *(len(active.content) - active.outputs for active in arrivals))
         longest = max(active.max_length for active in arrivals)
         if prefix_cache is not None:

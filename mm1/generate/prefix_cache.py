@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from mm1.generate.decode_step import DecodeStep, step_for
-from mm1.generate.prompt import Features, Prompt, common_prefix, content, embed_from
+from mm1.generate.prompt import Features, Prompt, common_prefix, content, embed_from, image_edges, whole_images
 from mm1.model.cache import Cache, Segment
 from mm1.model.mllm import MLLM
 
@@ -55,8 +55,8 @@ class PrefixCache:
 
     `admit` puts prompts into free rows, `step` continues all rows in use, `release` frees one. A row is in use by an
     owner, a number that the caller selects. A free row remembers what it held: a prompt that begins with what any row
-    holds, free or in use, takes over its keys and values, without a copy if that row is free. Otherwise a prompt takes
-    the free row that was unused for longest. Rows of another salt are not looked at.
+    holds, free or in use, takes over its keys and values, without a copy if that row is free, and no part of an image.
+    Otherwise a prompt takes the free row that was unused for longest. Rows of another salt are not looked at.
     """
 
     def __init__(
@@ -168,9 +168,12 @@ class PrefixCache:
         if self.prefix and any(common_prefix(whole, self.prefix.content) < self.prefix_length for whole in contents):
             raise ValueError(f"a prompt doesn't begin with the {self.prefix_length} positions that all rows share")
         starts, rows = [], []
-        for whole, owner, last, salt in zip(contents, owners, outputs, salts, strict=True):
-            own = whole[self.prefix_length :]
-            row, start = self._take_row(own, owner, most=len(own) - last, salt=salt)
+        for prompt, whole, owner, last, salt in zip(prompts, contents, owners, outputs, salts, strict=True):
+            own, edges = whole[self.prefix_length :], image_edges(prompt, self.model.config)[self.prefix_length :]
+            edges[0] = True  # the shared prefix may end anywhere
+            source, start = self._nearest(own, salt)
+            start = min(whole_images(start, edges), len(own) - last)
+            row, start = self._take_row(own, owner, source=source, start=start, salt=salt)
             starts.append(start)
             rows.append(row)
         self.reused = [self.prefix_length + start for start in starts]
@@ -185,10 +188,8 @@ class PrefixCache:
         row_A, index_A = torch.tensor(picked, device=self.device).unbind(1)
         return hidden_BTD[row_A, index_A]
 
-    def _take_row(self, own: np.ndarray, owner: int, *, most: int, salt: int) -> tuple[int, int]:
-        """The row that `owner` takes, and how many first positions of `own` it holds already: `most` at most."""
-        source, start = self._nearest(own, salt)
-        start = min(start, most)
+    def _take_row(self, own: np.ndarray, owner: int, *, source: int, start: int, salt: int) -> tuple[int, int]:
+        """The row that `owner` takes, and how many of the `start` first positions of `own` in `source` it holds."""
         if start < MIN_SHARED:
             start = 0
         row = source

@@ -82,6 +82,25 @@ def content(prompt: Prompt, config: ModelConfig) -> np.ndarray:
     return tokens
 
 
+def image_edges(prompt: Prompt, config: ModelConfig) -> np.ndarray:
+    """Whether the first n positions hold only whole images, for n from 0 to the prompt's length.
+
+    Where a prefix ends inside an image, its features have to be there a second time for the rest.
+    """
+    features = prompt.feature_numbers(config)
+    whole = np.ones(len(features) + 1, bool)  # by the number of image tokens before
+    if len(features):
+        last, next_ = np.maximum.accumulate(features)[:-1], np.minimum.accumulate(features[::-1])[::-1][1:]
+        whole[1:-1] = (last < next_) & (next_ % config.tile_features == 0)
+    is_image = np.array(prompt.tokens, np.int64) == config.image_token
+    return whole[np.concatenate(([0], is_image.cumsum()))]
+
+
+def whole_images(positions: int, edges: np.ndarray) -> int:
+    """The largest number of first positions, `positions` at most, that ends inside no image."""
+    return int(np.flatnonzero(edges[: positions + 1])[-1])
+
+
 def common_prefix(ours: np.ndarray, theirs: np.ndarray) -> int:
     """The number of first positions that two contents have in common."""
     shorter = min(len(ours), len(theirs))

@@ -37,7 +37,8 @@ class ServingEngine(Engine):
     """An engine whose memory doesn't change, for requests that come at any time.
 
     A pass over new prompts and a pass that writes take turns. A prompt of more than `prefill` positions is computed in
-    parts: what a part left in its row is found there by the next one. Requests get rows in the order of their arrival,
+    parts, of whole images: what a part left in its row is found there by the next one. An image of more positions is a
+    part of its own. Requests get rows in the order of their arrival,
     but one that begins like another that is about to be computed waits for that one's keys and values.
     """
 
@@ -100,7 +101,7 @@ class ServingEngine(Engine):
     def _prefill(self, prefix_cache: PrefixCache, rows: int) -> None:
         """Compute the next waiting prompts, or a part of the first one if it is long."""
         first = self._waiting[0]
-        cached = prefix_cache.cached(first.content, salt=first.salt)
+        cached = first.whole(prefix_cache.cached(first.content, salt=first.salt))
         if new_positions(first, cached) > self.sizes.prefill:
             stop = self._next_stop(first, cached)
             if stop < len(first.content):
@@ -111,10 +112,12 @@ class ServingEngine(Engine):
     def _next_stop(self, active: ActiveRequest, cached: int) -> int:
         """Up to which position the next part of a prompt goes."""
         length = len(active.content)
-        stop = min(cached, length - active.outputs) + max(self.sizes.prefill, MIN_SHARED)
+        start = min(cached, length - active.outputs)
+        stop = start + max(self.sizes.prefill, MIN_SHARED)
         if active.continuation is not None and stop > length - active.outputs:
             return length  # scores need all of their logits from one pass
-        return min(stop, length)
+        whole = active.whole(min(stop, length))
+        return whole if whole >= start + MIN_SHARED else active.next_whole(min(stop, length))
 
     def _prefill_part(self, active: ActiveRequest, prefix_cache: PrefixCache, *, stop: int) -> None:
         """Compute the prompt up to `stop`. Its row is then free, but remembers it, and no other prompt comes before."""
