@@ -81,7 +81,17 @@ ORDER = {
         "index",
     ),
     "generate": (
-        *("prompt", "sampling", "threads", "decode_step", "prefix_cache", "prompt_lookup", "request", "admission"),
+        *(
+            "prompt",
+            "sampling",
+            "threads",
+            "decode_step",
+            "prefix_index",
+            "prefix_cache",
+            "prompt_lookup",
+            "request",
+            "admission",
+        ),
         *("engine", "serving", "beam", "document_prompt", "writer"),
     ),
     "hf": (

@@ -9,7 +9,7 @@ from small import doc
 from test_generate import MODEL, PIECES, prompt, score, written_without_cache
 
 from mm1.config.model import RopeScalingConfig, SparseConfig
-from mm1.generate import admission, engine, prefix_cache
+from mm1.generate import admission, engine, prefix_cache, prefix_index
 from mm1.generate.engine import Engine
 from mm1.generate.prefix_cache import Prefix, PrefixCache, prefill
 from mm1.generate.prompt import Features, Prompt, common_prefix, content, picture
@@ -22,7 +22,7 @@ FOUR = Decoding(max_tokens=4)
 
 @pytest.fixture(autouse=True)
 def sharing_of_few_positions(monkeypatch):
-    for module in (admission, engine, prefix_cache):
+    for module in (admission, engine, prefix_cache, prefix_index):
         monkeypatch.setattr(module, "MIN_SHARED", 3)
 
 

@@ -7,7 +7,7 @@ from small import IMAGE, doc
 from test_engine import joined
 from test_generate import MODEL, prompt
 
-from mm1.generate import admission, engine, prefix_cache
+from mm1.generate import admission, engine, prefix_cache, prefix_index
 from mm1.generate.engine import Engine
 from mm1.generate.prompt import Prompt
 from mm1.generate.request import EngineRequest, Event
@@ -16,7 +16,7 @@ from mm1.generate.sampling import Choices, Decoding
 
 @pytest.fixture(autouse=True)
 def sharing_of_few_positions(monkeypatch):
-    for module in (admission, engine, prefix_cache):
+    for module in (admission, engine, prefix_cache, prefix_index):
         monkeypatch.setattr(module, "MIN_SHARED", 3)
 
 

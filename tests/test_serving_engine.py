@@ -14,9 +14,10 @@ from test_engine import joined
 from test_engine_steps import ACTIONS, PROMPTS, check_all_get_what_they_get_alone
 from test_generate import MODEL, logits_without_cache, prompt
 
-from mm1.generate import admission, engine, prefix_cache, serving
-from mm1.generate.prompt import Features, Picture, Prompt, image_edges
-from mm1.generate.request import EngineRequest, Event
+from mm1.generate import admission, engine, prefix_cache, prefix_index, serving
+from mm1.generate.prefix_index import block_keys
+from mm1.generate.prompt import Features, Picture, Prompt, common_prefix, image_edges
+from mm1.generate.request import ActiveRequest, EngineRequest, Event
 from mm1.generate.sampling import Decoding
 from mm1.generate.serving import ServingEngine, ServingSizes
 
@@ -25,7 +26,7 @@ POSITIONS = 80
 
 @pytest.fixture(autouse=True)
 def sharing_of_few_positions(monkeypatch):
-    for module in (admission, engine, prefix_cache, serving):
+    for module in (admission, engine, prefix_cache, prefix_index, serving):
         monkeypatch.setattr(module, "MIN_SHARED", 3)
 
 
@@ -219,3 +220,38 @@ def test_the_cache_has_the_bytes_that_its_sizes_say():
     ours, sizes = new(rows=3, kept=2), ServingSizes(3, POSITIONS, 2)
     cache = ours.prefix_cache.cache
     assert sum(x.nbytes for x in (*cache.keys, *cache.values)) == sizes.cache_bytes(MODEL)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(PROMPTS, st.sampled_from(["", "a"]), st.integers(0, 3)), min_size=1, max_size=8), PROMPTS)
+def test_a_prompt_finds_the_longest_beginning_that_a_row_of_its_salt_holds(requests, last):
+    ours = new(rows=2, kept=2, prefill=50)
+    for one, salt, steps in requests:  # some go away while they are computed or written
+        number = ours.submit(EngineRequest(one, Decoding(max_tokens=3), salt=salt))
+        for _ in range(steps):
+            ours.step()
+        if steps % 2:
+            ours.abort(number)
+    all_events(ours)
+    cache = ours.prefix_cache
+    for salt in ("", "a"):
+        active = ActiveRequest(0, EngineRequest(last, salt=salt), MODEL.config)
+        held = [
+            common_prefix(active.content, cache._content[row, : cache._length[row]])
+            for row in range(cache.rows)
+            if cache._salt[row] == active.salt
+        ]
+        longest = max(held, default=0)
+        assert cache.cached(active.content, keys=active.keys) == (longest if longest >= 3 else 0)
+
+
+def test_keys_of_blocks_depend_on_all_before_them_and_on_the_salt():
+    content = np.arange(30)
+    keys = block_keys(content)
+    assert len(keys) == 10
+    assert block_keys(content[:17]) == keys[:5]
+    assert block_keys(content, known=keys[:4]) == keys
+    changed = content.copy()
+    changed[7] = -1
+    assert [a == b for a, b in zip(block_keys(changed), keys, strict=True)] == [True] * 2 + [False] * 8
+    assert not set(block_keys(content, salt=1)) & set(keys)

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from mm1.generate.prefix_cache import MIN_SHARED, PrefixCache
+from mm1.generate.prefix_cache import PrefixCache
+from mm1.generate.prefix_index import MIN_SHARED
 from mm1.generate.prompt import common_prefix
 from mm1.generate.request import ActiveRequest
 
@@ -36,7 +37,7 @@ def next_wave(
     for request in waiting[: 4 * prefix_cache.rows]:
         if len(wave) == most:
             break
-        cached = request.whole(prefix_cache.cached(request.content, salt=request.salt))
+        cached = request.whole(prefix_cache.cached(request.content, keys=request.keys))
         longest = max(longest, new_positions(request, cached))
         if wave and longest * (len(wave) + 1) > positions:
             break

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mm1.generate.prefix_cache import MIN_SHARED, Prefix, prefill, prefill_prefix
+from mm1.generate.prefix_cache import Prefix, prefill, prefill_prefix
+from mm1.generate.prefix_index import MIN_SHARED
 from mm1.generate.prompt import Features, Prompt, common_prefix, content
 from mm1.generate.request import Completion
 from mm1.generate.sampling import Decoding, without_image_token

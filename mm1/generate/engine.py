@@ -19,7 +19,8 @@ import torch
 
 from mm1.generate.admission import admission_order, next_wave
 from mm1.generate.decode_step import DecodeStep, step_for
-from mm1.generate.prefix_cache import MIN_SHARED, PrefixCache, prefill_prefix
+from mm1.generate.prefix_cache import PrefixCache, prefill_prefix
+from mm1.generate.prefix_index import MIN_SHARED
 from mm1.generate.prompt import Features, Prompt, common_prefix
 from mm1.generate.prompt_lookup import PromptLookup
 from mm1.generate.request import ActiveRequest, Completion, EngineRequest, Event, Score

@@ -7,12 +7,10 @@ import numpy as np
 import torch
 
 from mm1.generate.decode_step import DecodeStep, step_for
+from mm1.generate.prefix_index import MIN_SHARED, PrefixIndex, block_keys
 from mm1.generate.prompt import Features, Prompt, common_prefix, content, embed_from, image_edges, whole_images
 from mm1.model.cache import Cache, Segment
 from mm1.model.mllm import MLLM
-
-MIN_SHARED = 16
-"""Positions in common from which copying their keys and values, or waiting for them, is worthwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +82,7 @@ class PrefixCache:
         self._length = np.zeros(rows, np.int64)  # positions that each row holds
         self._last_used = np.zeros(rows, np.int64)
         self._salt = np.zeros(rows, np.int64)
+        self._index = PrefixIndex(rows)  # of the shared prefix with what follows it in each row
         self._clock = 0
 
     @property
@@ -126,6 +125,8 @@ class PrefixCache:
                 side[layer] = _widened(side[layer], positions, first[layer] if moved else None)
         shared = (self.prefix.segment,) if self.prefix else ()
         self.cache = Cache(tuple(layers[0]), tuple(layers[1]), shared)
+        for row in range(self.rows):
+            self._remember(row)
 
     @property
     def usage(self) -> float:
@@ -133,9 +134,13 @@ class PrefixCache:
         used = sum(int(length) for owner, length in zip(self.owners, self._length, strict=True) if owner is not None)
         return used / (self.rows * self.positions)
 
-    def cached(self, contents: np.ndarray, *, salt: int = 0) -> int:
-        """How many first positions of a prompt with these contents don't have to be computed."""
-        return self.prefix_length + self._nearest(contents[self.prefix_length :], salt)[1]
+    def cached(self, contents: np.ndarray, *, keys: Sequence[bytes] | None = None) -> int:
+        """How many first positions of a prompt with these contents don't have to be computed.
+
+        `keys` are those of its blocks, by default without a salt.
+        """
+        keys = block_keys(contents) if keys is None else keys
+        return self.prefix_length + self._nearest(contents[self.prefix_length :], keys)[1]
 
     def contents(self, owner: int) -> np.ndarray:
         """What the owner's row holds, the shared prefix first."""
@@ -171,7 +176,7 @@ class PrefixCache:
         for prompt, whole, owner, last, salt in zip(prompts, contents, owners, outputs, salts, strict=True):
             own, edges = whole[self.prefix_length :], image_edges(prompt, self.model.config)[self.prefix_length :]
             edges[0] = True  # the shared prefix may end anywhere
-            source, start = self._nearest(own, salt)
+            source, start = self._nearest(own, block_keys(whole, salt=salt))
             start = min(whole_images(start, edges), len(own) - last)
             row, start = self._take_row(own, owner, source=source, start=start, salt=salt)
             starts.append(start)
@@ -182,6 +187,7 @@ class PrefixCache:
             own = whole[self.prefix_length :]
             self._content[row, : len(own)] = own
             self._length[row] = len(own)
+            self._remember(row)
         news = [len(whole) - self.prefix_length - start for whole, start in zip(contents, starts, strict=True)]
         self.computed += sum(news)
         picked = [(row, index) for row, new in enumerate(news) for index in range(new - outputs[row], new)]
@@ -197,22 +203,34 @@ class PrefixCache:
             unused = [row for row in range(self.rows) if self.owners[row] is None]
             row = min(unused, key=lambda row: self._last_used[row])
             self.cache.copy(source, row, stop=start)
+        self._index.cut(row, self.prefix_length + start if start and row == source else 0)
         self._content[row, :start] = own[:start]
         self._length[row] = start
         self._salt[row] = salt
         self.owners[row] = owner
         return row, start
 
-    def _nearest(self, own: np.ndarray, salt: int) -> tuple[int, int]:
-        """The row of this salt with the longest prefix in common with `own`, preferably a free one, and its length."""
-        same = (self._content[:, : len(own)] == own[: self.positions]) & (
-            np.arange(min(len(own), self.positions)) < self._length[:, None]
-        )
-        common = np.where(same.all(1), same.shape[1], same.argmin(1)) if same.size else np.zeros(self.rows, np.int64)
-        common = np.where(self._salt == salt, common, 0)
-        free = np.array([owner is None for owner in self.owners])
-        row = int(np.lexsort((free, common))[-1])
-        return row, int(common[row])
+    def _nearest(self, own: np.ndarray, keys: Sequence[bytes]) -> tuple[int, int]:
+        """The row with the longest prefix in common with `own`, preferably a free one, and its length.
+
+        `keys` are those of the blocks of the whole prompt: a row that shares no block, or has another salt, is not
+        looked at.
+        """
+        best, row = (0, False), 0
+        for other in self._index.rows(keys):
+            common = common_prefix(own[: self.positions], self._content[other, : self._length[other]])
+            if (candidate := (common, self.owners[other] is None)) >= best:
+                best, row = candidate, other
+        return row, best[0]
+
+    def _remember(self, row: int) -> None:
+        """Let others find what the row holds."""
+        own = self._content[row, : self._length[row]]
+        whole = np.concatenate((self.prefix.content, own)) if self.prefix else own
+        known = self._index.keys(row)
+        keys = block_keys(whole, salt=int(self._salt[row]), known=known)
+        if len(keys) > len(known):
+            self._index.put(row, keys)
 
     def _compute(self, prompts: Sequence[Prompt], starts: Sequence[int], rows: list[int]) -> torch.Tensor:
         """Hidden states [B, T, D] of the prompts' positions from `starts` on; their keys and values are in `rows`."""
@@ -250,6 +268,8 @@ class PrefixCache:
         spare = slice(len(owners), min(self.decode.rows(len(owners)), self.rows))
         # a free row that is full forgets its last position, so that it has a slot to spare
         self._length[spare] = np.minimum(self._length[spare], self.positions - 1)
+        for row in range(spare.start, spare.stop):
+            self._index.cut(row, self.prefix_length + int(self._length[row]))
         return owners, self.decode(self.cache, tokens_BT, own_BT, spare=self._length[spare])
 
     def roll_back(self, owner: int, positions: int) -> None:
@@ -259,6 +279,7 @@ class PrefixCache:
     def release(self, owner: int) -> None:
         """Free the owner's row. It remembers what it holds."""
         row = self.owners.index(owner)
+        self._remember(row)
         self._clock += 1
         self.owners[row], self._last_used[row] = None, self._clock
 
@@ -272,6 +293,7 @@ class PrefixCache:
             self.cache.swap(hole, row, length=int(self._length[[hole, row]].max()))
             for of_rows in (self._content, self._length, self._last_used, self._salt):
                 of_rows[[hole, row]] = of_rows[[row, hole]]
+            self._index.swap(hole, row)
             self.owners[hole], self.owners[row] = self.owners[row], None
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from mm1.config.model import ModelConfig
+from mm1.generate.prefix_index import block_keys
 from mm1.generate.prompt import Prompt, content, image_edges, whole_images
 from mm1.generate.sampling import (
     Decoding,
@@ -124,6 +125,7 @@ class ActiveRequest:
         self.content = content(self.prompt, config)
         self._edges = image_edges(self.prompt, config)
         self.salt = salt_number(request.salt)
+        self.keys = block_keys(self.content, salt=self.salt)
         self.reading: PromptReading | None = None
         if request.prompt_alternatives is not None:
             self.reading = PromptReading(self.prompt.tokens, config.image_token, request.prompt_alternatives)

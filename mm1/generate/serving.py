@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from mm1.generate.admission import new_positions, next_wave
 from mm1.generate.decode_step import DecodeStep
 from mm1.generate.engine import Engine
-from mm1.generate.prefix_cache import MIN_SHARED, PrefixCache
+from mm1.generate.prefix_cache import PrefixCache
+from mm1.generate.prefix_index import MIN_SHARED
 from mm1.generate.prompt import Features
 from mm1.generate.request import ActiveRequest, EngineRequest
 from mm1.model.mllm import MLLM
@@ -101,7 +102,7 @@ class ServingEngine(Engine):
     def _prefill(self, prefix_cache: PrefixCache, rows: int) -> None:
         """Compute the next waiting prompts, or a part of the first one if it is long."""
         first = self._waiting[0]
-        cached = first.whole(prefix_cache.cached(first.content, salt=first.salt))
+        cached = first.whole(prefix_cache.cached(first.content, keys=first.keys))
         if new_positions(first, cached) > self.sizes.prefill:
             stop = self._next_stop(first, cached)
             if stop < len(first.content):
