@@ -29,6 +29,7 @@ from mm1.serve.metrics import Metrics
 from mm1.serve.openapi import document
 from mm1.serve.page import page
 from mm1.serve.prompts import Reader, addresses, chat_document, completion_document
+from mm1.serve.reference import reference_page
 from mm1.serve.reply import Reply, to_json
 from mm1.serve.requests import JobMaker, Output
 from mm1.serve.scheduler import Job, Scheduler
@@ -155,6 +156,10 @@ class Server:
         """A page to chat with the model."""
         return page()
 
+    async def reference(self, request: Request) -> Response:
+        """The routes and their fields, to read."""
+        return reference_page(request.app.openapi())
+
     async def prometheus(self, request: Request) -> Response:
         """The metrics, for Prometheus."""
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -233,6 +238,7 @@ def make_app(server: Server) -> Any:
         ("POST", "/detokenize", server.detokenize),
         ("GET", "/health", server.health),
         ("GET", "/", server.page),
+        ("GET", "/docs", server.reference),
         ("GET", "/metrics", server.prometheus),
     ]
     for method, path, answer in routes:

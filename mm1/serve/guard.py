@@ -16,8 +16,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = ("/", "/health")
-"""What may be read without a key: a page without any data, and whether the server lives."""
+OPEN_PATHS = ("/", "/docs", "/openapi.json", "/health")
+"""What may be read without a key: pages without any data, and whether the server lives."""
 
 
 class Guard:
