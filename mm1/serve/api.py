@@ -69,6 +69,8 @@ class Server:
         self.metrics.watch("image_cache_hits", "Tiles that the image cache held.", lambda: features.hits)
         self.media = Media(self.limits, self.domains)
         self.reader = Reader.of(loaded, self.limits, features)
+        pixels = self.reader.pixels
+        self.metrics.watch("decoded_picture_bytes", "Bytes of pictures that prompts keep.", lambda: pixels.held)
         self.names = TokenNames(loaded.tokenizer, loaded.model.config.decoder.vocabulary)
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="prompts")
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
@@ -23,12 +24,15 @@ OPEN_PATHS = ("/", "/docs", "/openapi.json", "/health")
 class Guard:
     """An ASGI app around another one, which gets whole bodies of requests that are allowed.
 
-    `scope["client_salt"]` is another text for each key, so that caches don't tell one client what another one sent.
+    `scope["client_salt"]` is another text for each key, so that caches don't tell one client what another one sent. It
+    depends on a secret of this process: what caches hold is named by hashes of it and of what a client sends, so nobody
+    can search for two pictures whose shortened hashes are equal.
     """
 
     def __init__(self, app: App, *, keys: Sequence[str], limits: Limits):
         self.app, self.limits = app, limits
         self._keys = [_digest(key) for key in keys]
+        self._secret = secrets.token_bytes(16)
         self._held = 0  # bytes of bodies that are read or answered now
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,7 +60,7 @@ class Guard:
             ApiError: there is no right key.
         """
         if not self._keys or scope["path"] in OPEN_PATHS:
-            return ""
+            return self._salt_of(b"")
         value = _header(scope, b"authorization")
         scheme, _, key = value.partition(b" ")
         ours = _digest(key.strip())
@@ -69,7 +73,10 @@ class Guard:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        return ours.hex()[:16]
+        return self._salt_of(ours)
+
+    def _salt_of(self, digest: bytes) -> str:
+        return hmac.digest(self._secret, digest, "sha256").hex()[:16]
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """The whole body.

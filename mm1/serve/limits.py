@@ -14,6 +14,7 @@ class Limits:
     kept_prompts         rows that only remember prompts, for requests that begin alike
     max_prefill          positions of prompts that are computed between two tokens of the answers
     max_feature_bytes    features of pictures that are kept
+    max_pixel_bytes      decoded pictures that prompts keep until they are encoded; others are decoded twice
     max_waiting          answers that wait for a row; more requests are refused with 429
     max_choices          answers that one request may ask for
     max_pictures         pictures of one request
@@ -31,13 +32,14 @@ class Limits:
     kept_prompts: int = 8
     max_prefill: int = 512
     max_feature_bytes: int = 1 << 30
+    max_pixel_bytes: int = 512 << 20
     max_waiting: int = 256
     max_choices: int = 128
     max_pictures: int = 32
-    max_picture_bytes: int = 20 << 20
+    max_picture_bytes: int = 20_000_000
     max_picture_pixels: int = 64_000_000
-    max_body_bytes: int = 64 << 20
-    max_bodies_bytes: int = 512 << 20
+    max_body_bytes: int = 64_000_000
+    max_bodies_bytes: int = 512_000_000
     body_seconds: float = 60.0
     request_seconds: float = 600.0
     drain_seconds: float = 30.0

@@ -3,20 +3,18 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby
 from operator import itemgetter
-
-import torch
 
 from mm1.checkpoint import Loaded
 from mm1.data.image import ImageError
 from mm1.document import Document, Encoded, Image, Mark, Piece, Text, Tile
-from mm1.generate.document_prompt import DocumentPrompts, decode_tiles, tile_names
+from mm1.generate.document_prompt import DocumentPrompts, tile_names
 from mm1.generate.prompt import Features, Picture, Prompt
 from mm1.serve.errors import invalid
 from mm1.serve.limits import Limits
 from mm1.serve.media import unreadable
+from mm1.serve.pixels import Pixels
 from mm1.serve.protocol import ImagePart, Message, Part
 
 CHARACTERS_PER_TOKEN = 64
@@ -34,12 +32,15 @@ class Reader:
     limits: Limits
     features: Features
     prompts: DocumentPrompts
+    pixels: Pixels
     lock: threading.Lock  # the tokenizer writes chat templates in a state of its own
 
     @classmethod
     def of(cls, loaded: Loaded, limits: Limits, features: Features) -> "Reader":
         """The reader of a loaded run. Pictures whose features are kept are not decoded again."""
-        return cls(loaded, limits, features, DocumentPrompts(loaded.model.config, loaded.tokenizer), threading.Lock())
+        prompts = DocumentPrompts(loaded.model.config, loaded.tokenizer)
+        pixels = Pixels(prompts.tile.size, most=limits.max_pixel_bytes)
+        return cls(loaded, limits, features, prompts, pixels, threading.Lock())
 
     def prompt(self, document: Document, *, salt: str = "") -> Prompt:
         """The document as a prompt, its pictures decoded.
@@ -97,23 +98,11 @@ class Reader:
         return replace(plain, images=pictures)
 
     def _decoded(self, tiles: tuple[Tile, ...], *, salt: str) -> list[Picture]:
-        names, size = [salt + name for name in tile_names(tiles)], self.prompts.tile.size
-        if all(name in self.features for name in names):
-            return [Picture(name, partial(_decoded_again, tiles, size, number)) for number, name in enumerate(names)]
+        names = [salt + name for name in tile_names(tiles)]
         try:
-            pixels = decode_tiles(tiles, size=size)
+            return self.pixels.pictures(tiles, names, known=all(name in self.features for name in names))
         except ImageError:
             raise unreadable() from None
-        return [Picture(name, partial(_same, one)) for name, one in zip(names, pixels, strict=True)]
-
-
-def _same(pixels_CYX: torch.Tensor) -> torch.Tensor:
-    return pixels_CYX
-
-
-def _decoded_again(tiles: tuple[Tile, ...], size: int, number: int) -> torch.Tensor:
-    """The pixels of a tile whose features were dropped after its prompt was made."""
-    return decode_tiles(tiles, size=size)[number]
 
 
 def chat_document(messages: Sequence[Message], pictures: Pictures, loaded: Loaded) -> Document:
