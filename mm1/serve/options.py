@@ -23,6 +23,18 @@ def serve(
     ] = "",
     kept_prompts: Annotated[int, typer.Option(help="Rows of the cache that only remember prompts.", min=0)] = 8,
     image_cache: Annotated[str, typer.Option(help="Image features kept, for example 500MB.")] = "1GB",
+    max_prefill: Annotated[
+        int, typer.Option(help="Positions of prompts computed between two tokens of the answers.", min=16)
+    ] = 512,
+    max_pictures: Annotated[int, typer.Option(help="Pictures of one request.", min=0)] = 32,
+    max_picture: Annotated[str, typer.Option(help="Size of one picture as it is sent.")] = "20MB",
+    max_body: Annotated[str, typer.Option(help="Size of one request; those of eight are read at a time.")] = "64MB",
+    answer_within: Annotated[
+        float, typer.Option(help="Seconds until an answer is complete, waiting included; then it is 504.", min=1)
+    ] = 600,
+    drain_within: Annotated[
+        float, typer.Option(help="Seconds for what runs when the server is told to stop.", min=1)
+    ] = 30,
     access_log: Annotated[bool, typer.Option(help="Write a line of JSON for each request.")] = True,
     precision: Precise = PrecisionName.auto,
 ) -> None:
@@ -40,6 +52,13 @@ def serve(
         max_length=max_length,
         kept_prompts=kept_prompts,
         max_feature_bytes=bytes_of(image_cache),
+        max_prefill=max_prefill,
+        max_pictures=max_pictures,
+        max_picture_bytes=bytes_of(max_picture),
+        max_body_bytes=bytes_of(max_body),
+        max_bodies_bytes=8 * bytes_of(max_body),
+        request_seconds=answer_within,
+        drain_seconds=drain_within,
     )
     domains = frozenset(domain.strip().lower() for domain in allow_media_domains.split(",") if domain.strip())
     service = Service(name, limits, keys_of(api_key or []), domains, access_log)
