@@ -5,6 +5,7 @@ Commands import the packages they need themselves, so that `mm1 --help` answers 
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,7 +87,9 @@ def train(
 
 @app.command(
     epilog="Examples: `mm1 budget mm1_30b --gpus 256 --gpu h100`, "
-    "`mm1 budget mm1_30b parallel.dp_shard=64 parallel.dp_replicate=4 --gpus 256 --gpu h100 --json budget.json`"
+    "`mm1 budget mm1_30b parallel.dp_shard=64 parallel.dp_replicate=4 --gpus 256 --gpu h100 --json budget.json`, "
+    "`mm1 budget mm1_3b_sft --serve --gpu l40s --max-length 4096`, "
+    "`mm1 budget runs/3b/config.json --serve --gpu cpu --memory 32GB --max-concurrent 16`"
 )
 def budget(
     recipe: Recipe,
@@ -94,15 +97,37 @@ def budget(
     gpus: Annotated[int, typer.Option(help="How many GPUs there are.", min=1)] = 8,
     gpu: Annotated[str, typer.Option(help="a100, h100, h200, l40s, or cpu: this machine, measured now.")] = "h100",
     to_json: Annotated[Path | None, typer.Option("--json", help="File to write the figures to.")] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Size a server of the run on one GPU instead.")] = False,
+    memory: Annotated[str, typer.Option(help="With --serve: memory to use, such as 16GB; else all there is.")] = "",
+    max_concurrent: Annotated[
+        int | None, typer.Option(help="With --serve: answers written at a time; else as many as fit.", min=1)
+    ] = None,
+    max_length: Annotated[int, typer.Option(help="With --serve: tokens of a prompt with its answer.", min=16)] = 2048,
+    kept_prompts: Annotated[int, typer.Option(help="With --serve: rows that only remember prompts.", min=0)] = 8,
+    image_cache: Annotated[str, typer.Option(help="With --serve: image features kept.")] = "1GB",
 ) -> None:
-    """Predict the memory, arithmetic, time and GPU-hours of a run. No GPU is needed.
+    """Predict the memory, arithmetic, time and GPU-hours of a run; with --serve, what a server of it takes and bears.
 
-    Without parallel.* fields it looks for the fastest layout that fits. A layout that doesn't fit is an error.
+    No GPU is needed. Without parallel.* fields it looks for the fastest layout that fits. What doesn't fit is an error.
     """
     from mm1.budget.report import choose_budget, explain_misfit, make_planner, save_json, tables
     from mm1.train.log import console
 
     run = _run(recipe, assignments)
+    if serve:
+        from mm1.budget.serving import ServingPlanner, device_of, explain_serving, save_serving, serving_tables
+        from mm1.hf.shards import bytes_of
+        from mm1.serve.limits import Limits
+
+        limits = Limits(max_length=max_length, kept_prompts=kept_prompts, max_feature_bytes=bytes_of(image_cache))
+        server = ServingPlanner(run, device_of(gpu, memory=bytes_of(memory) if memory else None))
+        sized = server.budget(replace(limits, max_concurrent=max_concurrent)) if max_concurrent else server.most(limits)
+        console.print(*serving_tables(server, sized), sep="\n", highlight=False, soft_wrap=True)
+        if to_json:
+            save_serving(server, sized, to_json)
+        if not sized.fits:
+            raise ValueError(explain_serving(server, sized))
+        return
     planner = make_planner(run, gpu=gpu, gpus=gpus)
     with console.status("simulating"):
         choice = choose_budget(planner, gpus)

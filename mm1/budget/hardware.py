@@ -174,7 +174,7 @@ def measure_process(shapes: Shapes) -> Hardware:
     products = mean_seconds(lambda: x @ up.T) + mean_seconds(lambda: wide @ up) + mean_seconds(lambda: wide.T @ x)
     attention = mean_seconds(lambda: F.scaled_dot_product_attention(q, q, q, is_causal=True))
     return Hardware(
-        memory=_machine_memory() / ranks,
+        memory=machine_memory() / ranks,
         peak_flops=2.0 * 1024**3 / mean_seconds(lambda: torch.mm(square, square)),
         matmul_flops=6.0 * x.numel() * shapes.mlp_width / products,
         attention_flops=2.0 * shapes.sequence_length * q.numel() / attention,
@@ -208,6 +208,6 @@ def mean_seconds(work: Callable[[], object], *, seconds: float = 0.2) -> float:
     return (time.perf_counter() - start) / max(1, calls)
 
 
-def _machine_memory() -> float:
+def machine_memory() -> float:
     """Bytes of this machine's memory."""
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from mm1.objectives.index import generates_text, objective_of
 from mm1.objectives.next_token import LOGITS, cross_entropy
 
 ModelPart = Literal["encoder", "connector", "decoder", "logits"]
+M = TypeVar("M", bound=nn.Module)
 MODEL_PARTS: tuple[ModelPart, ...] = ("encoder", "connector", "decoder", "logits")
 
 
@@ -178,7 +179,7 @@ def simulate(
     if low_precision:  # FlexAttention skips what no window shows, SDPA would compute it
         masks = dict.fromkeys(masks, document_mask(batch.document_BT))
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        model = _build(run, shallow(run.model), precision)
+        model = _in_type(precision, lambda: model_of(run, shallow(run.model)))
         prepare(model)
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -200,6 +201,37 @@ def simulate(
             recorder.begin("logits", None, backward=True)
             loss.backward()
     return repeat_blocks([segment for segment in recorder.segments if segment.ops or segment.net_bytes], run.model)
+
+
+@dataclass(frozen=True, slots=True)
+class PassBytes:
+    """The most bytes alive in a pass without gradients, beside the weights: of the encoder, and of the decoder."""
+
+    encoder: int
+    decoder: int
+    of_position: float  # of the decoder
+
+
+def pass_bytes(model: ModelConfig, *, precision: torch.dtype, positions: int, images: int) -> PassBytes:
+    """What a pass of inference over so many images, and over so many positions of a prompt, holds for a moment."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        mllm = _in_type(precision, lambda: MLLM(shallow(model)))
+        if precision != torch.float32:
+            _fuse_norms(mllm)
+        else:
+            _use_one_expert(mllm)
+        size = model.vision.image_size
+        with Recorder({}) as recorder:
+            recorder.ignore(*mllm.parameters(), *mllm.buffers())
+            features = mllm.encode_images(torch.zeros(images, 3, size, size, dtype=torch.uint8))
+            encoder, kept = recorder.segments[-1].peak_bytes, recorder.segments[-1].net_bytes
+            recorder.begin("decoder", None, backward=False)
+            x_BTD = torch.zeros(1, positions, model.decoder.width, dtype=precision)
+            hidden_BTD = mllm.decoder(x_BTD, torch.arange(positions)[None])
+            mllm.decoder.logits(hidden_BTD[:, -1])
+            decoder = recorder.segments[-1].peak_bytes
+        del features
+    return PassBytes(encoder, kept + decoder, decoder / positions)
 
 
 def _loss(mllm: MLLM, batch: Batch, *, masks: Masks, positions: torch.Tensor, low_precision: bool) -> torch.Tensor:
@@ -340,12 +372,12 @@ def model_of(run: RunConfig, shape: ModelConfig) -> MLLM | ContrastiveModel:
     return MLLM(shape)
 
 
-def _build(run: RunConfig, shape: ModelConfig, dtype: torch.dtype) -> MLLM | ContrastiveModel:
-    """A model with weights of type `dtype`; fake weights can't be converted later."""
+def _in_type(dtype: torch.dtype, build: Callable[[], M]) -> M:
+    """The model that `build` makes, with weights of type `dtype`; fake weights can't be converted later."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        return model_of(run, shape)
+        return build()
     finally:
         torch.set_default_dtype(default)
 
