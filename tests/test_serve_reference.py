@@ -23,6 +23,7 @@ def words(schema: dict) -> str:
         ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "text"),
         ({"anyOf": [{"type": "string"}, {"items": {"type": "string"}, "type": "array", "maxItems": 2}]},
          "text or list of (text), at most 2 entries"),
+        ({"anyOf": [{"type": "integer", "maximum": 2}, {"type": "number", "maximum": 2}]}, "number, at most 2"),
         ({"enum": ["a", "b"], "type": "string"}, "'a' or 'b'"),
         ({"const": "text", "type": "string"}, "'text'"),
         ({"$ref": "#/components/schemas/Message"}, "Message"),

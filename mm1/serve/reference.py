@@ -71,6 +71,8 @@ def described(schema: dict[str, Any]) -> Iterator[Part]:
         yield Part(schema["$ref"].rpartition("/")[2], link=True)
         return
     forms = [form for form in schema.get("anyOf", schema.get("oneOf", ())) if form.get("type") != "null"]
+    # a whole number is a number
+    forms = [form for form in forms if form.get("type") != "integer" or {**form, "type": "number"} not in forms]
     if forms:
         for number, form in enumerate(forms):
             if number:
