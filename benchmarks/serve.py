@@ -1,17 +1,21 @@
 """How a served run bears load: 1, 8, 32 and 64 clients, pictures and text mixed, on loopback.
 
-    python benchmarks/serve.py [RUN] [--seconds 120] [--clients 1 8 32 64] [--tokens 48] [--url http://... --model NAME]
+    python benchmarks/serve.py [RUN] [--seconds 120] [--clients 1 8 32 64] [--tokens 48]
+    python benchmarks/serve.py [RUN] --transformers [--seconds 30]
+    python benchmarks/serve.py --url http://... --model NAME
 
 Without RUN, an untrained run of the recipe `tiny_sft` is made first. `mm1 serve` runs in a process of its own. Every
 client asks one streamed question after the other; half of them show a picture of the sample, and every answer has
 `--tokens` tokens. Printed are the median and the 95th percentile of the time to the first token, tokens and answers a
-second of all clients, errors, and the server's memory after each load.
+second of all clients, errors, and the server's memory when each load begins, at its half and when it ends; then how
+many times the tokens of one client 32 clients get, and how far memory grew. With an error the exit code is 1.
 
 Then: the time to the first token of two requests that begin with the same eight pictures, as in few-shot prompts.
 
-`--url` loads another server of OpenAI's protocol with the same questions; `--transformers FOLDER` starts `transformers
-serve` on an export of the run. There an answer may end early, so compare answers a second at `--free`, which lets ours
-end early as well.
+`--transformers` compares with `transformers serve` on the same weights, at 8 clients, with answers of the same length.
+It loads native models only, so RUN must be one that `mm1 export` writes as such (docs/weights.md); without RUN it is
+`tiny_sft` with the connector of a LLaVA. `--url` loads another server of OpenAI's protocol with the same questions;
+there an answer may end early, so compare answers a second at `--free`, which lets ours end early as well.
 """
 
 import argparse
@@ -31,15 +35,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.table import Table
 
 from mm1.data.store import open_store
+from mm1.exchange.export import export_run
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=120)
 QUESTIONS = ("What does the picture show?", "Is there a circle?", "Describe it, and say which colours it has.", "Why?")
 
 
@@ -68,12 +73,19 @@ class Measured:
     tokens: int = 0
     errors: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    memory: list[float] = field(default_factory=list)  # megabytes of the server, each second
 
-    def row(self, clients: int, server: Server) -> tuple[str, ...]:
+    @property
+    def rate(self) -> float:
+        """Tokens a second of all clients."""
+        return self.tokens / self.seconds
+
+    def row(self, clients: int) -> tuple[str, ...]:
         ordered = sorted(self.first)
         late = ordered[int(0.95 * (len(ordered) - 1))] if ordered else 0.0
-        numbers = (median(ordered) if ordered else 0.0, late, self.tokens / self.seconds, len(ordered) / self.seconds)
-        return (str(clients), *(f"{number:.3g}" for number in numbers), str(len(self.errors)), f"{server.memory:,.0f}")
+        numbers = (median(ordered) if ordered else 0.0, late, self.rate, len(ordered) / self.seconds)
+        memory = [f"{self.memory[at]:,.0f}" for at in (0, len(self.memory) // 2, -1)]
+        return (str(clients), *(f"{number:.3g}" for number in numbers), str(len(self.errors)), " ".join(memory))
 
 
 def ask(server: Server, body: dict[str, Any], measured: Measured, lock: threading.Lock) -> float:
@@ -96,7 +108,7 @@ def ask(server: Server, body: dict[str, Any], measured: Measured, lock: threadin
             if chunk.get("usage"):
                 tokens = chunk["usage"]["completion_tokens"]
             choices = chunk.get("choices")
-            if not first and choices and (choices[0]["delta"].get("content") or choices[0]["finish_reason"]):
+            if not first and choices and (choices[0]["delta"].get("content") or choices[0].get("finish_reason")):
                 first = time.monotonic() - began
         with lock:
             measured.first.append(first)
@@ -133,10 +145,13 @@ def load(server: Server, *, clients: int, seconds: float, how: dict[str, Any]) -
             asks += 1
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    measured.memory.append(server.memory)
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        while thread.is_alive():
+            thread.join(1.0)
+            measured.memory.append(server.memory)
     measured.seconds = time.monotonic() - began
     return measured
 
@@ -153,22 +168,28 @@ def shared_prefix(server: Server) -> tuple[float, float]:
 
 
 @contextmanager
-def started(words: list[str], *, port: int, model: str) -> Iterator[Server]:
-    """A server that these words start, once it answers."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-    try:
-        server = Server(f"http://127.0.0.1:{port}", model, process.pid)
-        for _ in range(600):
-            if process.poll() is not None:
-                raise SystemExit(f"the server ended: {' '.join(words)}")
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        yield server
-    finally:
-        process.terminate()
-        process.wait(60)
+def started(words: list[str], *, port: int, model: str, **settings: str) -> Iterator[Server]:
+    """A server that these words start, once it answers; `settings` are set in its environment."""
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=said, env=os.environ | settings)
+        try:
+            yield _answering(process, port=port, model=model, said=said)
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _answering(process: subprocess.Popen, *, port: int, model: str, said: IO[bytes]) -> Server:
+    """The server of a process, once it takes connections."""
+    for _ in range(600):
+        if process.poll() is not None:
+            said.seek(0)
+            raise SystemExit(f"the server ended: {said.read()[-2000:].decode(errors='replace')}")
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return Server(f"http://127.0.0.1:{port}", model, process.pid)
+        time.sleep(0.2)
+    raise SystemExit("the server doesn't answer after two minutes")
 
 
 def free_port() -> int:
@@ -177,55 +198,116 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def untrained(folder: Path) -> Path:
-    """A run of the demo's shapes after one step on the sample's chats."""
-    words = ["train", "tiny_sft", "start_from={}", "steps=1", "validation_sequences=1", "--to", str(folder)]
+def untrained(folder: Path, *fields: str) -> Path:
+    """A run of the demo's shapes, with these fields changed, after one step on the sample's chats."""
+    words = ["train", "tiny_sft", "start_from={}", "steps=1", "validation_sequences=1", *fields, "--to", str(folder)]
     subprocess.run([sys.executable, "-m", "mm1", *words], check=True, stdout=subprocess.DEVNULL)
     return folder
 
 
-def measure(server: Server, options: argparse.Namespace) -> None:
-    table = Table("clients", "first token, s", "95 %", "tokens/s", "answers/s", "errors", "MB", title=server.url)
-    how: dict[str, Any] = {"max_tokens": options.tokens, "stream_options": {"include_usage": True}}
-    how |= {} if options.free else {"ignore_eos": True}
+LLAVA = ("model.connector.kind=mlp", "model.connector.tokens=81", "model.vision.feature_layer=-2")
+"""The fields that make a LLaVA of `tiny_sft`: an image token for each of its 9 x 9 patches."""
+
+
+@contextmanager
+def served(run: Path) -> Iterator[Server]:
+    """`mm1 serve` of a run."""
+    port = free_port()
+    words = [sys.executable, "-m", "mm1", "serve", str(run), "--port", str(port), "--no-access-log"]
+    with started([*words, "--max-concurrent", "64"], port=port, model=run.name) as server:
+        yield server
+
+
+@contextmanager
+def served_by_transformers(export: Path) -> Iterator[Server]:
+    """`transformers serve` of an export, which writes one answer after the other where a model takes pictures.
+
+    It gets one thread: with two, the small products of one answer wait for each other, and on a busy machine for long.
+    """
+    port = free_port()
+    words = [str(Path(sys.executable).with_name("transformers")), "serve", str(export), "--host", "127.0.0.1"]
+    quiet = {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    words += ["--port", str(port), "--device", "cpu", "--log-level", "error"]
+    with started(words, port=port, model=str(export), **quiet) as server:
+        yield server
+
+
+def measure(server: Server, options: argparse.Namespace, how: dict[str, Any]) -> dict[int, Measured]:
+    """What each number of clients saw, which is printed."""
+    columns = ("clients", "first token, s", "95 %", "tokens/s", "answers/s", "errors", "MB at start, half, end")
+    table, loads = Table(*columns, title=server.url), {}
+    how = {"max_tokens": options.tokens, "stream_options": {"include_usage": True}, **how}
     load(server, clients=2, seconds=2, how=how)  # the first pass of each shape is slower
     for clients in options.clients:
-        measured = load(server, clients=clients, seconds=options.seconds, how=how)
-        table.add_row(*measured.row(clients, server))
+        loads[clients] = measured = load(server, clients=clients, seconds=options.seconds, how=how)
+        table.add_row(*measured.row(clients))
         for error in sorted(set(measured.errors))[:3]:
             console.print(f"error: {error}")
     console.print(table)
+    return loads
+
+
+def bear(server: Server, options: argparse.Namespace, how: dict[str, Any]) -> int:
+    """The number of errors under all loads; prints what the loads show together, and the shared prefix."""
+    loads = measure(server, options, how)
+    if {1, 32} <= loads.keys():
+        console.print(f"32 clients get {loads[32].rate / loads[1].rate:.1f} times the tokens of one")
+    memory = [loads[clients].memory[-1] for clients in options.clients]
+    console.print(f"memory after the first load {memory[0]:,.0f} MB, after the last {memory[-1]:,.0f} MB")
     first, second = shared_prefix(server)
-    console.print(f"eight pictures: first token after {first:.3f} s, of the next request after {second:.3f} s")
+    console.print(
+        f"eight pictures: first token after {first:.3f} s, of the next request after {second:.3f} s, "
+        f"{second / first:.2f} of it"
+    )
+    return sum(len(measured.errors) for measured in loads.values())
+
+
+def compare(run: Path, options: argparse.Namespace, scratch: Path) -> int:
+    """The number of errors; prints how much faster `mm1 serve` is than `transformers serve` on the same weights."""
+    form = export_run(run, scratch / "export")
+    if not form.native:
+        kind = form.config["architectures"][0]
+        raise SystemExit(f"{run} is exported as {kind}, which transformers serve cannot load; docs/weights.md has more")
+    options.clients = options.clients if options.clients != LOADS else [8]
+    with served(run) as server:
+        ours = measure(server, options, {"ignore_eos": True})
+    ends = json.loads((scratch / "export/generation_config.json").read_text())
+    length = {"min_new_tokens": options.tokens, "max_new_tokens": options.tokens}
+    with served_by_transformers(scratch / "export") as server:
+        theirs = measure(server, options, {"generation_config": json.dumps(ends | length)})
+    for clients, measured in ours.items():
+        ratio = measured.rate / theirs[clients].rate
+        console.print(f"{clients} clients: mm1 serve writes {ratio:.1f} times the tokens of transformers serve")
+    return sum(len(measured.errors) for loads in (ours, theirs) for measured in loads.values())
+
+
+LOADS = [1, 8, 32, 64]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path)
     parser.add_argument("--seconds", type=float, default=8)
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--clients", type=int, nargs="+", default=LOADS)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--free", action="store_true", help="let answers end early")
     parser.add_argument("--url", default="")
     parser.add_argument("--model", default="")
-    parser.add_argument("--transformers", type=Path, help="an export of the run")
+    parser.add_argument("--transformers", action="store_true", help="compare with transformers serve")
     options = parser.parse_args()
-    console.print(f"{os.cpu_count()} cores, {options.seconds:g} s for each load, answers of {options.tokens} tokens")
-    if options.url:
-        measure(Server(options.url, options.model), options)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        run = options.run or untrained(Path(scratch) / "untrained")
-        port = free_port()
-        words = [sys.executable, "-m", "mm1", "serve", str(run), "--port", str(port), "--no-access-log"]
-        with started([*words, "--max-concurrent", "64"], port=port, model=run.name) as server:
-            measure(server, options)
-        if options.transformers:
-            port = free_port()
-            words = [str(Path(sys.executable).with_name("transformers")), "serve", str(options.transformers)]
-            words += ["--port", str(port), "--device", "cpu", "--trust-remote-code"]
-            with started(words, port=port, model=str(options.transformers)) as server:
-                measure(server, options)
+    cores, load_average = os.cpu_count(), os.getloadavg()[0]
+    console.print(f"{cores} cores, load average {load_average:.1f} before, {options.seconds:g} s for each load")
+    how: dict[str, Any] = {} if options.free else {"ignore_eos": True}
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        if options.url:
+            errors = bear(Server(options.url, options.model), options, how)
+        elif options.transformers:
+            errors = compare(options.run or untrained(scratch / "untrained", *LLAVA), options, scratch)
+        else:
+            with served(options.run or untrained(scratch / "untrained")) as server:
+                errors = bear(server, options, how)
+    raise SystemExit(1 if errors else 0)
 
 
 if __name__ == "__main__":
