@@ -310,10 +310,10 @@ def test_text_of_a_document_cannot_act_in_the_card(tmp_path):
 def test_memory_does_not_grow_with_the_input():
     script = Path(__file__).parents[1] / "benchmarks" / "prepare_memory.py"
     output = subprocess.run(
-        [sys.executable, str(script), "--megabytes", "400,800"], capture_output=True, text=True, check=True
+        [sys.executable, str(script), "--megabytes", "400,1000"], capture_output=True, text=True, check=True
     ).stdout
     small, large = (int(peak.replace(",", "")) for peak in re.findall(r"peak ([\d,]+) MB", output))
-    assert large < small + 80, output  # with 400 MB more input
+    assert large < small + 120, output  # with 600 MB more input
 
 
 def test_a_failure_leaves_no_half_result(tmp_path):
