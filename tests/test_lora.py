@@ -201,6 +201,15 @@ def test_a_budget_counts_moments_of_what_is_trained_only_and_of_the_rank(tp: int
     assert budget.flops == planner.budget(ParallelLayout(dp_shard=4)).flops  # of the step, however it is shared
 
 
+def test_a_budget_takes_adapters_of_named_blocks(stores):
+    run = config.override(run_of(stores), ["model.decoder.layers=4", 'lora.targets=["decoder.blocks.2"]'])
+    with torch.device("meta"):
+        mllm = small.MLLM(run.model)
+    add_adapters(mllm, run.lora)
+    memory = Planner(run, GPUS["h100"], precision=torch.bfloat16).budget(ParallelLayout(micro_batch_size=2)).memory
+    assert memory["moments"] == 8 * sum(parameter.numel() for parameter in trained(mllm).values())
+
+
 def test_a_run_with_adapters_counts_a_backward_pass_through_frozen_layers_once(stores):
     assert costs(run_of(stores)).passes == {"vision": 1, "connector": 3, "decoder": 2}
 

@@ -298,9 +298,13 @@ def _run_of_rank(run: RunConfig, layout: ParallelLayout) -> RunConfig:
 
 
 def _prepare(model: nn.Module, run: RunConfig, precision: torch.dtype) -> None:
-    """Adapt, freeze and wrap the model as a run on one rank does."""
+    """Adapt, freeze and wrap the model as a run on one rank does; patterns of blocks that it lacks match nothing."""
+    names = [name for name, _ in model.named_parameters()]
     if run.lora is not None:
-        add_adapters(model, run.lora)
+        layers = [name.removesuffix(".weight") for name in names]
+        targets = [pattern for pattern in run.lora.targets if matching(pattern, layers)]
+        full = [pattern for pattern in run.lora.full if matching(pattern, names)]
+        add_adapters(model, run.lora.model_copy(update={"targets": targets, "full": full}))
     freeze(model, [pattern for pattern in run.frozen if matching(pattern, dict(model.named_parameters()))])
     parallelize(model, run, dims=ParallelDims(1, 1, 1, 1, None, None), precision=precision)
 
