@@ -1,15 +1,23 @@
-"""What docs/serve.md says of systemd, containers and nginx, read by systemd where it is installed."""
+"""What docs/serve.md says of systemd, containers and nginx, read by systemd and by nginx where they are installed."""
 
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import requests
+import serving
+from test_serve import chat_run  # noqa: F401  (a fixture)
+from test_serve_page import slowed
 
 PAGE = (Path(__file__).parents[1] / "docs/serve.md").read_text()
+NGINX = os.environ.get("MM1_NGINX") or shutil.which("nginx")
 
 
 def block(language: str) -> str:
@@ -55,3 +63,47 @@ def test_the_containers_command_is_one_that_mm1_takes():
     check = re.search(r'"(.*)"', lines["HEALTHCHECK"])
     assert check is not None
     compile(check[1], "HEALTHCHECK", "exec")
+
+
+@pytest.mark.skipif(NGINX is None, reason="no nginx: apt-get install nginx, or MM1_NGINX=PATH")
+def test_nginx_passes_a_stream_on_while_it_is_written(chat_run, tmp_path):  # noqa: F811
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folders = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    with serving.running(chat_run) as server:
+        slowed(server, 0.01)
+        inside = block("nginx").replace("http://127.0.0.1:8000", server.base)
+        paths = "".join(f"{name}_temp_path {tmp_path}/{name};\n" for name in folders)
+        (tmp_path / "nginx.conf").write_text(
+            f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/log;\nevents {{}}\n"
+            f"http {{\naccess_log off;\n{paths}server {{ listen 127.0.0.1:{port};\n{inside}}}\n}}\n"
+        )
+        words = [NGINX, "-p", str(tmp_path), "-e", str(tmp_path / "log"), "-c", str(tmp_path / "nginx.conf")]
+        tested = subprocess.run([*words, "-t"], capture_output=True, text=True, check=False)
+        assert tested.returncode == 0, tested.stderr
+        process = subprocess.Popen(words)
+        try:
+            base = f"http://127.0.0.1:{port}"
+            deadline = time.monotonic() + 30
+            while not answers(base):
+                assert time.monotonic() < deadline, "nginx doesn't answer"
+                time.sleep(0.05)
+            body = {"messages": [{"role": "user", "content": "What?"}], "max_tokens": 400, "ignore_eos": True}
+            reply = requests.post(f"{base}/v1/chat/completions", json={**body, "stream": True}, stream=True, timeout=60)
+            lines = reply.iter_lines()
+            next(lines)
+            assert server.server.scheduler.running == 1, "the stream came only when the answer was complete"
+            assert list(lines)[-2] == b"data: [DONE]"
+            large = {"messages": [{"role": "user", "content": "x" * 70_000_000}]}
+            assert requests.post(f"{base}/v1/chat/completions", json=large, timeout=60).status_code == 413
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def answers(base: str) -> bool:
+    try:
+        return requests.get(f"{base}/health", timeout=5).ok
+    except requests.ConnectionError:
+        return False
