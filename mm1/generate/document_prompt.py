@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import logging
+import threading
+from collections.abc import Callable
 from itertools import groupby
 from operator import itemgetter
 
@@ -26,7 +28,6 @@ class DocumentPrompts:
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self.tile = tile_spec(config, use=True)
-        self._decoded: tuple[tuple[Tile, ...], list[torch.Tensor]] = ((), [])
 
     def encode(self, document: Document) -> Encoded:
         """The document as token ids, open at its end."""
@@ -43,15 +44,8 @@ class DocumentPrompts:
 
     def pictures(self, tiles: tuple[Tile, ...]) -> list[Picture]:
         """Each tile of one image as a picture of the engine."""
-        return [Picture(name, functools.partial(self._pixels, tiles, n)) for n, name in enumerate(tile_names(tiles))]
-
-    def _pixels(self, tiles: tuple[Tile, ...], number: int) -> torch.Tensor:
-        """The pixels of one of an image's tiles. The engine takes them in order, so the last decoded image is kept."""
-        shown, pixels = self._decoded
-        if shown is not tiles:
-            pixels = self._decode(tiles)
-            self._decoded = (tiles, pixels) if number + 1 < len(tiles) else ((), [])
-        return pixels[number]
+        decoded = _Decoded(functools.partial(self._decode, tiles), len(tiles))
+        return [Picture(name, functools.partial(decoded.tile, n)) for n, name in enumerate(tile_names(tiles))]
 
     def _decode(self, tiles: tuple[Tile, ...]) -> list[torch.Tensor]:
         try:
@@ -60,6 +54,27 @@ class DocumentPrompts:
             log.warning("grey picture instead of %s: %s", hashlib.sha256(tiles[0].image.data).hexdigest()[:16], error)
             size = self.tile.size
             return [torch.full((3, size, size), 128, dtype=torch.uint8)] * len(tiles)
+
+
+class _Decoded:
+    """The tiles of one image, decoded when the first is asked for and kept until each was; any thread may ask."""
+
+    def __init__(self, decode: Callable[[], list[torch.Tensor]], tiles: int):
+        self._decode, self._tiles = decode, tiles
+        self._pixels: list[torch.Tensor] = []
+        self._waiting: set[int] = set()
+        self._lock = threading.Lock()
+
+    def tile(self, number: int) -> torch.Tensor:
+        """The pixels of tile `number`."""
+        with self._lock:
+            if not self._pixels:
+                self._pixels, self._waiting = self._decode(), set(range(self._tiles))
+            pixels_CYX = self._pixels[number]
+            self._waiting.discard(number)
+            if not self._waiting:
+                self._pixels = []
+            return pixels_CYX
 
 
 def tile_names(tiles: tuple[Tile, ...]) -> list[str]:
