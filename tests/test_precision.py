@@ -33,9 +33,9 @@ def _train(rank: int, folder: Path) -> None:
             elif isinstance(tensor, torch.Tensor) and not tensor.is_meta:  # as those of the meter are
                 types.setdefault(name, set()).add(str(tensor.dtype))
 
-    def attention(q, k, *, v_BLKW, mask):
+    def attention(q, k, *, v_BLKW, **named):
         note("attention", (q, k, v_BLKW))
-        return attend(q, k, v_BLKW=v_BLKW, mask=mask)
+        return attend(q, k, v_BLKW=v_BLKW, **named)
 
     def cross_entropy(*arguments, **named):
         entropy = loss(*arguments, **named)
