@@ -10,7 +10,8 @@ client asks one streamed question after the other; half of them show a picture o
 second of all clients, errors, and the server's memory when each load begins, at its half and when it ends; then how
 many times the tokens of one client 32 clients get, and how far memory grew. With an error the exit code is 1.
 
-Then: the time to the first token of two requests that begin with the same eight pictures, as in few-shot prompts.
+Then: the time to the first token of two requests that begin with the same eight pictures, as in few-shot prompts;
+medians of several such pairs.
 
 `--transformers` compares with `transformers serve` on the same weights, at 8 clients, with answers of the same length.
 It loads native models only, so RUN must be one that `mm1 export` writes as such (docs/weights.md); without RUN it is
@@ -46,6 +47,8 @@ from mm1.exchange.export import export_run
 
 console = Console(highlight=False, width=120)
 QUESTIONS = ("What does the picture show?", "Is there a circle?", "Describe it, and say which colours it has.", "Why?")
+ROUNDS = 7
+"""Shared beginnings that are tried, each of other pictures."""
 
 
 @dataclass
@@ -156,15 +159,21 @@ def load(server: Server, *, clients: int, seconds: float, how: dict[str, Any]) -
     return measured
 
 
-def shared_prefix(server: Server) -> tuple[float, float]:
-    """Seconds to the first token of a request with eight pictures, and of the next one that begins alike."""
-    shots = [part for data in pictures(80)[64:72] for part in (shown(data), {"type": "text", "text": " a picture\n"})]
-    times = []
-    for question in ("What is it?", "Which colour has it?"):
-        content = [*shots, {"type": "text", "text": question}]
-        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 4}
-        times.append(ask(server, body, Measured(), threading.Lock()))
-    return times[0], times[1]
+def shared_prefix(server: Server) -> list[tuple[float, float]]:
+    """Seconds to the first token of a request with eight pictures, and of the next one that begins alike; `ROUNDS`."""
+    known, rounds = pictures(64 + 8 * ROUNDS), []
+    for number in range(ROUNDS):
+        first = 64 + 8 * number
+        shots = [
+            part for data in known[first : first + 8] for part in (shown(data), {"type": "text", "text": " this\n"})
+        ]
+        times = []
+        for question in ("What is it?", "Which colour has it?"):
+            content = [*shots, {"type": "text", "text": question}]
+            body = {"messages": [{"role": "user", "content": content}], "max_tokens": 4}
+            times.append(ask(server, body, Measured(), threading.Lock()))
+        rounds.append((times[0], times[1]))
+    return rounds
 
 
 @contextmanager
@@ -254,10 +263,11 @@ def bear(server: Server, options: argparse.Namespace, how: dict[str, Any]) -> in
         console.print(f"32 clients get {loads[32].rate / loads[1].rate:.1f} times the tokens of one")
     memory = [loads[clients].memory[-1] for clients in options.clients]
     console.print(f"memory after the first load {memory[0]:,.0f} MB, after the last {memory[-1]:,.0f} MB")
-    first, second = shared_prefix(server)
+    rounds = shared_prefix(server)
+    first, second = (median(times) for times in zip(*rounds, strict=True))
     console.print(
         f"eight pictures: first token after {first:.3f} s, of the next request after {second:.3f} s, "
-        f"{second / first:.2f} of it"
+        f"{median(after / before for before, after in rounds):.2f} of it (medians of {ROUNDS})"
     )
     return sum(len(measured.errors) for measured in loads.values())
 
