@@ -49,8 +49,14 @@ class Media:
             )
         loop = asyncio.get_running_loop()
         unique = list(dict.fromkeys(addresses))
-        tasks = [loop.run_in_executor(self.pool, self._picture, address) for address in unique]
-        return dict(zip(unique, await asyncio.gather(*tasks), strict=True))
+        inline = [address for address in unique if address[:5].lower() == "data:"]
+        # those in the request take less time than to hand each to a thread
+        parts = [inline, *([address] for address in unique if address[:5].lower() != "data:")]
+        tasks = [loop.run_in_executor(self.pool, self._pictures, part) for part in parts if part]
+        return {address: image for pictures in await asyncio.gather(*tasks) for address, image in pictures.items()}
+
+    def _pictures(self, addresses: Sequence[str]) -> dict[str, Image]:
+        return {address: self._picture(address) for address in addresses}
 
     def _picture(self, address: str) -> Image:
         inline = address[:5].lower() == "data:"
