@@ -1,16 +1,17 @@
 """What the contrast of a whole step takes: peak memory by pairs, and the time of two passes against one.
 
-`python benchmarks/contrast.py` takes the demo's encoder in micro-batches of 32 pairs. Each row of memory is a process
-of its own, so that its peak is that of its steps. Times alternate in rounds; the ratio is that of their medians.
+`python benchmarks/contrast.py` takes the demo's encoder in micro-batches of 32 pairs. Memory is what torch's allocator
+has handed out, from the profiler: the peak of a process also holds what the C library keeps for later. Times alternate
+in rounds; the ratio is that of their medians.
 """
 
-import multiprocessing
 import platform
-import resource
 import statistics
 import time
+from itertools import accumulate
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from mm1 import dist
 from mm1.dist import DataRanks
@@ -61,34 +62,21 @@ def step(objective: Contrastive, step_batches: list[Batch]) -> float:
     return time.process_time() - start
 
 
-def peak(kind: str, pairs: int, results: multiprocessing.SimpleQueue) -> None:
-    """Put the MiB that the steps of so many pairs add to the peak of steps of two micro-batches."""
-    dist.prepare_process()
-    objective, step_batches = build(kind), batches(pairs, CHUNK)
-    step(objective, step_batches[:2])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(2):
+def peak(objective: Contrastive, step_batches: list[Batch]) -> float:
+    """The most MiB of tensors that a step holds at a time, beside the model and its inputs."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
         step(objective, step_batches)
-    results.put(((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, before / 1024))
+    results = record.profiler.kineto_results if record.profiler else None
+    assert results is not None
+    changes = sorted(
+        (event for event in results.events() if event.name() == "[memory]"), key=lambda one: one.start_ns()
+    )
+    return max(accumulate(event.nbytes() for event in changes)) / 2**20
 
 
 def main() -> None:
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
     width = sizes.tiny().decoder.width
-    start = multiprocessing.get_context("spawn")
-    for kind in OBJECTIVES:
-        for pairs in (64, 256, 1024):
-            results = start.SimpleQueue()
-            process = start.Process(target=peak, args=(kind, pairs, results))
-            process.start()
-            added, before = results.get()
-            process.join()
-            features = pairs * width * 4 * 2 / 2**20
-            print(
-                f"{kind:8} {pairs:5} pairs: {added:6.1f} MiB above the {before:.0f} of two micro-batches "
-                f"(features {features:.2f} MiB, with gradients {2 * features:.2f})",
-                flush=True,
-            )
     dist.prepare_process()
     for kind in OBJECTIVES:
         objective, seconds = build(kind), {chunks: list[float]() for chunks in (1, 2, 4, 8)}
@@ -100,6 +88,16 @@ def main() -> None:
             middle = statistics.median(taken)
             print(
                 f"{kind:8} 256 pairs in {chunks} micro-batches: {middle:.2f} s, {middle / one:.2f} of one", flush=True
+            )
+    for kind in OBJECTIVES:  # after the times: the profiler slows what follows it
+        objective = build(kind)
+        step(objective, batches(64, CHUNK))
+        for pairs in (64, 256, 1024):
+            features = pairs * width * 4 * 2 / 2**20
+            print(
+                f"{kind:8} {pairs:5} pairs: {peak(objective, batches(pairs, CHUNK)):6.2f} MiB at the peak "
+                f"(features {features:.2f} MiB, with gradients {2 * features:.2f})",
+                flush=True,
             )
 
 
