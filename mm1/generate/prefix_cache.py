@@ -144,7 +144,9 @@ class PrefixCache:
 
     def contents(self, owner: int) -> np.ndarray:
         """What the owner's row holds, the shared prefix first."""
-        row = self.owners.index(owner)
+        return self._held(self.owners.index(owner))
+
+    def _held(self, row: int) -> np.ndarray:
         own = self._content[row, : self._length[row]]
         return np.concatenate((self.prefix.content, own)) if self.prefix else own
 
@@ -225,10 +227,8 @@ class PrefixCache:
 
     def _remember(self, row: int) -> None:
         """Let others find what the row holds."""
-        own = self._content[row, : self._length[row]]
-        whole = np.concatenate((self.prefix.content, own)) if self.prefix else own
         known = self._index.keys(row)
-        keys = block_keys(whole, salt=int(self._salt[row]), known=known)
+        keys = block_keys(self._held(row), salt=int(self._salt[row]), known=known)
         if len(keys) > len(known):
             self._index.put(row, keys)
 

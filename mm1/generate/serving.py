@@ -39,8 +39,8 @@ class ServingEngine(Engine):
 
     A pass over new prompts and a pass that writes take turns. A prompt of more than `prefill` positions is computed in
     parts, of whole images: what a part left in its row is found there by the next one. An image of more positions is a
-    part of its own. Requests get rows in the order of their arrival,
-    but one that begins like another that is about to be computed waits for that one's keys and values.
+    part of its own. Requests get rows in the order of their arrival, but one that begins like another that is about to
+    be computed waits for that one's keys and values.
     """
 
     def __init__(
