@@ -151,6 +151,21 @@ def our_logits(loaded, pixels_NCYX: torch.Tensor, encoded) -> torch.Tensor:
         return model.decoder.logits(model.decoder(x_BTD, torch.arange(tokens_BT.shape[1])[None]))[..., :VOCABULARY]
 
 
+def assert_same_text(writer: Writer, encoded, theirs, inputs) -> None:
+    """Our greedy text after a prompt is theirs."""
+    (written,) = writer.engine.generate([writer._prompts.prompt(encoded)], Decoding(max_tokens=8))
+    options = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [IMAGE]}
+    said = theirs.generate(**inputs, max_new_tokens=8, **options)[0, len(encoded.tokens) :]
+    assert written.tokens == said.tolist()
+
+
+def assert_second_export_is_the_first(folder: Path) -> None:
+    """Import the export in `folder`/out and export it again: the same files."""
+    import_model(str(folder / "out"), folder / "back")
+    export_run(folder / "back", folder / "again")
+    same_files(folder / "out", folder / "again")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_with_tiles_says_what_it_said_and_goes_back(name, tmp_path):
     theirs, processor = publish(MODELS[name], tmp_path / "theirs")
@@ -173,13 +188,8 @@ def test_a_model_with_tiles_says_what_it_said_and_goes_back(name, tmp_path):
         with torch.no_grad():
             torch.testing.assert_close(ours, theirs(**inputs).logits, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(ours, exported(**inputs).logits[..., :VOCABULARY], atol=1e-5, rtol=1e-5)
-        (written,) = writer.engine.generate([writer._prompts.prompt(encoded)], Decoding(max_tokens=8))
-        options = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [IMAGE]}
-        said = theirs.generate(**inputs, max_new_tokens=8, **options)[0, len(encoded.tokens) :]
-        assert written.tokens == said.tolist()
-    import_model(str(tmp_path / "out"), tmp_path / "back")
-    export_run(tmp_path / "back", tmp_path / "again")
-    same_files(tmp_path / "out", tmp_path / "again")
+        assert_same_text(writer, encoded, theirs, inputs)
+    assert_second_export_is_the_first(tmp_path)
 
 
 OWN = {

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_export import same_files
 from test_tiled_models import (
     IMAGE,
     ODD,
@@ -22,6 +21,8 @@ from test_tiled_models import (
     TEXT,
     VISION,
     VOCABULARY,
+    assert_same_text,
+    assert_second_export_is_the_first,
     our_logits,
     picture,
     png,
@@ -36,7 +37,6 @@ from mm1.config.model import TilingConfig
 from mm1.document import Document, Image, Text
 from mm1.exchange.export import export_run
 from mm1.exchange.importing import import_model
-from mm1.generate.sampling import Decoding
 from mm1.generate.writer import Writer
 from mm1.tiling import SHAPES_OF_36, TileSpec, tiles
 
@@ -159,13 +159,8 @@ def test_a_model_says_what_it_said_and_its_export_says_it_too(name, tmp_path):
         with torch.no_grad():
             torch.testing.assert_close(ours, theirs(**inputs).logits, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(ours, exported(**again).logits[..., :VOCABULARY], atol=1e-5, rtol=1e-5)
-        (written,) = writer.engine.generate([writer._prompts.prompt(encoded)], Decoding(max_tokens=8))
-        options = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [IMAGE]}
-        said = theirs.generate(**inputs, max_new_tokens=8, **options)[0, len(encoded.tokens) :]
-        assert written.tokens == said.tolist()
-    import_model(str(tmp_path / "out"), tmp_path / "back")
-    export_run(tmp_path / "back", tmp_path / "again")
-    same_files(tmp_path / "out", tmp_path / "again")
+        assert_same_text(writer, encoded, theirs, inputs)
+    assert_second_export_is_the_first(tmp_path)
 
 
 def test_grids_of_onevision_are_those_of_its_processor_up_to_ten_tiles():
