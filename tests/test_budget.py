@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as torch_dist
+from allocations import most_alive
 from small import config as small_model
 from small import doc, pack
 from torch.profiler import ProfilerActivity, profile
@@ -78,12 +79,7 @@ def allocated(run: RunConfig, batches: list[Batch]) -> int:
                 loss.scaled(weight=objective_weight, sequences=2).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    alive = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        alive += event.nbytes()
-        most = max(most, alive)
-    return most
+    return most_alive(profiler)
 
 
 @pytest.mark.parametrize("kind", ["none", "selective", "full"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import small
 import torch
+from allocations import most_alive
 from small import doc
 from test_generate import prompt
 from torch.profiler import ProfilerActivity, profile
@@ -41,12 +42,7 @@ def most_allocated(work) -> int:
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    total = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        total += event.nbytes()
-        most = max(most, total)
-    return most
+    return most_alive(profiler)
 
 
 @pytest.mark.parametrize(
