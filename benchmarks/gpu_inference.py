@@ -10,6 +10,7 @@ from gpu_figures import IMAGE, Figures, base_model, random_weights
 from mm1.generate.engine import Engine
 from mm1.generate.prefix_cache import PrefixCache
 from mm1.generate.prompt import Features, Picture, Prompt
+from mm1.generate.prompt_content import PromptContent
 from mm1.generate.sampling import Decoding
 from mm1.hf.decoder_config import decoder_config_to_hf
 from mm1.hf.decoder_state import decoder_to_hf
@@ -52,7 +53,7 @@ def decode_ours(figures: Figures, model: MLLM, ids_BT: np.ndarray, tokens: int) 
     """Seconds of mm1 for a token of every row: no draft tokens, the likeliest token read back each time."""
     rows = len(ids_BT)
     cache = PrefixCache(model, rows=rows, positions=ids_BT.shape[1] + tokens + 12)
-    cache.admit([Prompt(tokens_T) for tokens_T in ids_BT.tolist()], range(rows))
+    cache.admit([PromptContent.of(Prompt(tokens_T), model.config) for tokens_T in ids_BT.tolist()], range(rows))
     last = {row: [17] for row in range(rows)}
 
     def write() -> None:

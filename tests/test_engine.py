@@ -6,13 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import doc
-from test_generate import MODEL, PIECES, prompt, score, written_without_cache
+from test_generate import MODEL, PIECES, known, prompt, score, written_without_cache
 
 from mm1.config.model import RopeScalingConfig, SparseConfig
 from mm1.generate import admission, engine, prefix_cache, prefix_index
 from mm1.generate.engine import Engine
 from mm1.generate.prefix_cache import Prefix, PrefixCache, prefill
-from mm1.generate.prompt import Features, Prompt, common_prefix, content, picture
+from mm1.generate.prompt import Features, Prompt, picture
+from mm1.generate.prompt_content import common_prefix, content
 from mm1.generate.sampling import Choices, Decoding
 from mm1.model.cache import Segment
 from mm1.model.mllm import MLLM
@@ -132,15 +133,15 @@ def test_a_chat_continues_where_its_last_turn_ended():
     first, other = joined(doc("image", 7, seed=1)), joined(doc(9, seed=2))
     ours = PrefixCache(MODEL, rows=2, positions=40)
     for number, one in enumerate((first, other)):
-        ours.admit([one], [number])
+        ours.admit([known(one)], [number])
         ours.step({number: [9]})
         ours.release(number)
     again = Prompt([*first.tokens, 9, 11, 12], first.images)
-    assert ours.cached(content(again, small.config())) == len(first.tokens) + 1
+    assert ours.cached(known(again)) == len(first.tokens) + 1
     before = ours.computed
     with torch.no_grad():
-        logits = MODEL.decoder.logits(ours.admit([again], [2]))
-        alone = MODEL.decoder.logits(PrefixCache(MODEL, rows=1, positions=40).admit([again], [0]))
+        logits = MODEL.decoder.logits(ours.admit([known(again)], [2]))
+        alone = MODEL.decoder.logits(PrefixCache(MODEL, rows=1, positions=40).admit([known(again)], [0]))
     assert ours.computed - before == 2
     torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
 
@@ -167,7 +168,7 @@ def test_a_prompt_without_the_caches_prefix_is_refused():
     prefix = Prefix(content(shots, small.config()), segment)
     ours = PrefixCache(MODEL, rows=1, positions=20, prefix=prefix)
     with pytest.raises(ValueError, match="the 9 positions that all rows share"):
-        ours.admit([prompt(doc(12, seed=2))], [0])
+        ours.admit([known(prompt(doc(12, seed=2)))], [0])
 
 
 def test_contents_tell_images_apart():
@@ -216,7 +217,7 @@ def test_only_choices_are_written(document, temperature, seed):
 def test_the_likeliest_allowed_token_is_taken_at_each_step():
     decoding = Decoding(constraint=Choices([[n] for n in range(4, 30)]))
     (completion,) = Engine(MODEL).generate([prompt(doc(5, seed=1))], decoding)
-    logits = PrefixCache(MODEL, rows=1, positions=9).admit([prompt(doc(5, seed=1))], [0])
+    logits = PrefixCache(MODEL, rows=1, positions=9).admit([known(prompt(doc(5, seed=1)))], [0])
     with torch.no_grad():
         assert completion.tokens == [4 + int(MODEL.decoder.logits(logits)[0, 4:30].argmax())]
 

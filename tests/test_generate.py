@@ -10,6 +10,7 @@ from small import IMAGE, IMAGE_TOKENS, doc
 from mm1.generate.engine import Engine
 from mm1.generate.prefix_cache import PrefixCache
 from mm1.generate.prompt import Prompt, picture
+from mm1.generate.prompt_content import PromptContent
 from mm1.generate.request import Completion, Score
 from mm1.generate.sampling import Decoding, sample_tokens
 from mm1.model.cache import Cache
@@ -20,6 +21,10 @@ ENOUGH = Decoding(max_tokens=6)
 
 def prompt(document: small.Doc) -> Prompt:
     return Prompt(document.tokens, [picture(image) for image in document.images])
+
+
+def known(one_prompt: Prompt) -> PromptContent:
+    return PromptContent.of(one_prompt, MODEL.config)
 
 
 def generate(prompts: list[Prompt], decoding: Decoding) -> list[Completion]:
@@ -133,11 +138,11 @@ def test_rows_come_and_go_without_touching_others():
         take(owners, logits_BTV[:, 0])
 
     with torch.no_grad():
-        take([0, 1, 2], MODEL.decoder.logits(prefix_cache.admit(prompts, [0, 1, 2])))
+        take([0, 1, 2], MODEL.decoder.logits(prefix_cache.admit([known(one) for one in prompts], [0, 1, 2])))
         step()
         prefix_cache.release(0)
         step()
-        take([3], MODEL.decoder.logits(prefix_cache.admit([late], [3])))
+        take([3], MODEL.decoder.logits(prefix_cache.admit([known(late)], [3])))
     step()
     step()
     assert [len(tokens) for tokens in written] == [2, 5, 5, 3]
@@ -224,6 +229,6 @@ def test_a_score_needs_a_position_to_start_from():
 
 def test_a_full_cache_says_so():
     prefix_cache = PrefixCache(MODEL, rows=1, positions=8)
-    prefix_cache.admit([prompt(doc(3))], [0])
+    prefix_cache.admit([known(prompt(doc(3)))], [0])
     with pytest.raises(ValueError, match="0 free rows"):
-        prefix_cache.admit([prompt(doc(3))], [1])
+        prefix_cache.admit([known(prompt(doc(3)))], [1])

@@ -15,7 +15,7 @@ from mm1.data.encode import encode
 from mm1.data.tiles import tile_spec
 from mm1.document import Document, Image, Tile
 from mm1.generate.document_prompt import decode_tiles, tile_names
-from mm1.generate.prompt import content
+from mm1.generate.prompt_content import content
 from mm1.serve.guard import Guard
 from mm1.serve.limits import Limits
 from mm1.serve.pixels import Pixels

@@ -16,7 +16,8 @@ from test_generate import MODEL, logits_without_cache, prompt
 
 from mm1.generate import admission, engine, prefix_cache, prefix_index, serving
 from mm1.generate.prefix_index import block_keys
-from mm1.generate.prompt import Features, Picture, Prompt, common_prefix, image_edges
+from mm1.generate.prompt import Features, Picture, Prompt
+from mm1.generate.prompt_content import common_prefix, image_edges
 from mm1.generate.request import ActiveRequest, EngineRequest, Event
 from mm1.generate.sampling import Decoding
 from mm1.generate.serving import ServingEngine, ServingSizes
@@ -237,12 +238,12 @@ def test_a_prompt_finds_the_longest_beginning_that_a_row_of_its_salt_holds(reque
     for salt in ("", "a"):
         active = ActiveRequest(0, EngineRequest(last, salt=salt), MODEL.config)
         held = [
-            common_prefix(active.content, cache._content[row, : cache._length[row]])
+            common_prefix(active.content.values, cache._content[row, : cache._length[row]])
             for row in range(cache.rows)
-            if cache._salt[row] == active.salt
+            if cache._salt[row] == active.content.salt
         ]
         longest = max(held, default=0)
-        assert cache.cached(active.content, keys=active.keys) == (longest if longest >= 3 else 0)
+        assert cache.cached(active.content) == (longest if longest >= 3 else 0)
 
 
 def test_keys_of_blocks_depend_on_all_before_them_and_on_the_salt():

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mm1.generate.prefix_cache import PrefixCache
 from mm1.generate.prefix_index import MIN_SHARED
-from mm1.generate.prompt import common_prefix
+from mm1.generate.prompt_content import common_prefix
 from mm1.generate.request import ActiveRequest
 
 POSITIONS_PER_PREFILL = 8192
@@ -14,8 +14,8 @@ POSITIONS_PER_PREFILL = 8192
 def admission_order(requests: Sequence[ActiveRequest], prefix_length: int) -> list[ActiveRequest]:
     """The requests, shortest first, but those together that have more than the cache's prefix in common."""
     groups: list[list[ActiveRequest]] = []
-    for request in sorted(requests, key=lambda request: request.content.tobytes()):
-        common = common_prefix(groups[-1][-1].content, request.content) if groups else 0
+    for request in sorted(requests, key=lambda request: request.content.values.tobytes()):
+        common = common_prefix(groups[-1][-1].content.values, request.content.values) if groups else 0
         if common >= prefix_length + MIN_SHARED:
             groups[-1].append(request)
         else:
@@ -37,7 +37,7 @@ def next_wave(
     for request in waiting[: 4 * prefix_cache.rows]:
         if len(wave) == most:
             break
-        cached = request.whole(prefix_cache.cached(request.content, keys=request.keys))
+        cached = request.content.whole(prefix_cache.cached(request.content))
         longest = max(longest, new_positions(request, cached))
         if wave and longest * (len(wave) + 1) > positions:
             break
@@ -53,4 +53,5 @@ def new_positions(request: ActiveRequest, cached: int) -> int:
 
 def _shared(request: ActiveRequest, other: ActiveRequest) -> int:
     """How many first positions the request could take over from the other one."""
-    return request.whole(common_prefix(request.content, other.content)) if request.salt == other.salt else 0
+    ours, theirs = request.content, other.content
+    return ours.whole(common_prefix(ours.values, theirs.values)) if ours.salt == theirs.salt else 0

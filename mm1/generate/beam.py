@@ -7,7 +7,8 @@ import torch
 
 from mm1.generate.prefix_cache import Prefix, prefill, prefill_prefix
 from mm1.generate.prefix_index import MIN_SHARED
-from mm1.generate.prompt import Features, Prompt, common_prefix, content
+from mm1.generate.prompt import Features, Prompt
+from mm1.generate.prompt_content import PromptContent, common_prefix
 from mm1.generate.request import Completion
 from mm1.generate.sampling import Decoding, without_image_token
 from mm1.model.cache import Cache
@@ -53,11 +54,12 @@ def search_all(
     if not prompts:
         return []
     features = features or Features(model)
-    contents = [content(prompt, model.config) for prompt in prompts]
-    shared = min(common_prefix(contents[0], other[:-1]) for other in contents)  # the last position's logits are needed
+    contents = [PromptContent.of(prompt, model.config) for prompt in prompts]
+    # the last position's logits are needed
+    shared = min(common_prefix(contents[0].values, other.values[:-1]) for other in contents)
     prefixes: list[Prefix] = []
     if shared >= MIN_SHARED and len(prompts) > 1:
-        prefixes = [prefill_prefix(model, prompts[0], contents[0], length=shared, features=features)]
+        prefixes = [prefill_prefix(model, contents[0], length=shared, features=features)]
     completions = []
     for number, prompt in enumerate(prompts):
         completions.append(search(model, prompt, how=how, features=features, prefixes=prefixes))

@@ -21,7 +21,8 @@ from mm1.generate.admission import admission_order, next_wave
 from mm1.generate.decode_step import DecodeStep, step_for
 from mm1.generate.prefix_cache import PrefixCache, prefill_prefix
 from mm1.generate.prefix_index import MIN_SHARED
-from mm1.generate.prompt import Features, Prompt, common_prefix
+from mm1.generate.prompt import Features, Prompt
+from mm1.generate.prompt_content import common_prefix
 from mm1.generate.prompt_lookup import PromptLookup
 from mm1.generate.request import ActiveRequest, Completion, EngineRequest, Event, Score
 from mm1.generate.sampling import Decoding, sample_tokens
@@ -195,19 +196,19 @@ class Engine:
 
     def _cache_for(self, arrivals: Sequence[ActiveRequest], *, idle: bool) -> PrefixCache:
         """The last cache with room for the arrivals, or a new one if the engine is idle and that shares more."""
-        first, prefix_cache = arrivals[0], self.prefix_cache
-        shared = first.whole(min(common_prefix(first.content, other.content) for other in arrivals))
+        first, prefix_cache = arrivals[0].content, self.prefix_cache
+        shared = first.whole(min(common_prefix(first.values, other.content.values) for other in arrivals))
         shared = min(shared, *(len(active.content) - active.outputs for active in arrivals))
         longest = max(active.max_length for active in arrivals)
         if prefix_cache is not None:
-            kept = min(shared, common_prefix(prefix_cache.prefix.content, first.content)) if prefix_cache.prefix else 0
+            kept = min(shared, common_prefix(prefix_cache.prefix.content, first.values)) if prefix_cache.prefix else 0
             more = len(arrivals) > 2 and shared >= prefix_cache.prefix_length + MIN_SHARED
             if not idle or (kept == prefix_cache.prefix_length and not more):
                 prefix_cache.fit(longest, prefix_length=kept)
                 return prefix_cache
         prefix = None
         if len(arrivals) > 2 and shared >= MIN_SHARED:
-            prefix = prefill_prefix(self.model, first.prompt, first.content, length=shared, features=self.features)
+            prefix = prefill_prefix(self.model, first, length=shared, features=self.features)
             self.prefilled += shared
         self.decode.forget()
         self.prefix_cache = prefix_cache = None  # frees its memory before the next one takes more
@@ -241,10 +242,7 @@ class Engine:
         self._waiting = [active for active in self._waiting if active.number not in numbers]
         outputs = [active.outputs for active in wave]
         hidden_AD = prefix_cache.admit(
-            [active.prompt for active in wave],
-            [active.number for active in wave],
-            outputs=outputs,
-            salts=[active.salt for active in wave],
+            [active.content for active in wave], [active.number for active in wave], outputs=outputs
         )
         written, last = [], []
         for active, reused in zip(wave, prefix_cache.reused, strict=True):

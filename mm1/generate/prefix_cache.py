@@ -8,7 +8,8 @@ import torch
 
 from mm1.generate.decode_step import DecodeStep, step_for
 from mm1.generate.prefix_index import MIN_SHARED, PrefixIndex, block_keys
-from mm1.generate.prompt import Features, Prompt, common_prefix, content, embed_from, image_edges, whole_images
+from mm1.generate.prompt import Features, Prompt, embed_from
+from mm1.generate.prompt_content import PromptContent, common_prefix, whole_images
 from mm1.model.cache import Cache, Segment
 from mm1.model.mllm import MLLM
 
@@ -42,10 +43,10 @@ def prefill(
     return cache.segment(), model.decoder.logits(hidden_1TD[0, -1]).float()
 
 
-def prefill_prefix(model: MLLM, prompt: Prompt, contents: np.ndarray, *, length: int, features: Features) -> Prefix:
-    """The first `length` positions of `prompt`, whose content is `contents`."""
-    segment, _ = prefill(model, prompt.part(0, length, model.config), features=features)
-    return Prefix(contents[:length], segment)
+def prefill_prefix(model: MLLM, whole: PromptContent, *, length: int, features: Features) -> Prefix:
+    """The first `length` positions of a prompt."""
+    segment, _ = prefill(model, whole.prompt.part(0, length, model.config), features=features)
+    return Prefix(whole.values[:length], segment)
 
 
 class PrefixCache:
@@ -134,13 +135,9 @@ class PrefixCache:
         used = sum(int(length) for owner, length in zip(self.owners, self._length, strict=True) if owner is not None)
         return used / (self.rows * self.positions)
 
-    def cached(self, contents: np.ndarray, *, keys: Sequence[bytes] | None = None) -> int:
-        """How many first positions of a prompt with these contents don't have to be computed.
-
-        `keys` are those of its blocks, by default without a salt.
-        """
-        keys = block_keys(contents) if keys is None else keys
-        return self.prefix_length + self._nearest(contents[self.prefix_length :], keys)[1]
+    def cached(self, prompt: PromptContent) -> int:
+        """How many first positions of a prompt don't have to be computed."""
+        return self.prefix_length + self._nearest(prompt.values[self.prefix_length :], prompt.keys)[1]
 
     def contents(self, owner: int) -> np.ndarray:
         """What the owner's row holds, the shared prefix first."""
@@ -152,52 +149,46 @@ class PrefixCache:
 
     @torch.inference_mode()
     def admit(
-        self,
-        prompts: Sequence[Prompt],
-        owners: Sequence[int],
-        *,
-        outputs: Sequence[int] | None = None,
-        salts: Sequence[int] | None = None,
+        self, prompts: Sequence[PromptContent], owners: Sequence[int], *, outputs: Sequence[int] | None = None
     ) -> torch.Tensor:
         """Hidden states [A, D] of each prompt's last `outputs` positions (by default the last one), concatenated.
 
         Raises:
             ValueError: too few free rows, too long a prompt, or one that doesn't begin with the prefix.
         """
-        outputs, salts = outputs or [1] * len(prompts), salts or [0] * len(prompts)
-        contents = [content(prompt, self.model.config) for prompt in prompts]
-        longest = max(map(len, contents)) - self.prefix_length
+        outputs = outputs or [1] * len(prompts)
+        longest = max(map(len, prompts)) - self.prefix_length
         if self.free < len(prompts) or longest > self.positions:
             raise ValueError(
                 f"{len(prompts)} prompts of up to {longest} tokens don't fit into a cache with {self.free} free rows "
                 f"of {self.positions} positions; make it larger or admit fewer"
             )
-        if self.prefix and any(common_prefix(whole, self.prefix.content) < self.prefix_length for whole in contents):
+        if self.prefix and any(common_prefix(one.values, self.prefix.content) < self.prefix_length for one in prompts):
             raise ValueError(f"a prompt doesn't begin with the {self.prefix_length} positions that all rows share")
         starts, rows = [], []
-        for prompt, whole, owner, last, salt in zip(prompts, contents, owners, outputs, salts, strict=True):
-            own, edges = whole[self.prefix_length :], image_edges(prompt, self.model.config)[self.prefix_length :]
-            edges[0] = True  # the shared prefix may end anywhere
-            source, start = self._nearest(own, block_keys(whole, salt=salt))
-            start = min(whole_images(start, edges), len(own) - last)
-            row, start = self._take_row(own, owner, source=source, start=start, salt=salt)
+        for prompt, owner, last in zip(prompts, owners, outputs, strict=True):
+            row, start = self._take_row(prompt, owner, last=last)
             starts.append(start)
             rows.append(row)
         self.reused = [self.prefix_length + start for start in starts]
-        hidden_BTD = self._compute(prompts, starts, rows)
-        for whole, row in zip(contents, rows, strict=True):
-            own = whole[self.prefix_length :]
+        hidden_BTD = self._compute([one.prompt for one in prompts], starts, rows)
+        for prompt, row in zip(prompts, rows, strict=True):
+            own = prompt.values[self.prefix_length :]
             self._content[row, : len(own)] = own
             self._length[row] = len(own)
-            self._remember(row)
-        news = [len(whole) - self.prefix_length - start for whole, start in zip(contents, starts, strict=True)]
+            self._index.put(row, prompt.keys)
+        news = [len(prompt) - self.prefix_length - start for prompt, start in zip(prompts, starts, strict=True)]
         self.computed += sum(news)
         picked = [(row, index) for row, new in enumerate(news) for index in range(new - outputs[row], new)]
         row_A, index_A = torch.tensor(picked, device=self.device).unbind(1)
         return hidden_BTD[row_A, index_A]
 
-    def _take_row(self, own: np.ndarray, owner: int, *, source: int, start: int, salt: int) -> tuple[int, int]:
-        """The row that `owner` takes, and how many of the `start` first positions of `own` in `source` it holds."""
+    def _take_row(self, prompt: PromptContent, owner: int, *, last: int) -> tuple[int, int]:
+        """The row that `owner` takes, and how many of the prompt's own first positions it holds, `last` left out."""
+        own, edges = prompt.values[self.prefix_length :], prompt.edges[self.prefix_length :].copy()
+        edges[0] = True  # the shared prefix may end anywhere
+        source, start = self._nearest(own, prompt.keys)
+        start = min(whole_images(start, edges), len(own) - last)
         if start < MIN_SHARED:
             start = 0
         row = source
@@ -208,7 +199,7 @@ class PrefixCache:
         self._index.cut(row, self.prefix_length + start if start and row == source else 0)
         self._content[row, :start] = own[:start]
         self._length[row] = start
-        self._salt[row] = salt
+        self._salt[row] = prompt.salt
         self.owners[row] = owner
         return row, start
 

@@ -27,6 +27,11 @@ def block_keys(content: np.ndarray, *, salt: int = 0, known: Sequence[bytes] = (
     return keys
 
 
+def whole_blocks(positions: int) -> int:
+    """How many whole blocks so many positions have."""
+    return positions // MIN_SHARED
+
+
 class PrefixIndex:
     """The rows that hold each block: finding those that share the most takes as long for many rows as for one."""
 
@@ -51,8 +56,8 @@ class PrefixIndex:
 
     def cut(self, row: int, positions: int) -> None:
         """Let the row hold only what lies in its first `positions`."""
-        if positions // MIN_SHARED < len(self._keys[row]):
-            self.put(row, self._keys[row][: positions // MIN_SHARED])
+        if whole_blocks(positions) < len(self._keys[row]):
+            self.put(row, self._keys[row][: whole_blocks(positions)])
 
     def swap(self, row: int, other: int) -> None:
         """Exchange what two rows hold."""

@@ -1,4 +1,4 @@
-"""A prompt of tokens and images, what can be compared of two prompts, and the features of images."""
+"""A prompt of tokens and images, and the features of images."""
 
 import hashlib
 from collections import OrderedDict
@@ -59,53 +59,6 @@ class Prompt:
     def feature_numbers(self, config: ModelConfig) -> np.ndarray:
         """`features`, also where they are in order."""
         return np.arange(len(self.images) * config.tile_features) if self.features is None else self.features
-
-
-def content(prompt: Prompt, config: ModelConfig) -> np.ndarray:
-    """What stands at each position, as int64: a token, or a negative number made of the image's name and the feature.
-
-    Where two prompts begin with the same content, their keys and values are the same.
-
-    Raises:
-        ValueError: the images don't fit the image tokens, or the prompt is empty.
-    """
-    tokens = np.array(prompt.tokens, np.int64)
-    is_image, features = tokens == config.image_token, prompt.feature_numbers(config)
-    if is_image.sum() != len(features) or not len(tokens):
-        raise ValueError(
-            f"a prompt has {len(tokens)} tokens, of them {is_image.sum()} image tokens, and {len(prompt.images)} "
-            f"images, which take {len(features)} image tokens; give each image exactly its image tokens"
-        )
-    digests = [int.from_bytes(hashlib.sha256(one.name.encode()).digest()[:7]) for one in prompt.images]
-    image, feature = np.divmod(features, config.tile_features)
-    tokens[is_image] = -1 - np.array(digests, np.int64)[image] - feature
-    return tokens
-
-
-def image_edges(prompt: Prompt, config: ModelConfig) -> np.ndarray:
-    """Whether the first n positions hold only whole images, for n from 0 to the prompt's length.
-
-    Where a prefix ends inside an image, its features have to be there a second time for the rest.
-    """
-    features = prompt.feature_numbers(config)
-    whole = np.ones(len(features) + 1, bool)  # by the number of image tokens before
-    if len(features):
-        last, next_ = np.maximum.accumulate(features)[:-1], np.minimum.accumulate(features[::-1])[::-1][1:]
-        whole[1:-1] = (last < next_) & (next_ % config.tile_features == 0)
-    is_image = np.array(prompt.tokens, np.int64) == config.image_token
-    return whole[np.concatenate(([0], is_image.cumsum()))]
-
-
-def whole_images(positions: int, edges: np.ndarray) -> int:
-    """The largest number of first positions, `positions` at most, that ends inside no image."""
-    return int(np.flatnonzero(edges[: positions + 1])[-1])
-
-
-def common_prefix(ours: np.ndarray, theirs: np.ndarray) -> int:
-    """The number of first positions that two contents have in common."""
-    shorter = min(len(ours), len(theirs))
-    differs = np.flatnonzero(ours[:shorter] != theirs[:shorter])
-    return int(differs[0]) if len(differs) else shorter
 
 
 class Features:

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from mm1.config.model import ModelConfig
-from mm1.generate.prefix_index import block_keys
-from mm1.generate.prompt import Prompt, content, image_edges, whole_images
+from mm1.generate.prompt import Prompt
+from mm1.generate.prompt_content import PromptContent
 from mm1.generate.sampling import (
     Decoding,
     Sampled,
@@ -122,10 +122,7 @@ class ActiveRequest:
             # nothing attends to the last token
             self.prompt = replace(self.prompt, tokens=[*self.prompt.tokens, *self.continuation[:-1]])
             self.max_length = len(self.prompt.tokens)
-        self.content = content(self.prompt, config)
-        self._edges = image_edges(self.prompt, config)
-        self.salt = salt_number(request.salt)
-        self.keys = block_keys(self.content, salt=self.salt)
+        self.content = PromptContent.of(self.prompt, config, salt=salt_number(request.salt))
         self.reading: PromptReading | None = None
         if request.prompt_alternatives is not None:
             self.reading = PromptReading(self.prompt.tokens, config.image_token, request.prompt_alternatives)
@@ -143,14 +140,6 @@ class ActiveRequest:
         if self.continuation is not None:
             return len(self.continuation)
         return 1 if self.reading is None else self.reading.left
-
-    def whole(self, positions: int) -> int:
-        """The largest number of the prompt's first positions, `positions` at most, that ends inside no image."""
-        return whole_images(positions, self._edges)
-
-    def next_whole(self, positions: int) -> int:
-        """The smallest number of the prompt's first positions, `positions` at least, that ends inside no image."""
-        return positions + int(self._edges[positions:].argmax())
 
     @property
     def max_draft(self) -> int:
