@@ -10,6 +10,7 @@ from mm1.generate.decode_step import DecodeStep, step_for
 from mm1.generate.prefix_index import MIN_SHARED, PrefixIndex, block_keys
 from mm1.generate.prompt import Features, Prompt, embed_from
 from mm1.generate.prompt_content import PromptContent, common_prefix, whole_images
+from mm1.generate.threads import threads_for
 from mm1.model.cache import Cache, Segment
 from mm1.model.mllm import MLLM
 
@@ -195,7 +196,8 @@ class PrefixCache:
         if not start or self.owners[source] is not None:
             unused = [row for row in range(self.rows) if self.owners[row] is None]
             row = min(unused, key=lambda row: self._last_used[row])
-            self.cache.copy(source, row, stop=start)
+            if start:
+                self.cache.copy(source, row, stop=start)
         self._index.cut(row, self.prefix_length + start if start and row == source else 0)
         self._content[row, :start] = own[:start]
         self._length[row] = start
@@ -237,7 +239,8 @@ class PrefixCache:
             reading = self.cache.view(slice(rows[0], rows[0] + len(rows)), positions).reading(position_BT)
         else:
             reading = self.cache.view(slice(None), positions).reading(position_BT, rows)
-        return self.model.decoder(x_BTD, position_BT, cache=reading)
+        with threads_for(self.model.decoder, position_BT.numel()):
+            return self.model.decoder(x_BTD, position_BT, cache=reading)
 
     @torch.inference_mode()
     def step(self, tokens: Mapping[int, Sequence[int]]) -> tuple[list[int], torch.Tensor]:

@@ -112,9 +112,11 @@ def embed_from(model: MLLM, prompts: Sequence[Prompt], starts: Sequence[int], *,
     """The decoder's input [B, T, D] for each prompt's positions from its start on, padded with its last one."""
     config = model.config
     parts = [prompt.part(start, len(prompt.tokens), config) for prompt, start in zip(prompts, starts, strict=True)]
-    news = [part.tokens for part in parts]
-    weight = model.decoder.embedding.weight
+    news, weight = [part.tokens for part in parts], model.decoder.embedding.weight
     longest = max(map(len, news))
+    if not any(part.images for part in parts):
+        rows = [[*tokens, *[tokens[-1]] * (longest - len(tokens))] for tokens in news]
+        return model.decoder.embed(torch.tensor(rows, device=weight.device))
     padding = 0 if config.image_token else 1  # any token but the image token: it is replaced below
     rows = [[*tokens, *[padding] * (longest - len(tokens))] for tokens in news]
     tokens_BT = torch.tensor(rows)
