@@ -53,6 +53,10 @@ class ImageError(ValueError):
 
 def size_of(data: bytes) -> tuple[int, int] | None:
     """Width and height of an encoded picture, upright, from its header; None if that is unreadable."""
+    if data.startswith(JPEG) and not any(mark in data for mark in _METADATA):
+        with suppress(ValueError):  # what turbojpeg can't read Pillow may
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            return width, height
     try:
         with Pillow.open(io.BytesIO(data)) as picture:
             width, height = picture.size
