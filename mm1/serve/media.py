@@ -23,6 +23,9 @@ which start other programs."""
 REDIRECTS = 3
 """How often an address may send us on; each hop is checked like the first."""
 
+AT_ONCE = 1 << 18
+"""Characters of pictures in a request that are decoded on the spot: they take less time than a thread to begin."""
+
 THREADS = 8
 """Pictures that are fetched from the web at a time, of all requests together."""
 
@@ -50,6 +53,8 @@ class Media:
         loop = asyncio.get_running_loop()
         unique = list(dict.fromkeys(addresses))
         inline = [address for address in unique if address[:5].lower() == "data:"]
+        if len(inline) == len(unique) and sum(map(len, inline)) <= AT_ONCE:
+            return self._pictures(inline)
         # those in the request take less time than to hand each to a thread
         parts = [inline, *([address] for address in unique if address[:5].lower() != "data:")]
         tasks = [loop.run_in_executor(self.pool, self._pictures, part) for part in parts if part]

@@ -72,12 +72,15 @@ class Reply:
         try:
             async for piece in _chained(first, rest):
                 self.usage.count(piece)
+                events: list[dict[str, Any]] = []
                 if piece.number not in opened and (piece.sampled or piece.reason is not None):
                     opened.add(piece.number)
                     if (opening := self.form.opening(piece)) is not None:
-                        yield _event(opening)
+                        events.append(opening)
                 if piece.text or piece.sampled or piece.reason is not None:
-                    yield _event(self.form.chunk(piece))
+                    events.append(self.form.chunk(piece))
+                if events:
+                    yield b"".join(map(_event, events))
         except ApiError as error:
             yield _event(error.body)
             return

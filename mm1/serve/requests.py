@@ -9,7 +9,7 @@ from mm1.generate.prompt import Prompt
 from mm1.generate.request import EngineRequest
 from mm1.generate.sampling import Decoding
 from mm1.serve.errors import invalid
-from mm1.serve.grammar import constraint, grammar_of
+from mm1.serve.grammar import constraint
 from mm1.serve.limits import Limits
 from mm1.serve.protocol import SamplingRequest
 from mm1.serve.scheduler import Job
@@ -35,8 +35,18 @@ class JobMaker:
     names: TokenNames
     limits: Limits
 
-    def jobs(self, prompts: Sequence[Prompt], request: SamplingRequest, *, output: Output, salt: str) -> list[Job]:
+    def jobs(
+        self,
+        prompts: Sequence[Prompt],
+        request: SamplingRequest,
+        *,
+        grammar: str | None,
+        output: Output,
+        salt: str,
+    ) -> list[Job]:
         """The jobs; answer number i takes its random numbers from stream i of the request's seed.
+
+        `grammar` is what `grammar_of` makes of the request.
 
         Raises:
             ApiError: more answers than this server gives at once.
@@ -45,7 +55,6 @@ class JobMaker:
         if answers > self.limits.max_choices:
             most = self.limits.max_choices
             raise invalid(f"the request asks for {answers} answers, and this server gives {most}", "n")
-        grammar = grammar_of(request)
         seed = secrets.randbits(62) if request.seed is None else request.seed
         jobs = []
         for number in range(answers):
