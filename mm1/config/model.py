@@ -242,7 +242,8 @@ class ModelConfig(Config):
     @property
     def tile_features(self) -> int:
         """What the connector makes of a tile: its image tokens and, in the layout `rows`, the end of a row."""
-        return self.connector.tokens + (self.tiling.resolved.layout == "rows")
+        layout = self.tiling.layout or KINDS[self.tiling.kind].layout  # `resolved` takes 0.2 ms, for each prompt
+        return self.connector.tokens + (layout == "rows")
 
     @property
     def image_token(self) -> int:
