@@ -3,13 +3,13 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from mm1.config.model import ModelConfig
+from mm1.generate.threads import one_thread
 from mm1.model.mllm import MLLM
 
 FEATURE_MEMORY = 2 << 30
@@ -17,9 +17,6 @@ FEATURE_MEMORY = 2 << 30
 
 IMAGES_PER_PASS = 64
 """Images in one pass of the encoder."""
-
-PICTURES_PER_THREAD = 4
-"""Fewer pictures are decoded before another thread has started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,8 @@ class Features:
         self.hits += len(pictures) - len(names)
         for start in range(0, len(names), IMAGES_PER_PASS):
             part = names[start : start + IMAGES_PER_PASS]
-            pixels_NCYX = torch.stack(_pixels([new[name] for name in part]))
+            with one_thread():  # small pictures take a third longer on two, and no less on a pool of threads
+                pixels_NCYX = torch.stack([new[name].pixels() for name in part])
             features_NSD = self.model.encode_images(pixels_NCYX.to(weight.device)).cpu()
             # clones, so that dropping one frees its memory
             self._features |= {name: x_SD.clone() for name, x_SD in zip(part, features_NSD, strict=True)}
@@ -97,15 +95,6 @@ class Features:
             self._features.popitem(last=False)
         self.held = len(self._features) * features_NSD[0].nbytes
         return features_NSD
-
-
-def _pixels(pictures: Sequence[Picture]) -> list[torch.Tensor]:
-    """The pixels of each picture. Many are decoded on as many threads as a matrix product takes."""
-    threads = min(torch.get_num_threads(), len(pictures) // PICTURES_PER_THREAD)
-    if threads < 2:
-        return [picture.pixels() for picture in pictures]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda picture: picture.pixels(), pictures))
 
 
 def embed_from(model: MLLM, prompts: Sequence[Prompt], starts: Sequence[int], *, features: Features) -> torch.Tensor:
