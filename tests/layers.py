@@ -82,11 +82,12 @@ ORDER = {
     ),
     "generate": (
         *(
+            "threads",
             "prompt",
             "sampling",
-            "threads",
             "decode_step",
             "prefix_index",
+            "prompt_content",
             "prefix_cache",
             "prompt_lookup",
             "request",
