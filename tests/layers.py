@@ -127,7 +127,10 @@ ORDER = {
         ),
         *("coordinator", "trackers", "log", "meter", "guard", "health", "profile", "loop", "run", "continued"),
     ),
-    "budget": ("simulate", "hardware", "parallel_layout", "sharding", "contrast", "planner", "report"),
+    "budget": (
+        *("objectives", "simulate", "hardware", "memory_table", "parallel_layout", "sharding", "contrast", "planner"),
+        *("report",),
+    ),
     "eval": (
         *(
             "metrics",

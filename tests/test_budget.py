@@ -118,9 +118,32 @@ def test_the_second_pass_of_a_contrast_takes_a_third_of_a_step_at_most():
     assert budgets[2].bytes < budgets[1].bytes / 3 < budgets[0].bytes / 5
 
 
-def test_a_run_that_predicts_pixels_has_no_budget_yet():
-    with pytest.raises(ValueError, match="objective autoregressive_pixels cannot be planned"):
-        Planner(recipe("aim_600m"), GPUS["h100"], precision=torch.bfloat16)
+PIXELS = (
+    *("objective=autoregressive_pixels", "optim.learning_rate=1e-3"),
+    *("pixels.head_width=64", "pixels.head_layers=2"),
+)
+
+
+@pytest.mark.parametrize("kind", ["none", "selective", "full"])
+def test_predicted_memory_of_a_run_that_predicts_pixels_is_what_torch_allocates(kind: str):
+    config, batch = run(*PIXELS, f"parallel.activation_checkpointing={kind}"), packed()
+    planner = Planner(config, GPUS["h100"], precision=torch.float32, batch=batch)
+    predicted = planner.budget(ParallelLayout(activation_checkpointing=kind, micro_batch_size=2)).bytes
+    assert predicted == pytest.approx(allocated(config, [batch]), rel=0.05)
+
+
+def test_the_arithmetic_of_predicting_pixels_is_the_meters():
+    config = recipe("aim_600m")
+    budget = fastest_budget(Planner(config, GPUS["h100"], precision=torch.bfloat16), 64)
+    assert budget is not None
+    assert budget.layout.tp == 1
+    assert sum(budget.flops.values()) == pytest.approx(costs(config).encoder * 4096, rel=0.01)
+    assert budget.flops["head"] > 0
+
+
+def test_a_run_that_predicts_pixels_needs_a_head_to_be_planned():
+    with pytest.raises(ValueError, match=r"set pixels\.head_width"):
+        Planner(run("objective=autoregressive_pixels"), GPUS["h100"], precision=torch.bfloat16)
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])

@@ -9,8 +9,6 @@ from mm1.budget.hardware import GPUS, measure_cpu
 from mm1.budget.planner import Budget, Planner
 from mm1.budget.report import choose_budget, shapes_of
 from mm1.config.run import RunConfig
-from mm1.objectives.contrastive import Contrastive
-from mm1.objectives.index import generates_text, objective_of
 from mm1.train.log import console
 
 
@@ -35,18 +33,13 @@ class Cost:
 
 
 def predict(plan: Plan, devices: Devices) -> dict[str, Cost]:
-    """The cost of each run of the plan, by its folder.
-
-    A run that predicts pixels is planned as a contrastive one: the budget doesn't know its head, and its encoder has
-    the same shape.
-    """
+    """The cost of each run of the plan, by its folder."""
     costs: dict[str, Cost] = {}
     known: dict[str, Budget] = {}
     hardware = None
     with console.status("predicting time and memory") as status:
         for name, one in plan.runs.items():
-            run = _plannable(one.run)
-            key = _deciding(run)
+            run, key = one.run, _deciding(one.run)
             if key not in known:
                 status.update(f"predicting time and memory: {len(known) + 1} kinds of run")
                 if hardware is None:
@@ -58,13 +51,8 @@ def predict(plan: Plan, devices: Devices) -> dict[str, Cost]:
     return costs
 
 
-def _plannable(run: RunConfig) -> RunConfig:
-    known = generates_text(run) or issubclass(objective_of(run), Contrastive)
-    return run if known else run.model_copy(update={"objective": "contrastive"})
-
-
 def _deciding(run: RunConfig) -> str:
     """All of a run that decides the time of a step."""
-    kept = {"objective", "model", "batch_size", "micro_batch_size", "frozen", "parallel"}
+    kept = {"objective", "model", "batch_size", "micro_batch_size", "frozen", "parallel", "pixels"}
     data = run.data
     return run.model_dump_json(include=kept) + f"{data.sequence_length} {data.max_images} {run.optim.kind}"

@@ -132,7 +132,7 @@ def operation_seconds(ops: Counter[Op], hardware: Hardware) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """The shapes of a decoder that a processor is measured with."""
+    """The shapes of a transformer that a processor is measured with."""
 
     tokens: int  # of a forward pass
     width: int

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 from mm1.config.model import DecoderConfig
 from mm1.config.run import RunConfig
+from mm1.objectives.index import objective_of
 
 
 class ParallelLayout(NamedTuple):
@@ -37,7 +38,7 @@ class ParallelLayout(NamedTuple):
 def layouts(run: RunConfig, ranks: int, *, node: int) -> Iterator[ParallelLayout]:
     """Every layout of `ranks` ranks that `parallel.layout` accepts; `node` is the number of devices of a node."""
     decoder = run.model.decoder
-    for tp in (1, 2, 4, 8):
+    for tp in (1, 2, 4, 8) if "decoder" in objective_of(run).parts else (1,):
         sharded = (decoder.heads, decoder.kv_heads, decoder.mlp_width)
         if tp > node or ranks % tp or any(size % tp for size in sharded):
             continue

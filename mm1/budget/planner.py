@@ -13,9 +13,10 @@ from torch import nn
 
 from mm1.budget.contrast import Contrast
 from mm1.budget.hardware import Hardware, operation_seconds
+from mm1.budget.objectives import model_of
 from mm1.budget.parallel_layout import ParallelLayout, layouts
 from mm1.budget.sharding import UnitSizes, Weight, unit_sizes
-from mm1.budget.simulate import MODEL_PARTS, Op, StepSegment, model_of, simulate
+from mm1.budget.simulate import MODEL_PARTS, Op, StepSegment, simulate
 from mm1.config.run import RunConfig
 from mm1.document import IGNORED, Batch
 from mm1.train.adapters import add_adapters, check_adapters
@@ -80,13 +81,14 @@ class Planner:
         # all passes of the logits are in the forward pass: the loss computes its gradients there
         self._loss_passes = costs(run).passes["decoder"]
         self.contrast = Contrast.of(run)
+        self._parts = MODEL_PARTS if "head" not in self.units else (*MODEL_PARTS, "head")
         self._simulated: dict[Any, list[StepSegment]] = {}
         self._sizes: dict[ParallelLayout, dict[str, UnitSizes]] = {}
 
     def budget(self, layout: ParallelLayout) -> Budget:
         """What the run takes in this layout, which may not fit."""
         segments = self._segments(layout)
-        flops: dict[str, float] = dict.fromkeys(MODEL_PARTS, 0.0)
+        flops: dict[str, float] = dict.fromkeys(self._parts, 0.0)
         for segment in self._segments(layout._replace(tp=1)):  # of all ranks together, what each computes counts once
             if not segment.backward:
                 flops[segment.part] += segment.flops() * self._image_share(segment)
@@ -132,7 +134,7 @@ class Planner:
         Memory is that of a sequence with `max_images` images.
         """
         data, model = self.run.data, self.run.model
-        if self.batch or segment.part not in ("encoder", "connector") or not data.max_images:
+        if self.batch or segment.part not in ("encoder", "connector", "head") or not data.max_images:
             return 1.0
         filled = data.sequence_length / (2 if model.tiling.kind == "none" else 1)
         return min(1.0, filled / model.connector.tokens / data.max_images)
@@ -222,7 +224,7 @@ class Planner:
     def _pass_seconds(self, layout: ParallelLayout, segments: list[StepSegment]) -> dict[str, float]:
         """Seconds of these segments of a micro-batch: arithmetic by part, communication, what launches take longer."""
         sizes, gathered = self._unit_sizes(layout), set()
-        times: dict[str, float] = dict.fromkeys((*MODEL_PARTS, "communication"), 0.0)
+        times: dict[str, float] = dict.fromkeys((*self._parts, "communication"), 0.0)
         for segment in segments:
             work = operation_seconds(segment.ops, self.hardware) * self._image_share(segment)
             times[segment.part] += work
@@ -317,7 +319,7 @@ def _multiply(segment: StepSegment, sequences: int) -> StepSegment:
 
 def _unit_of(segment: StepSegment) -> str:
     """The FSDP unit whose weights a segment needs, as `Weight.unit` names it."""
-    module = {"encoder": "vision", "connector": "connector", "decoder": "decoder", "logits": ""}[segment.part]
+    module = {"encoder": "vision", "logits": ""}.get(segment.part, segment.part)
     if segment.block is not None:
         return f"{module}.blocks.{segment.block}"
     return "" if module == "decoder" else module

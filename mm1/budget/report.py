@@ -9,10 +9,12 @@ import torch
 from rich.table import Column, Table
 
 from mm1.budget.hardware import GPUS, Shapes, measure_cpu
+from mm1.budget.memory_table import gigabytes, memory_table
 from mm1.budget.parallel_layout import ParallelLayout, layouts
 from mm1.budget.planner import Budget, Planner, fastest_budget
 from mm1.config.base import ConfigError, nearest
 from mm1.config.run import ParallelConfig, RunConfig
+from mm1.objectives.index import objective_of
 
 MAX_GPUS = 4096
 """The largest number of GPUs that is tried when no layout fits."""
@@ -32,15 +34,13 @@ def make_planner(run: RunConfig, *, gpu: str, gpus: int) -> Planner:
 
 
 def shapes_of(run: RunConfig) -> Shapes:
-    """The shapes of the run that a processor is measured with."""
+    """The shapes that a processor is measured with: of the decoder, or of the encoder where there is no decoder."""
+    if "decoder" not in objective_of(run).parts:
+        vision, patches = run.model.vision, run.model.vision.grid.cells
+        tokens = run.micro_batch_size * run.data.max_images * patches
+        return Shapes(tokens, vision.width, vision.mlp_width, vision.width // vision.heads, patches)
     decoder, length = run.model.decoder, run.data.sequence_length
-    return Shapes(
-        tokens=run.micro_batch_size * length,
-        width=decoder.width,
-        mlp_width=decoder.mlp_width,
-        head_width=decoder.head_width,
-        sequence_length=length,
-    )
+    return Shapes(run.micro_batch_size * length, decoder.width, decoder.mlp_width, decoder.head_width, length)
 
 
 def choose_budget(planner: Planner, ranks: int) -> Budget:
@@ -90,14 +90,14 @@ def explain_misfit(planner: Planner, budget: Budget) -> str:
     """Why the layout doesn't fit, and the fastest one that does."""
     largest = max(budget.memory, key=lambda name: budget.memory[name])
     reason = (
-        f"{budget.layout.overrides()} needs {_gb(budget.bytes)} GB of the {_gb(budget.limit)} GB of a GPU; "
-        f"{_gb(budget.memory[largest])} GB are {largest}"
+        f"{budget.layout.overrides()} needs {gigabytes(budget.bytes)} GB of the {gigabytes(budget.limit)} GB of a GPU; "
+        f"{gigabytes(budget.memory[largest])} GB are {largest}"
     )
     fastest = fastest_budget(planner, budget.layout.ranks)
     if fastest is None:
         return f"{reason}. {_no_layout_fits(planner, budget.layout.ranks)}"
     return (
-        f"{reason}. This layout fits, with {_gb(fastest.bytes)} GB and {fastest.step_seconds:.3g} s a step: "
+        f"{reason}. This layout fits, with {gigabytes(fastest.bytes)} GB and {fastest.step_seconds:.3g} s a step: "
         f"{fastest.layout.overrides()}"
     )
 
@@ -112,20 +112,18 @@ def _no_layout_fits(planner: Planner, ranks: int) -> str:
         more *= 2
     advice = f"take --gpus {more}" if more <= MAX_GPUS else "lower data.sequence_length or data.max_images"
     return (
-        f"no layout of {ranks} GPUs fits: the smallest needs {_gb(smallest.bytes)} GB of the {_gb(smallest.limit)} GB "
-        f"of a GPU ({smallest.layout.overrides()}); {advice}"
+        f"no layout of {ranks} GPUs fits: the smallest needs {gigabytes(smallest.bytes)} GB of the "
+        f"{gigabytes(smallest.limit)} GB of a GPU ({smallest.layout.overrides()}); {advice}"
     )
 
 
 def tables(budget: Budget, *, name: str, gpu: str) -> list[str | Table]:
     """The budget of the run `name` for a terminal: lines of text and tables, in order."""
-    memory = Table("memory of a GPU", Column("GB", justify="right"))
-    for part, value in budget.memory.items():
-        memory.add_row(part, _gb(value), end_section=part == [*budget.memory][-1])
-    memory.add_row("total", _gb(budget.bytes))
-    memory.add_row("available", _gb(budget.limit))
+    memory = memory_table("memory of a GPU", budget.memory, limit=budget.limit)
     work = Table("a step", Column("PFLOP forward", justify="right"), Column("s", justify="right"))
     for part, value in budget.seconds.items():
+        if part in budget.flops and not value:  # the model has no such part
+            continue
         flops = f"{budget.flops[part] / 1e15:.2f}" if part in budget.flops else ""
         work.add_row(part, flops, f"{value:.3f}", end_section=part == [*budget.seconds][-1])
     work.add_row("total", f"{sum(budget.flops.values()) / 1e15:.2f}", f"{budget.step_seconds:.3f}")
@@ -149,7 +147,3 @@ def save_json(budget: Budget, path: Path, *, name: str, gpu: str) -> None:
         "gpu_hours": budget.gpu_hours,
     }
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _gb(count: float) -> str:
-    return f"{max(count, 0) / 1e9:.2f}"  # no -0.00 of a few bytes

@@ -14,6 +14,7 @@ import torch
 from rich.table import Column, Table
 
 from mm1.budget.hardware import GPUS, machine_memory
+from mm1.budget.memory_table import gigabytes, memory_table
 from mm1.budget.simulate import pass_bytes
 from mm1.config.base import ConfigError, nearest
 from mm1.config.run import RunConfig
@@ -137,11 +138,8 @@ class ServingBudget:
 def serving_tables(planner: ServingPlanner, budget: ServingBudget) -> list[str | Table]:
     """The budget for a terminal, and how many requests of other lengths fit."""
     limits, gpu = budget.limits, planner.device.name
-    memory = Table("memory of the GPU" if planner.device.is_gpu else "memory", Column("GB", justify="right"))
-    for part, value in budget.memory.items():
-        memory.add_row(part, _gb(value), end_section=part == [*budget.memory][-1])
-    memory.add_row("total", _gb(budget.bytes))
-    memory.add_row("available", _gb(budget.limit))
+    title = "memory of the GPU" if planner.device.is_gpu else "memory"
+    memory = memory_table(title, budget.memory, limit=budget.limit)
     lengths = Table("--max-length", *(Column(name, justify="right") for name in ("MB of a row", "requests at a time")))
     for length in (limits.max_length // 4, limits.max_length // 2, limits.max_length, 2 * limits.max_length):
         other = planner.most(replace(limits, max_length=length))
@@ -151,7 +149,7 @@ def serving_tables(planner: ServingPlanner, budget: ServingBudget) -> list[str |
     options = f"--max-concurrent {limits.max_concurrent} --max-length {limits.max_length}"
     parts: list[str | Table] = [f"{planner.run.recipe} served on {gpu} in {precision}: {options}", memory, lengths]
     if planner.device.is_gpu:
-        beside = " + ".join(f"{_gb(value)} {part}" for part, value in budget.host.items())
+        beside = " + ".join(f"{gigabytes(value)} {part}" for part, value in budget.host.items())
         parts.append(f"beside it, GB of the machine's memory at most: {beside}")
     return parts
 
@@ -160,12 +158,12 @@ def explain_serving(planner: ServingPlanner, budget: ServingBudget) -> str:
     """Why a server doesn't fit, and what does."""
     limits, most = budget.limits, planner.most(budget.limits)
     reason = (
-        f"--max-concurrent {limits.max_concurrent} with --max-length {limits.max_length} needs {_gb(budget.bytes)} GB "
-        f"of {_gb(budget.limit)} GB"
+        f"--max-concurrent {limits.max_concurrent} with --max-length {limits.max_length} needs "
+        f"{gigabytes(budget.bytes)} GB of {gigabytes(budget.limit)} GB"
     )
     if most.fits:
         return f"{reason}; --max-concurrent {most.limits.max_concurrent} fits"
-    return f"{reason}, {_gb(planner.weights)} GB of them weights; take a shorter --max-length or more memory"
+    return f"{reason}, {gigabytes(planner.weights)} GB of them weights; take a shorter --max-length or more memory"
 
 
 def save_serving(planner: ServingPlanner, budget: ServingBudget, path: Path) -> None:
@@ -184,7 +182,3 @@ def save_serving(planner: ServingPlanner, budget: ServingBudget, path: Path) -> 
         "fits": budget.fits,
     }
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _gb(count: float) -> str:
-    return f"{count / 1e9:.2f}"

@@ -24,8 +24,8 @@ class Weight(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """The FSDP unit it is gathered with: a block, the rest of the encoder, the connector, or "" for the root."""
-        prefix = re.match(r"(vision|decoder)\.blocks\.\d+|vision|connector", self.name)
+        """The FSDP unit it is gathered with: a block, another part of the model, or "" for the root."""
+        prefix = re.match(r"(vision|decoder)\.blocks\.\d+|vision|connector|head", self.name)
         return prefix[0] if prefix else ""
 
     def gathered(self, layout: ParallelLayout) -> int:

@@ -20,22 +20,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from mm1.config.base import ConfigError
+from mm1.budget.objectives import loss_of, model_of
 from mm1.config.model import ModelConfig
 from mm1.config.run import RunConfig
 from mm1.document import IGNORED, Batch
 from mm1.model.attention import document_mask
-from mm1.model.decoder import Masks, masks_of
+from mm1.model.decoder import masks_of
 from mm1.model.layers import RMSNorm
 from mm1.model.mllm import MLLM
-from mm1.model.moe import Linears, Routing
-from mm1.objectives.contrastive import Contrastive, ContrastiveModel
-from mm1.objectives.index import generates_text, objective_of
-from mm1.objectives.next_token import LOGITS, cross_entropy
+from mm1.model.moe import Linears
+from mm1.objectives.autoregressive_pixels import PixelModel
+from mm1.objectives.contrastive import ContrastiveModel
 
-ModelPart = Literal["encoder", "connector", "decoder", "logits"]
+ModelPart = Literal["encoder", "connector", "decoder", "logits", "head"]
 M = TypeVar("M", bound=nn.Module)
 MODEL_PARTS: tuple[ModelPart, ...] = ("encoder", "connector", "decoder", "logits")
+"""The parts that a model may have; one that predicts pixels has a `head` besides."""
 
 
 class Op(NamedTuple):
@@ -193,11 +193,7 @@ def simulate(
         with Recorder({layer: decoder.window_of(layer) for layer in range(decoder.layers)}) as recorder:
             recorder.ignore(*model.parameters(), *model.buffers(), *_tensors(batch), positions)
             _hook(model, recorder)
-            if isinstance(model, ContrastiveModel):
-                loss = _features(model, batch, masks=masks)
-            else:
-                assert isinstance(model, MLLM)
-                loss = _loss(model, batch, masks=masks, positions=positions, low_precision=low_precision)
+            loss = loss_of(model, batch, run, masks=masks, positions=positions, low_precision=low_precision)
             recorder.begin("logits", None, backward=True)
             loss.backward()
     return repeat_blocks([segment for segment in recorder.segments if segment.ops or segment.net_bytes], run.model)
@@ -232,26 +228,6 @@ def pass_bytes(model: ModelConfig, *, precision: torch.dtype, positions: int, im
             decoder = recorder.segments[-1].peak_bytes
         del features
     return PassBytes(encoder, kept + decoder, decoder / positions)
-
-
-def _loss(mllm: MLLM, batch: Batch, *, masks: Masks, positions: torch.Tensor, low_precision: bool) -> torch.Tensor:
-    """The loss that `NextToken` minimises, without reading the batch, which has no data here."""
-    x_BTD = mllm.embed(batch.tokens_BT, mllm.encode_images(batch.images_NCYX))
-    hidden_BTD, layers = mllm.decoder.routed(x_BTD, batch.position_BT, masks=masks, real_BT=batch.document_BT > 0)
-    targets = batch.targets_BT.flatten()
-    at_once = LOGITS["cuda" if low_precision else "cpu"]
-    total = cross_entropy(mllm, hidden_BTD.flatten(0, 1), targets=targets, positions=positions, at_once=at_once).total
-    routing = Routing.of(layers, mllm.config.decoder.sparse, sequences=len(batch.tokens_BT))
-    return total if routing is None else total + routing.penalty
-
-
-def _features(model: ContrastiveModel, batch: Batch, *, masks: Masks) -> torch.Tensor:
-    """The sum of the features that `ContrastiveModel` gives, without reading the batch; their loss is the planner's."""
-    image_NE = model.vision.summary(batch.images_NCYX)
-    image_ND = F.normalize(model.image_projection(image_NE).float(), dim=-1)
-    hidden_BTD = model.decoder(model.decoder.embed(batch.tokens_BT), batch.position_BT, masks=masks)
-    text_ND = hidden_BTD.flatten(0, 1)[: len(image_ND)]
-    return image_ND.sum() + F.normalize(model.text_projection(text_ND).float(), dim=-1).sum()
 
 
 def _fuse_norms(model: nn.Module) -> None:
@@ -349,6 +325,9 @@ def _hook(model: nn.Module, recorder: Recorder) -> None:
 
     for number, block in enumerate(model.get_submodule("vision.blocks").children()):
         watch(block, "encoder", number, before="encoder")
+    if isinstance(model, PixelModel):
+        watch(model.head, "head", None, before="encoder", after="logits")
+        return
     if isinstance(model, ContrastiveModel):
         watch(model.image_projection, "encoder", None, before="encoder", after="decoder")
     else:
@@ -356,20 +335,6 @@ def _hook(model: nn.Module, recorder: Recorder) -> None:
     for number, block in enumerate(model.get_submodule("decoder.blocks").children()):
         watch(block, "decoder", number, before="decoder")
     watch(model.get_submodule("decoder.norm"), "decoder", None, before="decoder", after="logits")
-
-
-def model_of(run: RunConfig, shape: ModelConfig) -> MLLM | ContrastiveModel:
-    """The model of a run that the budget knows, in this shape.
-
-    Raises:
-        ConfigError: another objective has another model.
-    """
-    kind = objective_of(run)
-    if issubclass(kind, Contrastive):
-        return ContrastiveModel(shape, kind.kind)
-    if not generates_text(run):
-        raise ConfigError(f"objective {run.objective} cannot be planned: it predicts no tokens and has no text tower")
-    return MLLM(shape)
 
 
 def _in_type(dtype: torch.dtype, build: Callable[[], M]) -> M:
