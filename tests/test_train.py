@@ -260,6 +260,7 @@ def _broken(image: Image, cuts: Sequence[Cut], **more):
     return load_tiles(Image(b"not an image"), cuts, **more)
 
 
+@pytest.mark.nightly  # minutes of a C++ compiler; test_compilation compares the same graphs without it
 @pytest.mark.skipif(missing_compiler(torch.device("cpu")) is not None, reason="no C++ compiler on this machine")
 def test_compiled_blocks_learn_what_plain_ones_learn(run, tmp_path):
     run.steps = 2
