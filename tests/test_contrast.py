@@ -76,12 +76,13 @@ def expected(kind: str) -> dict[str, torch.Tensor]:
     return recorded(loss, {name: p.grad for name, p in objective.model.named_parameters()})
 
 
-def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], *, most: float = 1e-6) -> None:
+    """`most` is the largest difference, in the largest number of each tensor or in 1."""
     assert ours.keys() == theirs.keys()
     for name in ours:
         largest = float(theirs[name].abs().max())
         torch.testing.assert_close(
-            ours[name], theirs[name], atol=1e-6 * max(1, largest), rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+            ours[name], theirs[name], atol=most * max(1, largest), rtol=0, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
@@ -137,7 +138,8 @@ def test_ranks_are_as_one_batch(tmp_path, ranks, sharded, tp):
     pair = Pair(_do_step, tmp_path, sharded, tp, ranks=ranks)
     assert pair.end() == [0] * ranks, pair.messages()
     for kind in OBJECTIVES:
-        assert_same(torch.load(tmp_path / f"{kind}.pt"), expected(kind))
+        # tensor parallelism adds up halves of every product; on some processors that is 1.2e-6 away
+        assert_same(torch.load(tmp_path / f"{kind}.pt"), expected(kind), most=1e-6 if tp == 1 else 3e-6)
 
 
 def run_of(stores, kind: str) -> RunConfig:
