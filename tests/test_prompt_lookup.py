@@ -83,7 +83,34 @@ def test_drafts_save_passes_where_a_text_repeats(temperature, monkeypatch):
     ],
 )
 def test_a_draft_is_what_followed_the_longest_match(content, most, expected):
-    assert lookup(np.array(content), most=most) == expected
+    assert lookup([np.array(content)], most=[most]) == [expected]
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(-1, 3), min_size=1, max_size=12), st.integers(0, 9)), min_size=1))
+def test_many_contents_are_looked_up_as_one_by_one(rows):
+    contents, most = [np.array(content) for content, _ in rows], [count for _, count in rows]
+    alone = [lookup([content], most=[count])[0] for content, count in zip(contents, most, strict=True)]
+    assert lookup(contents, most=most) == alone
+    for content, count, draft in zip(contents, most, alone, strict=True):
+        assert draft == draft_by_search(content.tolist(), count)
+
+
+def draft_by_search(content: list[int], most: int) -> list[int]:
+    """The same, position by position."""
+    best, start = 0, 0
+    for end in range(len(content) - 1):
+        same = 0
+        while same < 3 and same <= end and content[end - same] == content[-1 - same]:
+            same += 1
+        if same and same >= best:
+            best, start = same, end + 1
+    draft = []
+    for number in range(min(most, 7) if best else 0):
+        token = content[start + number % (len(content) - start)]
+        if token < 0:
+            break
+        draft.append(token)
+    return draft
 
 
 def test_a_request_whose_drafts_are_rejected_gets_none_for_a_while():

@@ -4,7 +4,7 @@ The model checks the drafts in one pass and keeps those that it would have writt
 (Saxena, Prompt Lookup Decoding, 2023, github.com/apoorvumang/prompt-lookup-decoding).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,24 +15,33 @@ MAX_NGRAM = 3
 """Tokens compared at most, to find the earlier position that is most like the last one."""
 
 
-def lookup(content: np.ndarray, *, most: int) -> list[int]:
-    """The tokens, `most` at most, after the latest earlier position with the longest match to the end of `content`.
+def lookup(contents: Sequence[np.ndarray], *, most: Sequence[int]) -> list[list[int]]:
+    """For each content the tokens after the latest earlier position with the longest match to its end.
 
-    They stop before an image. At the end of `content` they continue with the first of them again.
+    They are `most` or `MAX_DRAFT` at most and stop before an image. At the end of the content they continue with the
+    first of them again. All contents are looked at in the same few operations: one by one, those of 32 rows took a
+    tenth of a step of a small model.
     """
-    ends = np.flatnonzero(content[:-1] == content[-1])
-    if not len(ends) or most < 1:
-        return []
-    for back in range(1, MAX_NGRAM):
-        longer = ends[ends >= back]
-        longer = longer[content[longer - back] == content[-1 - back]]
-        if not len(longer):
-            break
-        ends = longer
-    start = ends[-1] + 1
-    draft = content[start + np.arange(most) % (len(content) - start)]
-    images = np.flatnonzero(draft < 0)
-    return draft[: images[0] if len(images) else most].tolist()
+    length_B = np.array([len(content) for content in contents])
+    content_BX = np.zeros((len(contents), length_B.max()), np.int64)
+    for row, content in enumerate(contents):
+        content_BX[row, : len(content)] = content
+    row_B, position_X = np.arange(len(contents)), np.arange(content_BX.shape[1])
+    matches_BX = position_X < length_B[:, None] - 1
+    ngram_BX = np.zeros(content_BX.shape, np.int8)  # tokens up to each position that match those up to the end
+    for back in range(MAX_NGRAM):
+        before_B = content_BX[row_B, np.maximum(length_B - 1 - back, 0)]
+        matches_BX[:, back:] &= content_BX[:, : content_BX.shape[1] - back] == before_B[:, None]
+        matches_BX[:, :back] = False
+        ngram_BX += matches_BX
+    latest_B = content_BX.shape[1] - 1 - ngram_BX[:, ::-1].argmax(1)
+    start_B1 = latest_B[:, None] + 1
+    draft_BM = np.arange(MAX_DRAFT) % np.maximum(length_B[:, None] - start_B1, 1) + start_B1
+    draft_BM = content_BX[row_B[:, None], np.minimum(draft_BM, content_BX.shape[1] - 1)]
+    is_image_BM = draft_BM < 0
+    count_B = np.where(is_image_BM.any(1), is_image_BM.argmax(1), MAX_DRAFT)
+    count_B = np.where(ngram_BX.any(1), np.minimum(count_B, most), 0)
+    return [draft[:count] for draft, count in zip(draft_BM.tolist(), count_B.tolist(), strict=True)]
 
 
 class PromptLookup:
@@ -43,7 +52,8 @@ class PromptLookup:
 
     def propose(self, contents: Mapping[int, np.ndarray], *, most: Mapping[int, int]) -> dict[int, list[int]]:
         """The draft of each request, up to `most` tokens: of the length that promises the most tokens a second."""
-        drafts = {number: lookup(content, most=min(MAX_DRAFT, most[number])) for number, content in contents.items()}
+        found = lookup(list(contents.values()), most=[most[number] for number in contents])
+        drafts = dict(zip(contents, found, strict=True))
         best = self._best_length(drafts)
         for number in drafts:  # an old rejection counts less with every step
             acceptance = self._acceptance.get(number, 0.5)
