@@ -1,5 +1,6 @@
 """Clients that mean harm: what they send is refused in plain words, reaches nothing, and costs little."""
 
+import asyncio
 import io
 import json
 import socket
@@ -261,3 +262,14 @@ def test_special_tokens_in_a_text_stay_text(chat_run, chatting):  # noqa: F811
     assert [token for token in tokens if token in marks.values()] == [marks["begin"], marks["user"], marks["assistant"]]
     body = {"prompt": [marks["image"]]}
     assert "is no token of text" in refused(requests.post(f"{chatting.base}/v1/completions", json=body, timeout=60))
+
+
+@pytest.mark.parametrize(("form", "on_the_spot"), [("JPEG", True), ("PNG", False)])
+def test_the_event_loop_reads_nothing_but_headers(form, on_the_spot, monkeypatch):
+    """Pillow decodes a PNG of 64 million pixels, some kilobytes of a request, to look for EXIF."""
+    file, readers, size_of = io.BytesIO(), [], media.size_of
+    Pillow.new("RGB", (9, 7)).save(file, format=form)
+    monkeypatch.setattr(media, "size_of", lambda data: readers.append(threading.current_thread()) or size_of(data))
+    pictures = asyncio.run(media.Media(Limits()).fetch([data_url(file.getvalue())]))
+    assert [picture.size for picture in pictures.values()] == [(9, 7)]
+    assert (readers == [threading.current_thread()]) == on_the_spot

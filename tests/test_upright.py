@@ -55,6 +55,18 @@ def test_pictures_are_turned_as_pillow_turns_them(orientation, form):
     assert np.asarray(open_picture(data)).tolist() == np.asarray(upright).tolist()
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2}], ids=str)
+def test_a_plain_jpeg_has_the_size_that_pillow_reads(mode, options):
+    file = io.BytesIO()
+    drawn(97, 61).convert(mode).save(file, format="JPEG", **options)
+    data = file.getvalue()
+    assert b"Exif" not in data
+    assert size_of(data) == Canvas.open(io.BytesIO(data)).size == (97, 61)
+    assert size_of(data[:-20]) == (97, 61)  # the header is there
+    assert size_of(data[:20]) is None
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_boxes_and_tiles_are_counted_in_the_upright_picture(orientation):
     data = encoded(orientation, "JPEG", width=960, height=320)

@@ -56,7 +56,8 @@ def size_of(data: bytes) -> tuple[int, int] | None:
     if data.startswith(JPEG) and not any(mark in data for mark in _METADATA):
         with suppress(ValueError):  # what turbojpeg can't read Pillow may
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            return width, height
+            if width * height <= MAX_PIXELS:
+                return width, height
     try:
         with Pillow.open(io.BytesIO(data)) as picture:
             width, height = picture.size

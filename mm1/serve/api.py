@@ -22,7 +22,6 @@ from mm1.serve.access_log import AccessLog
 from mm1.serve.answers import ChatForm, CompletionForm, Echo, Form, Head, Usage
 from mm1.serve.checking import parse
 from mm1.serve.errors import ApiError, invalid
-from mm1.serve.grammar import grammar_of
 from mm1.serve.guard import Guard
 from mm1.serve.limits import Limits
 from mm1.serve.media import Media
@@ -194,13 +193,11 @@ class Server:
     async def _jobs(
         self, prompts: Sequence[Prompt], body: protocol.SamplingRequest, *, output: Output, salt: str
     ) -> list[Job]:
-        """The jobs; those with a grammar, which may take a second, are made in a thread."""
-        maker, grammar = JobMaker(self.loaded.tokenizer, self.names, self.limits), grammar_of(body)
-
-        def jobs() -> list[Job]:
-            return maker.jobs(prompts, body, grammar=grammar, output=output, salt=salt)
-
-        return jobs() if grammar is None else await self._in_pool(jobs)
+        """The jobs. Reading a schema may take a second, so jobs with one are made in a thread."""
+        maker = JobMaker(self.loaded.tokenizer, self.names, self.limits)
+        if body.response_format is None and body.structured_outputs is None and not body.logit_bias:
+            return maker.jobs(prompts, body, output=output, salt=salt)
+        return await self._in_pool(lambda: maker.jobs(prompts, body, output=output, salt=salt))
 
     async def _reply(
         self, request: Request, body: protocol.SamplingRequest, jobs: Sequence[Job], *, form: Form, usage: Usage

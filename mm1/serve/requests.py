@@ -9,7 +9,7 @@ from mm1.generate.prompt import Prompt
 from mm1.generate.request import EngineRequest
 from mm1.generate.sampling import Decoding
 from mm1.serve.errors import invalid
-from mm1.serve.grammar import constraint
+from mm1.serve.grammar import constraint, grammar_of
 from mm1.serve.limits import Limits
 from mm1.serve.protocol import SamplingRequest
 from mm1.serve.scheduler import Job
@@ -35,18 +35,8 @@ class JobMaker:
     names: TokenNames
     limits: Limits
 
-    def jobs(
-        self,
-        prompts: Sequence[Prompt],
-        request: SamplingRequest,
-        *,
-        grammar: str | None,
-        output: Output,
-        salt: str,
-    ) -> list[Job]:
+    def jobs(self, prompts: Sequence[Prompt], request: SamplingRequest, *, output: Output, salt: str) -> list[Job]:
         """The jobs; answer number i takes its random numbers from stream i of the request's seed.
-
-        `grammar` is what `grammar_of` makes of the request.
 
         Raises:
             ApiError: more answers than this server gives at once.
@@ -55,6 +45,7 @@ class JobMaker:
         if answers > self.limits.max_choices:
             most = self.limits.max_choices
             raise invalid(f"the request asks for {answers} answers, and this server gives {most}", "n")
+        grammar, bias = grammar_of(request), self._bias(request)
         seed = secrets.randbits(62) if request.seed is None else request.seed
         jobs = []
         for number in range(answers):
@@ -72,7 +63,7 @@ class JobMaker:
                 alternatives=output.alternatives,
                 presence_penalty=float(request.presence_penalty or 0),
                 frequency_penalty=float(request.frequency_penalty or 0),
-                bias=self._bias(request),
+                bias=bias,
                 constraint=None if grammar is None else constraint(grammar, self.names.guidance),
             )
             read = output.alternatives if output.reads_prompt else None
