@@ -238,12 +238,12 @@ def test_a_prompt_finds_the_longest_beginning_that_a_row_of_its_salt_holds(reque
     for salt in ("", "a"):
         active = ActiveRequest(0, EngineRequest(last, salt=salt), MODEL.config)
         held = [
-            common_prefix(active.content.values, cache._content[row, : cache._length[row]])
+            common_prefix(active.known.content, cache._content[row, : cache._length[row]])
             for row in range(cache.rows)
-            if cache._salt[row] == active.content.salt
+            if cache._salt[row] == active.known.salt
         ]
         longest = max(held, default=0)
-        assert cache.cached(active.content) == (longest if longest >= 3 else 0)
+        assert cache.cached(active.known) == (longest if longest >= 3 else 0)
 
 
 def test_keys_of_blocks_depend_on_all_before_them_and_on_the_salt():

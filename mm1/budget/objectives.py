@@ -36,7 +36,7 @@ def model_of(run: RunConfig, shape: ModelConfig) -> PlannedModel:
 def loss_of(
     model: PlannedModel, batch: Batch, run: RunConfig, *, masks: Masks, positions: torch.Tensor, low_precision: bool
 ) -> torch.Tensor:
-    """What a micro-batch minimises, computed as its objective does, but without reading the batch.
+    """What a micro-batch minimises, computed as its objective does; nothing depends on what the batch holds.
 
     `positions` are as many as the batch has trained tokens.
     """

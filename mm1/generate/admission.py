@@ -14,13 +14,13 @@ POSITIONS_PER_PREFILL = 8192
 def admission_order(requests: Sequence[ActiveRequest], prefix_length: int) -> list[ActiveRequest]:
     """The requests, shortest first, but those together that have more than the cache's prefix in common."""
     groups: list[list[ActiveRequest]] = []
-    for request in sorted(requests, key=lambda request: request.content.values.tobytes()):
-        common = common_prefix(groups[-1][-1].content.values, request.content.values) if groups else 0
+    for request in sorted(requests, key=lambda request: request.known.content.tobytes()):
+        common = common_prefix(groups[-1][-1].known.content, request.known.content) if groups else 0
         if common >= prefix_length + MIN_SHARED:
             groups[-1].append(request)
         else:
             groups.append([request])
-    groups.sort(key=lambda group: max(len(request.content) for request in group))
+    groups.sort(key=lambda group: max(len(request.known) for request in group))
     return [request for group in groups for request in group]
 
 
@@ -37,7 +37,7 @@ def next_wave(
     for request in waiting[: 4 * prefix_cache.rows]:
         if len(wave) == most:
             break
-        cached = request.content.whole(prefix_cache.cached(request.content))
+        cached = request.known.whole(prefix_cache.cached(request.known))
         longest = max(longest, new_positions(request, cached))
         if wave and longest * (len(wave) + 1) > positions:
             break
@@ -48,10 +48,10 @@ def next_wave(
 
 def new_positions(request: ActiveRequest, cached: int) -> int:
     """How many positions have to be computed of a request of which a row holds the first `cached`."""
-    return max(len(request.content) - cached, request.outputs)
+    return max(len(request.known) - cached, request.outputs)
 
 
 def _shared(request: ActiveRequest, other: ActiveRequest) -> int:
     """How many first positions the request could take over from the other one."""
-    ours, theirs = request.content, other.content
-    return ours.whole(common_prefix(ours.values, theirs.values)) if ours.salt == theirs.salt else 0
+    ours, theirs = request.known, other.known
+    return ours.whole(common_prefix(ours.content, theirs.content)) if ours.salt == theirs.salt else 0

@@ -56,7 +56,7 @@ def search_all(
     features = features or Features(model)
     contents = [PromptContent.of(prompt, model.config) for prompt in prompts]
     # the last position's logits are needed
-    shared = min(common_prefix(contents[0].values, other.values[:-1]) for other in contents)
+    shared = min(common_prefix(contents[0].content, other.content[:-1]) for other in contents)
     prefixes: list[Prefix] = []
     if shared >= MIN_SHARED and len(prompts) > 1:
         prefixes = [prefill_prefix(model, contents[0], length=shared, features=features)]

@@ -196,12 +196,12 @@ class Engine:
 
     def _cache_for(self, arrivals: Sequence[ActiveRequest], *, idle: bool) -> PrefixCache:
         """The last cache with room for the arrivals, or a new one if the engine is idle and that shares more."""
-        first, prefix_cache = arrivals[0].content, self.prefix_cache
-        shared = first.whole(min(common_prefix(first.values, other.content.values) for other in arrivals))
-        shared = min(shared, *(len(active.content) - active.outputs for active in arrivals))
+        first, prefix_cache = arrivals[0].known, self.prefix_cache
+        shared = first.whole(min(common_prefix(first.content, other.known.content) for other in arrivals))
+        shared = min(shared, *(len(active.known) - active.outputs for active in arrivals))
         longest = max(active.max_length for active in arrivals)
         if prefix_cache is not None:
-            kept = min(shared, common_prefix(prefix_cache.prefix.content, first.values)) if prefix_cache.prefix else 0
+            kept = min(shared, common_prefix(prefix_cache.prefix.content, first.content)) if prefix_cache.prefix else 0
             more = len(arrivals) > 2 and shared >= prefix_cache.prefix_length + MIN_SHARED
             if not idle or (kept == prefix_cache.prefix_length and not more):
                 prefix_cache.fit(longest, prefix_length=kept)
@@ -242,7 +242,7 @@ class Engine:
         self._waiting = [active for active in self._waiting if active.number not in numbers]
         outputs = [active.outputs for active in wave]
         hidden_AD = prefix_cache.admit(
-            [active.content for active in wave], [active.number for active in wave], outputs=outputs
+            [active.known for active in wave], [active.number for active in wave], outputs=outputs
         )
         written, last = [], []
         for active, reused in zip(wave, prefix_cache.reused, strict=True):

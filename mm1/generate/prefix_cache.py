@@ -47,7 +47,7 @@ def prefill(
 def prefill_prefix(model: MLLM, whole: PromptContent, *, length: int, features: Features) -> Prefix:
     """The first `length` positions of a prompt."""
     segment, _ = prefill(model, whole.prompt.part(0, length, model.config), features=features)
-    return Prefix(whole.values[:length], segment)
+    return Prefix(whole.content[:length], segment)
 
 
 class PrefixCache:
@@ -138,7 +138,7 @@ class PrefixCache:
 
     def cached(self, prompt: PromptContent) -> int:
         """How many first positions of a prompt don't have to be computed."""
-        return self.prefix_length + self._nearest(prompt.values[self.prefix_length :], prompt.keys)[1]
+        return self.prefix_length + self._nearest(prompt.content[self.prefix_length :], prompt.block_keys)[1]
 
     def contents(self, owner: int) -> np.ndarray:
         """What the owner's row holds, the shared prefix first."""
@@ -164,7 +164,7 @@ class PrefixCache:
                 f"{len(prompts)} prompts of up to {longest} tokens don't fit into a cache with {self.free} free rows "
                 f"of {self.positions} positions; make it larger or admit fewer"
             )
-        if self.prefix and any(common_prefix(one.values, self.prefix.content) < self.prefix_length for one in prompts):
+        if self.prefix and any(common_prefix(one.content, self.prefix.content) < self.prefix_length for one in prompts):
             raise ValueError(f"a prompt doesn't begin with the {self.prefix_length} positions that all rows share")
         starts, rows = [], []
         for prompt, owner, last in zip(prompts, owners, outputs, strict=True):
@@ -174,10 +174,10 @@ class PrefixCache:
         self.reused = [self.prefix_length + start for start in starts]
         hidden_BTD = self._compute([one.prompt for one in prompts], starts, rows)
         for prompt, row in zip(prompts, rows, strict=True):
-            own = prompt.values[self.prefix_length :]
+            own = prompt.content[self.prefix_length :]
             self._content[row, : len(own)] = own
             self._length[row] = len(own)
-            self._index.put(row, prompt.keys)
+            self._index.put(row, prompt.block_keys)
         news = [len(prompt) - self.prefix_length - start for prompt, start in zip(prompts, starts, strict=True)]
         self.computed += sum(news)
         picked = [(row, index) for row, new in enumerate(news) for index in range(new - outputs[row], new)]
@@ -186,9 +186,9 @@ class PrefixCache:
 
     def _take_row(self, prompt: PromptContent, owner: int, *, last: int) -> tuple[int, int]:
         """The row that `owner` takes, and how many of the prompt's own first positions it holds, `last` left out."""
-        own, edges = prompt.values[self.prefix_length :], prompt.edges[self.prefix_length :].copy()
+        own, edges = prompt.content[self.prefix_length :], prompt.edges[self.prefix_length :].copy()
         edges[0] = True  # the shared prefix may end anywhere
-        source, start = self._nearest(own, prompt.keys)
+        source, start = self._nearest(own, prompt.block_keys)
         start = min(whole_images(start, edges), len(own) - last)
         if start < MIN_SHARED:
             start = 0

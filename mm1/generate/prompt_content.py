@@ -62,15 +62,15 @@ def common_prefix(ours: np.ndarray, theirs: np.ndarray) -> int:
 class PromptContent:
     """A prompt with all that other prompts are compared by.
 
-    values   what stands at each position (`content`)
-    edges    whether the first n positions hold only whole images (`image_edges`)
-    keys     of its blocks of positions, for its salt (`block_keys`)
+    content      what stands at each position (`content`)
+    edges        whether the first n positions hold only whole images (`image_edges`)
+    block_keys   of its blocks of positions, for its salt (`block_keys`)
     """
 
     prompt: Prompt
-    values: np.ndarray
+    content: np.ndarray
     edges: np.ndarray
-    keys: Sequence[bytes]
+    block_keys: Sequence[bytes]
     salt: int = 0
 
     @classmethod
@@ -80,16 +80,16 @@ class PromptContent:
         Raises:
             ValueError: the images don't fit the image tokens, or the prompt is empty.
         """
-        values = content(prompt, config)
-        return cls(prompt, values, image_edges(prompt, config), block_keys(values, salt=salt), salt)
+        whole = content(prompt, config)
+        return cls(prompt, whole, image_edges(prompt, config), block_keys(whole, salt=salt), salt)
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.content)
 
     def beginning(self, stop: int, config: ModelConfig) -> "PromptContent":
         """The first `stop` positions, which end inside no image."""
-        part, keys = self.prompt.part(0, stop, config), self.keys[: whole_blocks(stop)]
-        return PromptContent(part, self.values[:stop], self.edges[: stop + 1], keys, self.salt)
+        part, keys = self.prompt.part(0, stop, config), self.block_keys[: whole_blocks(stop)]
+        return PromptContent(part, self.content[:stop], self.edges[: stop + 1], keys, self.salt)
 
     def whole(self, positions: int) -> int:
         """The largest number of first positions, `positions` at most, that ends inside no image."""

@@ -52,8 +52,8 @@ class PromptLookup:
 
     def propose(self, contents: Mapping[int, np.ndarray], *, most: Mapping[int, int]) -> dict[int, list[int]]:
         """The draft of each request, up to `most` tokens: of the length that promises the most tokens a second."""
-        found = lookup(list(contents.values()), most=[most[number] for number in contents])
-        drafts = dict(zip(contents, found, strict=True))
+        proposed = lookup(list(contents.values()), most=[most[number] for number in contents])
+        drafts = dict(zip(contents, proposed, strict=True))
         best = self._best_length(drafts)
         for number in drafts:  # an old rejection counts less with every step
             acceptance = self._acceptance.get(number, 0.5)

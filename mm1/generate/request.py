@@ -122,7 +122,7 @@ class ActiveRequest:
             # nothing attends to the last token
             self.prompt = replace(self.prompt, tokens=[*self.prompt.tokens, *self.continuation[:-1]])
             self.max_length = len(self.prompt.tokens)
-        self.content = PromptContent.of(self.prompt, config, salt=salt_number(request.salt))
+        self.known = PromptContent.of(self.prompt, config, salt=salt_number(request.salt))
         self.reading: PromptReading | None = None
         if request.prompt_alternatives is not None:
             self.reading = PromptReading(self.prompt.tokens, config.image_token, request.prompt_alternatives)

@@ -102,28 +102,28 @@ class ServingEngine(Engine):
     def _prefill(self, prefix_cache: PrefixCache, rows: int) -> None:
         """Compute the next waiting prompts, or a part of the first one if it is long."""
         first = self._waiting[0]
-        cached = first.content.whole(prefix_cache.cached(first.content))
+        cached = first.known.whole(prefix_cache.cached(first.known))
         if new_positions(first, cached) > self.sizes.prefill:
             stop = self._next_stop(first, cached)
-            if stop < len(first.content):
+            if stop < len(first.known):
                 self._prefill_part(first, prefix_cache, stop=stop)
                 return
         self._admit(next_wave(self._waiting, prefix_cache, most=rows, positions=self.sizes.prefill), prefix_cache)
 
     def _next_stop(self, active: ActiveRequest, cached: int) -> int:
         """Up to which position the next part of a prompt goes."""
-        length = len(active.content)
+        length = len(active.known)
         start = min(cached, length - active.outputs)
         stop = start + max(self.sizes.prefill, MIN_SHARED)
         if active.continuation is not None and stop > length - active.outputs:
             return length  # scores need all of their logits from one pass
-        whole = active.content.whole(min(stop, length))
-        return whole if whole >= start + MIN_SHARED else active.content.next_whole(min(stop, length))
+        whole = active.known.whole(min(stop, length))
+        return whole if whole >= start + MIN_SHARED else active.known.next_whole(min(stop, length))
 
     def _prefill_part(self, active: ActiveRequest, prefix_cache: PrefixCache, *, stop: int) -> None:
         """Compute the prompt up to `stop`. Its row is then free, but remembers it, and no other prompt comes before."""
-        part = active.content.beginning(stop, self.model.config)
-        read = active.outputs - (len(active.content) - stop) if active.reading is not None else 1
+        part = active.known.beginning(stop, self.model.config)
+        read = active.outputs - (len(active.known) - stop) if active.reading is not None else 1
         hidden_TD = prefix_cache.admit([part], [active.number], outputs=[read])
         prefix_cache.release(active.number)
         active.cached = prefix_cache.reused[0] if active.cached is None else active.cached
