@@ -10,9 +10,9 @@ The demo's model, pre-trained for a quarter of its steps, is fine-tuned on rende
 high on the page; at 96 pixels a side they are a third of that in the largest pages. The score is `transcription`: 100
 less the character error rate, in percent. The page has it with intervals, and the likelihood of the right text.
 
-Steps are those that take as long as the base's 4200. A step took 0.19 s at 96 pixels, 3.2 times that stretched and 2.1
-times in tiles, on one thread of a busy machine: compare `step_seconds` in `metrics.jsonl` of runs of 20 steps
-(`encoder:steps=2 language:steps=2 multimodal:steps=2 reading:steps=20 --seeds 1`) and change STEPS where they differ.
+Steps are those that take as long as the base's 2000. A step took 0.26 s at 96 pixels, 2.0 times that stretched and 1.2
+times in tiles, on one thread of a busy machine: compare `step_seconds` in `metrics.jsonl` of runs of 30 steps
+(`encoder:steps=2 language:steps=2 multimodal:steps=2 reading:steps=30 --workers 2`) and change STEPS where they differ.
 """
 
 from mm1.config.ablation import STAGE, Ablation, Arm, Evaluation, Stage
@@ -20,7 +20,7 @@ from mm1.config.run import SourceConfig
 from mm1.recipes.ablations import scales
 from mm1.recipes.tiny import tiny_sft
 
-STEPS = {"96 px": 4200, "stretched to 192 px": 1300, "192 px in tiles": 2000}
+STEPS = {"96 px": 2000, "stretched to 192 px": 1000, "192 px in tiles": 1650}
 """Equal times, not equal steps."""
 
 
