@@ -53,10 +53,10 @@ class ImageError(ValueError):
 
 def size_of(data: bytes) -> tuple[int, int] | None:
     """Width and height of an encoded picture, upright, from its header; None if that is unreadable."""
-    if data.startswith(JPEG) and not any(mark in data for mark in _METADATA):
-        with suppress(ValueError):  # what turbojpeg can't read Pillow may
+    if data.startswith(JPEG):
+        with suppress(ValueError, IndexError):  # what turbojpeg can't read, or ends within a segment, Pillow may
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            if width * height <= MAX_PIXELS:
+            if width * height <= MAX_PIXELS and not _has_metadata(data):
                 return width, height
     try:
         with Pillow.open(io.BytesIO(data)) as picture:
