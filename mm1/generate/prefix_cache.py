@@ -9,7 +9,7 @@ import torch
 from mm1.generate.decode_step import DecodeStep, step_for
 from mm1.generate.prefix_index import MIN_SHARED, PrefixIndex, block_keys
 from mm1.generate.prompt import Features, Prompt, embed_from
-from mm1.generate.prompt_content import PromptContent, common_prefix, whole_images
+from mm1.generate.prompt_content import PromptContent, common_prefix
 from mm1.generate.threads import threads_for
 from mm1.model.cache import Cache, Segment
 from mm1.model.mllm import MLLM
@@ -186,10 +186,10 @@ class PrefixCache:
 
     def _take_row(self, prompt: PromptContent, owner: int, *, last: int) -> tuple[int, int]:
         """The row that `owner` takes, and how many of the prompt's own first positions it holds, `last` left out."""
-        own, edges = prompt.content[self.prefix_length :], prompt.edges[self.prefix_length :].copy()
-        edges[0] = True  # the shared prefix may end anywhere
+        own = prompt.content[self.prefix_length :]
         source, start = self._nearest(own, prompt.block_keys)
-        start = min(whole_images(start, edges), len(own) - last)
+        start = max(0, prompt.whole(self.prefix_length + start) - self.prefix_length)  # the prefix may end in an image
+        start = min(start, len(own) - last)
         if start < MIN_SHARED:
             start = 0
         row = source

@@ -46,11 +46,6 @@ def image_edges(prompt: Prompt, config: ModelConfig) -> np.ndarray:
     return whole[np.concatenate(([0], is_image.cumsum()))]
 
 
-def whole_images(positions: int, edges: np.ndarray) -> int:
-    """The largest number of first positions, `positions` at most, that ends inside no image."""
-    return int(np.flatnonzero(edges[: positions + 1])[-1])
-
-
 def common_prefix(ours: np.ndarray, theirs: np.ndarray) -> int:
     """The number of first positions that two contents have in common."""
     shorter = min(len(ours), len(theirs))
@@ -93,7 +88,7 @@ class PromptContent:
 
     def whole(self, positions: int) -> int:
         """The largest number of first positions, `positions` at most, that ends inside no image."""
-        return whole_images(positions, self.edges)
+        return int(np.flatnonzero(self.edges[: positions + 1])[-1])
 
     def next_whole(self, positions: int) -> int:
         """The smallest number of first positions, `positions` at least, that ends inside no image."""

@@ -193,7 +193,7 @@ class Server:
     async def _jobs(
         self, prompts: Sequence[Prompt], body: protocol.SamplingRequest, *, output: Output, salt: str
     ) -> list[Job]:
-        """The jobs. Reading a schema may take a second, so jobs with one are made in a thread."""
+        """The jobs. A schema may take a second to read, and many biases long: jobs with them are made in a thread."""
         maker = JobMaker(self.loaded.tokenizer, self.names, self.limits)
         if body.response_format is None and body.structured_outputs is None and not body.logit_bias:
             return maker.jobs(prompts, body, output=output, salt=salt)

@@ -58,8 +58,7 @@ class Media:
         loop = asyncio.get_running_loop()
         unique = list(dict.fromkeys(addresses))
         inline = [address for address in unique if address[:5].lower() == "data:"]
-        jpegs = [address for address in inline if address.partition(",")[2].startswith(JPEG_IN_BASE64)]
-        if len(jpegs) == len(unique) and sum(map(len, jpegs)) <= AT_ONCE:
+        if len(inline) == len(unique) and sum(map(len, inline)) <= AT_ONCE and all(map(_is_jpeg, inline)):
             return self._pictures(inline)
         # those in the request take less time than to hand each to a thread
         parts = [inline, *([address] for address in unique if address[:5].lower() != "data:")]
@@ -151,6 +150,11 @@ class Media:
 
 def _host(parts: SplitResult) -> str:
     return (parts.hostname or "").rstrip(".").lower()
+
+
+def _is_jpeg(address: str) -> bool:
+    """Whether a data: address holds a JPEG."""
+    return address.partition(",")[2].startswith(JPEG_IN_BASE64)
 
 
 def unreadable() -> ApiError:
