@@ -34,7 +34,7 @@ def test_white_space_counts_as_one_space_and_nonsense_as_nothing():
 
 
 def test_the_right_transcriptions_score_full_marks(tmp_path: Path):
-    prepare(parse_request(["rendered_text", "text=sample:text-test", "count=6", "page_side=128"]), tmp_path / "pages")
+    prepare(parse_request(["rendered_text", "text=sample:text-test", "count=6", "page_side=256"]), tmp_path / "pages")
     task = load_task("transcription", limit=4, seed=0, data=str(tmp_path / "pages"))
     answers = [task.answer(f" {query.answers[0]} ", query) for query in task.queries]
     assert len(answers) == 4

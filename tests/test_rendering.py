@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image as Canvas
@@ -23,7 +24,10 @@ from mm1.prepare.rendering.pages import Rendering
 from mm1.prepare.rendering.papers import PAPERS, photographed
 from mm1.prepare.request import parse_request
 
-FONTS = find_fonts()
+FOLDER = str(Path(matplotlib.get_data_path()) / "fonts/ttf")
+"""Fonts that are the same on every machine; which words fit a page depends on its font."""
+
+FONTS = find_fonts(FOLDER)
 SENTENCE = "A lost node and a new world size change nothing in what the model sees."
 WORDS = tuple(SENTENCE.split())
 
@@ -98,6 +102,10 @@ def test_papers_and_cameras_keep_a_page_readable(paper: str):
         assert seen[70:90, 80:120].mean() + 60 < seen[110:150, 20:180].mean()
 
 
+def test_fonts_of_the_system_are_used_beside_those_of_matplotlib():
+    assert set(FONTS) <= set(find_fonts())
+
+
 def test_only_fonts_of_text_are_used_and_each_has_the_characters_of_its_page():
     names = {Path(font).name for font in FONTS}
     assert {"DejaVuSans.ttf", "DejaVuSerif.ttf", "STIXGeneral.ttf"} <= names
@@ -110,7 +118,7 @@ def test_only_fonts_of_text_are_used_and_each_has_the_characters_of_its_page():
 def test_texts_that_cannot_be_drawn_are_counted(tmp_path: Path):
     texts = ["\u0645\u0631\u062d\u0628\u0627", "\ue000 \U0010ffff", "x" * 5000, "Two words."]
     write_store((Document((Text(text),), id=str(n)) for n, text in enumerate(texts)), tmp_path / "texts.lance")
-    words = ["rendered_text", f"text={tmp_path / 'texts.lance'}", "count=40", "page_side=128"]
+    words = ["rendered_text", f"text={tmp_path / 'texts.lance'}", "count=40", "page_side=128", f"fonts={FOLDER}"]
     prepare(parse_request(words), tmp_path / "to")
     records = json.loads((tmp_path / "to/card.json").read_text())["records"]
     kept = [document.pieces[2].text for document in Store(tmp_path / "to/images.lance").scan()]
@@ -123,15 +131,17 @@ def test_texts_that_cannot_be_drawn_are_counted(tmp_path: Path):
 
 def test_a_word_that_is_too_wide_is_tried_in_smaller_letters(monkeypatch):
     document = Document((Text("incomprehensibilities"),))
-    rendering = Rendering("unread", FONTS, side=200, letters=(0.3, 0.3))
-    assert rendering._page(0, document).pieces[2].text.endswith("incomprehensibilities")
+    rendering = Rendering("unread", FONTS, side=600, letters=(0.2, 0.2))
+    for number in range(5):
+        assert rendering._page(number, document).pieces[2].text.endswith("incomprehensibilities")
     monkeypatch.setattr(pages, "_TRIES", 1)
     assert isinstance(rendering._page(0, document), Dropped)
 
 
 def test_the_command_renders_the_same_pages_each_time(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(pages, "_PAGES_PER_SHARD", 5)
-    words = ["rendered_text", "text=sample:text-test", "count=12", "page_side=128", "page_words=8", "seed=4"]
+    words = ["rendered_text", "text=sample:text-test", "count=12", "page_side=256", "page_words=8", "seed=4"]
+    words.append(f"fonts={FOLDER}")
     result = CliRunner().invoke(app, ["prepare", *words, "--to", str(tmp_path / "one")])
     assert result.exit_code == 0, result.output
     prepare(parse_request([*words, "page_letters=0.02,0.08"]), tmp_path / "two")
