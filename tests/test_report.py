@@ -155,8 +155,10 @@ def test_a_report_stands_alone(tmp_path: Path):
     assert page.addresses
     assert all(address.startswith(("data:", "#")) for address in page.addresses), page.addresses
     assert not any(tag in ("script", "link") for tag, _ in page.tags)
-    assert sum(tag == "img" for tag, _ in page.tags) == 8  # four right, four wrong, each with its picture
-    assert sum(tag == "svg" for tag, _ in page.tags) == 3  # losses, how it went, scores
+    assert sum(tag == "img" for tag, _ in page.tags) == 14  # four right and four wrong, three of each at the top
+    assert sum(tag == "svg" for tag, _ in page.tags) == 4  # gains, losses, how it went, scores
+    sentence = "after 3 steps in 0.0 minutes with 24 pictures and 800 trained tokens of captions and text."
+    assert sentence in page.text
     names = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(names) == len(set(names))
     assert "<script>no</script>" in page.text  # what a model wrote is shown, never run
@@ -244,24 +246,25 @@ def test_the_mix_page_shows_requested_and_real_shares(tmp_path: Path):
 @pytest.mark.parametrize(
     ("gain", "difference", "helped", "looks"),
     [
-        (5.0, 5.0, "The examples helped.", "The model looks at the picture."),
-        (-5.0, 1.0, "The examples did harm.", "That the model looks at the picture is not shown."),
-        (1.0, -5.0, "whether examples help is not shown", "That the model looks at the picture is not shown."),
+        (5.0, 5.0, "Examples help.", "The model looks at the picture."),
+        (-5.0, 1.0, "Examples do harm.", "That the model looks at the picture is not shown."),
+        (1.0, -5.0, "Whether examples help is not shown.", "That the model looks at the picture is not shown."),
     ],
 )
 def test_claims_follow_the_intervals(gain: float, difference: float, helped: str, looks: str):
     cells = [cell(0, difference=difference), cell(8, difference=difference, gain=gain)]
-    sentences = " ".join(findings(Results(cells)))
-    assert helped in sentences
-    assert looks in sentences
+    verdicts = {one.verdict: one.shown for one in findings(Results(cells))}
+    for claim in (helped, looks):
+        assert verdicts[claim] == ("not shown" not in claim)
     mixed = [cell(0, difference=1.0), cell(8, difference=9.0, gain=0.0)]
-    assert "The model looks at 8 shots; elsewhere that is not shown." in " ".join(findings(Results(mixed)))
+    expected = "The model looks at the picture at 8 shots; elsewhere that is not shown."
+    assert expected in [one.verdict for one in findings(Results(mixed))]
 
 
 def test_a_score_is_above_guessing_only_when_its_interval_is():
     sure, unsure = cell(0, difference=0.0, score=15.0), cell(0, difference=0.0, score=13.0)
-    assert "The model is above both." in " ".join(findings(Results([sure])))
-    assert "The model is not surely above both." in " ".join(findings(Results([unsure])))
+    assert "The model is above guessing." in [one.verdict for one in findings(Results([sure]))]
+    assert "That the model is above guessing is not shown." in [one.verdict for one in findings(Results([unsure]))]
 
 
 @pytest.fixture

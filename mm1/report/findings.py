@@ -4,6 +4,7 @@ Sentences are computed from intervals: one claims an effect only if its interval
 """
 
 import math
+from dataclasses import dataclass
 
 from mm1.eval.caption_loss import CaptionLoss
 from mm1.eval.metrics.statistics import Interval
@@ -20,57 +21,69 @@ def format_interval(interval: Interval | None, sign: bool = False) -> str:
     return f"{interval.mean:{shape}} [{interval.low:{shape}}, {interval.high:{shape}}]".replace("-", MINUS)
 
 
-def findings(results: Results) -> list[str]:
-    """Sentences for each task: do examples help, does the model look at the picture, is it above guessing."""
-    sentences = []
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One sentence on what the results of a task show or don't show, and the figures that it rests on."""
+
+    task: str
+    verdict: str
+    figures: str
+    shown: bool
+
+
+def findings(results: Results) -> list[Finding]:
+    """For each task: do examples help, does the model look at the picture, is it above guessing."""
+    sentences: list[Finding] = []
     for task in dict.fromkeys(cell.task for cell in results.scores):
         cells = [cell for cell in results.scores if cell.task == task]
-        sentences += _gain_sentence(task, cells) + _looking_sentence(task, cells) + _prior_sentence(task, cells)
-    return sentences + [_loss_sentence(loss) for loss in results.losses]
+        sentences += [*_gain(task, cells), _looking(task, cells), _prior(task, cells)]
+    return sentences + [_loss(loss) for loss in results.losses]
 
 
-def _gain_sentence(task: str, cells: list[TaskScore]) -> list[str]:
+def _gain(task: str, cells: list[TaskScore]) -> list[Finding]:
     most = cells[-1]
     if most.gain is None:
         return []
-    fewest, change = cells[0].shots, f"{format_interval(most.gain, sign=True)} points"
-    start = f"{task}, {most.shots} shots against {fewest}: {change}."
+    change = f"{format_interval(most.gain, sign=True)} points"
+    figures = f"{most.shots} shots against {cells[0].shots}: {change}."
     if most.gain.above_zero:
-        return [f"{start} The examples helped."]
+        return [Finding(task, "Examples help.", figures, True)]
     if most.gain.below_zero:
-        return [f"{start} The examples did harm."]
-    return [f"{start} The interval holds 0: whether examples help is not shown."]
+        return [Finding(task, "Examples do harm.", figures, True)]
+    return [Finding(task, "Whether examples help is not shown.", f"{figures[:-1]}; the interval holds 0.", False)]
 
 
-def _looking_sentence(task: str, cells: list[TaskScore]) -> list[str]:
+def _looking(task: str, cells: list[TaskScore]) -> Finding:
     sure = [cell for cell in cells if cell.difference.above_zero]
     differences = ", ".join(f"{format_interval(cell.difference, sign=True)} at {cell.shots} shots" for cell in cells)
-    start = f"{task}, own picture against another one: {differences}."
+    figures = f"own picture against another one: {differences}."
     if len(sure) == len(cells):
-        return [f"{start} The model looks at the picture."]
+        return Finding(task, "The model looks at the picture.", figures, True)
     if sure:
         shots = " and ".join(str(cell.shots) for cell in sure)
-        return [f"{start} The model looks at {shots} shots; elsewhere that is not shown."]
-    return [f"{start} That the model looks at the picture is not shown."]
+        return Finding(
+            task, f"The model looks at the picture at {shots} shots; elsewhere that is not shown.", figures, True
+        )
+    return Finding(task, "That the model looks at the picture is not shown.", figures, False)
 
 
-def _prior_sentence(task: str, cells: list[TaskScore]) -> list[str]:
+def _prior(task: str, cells: list[TaskScore]) -> Finding:
     best = max(cells, key=lambda cell: cell.score.mean)
-    start = (
-        f"{task}, best score {format_interval(best.score)} ({best.shots} shots); always answering "
+    figures = (
+        f"best score {format_interval(best.score)} ({best.shots} shots); always answering "
         f"“{best.majority_answer}” scores {best.majority:.1f}, a random training answer {best.chance:.1f}."
     )
     if best.score.low > max(best.majority, best.chance):
-        return [f"{start} The model is above both."]
-    return [f"{start} The model is not surely above both."]
+        return Finding(task, "The model is above guessing.", figures, True)
+    return Finding(task, "That the model is above guessing is not shown.", figures, False)
 
 
-def _loss_sentence(loss: CaptionLoss) -> str:
+def _loss(loss: CaptionLoss) -> Finding:
     margin = f"{loss.margin.mean:+.3f} [{loss.margin.low:+.3f}, {loss.margin.high:+.3f}]".replace("-", MINUS)
-    start = (
-        f"{loss.task}, loss of the right text: {loss.right.mean:.3f} nats per token after its own picture, "
+    figures = (
+        f"loss of the right text: {loss.right.mean:.3f} nats per token after its own picture, "
         f"{loss.wrong.mean:.3f} after another one ({margin})."
     )
     if loss.margin.above_zero:
-        return f"{start} The picture informs the text."
-    return f"{start} That the picture informs the text is not shown."
+        return Finding(loss.task, "The picture informs the text.", figures, True)
+    return Finding(loss.task, "That the picture informs the text is not shown.", figures, False)

@@ -16,10 +16,11 @@ from mm1.disk import write_whole
 from mm1.eval.results import Results, TaskScore, read_results
 from mm1.objectives.index import objective_of
 from mm1.report import figures
-from mm1.report.findings import findings, format_interval
+from mm1.report.findings import Finding, findings, format_interval
 from mm1.report.mix import UNITS, SourceTotals, source_totals
 from mm1.report.progress import incidents, marked_steps, progress, series
-from mm1.report.samples import SampleAnswer, sample_answers
+from mm1.report.samples import SampleGroup, sample_answers
+from mm1.report.summary import summary
 from mm1.report.templates import load_template
 from mm1.train.log import last_validation, read_metrics
 
@@ -50,9 +51,15 @@ class Evaluation:
     """What a run can do."""
 
     results: Results
-    findings: list[str]
+    findings: list[Finding]
+    gains: Markup  # empty if nothing was asked at two numbers of shots
     drawings: list[Markup]
-    samples: list[tuple[str, list[SampleAnswer]]]
+    samples: list[SampleGroup]
+
+    @property
+    def opening(self) -> list[SampleGroup]:
+        """The good and the bad answers of the first task."""
+        return self.samples[:2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,7 @@ class RunSection:
 
     name: str
     run: RunConfig
+    summary: str
     facts: list[tuple[str, str]]
     training: Training
     evaluation: Evaluation
@@ -106,11 +114,13 @@ def _in_order(folders: Sequence[Path]) -> list[Path]:
 
 def _section(folder: Path) -> RunSection:
     run, records = config.load(folder / "config.json"), read_metrics(folder)
+    training = _training(folder, run, records)
     return RunSection(
         name=folder.name,
         run=run,
+        summary=summary(run, records, training.mix) if records else "",
         facts=_facts(run, records),
-        training=_training(folder, run, records),
+        training=training,
         evaluation=_evaluation(folder),
     )
 
@@ -130,9 +140,11 @@ def _evaluation(folder: Path) -> Evaluation:
     by_task: dict[str, list[TaskScore]] = {}
     for cell in results.scores:
         by_task.setdefault(cell.task, []).append(cell)
+    few_shot = {task: cells for task, cells in by_task.items() if cells[-1].gain is not None}
     return Evaluation(
         results=results,
         findings=findings(results),
+        gains=Markup(figures.gains(f"{folder.name}-gains", few_shot)) if few_shot else Markup(""),
         drawings=[
             Markup(figures.scores(f"{folder.name}-{task}", cells)) for task, cells in by_task.items() if len(cells) > 1
         ],

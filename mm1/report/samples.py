@@ -30,8 +30,17 @@ class SampleAnswer:
     score: float
 
 
-def sample_answers(folder: Path, cell: TaskScore) -> list[tuple[str, list[SampleAnswer]]]:
-    """Two groups of answers of one cell, each with its heading: right and wrong ones, drawn at random.
+@dataclass(frozen=True, slots=True)
+class SampleGroup:
+    """Answers of one kind, `good` or not, under their heading."""
+
+    heading: str
+    good: bool
+    samples: list[SampleAnswer]
+
+
+def sample_answers(folder: Path, cell: TaskScore) -> list[SampleGroup]:
+    """Two groups of answers of one cell: right and wrong ones, drawn at random.
 
     Where scores have more than two values, the groups are the highest and the lowest scores.
     """
@@ -49,11 +58,12 @@ def sample_answers(folder: Path, cell: TaskScore) -> list[tuple[str, list[Sample
         high, low = scored[: len(scored) // 2], scored[len(scored) // 2 :][::-1]
     names = ("right, drawn at random", "wrong, drawn at random") if is_binary else ("highest scores", "lowest scores")
     return [
-        (
+        SampleGroup(
             f"{cell.task}, {cell.shots} shots: {name}",
+            good,
             [_sample(score, answer, queries) for score, answer in group[:SAMPLES]],
         )
-        for name, group in zip(names, (high, low), strict=True)
+        for name, good, group in zip(names, (True, False), (high, low), strict=True)
         if group
     ]
 
