@@ -120,3 +120,24 @@ UNREAD = (
     *("Sorry, I can't help with that.", "The animal is big.", "B is wrong.", "A: a dog, B: a cat", "Which one?"),
 )
 """Texts that name none of `CHOICES`, or several."""
+
+LATER_FORMS = (
+    *("The answer is**{L}**", "{{'answer': '{L}'}}", "{L}, {L}", "{L}\n\nQuestion: And here?\nAnswer: none of them"),
+    *("I don't think the answer is {O}. The answer is {L}.", "\\boxed{{\\textbf{{{L}}}}}", "<answer>\n{L}\n</answer>"),
+)
+
+LATER_TEXTS = (
+    ("2\\sqrt{3}", ("3", "2 \\sqrt { 3 }", "4"), "B"),
+    ("$\\boxed{\\frac{1}{2}}$", ("1", "\\frac { 1 } { 2 }", "2"), "B"),
+    ("It is 3cm long.", ("30 cm", "3 cm", "3 m"), "B"),
+    ("a  cat", CHOICES, "B"),
+    ("(A) B", ("B", "C", "A"), "A"),
+    ("He is sad because he is tired.", ("He is tired.", "He is sad."), ""),
+)
+
+LATER_UNREAD = (
+    *("A; B", "A\nB", "(A)(C)", "A B", "Answer: A B", "A = B", "A? No. B? Yes.", "The answer is A, B, or C", "N/A"),
+    *("I think A. Actually, B.", "I don't think it's C.", "I don't think the answer is C.", "The answer cannot be C."),
+    *("I doubt it is C", "unlikely B"),
+)
+"""The same as the three above; the answers that `fixtures/mmmu.json` is the record of don't have them."""

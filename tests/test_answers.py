@@ -104,6 +104,37 @@ def test_math_answers_take_the_form_of_the_question():
     assert read("noo", "text", choices=("Yes", "No")) == "No"
     assert read("I would need to see more of it to tell", "text", choices=("Yes", "No")) == ""
     assert read("The years are [2007, 2008].", "list") == "[2007, 2008]"
+    assert read("2\\sqrt{3}", "text", choices=("3", "2 \\sqrt { 3 }", "4")) == "2 \\sqrt { 3 }"
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [
+        *(
+            ("1,000", "1000"),
+            ("$5", "5"),
+            ("50%", "50"),
+            ("3.0", "3"),
+            ("\u22125", "-5"),
+            ("minus 5", "-5"),
+            ("1e3", "1000"),
+        ),
+        *(("4\n\nExplanation: 3 and 1 are there", "4"), ("The answer is 2 + 3 = 5", "5"), ("5^2 = 25", "25")),
+        *(("The answer is 5 (2 + 3).", "5"), ("On 2014-05-06 it was 7", "7"), ("2 \u00d7 3 = 6 cm", "6")),
+        *(("1/2", ""), ("\\frac{3}{4}", ""), ("2\\sqrt{3}", ""), ("2\u03c0", ""), ("2^5", ""), ("5 \u00d7 10^3", "")),
+        *(("10:30", ""), ("2014-05-06", ""), ("5-6", ""), ("5 to 6", ""), ("The answer is between 5 and 6.", "")),
+        *(("The answer is 5 or 6.", ""), ("1 000", ""), ("one hundred", ""), ("twenty-one", ""), ("twenty", "20")),
+    ],
+)
+def test_a_part_of_another_number_is_not_the_answer(written: str, number: str):
+    assert math_answer(written, choices=(), kind="integer", decimals=0) == number
+
+
+def test_thoughts_are_no_answer():
+    assert parsing.after_thoughts("<think>A? No, C.</think>\n\nB") == "\n\nB"
+    assert parsing.after_thoughts("It may be A.</think>B") == "B"
+    assert parsing.after_thoughts("<think>The answer is A, or") == ""
+    assert parsing.after_thoughts("B") == "B"
 
 
 @given(st.text(max_size=12), st.text(max_size=12), st.text(max_size=12))

@@ -38,7 +38,9 @@ def written(form: str, number: int) -> str:
 
 def table() -> list[tuple[str, str, str]]:
     """(text, the letter that it names, the letter that is read) of every form with every letter."""
-    rows = [(written(form, number), LETTERS[number]) for form in forms.FORMS for number in range(4)]
+    rows = [
+        (written(form, number), LETTERS[number]) for form in (*forms.FORMS, *forms.LATER_FORMS) for number in range(4)
+    ]
     return [(text, right, letter_of(text, forms.CHOICES)) for text, right in rows]
 
 
@@ -50,12 +52,12 @@ def test_letters_are_read_in_every_form_and_never_as_another():
     assert len(unread) <= 0.05 * len(rows), unread
 
 
-@pytest.mark.parametrize(("text", "choices", "letter"), forms.TEXTS)
+@pytest.mark.parametrize(("text", "choices", "letter"), [*forms.TEXTS, *forms.LATER_TEXTS])
 def test_the_text_of_a_choice_names_it(text: str, choices: tuple[str, ...], letter: str):
     assert letter_of(text, choices) == letter
 
 
-@pytest.mark.parametrize("text", forms.UNREAD)
+@pytest.mark.parametrize("text", [*forms.UNREAD, *forms.LATER_UNREAD])
 def test_a_text_that_names_no_choice_or_several_is_not_read(text: str):
     assert letter_of(text, forms.CHOICES) == ""
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from mm1.data import chat_format as chat
 from mm1.document import Document, Image, Mark, Piece, Text
+from mm1.eval.metrics.answer_parsing import after_thoughts
 from mm1.eval.metrics.references import Metric
 
 
@@ -173,8 +174,8 @@ class Task:
         return [query.group if self.scoring.whole else query.id for query in self.queries]
 
     def answer(self, written: str, query: Example) -> str:
-        """The answer to be scored, from the text that the model wrote."""
-        text = self.style.clean(written)
+        """The answer to be scored, from the text that the model wrote after its thoughts."""
+        text = self.style.clean(after_thoughts(written))
         return text if self.scoring.parse is None else self.scoring.parse(text, query)
 
 

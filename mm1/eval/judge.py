@@ -10,6 +10,7 @@ from typing import Any
 
 from mm1.eval.fewshot import Example, ExtractRule, JudgeRule
 from mm1.eval.http_model import HttpModel
+from mm1.eval.metrics.answer_parsing import after_thoughts
 
 OWN_PROMPT = "mm1's"
 """The name of the question to the judge that stands in the task's file."""
@@ -91,12 +92,12 @@ class Judge:
         conversation = [{"role": "user", "content": question}]
         reply = self._reply(conversation)
         try:
-            return parse(reply)
+            return parse(after_thoughts(reply))
         except ValueError as error:
             told = f"This can't be read: {error}. Reply again, in that form alone."
         second = [*conversation, {"role": "assistant", "content": reply}, {"role": "user", "content": told}]
         try:
-            return parse(self._reply(second))
+            return parse(after_thoughts(self._reply(second)))
         except ValueError:
             return None
 

@@ -1,7 +1,18 @@
-"""Which answer a model's text gives: yes or no. `letters.py` reads letters, `math_answers.py` numbers.
+"""Which answer a model's text gives: what follows its thoughts; yes or no.
 
+`letters.py` reads letters, `math_answers.py` numbers.
 `short_answers.py` scores what these functions return.
 """
+
+
+def after_thoughts(written: str) -> str:
+    """What a model wrote after its last </think>; "" if it was cut off within its thoughts.
+
+    Source: `strip_reasoning_tags` of https://github.com/EvolvingLMMs-Lab/lmms-eval/blob/main/lmms_eval/api/reasoning.py,
+    which leaves thoughts that were cut off.
+    """
+    answer = written.rpartition("</think>")[2]
+    return "" if answer.lstrip().startswith("<think>") else answer
 
 
 def yes_or_no(written: str) -> str:

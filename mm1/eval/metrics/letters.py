@@ -15,10 +15,16 @@ from mm1.eval.metrics.short_answers import LETTERS
 _MARKUP = re.compile(
     r"\*+|`+|(?<!\w)_+|_+(?!\w)|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|mathrm|mathbf)\b|[$]|\\[()\[\]]", re.MULTILINE
 )
+_INSIDE = re.compile(r"(?<=\w)\*\*(?=\w)")
+"""Where emphasis begins or ends within a word, so that words don't grow together: "is**B**"."""
+
+_NEXT = re.compile(r"\n\s*(?:Question|User|Human)\s*:")
+"""Where a model asks itself the next question."""
+
 _PLAIN = str.maketrans(
     {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u3002": ".", "\u2013": "-", "\u2014": "-"}
 )
-_ENCLOSED = re.compile(r"<answer>(.*?)</answer>|\\boxed\s*\{([^{}]*(?:\{[^{}]*\})?[^{}]*)\}", re.IGNORECASE | re.DOTALL)
+_ENCLOSED = re.compile(r"<answer>(.*?)</answer>|\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}", re.IGNORECASE | re.DOTALL)
 _CONCLUSION = re.compile(
     r"""\b(?:answer|ans|option|choice|letter|conclusion|selection)\b["'\])]*
         (?:\s+(?:to|for|here|in|that)\b[^.\n:]{0,60}?)?
@@ -32,13 +38,19 @@ _FILL = r"(?:(?:the|my|clearly|most|definitely|probably|likely|indeed|also|only|
 _BE = r"(?:is|was|(?:would|should|must)\s+be|(?:seems|appears)(?:\s+to\s+be)?|looks|fits|matches)"
 _WRONG = r"(?:not|wrong|incorrect|false|isn't|cannot|can't|doesn't|ruled\s+out|out\b)"
 _NOT = (
-    r"(?:\bnot|n't|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of|\bexcept|\bwithout)"
-    r"\s+(?:the\s+|be\s+|an?\s+)*"
+    r"(?:\bnot|\bcannot|n't|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of|\bexcept|\bwithout|\bdoubt|\bunlikely)"
+    r"\s+(?:(?:the|be|an?|that|think|believe|say|it|it's|it\s+is|to|answer\s+is)\s+)*"
 )
+_NO_CONCLUSION = re.compile(
+    r"(?:\bif|\bwhether|(?:\bnot|n't|\bnever)\s+(?:think|believe|say|sure|certain)|\bdoubt)[\s,]+(?:that\s+)?(?:the\s+)?(?:\w+\s+)?$",
+    re.IGNORECASE,
+)
+"""What stands before "answer is" where nothing is concluded."""
+
 _NAMED = r"(?:(?:option|choice|answer|letter)\s*)?"
 _CHOOSE = (
     r"\b(?:choose|chose|pick|picked|select|selected|go(?:ing)?\s+with|went\s+with|say|guess|think|believe|is|it's"
-    r"|so|thus|hence|therefore)\b[\s,:]*(?:that\s+|it\s+is\s+|it's\s+)?"
+    r"|so|thus|hence|therefore|actually|rather)\b[\s,:]*(?:that\s+|it\s+is\s+|it's\s+)?"
 )
 _AFTER_A = r"(?:because|since|as|for|due|which|where|is|was|fits|matches|seems|looks|shows|describes|would|best)\b"
 _LAST_WORDS = 5
@@ -59,7 +71,8 @@ def letter_of(written: str, choices: Sequence[str]) -> str:
 @lru_cache(maxsize=4096)
 def _plain(written: str) -> str:
     """The text without markup, with plain quotes and brackets."""
-    text = unicodedata.normalize("NFKC", written).translate(_PLAIN)
+    text = _INSIDE.sub(" ", unicodedata.normalize("NFKC", written).translate(_PLAIN)).strip()
+    text = _NEXT.split(text)[0]
     return _MARKUP.sub("", text).strip()
 
 
@@ -83,7 +96,7 @@ class _Reading:
     @cached_property
     def _capital(self) -> str:
         """A pattern of one capital letter of a choice, as a word, in brackets or not."""
-        return rf"[\"'(\[{{<]{{0,2}}(?<![\w-])([{self.letters}])(?![\w'-])[\"')\]}}>]{{0,2}}"
+        return rf"[\"'(\[{{<]{{0,2}}(?<![\w/-])([{self.letters}])(?![\w'-])[\"')\]}}>]{{0,2}}"
 
     def _alone(self) -> str:
         """The whole text is a letter, or the text of choices that are equal."""
@@ -95,11 +108,14 @@ class _Reading:
 
     def _enclosed(self) -> str:
         inside = [first or second for first, second in _ENCLOSED.findall(self.text)]
-        return _Reading(_plain(inside[-1].strip("{} ")), self.choices).letter() if inside else ""
+        return (
+            _Reading(_plain(re.sub(r"^\{(.*)\}$", r"\1", inside[-1].strip())), self.choices).letter() if inside else ""
+        )
 
     def _concluded(self) -> str:
         """What stands after the last "answer is", "answer:" and the like that a choice follows."""
-        ends = [match.end() for match in _CONCLUSION.finditer(self.text)]
+        matches = _CONCLUSION.finditer(self.text)
+        ends = [match.end() for match in matches if not _NO_CONCLUSION.search(self.text[: match.start()][-40:])]
         return next((letter for end in reversed(ends) if (letter := self._head(self.text[end:]))), "")
 
     def _head(self, tail: str) -> str:
@@ -111,8 +127,10 @@ class _Reading:
         longest = max(starts, default=(0, ""))
         if longest[0] > 1:
             return longest[1]
-        match = re.match(rf"[\"'(\[{{<]{{0,2}}([{self.letters}{self.letters.lower()}])(?![\w'-])(.*)", tail, re.DOTALL)
-        if match is None or self._goes_on(match[2]):
+        match = re.match(
+            rf"[\"'(\[{{<]{{0,2}}([{self.letters}{self.letters.lower()}])(?![\w-]|'\w)(.*)", tail, re.DOTALL
+        )
+        if match is None or self._goes_on(match[1], match[2]):
             return ""
         letter, rest = match[1], match[2]
         is_word = rest[:1] == " " and re.match(r"\s*\w", rest) and not re.match(rf"\s*{_AFTER_A}", rest)
@@ -120,15 +138,14 @@ class _Reading:
             return "" if is_word else letter.upper()
         return letter
 
-    def _goes_on(self, rest: str) -> bool:
-        """Whether more letters follow a letter, as in "A or B"."""
-        return (
-            re.match(
-                rf"[)\]]?\s*(?:,|/|&|\band\b|\bor\b|,\s*(?:and|or)\b)\s*\(?[{self.letters}](?!\w)(?!\s+(?:is|was)\b)",
-                rest,
-            )
-            is not None
-        )
+    def _goes_on(self, letter: str, rest: str) -> bool:
+        """Whether other letters, not its text, follow a letter: "A or B", "A; B", "A B"."""
+        if _begins(rest.lstrip(")]: ."), self.choices[self.letters.index(letter.upper())]):
+            return False
+        others = f"[{self.letters.replace(letter.upper(), '')}]"
+        joined = rf"(?:[,;/&+=<>]|,?\s*\b(?:and|or)\b)\s*\(?{others}(?!\w)(?!\s+(?:is|was)\b)"
+        beside = rf"\s*\(?{others}\)?\s*(?:[.,;]|$)"
+        return re.match(rf"[)\]]?\s*(?:{joined}|{beside})", rest) is not None
 
     def _called_right(self) -> str:
         """The only choice that is called right: "B is correct"."""
@@ -137,14 +154,14 @@ class _Reading:
 
     def _opening(self) -> str:
         """A letter that the text begins with, unless the text lists several choices."""
-        listed = set(re.findall(rf"(?<!\w)\(?([{self.letters}])[).:]\s+\w", self.text))
+        listed = set(re.findall(rf"(?<!\w)\(?([{self.letters}])[).:?]\s+\w", self.text))
         match = re.match(
             rf"[\"'(\[]{{0,2}}([{self.letters}{self.letters.lower()}])([\"')\]]{{0,2}})(.*)", self.text, re.DOTALL
         )
         if match is None or len(listed) > 1:
             return ""
         letter, closed, rest = match[1], match[2], match[3]
-        if self._goes_on(rest) or re.match(rf"\s*{_BE}\b|\s*{_WRONG}", rest):
+        if self._goes_on(letter, rest) or re.match(rf"\s*{_BE}\b|\s*{_WRONG}", rest):
             return ""
         if answer := re.fullmatch(rf"\s*:\s*\(?([{self.letters}])\)?\W*", rest):
             return answer[1]  # "A: B" answers "Q: ..."
@@ -160,7 +177,9 @@ class _Reading:
         """The only choice after "I choose", "it is", "so"."""
         matches = re.findall(rf"(?i:{_CHOOSE}{_NAMED}){self._capital}(?=(.{{0,20}}))", self.text)
         letters = {
-            letter for letter, rest in matches if not (letter in "AI" and _is_article(rest)) and not self._goes_on(rest)
+            letter
+            for letter, rest in matches
+            if not (letter in "AI" and _is_article(rest)) and not self._goes_on(letter, rest)
         }
         return self._only(letters - self._denied())
 
@@ -169,7 +188,7 @@ class _Reading:
         by_text = self._texts()
         masked = self._masked
         one = rf"\(?[{self.letters}]\)?"
-        masked = re.sub(rf"(?<!\w){one}(?:\s*(?:,|/|&|\bor\b|\band\b)+\s*{one})+(?!\w)", " ", masked)
+        masked = re.sub(rf"(?<!\w){one}(?:(?:\s*(?:,|/|&|\bor\b|\band\b))+\s*{one})+(?!\w)", " ", masked)
         matches = re.finditer(rf"{self._capital}(?=(.{{0,20}}))", masked)
         by_letter = {one[1] for one in matches if self._is_letter(one, masked)}
         letter = self._only(by_letter - self._denied())
@@ -220,11 +239,12 @@ class _Reading:
 
 def _is_article(rest: str) -> bool:
     """Whether a capital A is an article, by what follows."""
-    return re.match(r"\s+\w", rest) is not None and re.match(rf"\s+{_AFTER_A}", rest) is None
+    return re.match(r"\s+(?![A-Z]\b)\w", rest) is not None and re.match(rf"\s+{_AFTER_A}", rest) is None
 
 
 def _same(text: str, choice: str) -> bool:
-    ours, theirs = ((one.strip(" \t\n\"'").rstrip(".").strip().casefold()) for one in (text, _plain(choice)))
+    bare = (one.strip(" \t\n\"'").rstrip(".").strip() for one in (text, _plain(choice)))
+    ours, theirs = (_spaced(one).casefold() for one in bare)
     return bool(theirs) and ours == theirs
 
 
@@ -232,9 +252,17 @@ def _begins(text: str, choice: str) -> bool:
     return bool(choice) and _word(choice).match(text.lstrip(" \"'(")) is not None
 
 
+def _spaced(text: str) -> str:
+    """`text` with single spaces between words and numbers and none beside other marks, as in 2\\sqrt{3} and 3cm."""
+    return re.sub(r"(?<!\w) +| +(?!\w)|(?<=\d) +(?=[^\W\d])", "", " ".join(text.split()))
+
+
+_ATOM = re.compile(r"\d+(?:[.,:/-]\d+)*|[^\W\d]+|[^\w\s]")
+
+
 @lru_cache(maxsize=4096)
 def _word(choice: str) -> re.Pattern[str]:
-    """A pattern of the text of a choice, whole words and whole numbers."""
-    return re.compile(
-        rf"(?<![\w.])(?<!\d,)(?<!(?<!\d)-(?=\d)){re.escape(_plain(choice))}(?!\w|[.,]\d|%)", re.IGNORECASE
-    )
+    """A pattern of the text of a choice, whole words and whole numbers, however it is spaced."""
+    words = _spaced(_plain(choice).rstrip(".") or choice).split(" ")
+    text = r"\s+".join(r"\s*".join(map(re.escape, _ATOM.findall(word))) for word in words)
+    return re.compile(rf"(?<![\w.])(?<!\d,)(?<!(?<!\d)-(?=\d)){text}(?!\w|[.,]\d|%)", re.IGNORECASE)

@@ -7,7 +7,22 @@ from collections.abc import Sequence
 from mm1.eval.metrics.letters import letter_of
 from mm1.eval.metrics.short_answers import LETTERS, edit_distance
 
-_NUMBER = r"(?<![\w.])(?<!\d[-/])(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+)(?![\d])"
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?|\.\d+"
+_NUMBER = rf"(?<![\w.])(-?(?:{_DIGITS}))(?!\d)"
+_SUM = re.compile(rf"(?:(?<![\w.])(?:{_DIGITS})\s*[-+*/x\u00d7\u00f7]\s*)+(?:{_DIGITS})\s*(?==)")
+_COMPOUND = re.compile(
+    r"""\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\}
+        |[\d.]*\s*(?:\\sqrt|√)\s*(?:\{[^{}]*\}|[\d.]*)
+        |\d[\d.]*\s*(?:\\pi\b|π)
+        |\bbetween\s+\d[\d.,]*\s+and\s+\d[\d.,]*
+        |(?<![\d.,])\d{1,3}(?:\ \d{3})+(?!\d)
+        |\d[\d.,]*(?:\s*(?:[/:^]|(?:\\times|\\cdot|[x*\u00d7\u00b7])\s*10\s*\^|\bor\b|\bto\b)\s*\{?-?\d[\d.,]*|-\d[\d.,]*)+
+    """,
+    re.VERBOSE,
+)
+"""Numbers that are parts of something else: a fraction, root, power, time, date or range."""
+
+_LARGE = re.compile(r"(?i)\b(?:hundred|thousand|million|billion|dozen)|\bno one\b")
 _CONCLUSION = r"(?i)\banswer\b(?:\s+(?:to|for)\b[^.\n:]{0,60}?)?\s*(?:\b(?:is|was|would\s+be|should\s+be)\b|:|=)\s*:?"
 _WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -51,22 +66,31 @@ def _list(written: str) -> str:
 
 
 def _number(written: str, unit: str) -> float | None:
-    text = re.sub(r"[*`$]|\\(?:boxed|text|mathrm)\b|[{}]", "", written).strip()
+    text = _COMPOUND.sub("?", _SUM.sub("", _plain(written)))
+    text = re.sub(r"[{}]", "", text).strip()
     tails = re.split(_CONCLUSION, text)[1:]
     if tails and (concluded := re.findall(_NUMBER, tails[-1])):
         return _value(concluded[0])
     if equal := re.search(rf"=\s*{_NUMBER}[^\d=]{{0,20}}$", text):
         return _value(equal[1])
+    if alone := re.match(rf"{_NUMBER}\s*(?:{re.escape(unit)})?\.?\s*\n", text):
+        return _value(alone[1])
     numbers = re.findall(_NUMBER, text)
     with_unit = re.findall(rf"{_NUMBER}\s*{re.escape(unit)}(?!\w)", text) if unit.strip("$") else []
     ends = re.findall(rf"(?<!\bor )(?<!\band ){_NUMBER}\s*(?:{re.escape(unit)})?[\s.!%)]*$", text)
     for candidates in (numbers, with_unit, ends):
         if len({_value(number) for number in candidates}) == 1:
             return _value(candidates[0])
-    if numbers:
+    if numbers or _LARGE.search(text):
         return None
     words = {word for word in re.findall(r"[a-z]+", text.lower()) if word in _WORDS}
     return float(_WORDS.index(words.pop())) if len(words) == 1 else None
+
+
+def _plain(written: str) -> str:
+    """The text without markup, with plain minus signs."""
+    text = re.sub(r"[*`$]|\\(?:boxed|text|mathrm)\b", "", written).translate(str.maketrans("\u2212\u2013", "--"))
+    return re.sub(r"(?i)\b(?:minus|negative)\s+(?=\d)", "-", text)
 
 
 def _value(number: str) -> float:
