@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mm1.eval.data.examples import Column, Columns, ExampleReader
 from mm1.eval.data.hub import fetch
+from mm1.eval.data.readings import READINGS
 from mm1.eval.data.rows import OddRow, Row, Rows, TaskError, json_rows, parquet_rows, splits
 from mm1.eval.data.styles import Form, Kind, ask_short, styles_of
 from mm1.eval.data.submission import SUBMISSIONS
@@ -106,7 +107,8 @@ class Published:
         scoring = self.scoring
         if scoring.parse is None and self.columns.choices is not None:
             scoring = replace(scoring, parse=_parse_letter)
-        scoring = replace(scoring, metric=scoring.by_rules.get(rules, scoring.metric))
+        parse = READINGS.get(rules, {}).get(self.name, scoring.parse)
+        scoring = replace(scoring, metric=scoring.by_rules.get(rules, scoring.metric), parse=parse)
         return Task(
             name=self.name,
             queries=examples,

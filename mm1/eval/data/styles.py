@@ -9,7 +9,7 @@ lmms-eval     lmms_eval/tasks of 0.7.3 (https://github.com/EvolvingLMMs-Lab/lmms
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from mm1.eval.fewshot import (
@@ -111,6 +111,17 @@ FLAMINGO_VQA = Styles(
     }
 )
 
+
+def _ask_mmmu(example: Example) -> str:
+    return f"{example.question}\n{options(example)}\n{LETTER}" if example.choices else f"{example.question}\n{SHORT}"
+
+
+def _ask_mmbench(example: Example) -> str:
+    question = " ".join(example.question.rsplit("\n", 1))  # a hint stands before the question
+    return f"{question} There are several options:\n{options(example)}{LETTER}"
+
+
+LMMS_STOPS = ("ASSISTANT:",)
 LMMS_VQA: dict[str, tuple[Callable[[Example], str], int]] = {
     "vqav2": (ask_short, 16),
     "gqa": (ask_short, 16),
@@ -119,11 +130,20 @@ LMMS_VQA: dict[str, tuple[Callable[[Example], str], int]] = {
     "chartqa": (lambda example: f"{example.question}\nAnswer the question with a single word.", 16),
     "textvqa": (lambda example: f"{example.question.capitalize()}{SHORT}", 1024),
     "okvqa": (lambda example: f"{example.question}{UNANSWERABLE}{SHORT}", 1024),
-    "vizwiz": (lambda example: f"{example.question}{UNANSWERABLE}{SHORT}", 1024),
+    "vizwiz": (lambda example: f"{example.question.capitalize()}{UNANSWERABLE}{SHORT}", 1024),
 }
-LMMS_CHOICE = {"ai2d": 16, "scienceqa": 16, "seed": 1024, "mmbench": 1024, "mmmu": 128}
-LMMS_SHORT = {"mme": 16, "pope": 128}
-"""The prompts and the longest answers, in tokens; 1,024 where the task leaves it to the model."""
+LMMS_CHOICE: dict[str, tuple[Callable[[Example], str], int]] = {
+    "ai2d": (ask_choice_chat, 16),
+    "scienceqa": (ask_choice_chat, 16),
+    "seed": (ask_choice_chat, 1024),
+    "mmbench": (_ask_mmbench, 1024),
+    "mmmu": (_ask_mmmu, 128),
+    "mme": (lambda example: f"{example.question.replace(' Please answer yes or no.', '')}{SHORT}", 16),
+    "pope": (ask_short, 128),
+}
+"""The prompts and the longest answers, in tokens; those of 1,024 also end at `LMMS_STOPS`. TextVQA, OK-VQA, VizWiz and
+SEED-Bench leave the longest answer to the model.
+"""
 
 
 SEARCH: dict[Rules, tuple[int, int]] = {"openflamingo": (3, 2)}
@@ -152,19 +172,12 @@ def _openflamingo(task: str, kind: Kind) -> Styles | None:
 
 def _lmms_eval(task: str, kind: Kind) -> Styles | None:
     if kind == "caption":
-        return _chat(OFFICIAL["caption"].forms["chat"], ask=None, max_tokens=64)
-    if task in LMMS_VQA:
-        ask, max_tokens = LMMS_VQA[task]
-        return _chat(OFFICIAL["vqa"].forms["chat"], ask=ask, max_tokens=max_tokens)
-    if task in LMMS_CHOICE:
-        return _chat(OFFICIAL["choice"].forms["chat"], ask=None, max_tokens=LMMS_CHOICE[task])
-    if task in LMMS_SHORT:
-        return _chat(OFFICIAL["choice"].forms["chat"], ask=ask_short, max_tokens=LMMS_SHORT[task])
-    return None
-
-
-def _chat(style: PromptStyle, *, ask: Callable[[Example], str] | None, max_tokens: int) -> Styles:
-    return Styles({"chat": replace(style, ask=ask or style.ask, max_tokens=max_tokens)})
+        text = "Describe the image briefly." if task == "coco" else ONE_CAPTION
+        return Styles({"chat": PromptStyle(lambda _: text, "chat", (), 64)})
+    if task not in LMMS_VQA | LMMS_CHOICE:
+        return None
+    ask, max_tokens = (LMMS_VQA | LMMS_CHOICE)[task]
+    return Styles({"chat": PromptStyle(ask, "chat", LMMS_STOPS if max_tokens == 1024 else (), max_tokens)})
 
 
 SOURCES: dict[Rules, Callable[[str, Kind], Styles | None]] = {

@@ -3,6 +3,7 @@
 Each metric takes all answers and all references and returns one score per query.
 """
 
+import string
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -79,6 +80,22 @@ def same_word(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np
     plain = [answer.strip().rstrip(".").lower() for answer in answers]
     return same_text(
         plain, [[text.strip().rstrip(".").lower() for text in texts] for texts in checked(answers, references)]
+    )
+
+
+def same_without_marks(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """1 where the answer equals a reference, ignoring case and punctuation, else 0. Float64.
+
+    Source: `exact_match` of https://github.com/EvolvingLMMs-Lab/lmms-eval/blob/main/lmms_eval/api/metrics.py, with
+    `ignore_case` and `ignore_punctuation`.
+    """
+    marks = str.maketrans("", "", string.punctuation)
+    pairs = zip(answers, checked(answers, references), strict=True)
+    return np.array(
+        [
+            float(answer.lower().translate(marks) in {text.lower().translate(marks) for text in texts})
+            for answer, texts in pairs
+        ]
     )
 
 

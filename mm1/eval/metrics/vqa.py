@@ -29,6 +29,21 @@ def vqa_accuracy_official(answers: Sequence[str], references: Sequence[Sequence[
     return _accuracy(answers, references, disputed_only=True)
 
 
+def vqa_accuracy_evalai(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """`vqa_accuracy` after commas and question marks are deleted, and 's is a word of its own: "a,b" isn't "a, b".
+
+    Source: TextVQA's evaluation, `EvalAIAnswerProcessor` of
+    https://github.com/facebookresearch/mmf/blob/main/mmf/utils/m4c_evaluators.py, which lmms-eval also takes
+    for VizWiz and OK-VQA.
+    """
+    split = [[_words(text) for text in texts] for texts in checked(answers, references)]
+    return vqa_accuracy([_words(answer) for answer in answers], split)
+
+
+def _words(answer: str) -> str:
+    return answer.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+
+
 def _accuracy(answers: Sequence[str], references: Sequence[Sequence[str]], *, disputed_only: bool) -> np.ndarray:
     scores = np.zeros(len(answers))
     for query, (answer, people) in enumerate(zip(answers, checked(answers, references), strict=True)):

@@ -4,7 +4,7 @@ from mm1.eval.data.diagrams import ai2d_release
 from mm1.eval.data.examples import Columns
 from mm1.eval.data.published import Published, Source
 from mm1.eval.fewshot import Scoring
-from mm1.eval.metrics.short_answers import same_word
+from mm1.eval.metrics.short_answers import same_without_marks, same_word
 
 task = Published(
     name="ai2d",
@@ -17,5 +17,5 @@ task = Published(
         original=ai2d_release,
     ),
     columns=Columns(id="#", answers="answer", choices="options", picture="drawn"),
-    scoring=Scoring(same_word),
+    scoring=Scoring(same_word, by_rules={"lmms-eval": same_without_marks}),
 )

@@ -4,7 +4,7 @@ from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import first, joined, named_rows
 from mm1.eval.data.published import Published, Source
 from mm1.eval.fewshot import Scoring
-from mm1.eval.metrics.short_answers import same_text
+from mm1.eval.metrics.short_answers import same_text, same_without_marks
 
 task = Published(
     name="gqa",
@@ -21,5 +21,9 @@ task = Published(
         ),
     ),
     columns=Columns(id="id", answers="answer", picture="imageId"),
-    scoring=Scoring(same_text, parse=lambda text, query: text.lower().rstrip(".")),
+    scoring=Scoring(
+        same_text,
+        parse=lambda text, query: text.lower().rstrip("."),
+        by_rules={"lmms-eval": same_without_marks},
+    ),
 )

@@ -4,7 +4,7 @@ from mm1.eval.data.examples import Columns, people
 from mm1.eval.data.original_releases import listed
 from mm1.eval.data.published import Published, Source
 from mm1.eval.fewshot import Scoring
-from mm1.eval.metrics.vqa import vqa_accuracy, vqa_accuracy_official
+from mm1.eval.metrics.vqa import vqa_accuracy, vqa_accuracy_evalai, vqa_accuracy_official
 
 task = Published(
     name="vizwiz",
@@ -17,5 +17,5 @@ task = Published(
         original=listed("{short}.json", image="{image}", folders=("../{short}", "{short}"), question_id="image"),
     ),
     columns=Columns(answers=people),
-    scoring=Scoring(vqa_accuracy, by_rules={"official": vqa_accuracy_official}),
+    scoring=Scoring(vqa_accuracy, by_rules={"official": vqa_accuracy_official, "lmms-eval": vqa_accuracy_evalai}),
 )
