@@ -131,6 +131,7 @@ LATER_TEXTS = (
     ("$\\boxed{\\frac{1}{2}}$", ("1", "\\frac { 1 } { 2 }", "2"), "B"),
     ("It is 3cm long.", ("30 cm", "3 cm", "3 m"), "B"),
     ("a  cat", CHOICES, "B"),
+    ("x", ("X", "x", "y"), "B"),
     ("(A) B", ("B", "C", "A"), "A"),
     ("He is sad because he is tired.", ("He is tired.", "He is sad."), ""),
 )

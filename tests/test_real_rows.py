@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import io
 import json
 import random
@@ -20,6 +21,8 @@ from mm1.eval.harness import evaluate, load_task
 from mm1.eval.model import Model, Reply, Request, ignore
 from mm1.eval.results import Results, mean_scores, read_results, score_table
 from mm1.eval.task_evaluation import Settings
+from mm1.eval.tasks import mathvista as mathvista_task
+from mm1.eval.tasks import mmmu
 
 
 class Says(Model):
@@ -214,6 +217,11 @@ def test_mmmu_runs_in_full_with_equal_choices(tmp_path: Path):
     assert score.counted == {"equal choices": 4, "no answer read": 4}
 
 
+def test_lists_of_mmmus_answers_may_have_quotes():
+    lists = {"['1.5', 'x']": ["1.5", "x"], "[\"it's\", 'a, b']": ["it's", "a, b"], "$6,000": "$6,000"}
+    assert {text: mmmu.right_answer({"answer": text}) for text in lists} == lists
+
+
 def test_pope_has_each_category_and_their_means(tmp_path: Path):
     def row(n: int) -> dict[str, Any]:
         named = {"id": str(n), "question_id": str(n // 3), "question": f"Is there a dog in image {n}?"}
@@ -260,6 +268,14 @@ def test_mathvista_runs_in_full_with_equal_choices(tmp_path: Path):
     right = {line["query"]: line["score"] for line in map(json.loads, path.read_text().splitlines())}
     assert right == {n: float(n not in ("5", "7", "8")) for n in "0123456789"}
     assert score.counted == {"equal choices": 2, "no answer read": 1}
+
+
+def test_mathvista_without_a_precision_rounds_to_whole_numbers(tmp_path: Path):
+    mathvista(tmp_path)
+    (query, *_) = load_task("mathvista", limit=99, seed=0, data=str(tmp_path)).queries[2:]
+    for precision, decimals in (("2.0", 2), ("1", 1), ("None", 0), ("nan", 0)):
+        metadata = {**query.metadata, "precision": precision}
+        assert mathvista_task.decimals_of(dataclasses.replace(query, metadata=metadata)) == decimals
 
 
 def test_mathvista_asks_with_the_official_hint_and_unit(tmp_path: Path):

@@ -83,6 +83,15 @@ def test_a_hidden_split_gives_the_file_that_its_server_takes(name: str, tmp_path
     assert json.loads(content.read_text()) == expected[name]
 
 
+def test_a_repeated_id_is_submitted_once(tmp_path: Path):
+    rows = [{**ROWS["docvqa"][1](n % 4), "image": f"{n}.jpg"} for n in range(1, 7)]
+    for n in range(1, 7):
+        jpg(tmp_path / f"{n}.jpg", n)
+    write(tmp_path / "test.jsonl", rows, lines=True)
+    content = json.loads(submitted("docvqa", tmp_path, "test").read_text())
+    assert [row["questionId"] for row in content] == [1, 2, 3, 0]
+
+
 def table(workbook: bytes) -> list[list[str]]:
     """The cells of the first sheet, as a reader of spreadsheets finds them."""
     space = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"

@@ -44,6 +44,10 @@ class Example:
     odd: tuple[str, ...] = ()
 
 
+REPEATED = "repeated id"
+"""The name of what is odd about a row whose id an earlier row has."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """The training split, which shots are drawn from: `count` examples that are read by index only when needed.

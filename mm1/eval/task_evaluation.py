@@ -15,7 +15,7 @@ from mm1.disk import write_whole
 from mm1.document import Document
 from mm1.eval.baselines import chance_answers, majority_answer
 from mm1.eval.blind import exchange_images
-from mm1.eval.fewshot import Example, Task
+from mm1.eval.fewshot import REPEATED, Example, Task
 from mm1.eval.judge import Judge
 from mm1.eval.metrics.statistics import bootstrap, lowest, mean, paired_difference
 from mm1.eval.model import Model, Reply, Request, name_of, prompt_hash, prompt_text
@@ -101,7 +101,10 @@ class TaskEvaluation:
         bar = self.progress.add_task(f"{task.name}  {shots} shots", total=len(own))
         written = self._replies(own, KeptReplies(path.parent / "replies" / path.name, self.model), bar)
         file = path.with_name(f"{path.stem}-submission.{task.submission.ending}")
-        write_whole(file, task.submission.content(task.queries, [reply.text for reply in written]))
+        pairs = zip(task.queries, written, strict=True)
+        # a server takes one answer to each id
+        first = [(query, reply.text) for query, reply in pairs if REPEATED not in query.odd]
+        write_whole(file, task.submission.content([query for query, _ in first], [text for _, text in first]))
         return file
 
     def _path(self, shots: int, trial: int) -> Path:

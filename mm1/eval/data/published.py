@@ -13,6 +13,7 @@ from mm1.eval.data.rows import OddRow, Row, Rows, TaskError, json_rows, parquet_
 from mm1.eval.data.styles import Form, Kind, ask_short, styles_of
 from mm1.eval.data.submission import SUBMISSIONS
 from mm1.eval.fewshot import (
+    REPEATED,
     Example,
     Origin,
     Pool,
@@ -171,7 +172,7 @@ class Published:
                 odd_rows.append(one)
                 continue
             group = listed.groups.get(position, "")
-            odd = (*one.odd, "repeated id") if position in listed.repeated else one.odd
+            odd = (*one.odd, REPEATED) if position in listed.repeated else one.odd
             examples.append(replace(one, id=listed.ids[position], group=group, odd=odd))
         if not examples:
             raise odd_rows[0]

@@ -104,6 +104,8 @@ class _Reading:
         if len(bare) == 1 and bare.upper() in self.letters:
             return bare.upper()
         same = [number for number, choice in enumerate(self.choices) if _same(self.text, choice)]
+        exact = [number for number in same if self.choices[number] in (self.text, self.text.rstrip("."))]
+        same = exact or same
         return self.letters[same[0]] if len({self.choices[number] for number in same}) == 1 else ""
 
     def _enclosed(self) -> str:

@@ -57,8 +57,9 @@ def ask(example: Example) -> str:
 
 
 def decimals_of(example: Example) -> int:
-    """The decimals that the answer has."""
-    return int(float(example.metadata["precision"])) if example.metadata["answer_type"] == "float" else 0
+    """The decimals that the answer has; 0 where the row doesn't say."""
+    decimals = re.fullmatch(r"(\d+)(?:\.0*)?", example.metadata["precision"])
+    return int(decimals[1]) if decimals and example.metadata["answer_type"] == "float" else 0
 
 
 def parse(written: str, query: Example) -> str:

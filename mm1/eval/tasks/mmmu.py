@@ -1,5 +1,7 @@
 """MMMU, validation: college questions with up to seven images. An answer without a letter is wrong, not guessed."""
 
+import ast
+
 from mm1.eval.data.examples import Columns
 from mm1.eval.data.published import Published, Source
 from mm1.eval.data.rows import Row
@@ -14,7 +16,9 @@ def further_images(row: Row) -> list:
 
 def right_answer(row: Row) -> list[str] | str:
     """One answer, or the list of answers that some open questions write as text."""
-    return row["answer"][1:-1].replace("'", "").split(", ") if row["answer"].startswith("[") else row["answer"]
+    if not row["answer"].startswith("["):
+        return row["answer"]
+    return [str(answer) for answer in ast.literal_eval(row["answer"])]
 
 
 task = Published(
