@@ -12,10 +12,11 @@ import pytest
 from json_server import JsonHandler, RunningServer
 from test_protocol import Echo, a_task
 
+from mm1.document import Document, Text
 from mm1.eval.answers_page import write_page
 from mm1.eval.harness import evaluate, load_task
 from mm1.eval.http_model import HttpModel
-from mm1.eval.model import prompt_hash
+from mm1.eval.model import Reply, Request, prompt_hash
 from mm1.eval.replies import KeptReplies
 from mm1.eval.results import read_answers, read_results
 from mm1.eval.shots import Protocol
@@ -135,6 +136,15 @@ def test_refused_and_empty_replies_are_counted_by_name_and_the_refused_asked_aga
     assert "refused" not in again.counted
     assert again.counted["no content"] == 1
     assert again.score.mean > score.score.mean
+
+
+def test_a_reply_in_parts_is_their_text_and_any_other_is_named(serve):
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "a red"}, {"type": "text", "text": " car"}]
+    request = Request(Document((Text("What?", train=False),)))
+    assert serve(lambda number: (200, parts)).model().generate([request]) == [Reply("a red car")]
+    for content in (5, ["red"], {"text": "red"}):
+        with pytest.raises(ValueError, match="must answer choices with a message"):
+            serve(lambda number, content=content: (200, content)).model().generate([request])
 
 
 def test_a_server_that_fails_loses_nothing_that_it_answered(serve, tmp_path: Path):

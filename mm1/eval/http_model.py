@@ -91,7 +91,10 @@ class HttpModel(Model):
     def _content(self, conversation: list[dict[str, Any]], *, max_tokens: int, stops: Sequence[str]) -> str | None:
         answered = self._call("/chat/completions", {"messages": conversation} | self._how(max_tokens, stops))
         try:
-            return answered["choices"][0]["message"].get("content")
+            content = answered["choices"][0]["message"].get("content")
+            if content is None or isinstance(content, str):
+                return content
+            return "".join(part["text"] for part in content if part["type"] == "text")  # parts, as requests have them
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{self.url}/chat/completions must answer choices with a message; found {str(answered)[:300]}"
