@@ -61,10 +61,10 @@ def test_lmms_eval_asks_each_task_as_its_own_code(tmp_path: Path):
     for name in ("mmmu", "mmbench", "mme"):
         getattr(layouts_tuned, name)(tmp_path / name)
     read = {name: load(name, tmp_path, "lmms-eval") for name in ("vizwiz", "mmmu", "mmbench", "mme")}
-    asked = {name: task.style.ask(replace(task.queries[1], question="is it so?")) for name, task in read.items()}
+    prompts = {name: task.style.ask(replace(task.queries[1], question="is it so?")) for name, task in read.items()}
     letter = "Answer with the option's letter from the given choices directly."
-    assert asked["vizwiz"].startswith("Is it so?\nWhen the provided information is insufficient")
-    assert asked["mmmu"] == "is it so?\n\nAnswer the question using a single word or phrase."
+    assert prompts["vizwiz"].startswith("Is it so?\nWhen the provided information is insufficient")
+    assert prompts["mmmu"] == "is it so?\n\nAnswer the question using a single word or phrase."
     multiple = read["mmmu"].style.ask(read["mmmu"].queries[0])
     assert multiple.endswith(f"\nA. a red one\nB. <image 2>\n\n{letter}")
     hinted = read["mmbench"].style.ask(read["mmbench"].queries[1])
