@@ -76,6 +76,22 @@ def cut_picture(text: str) -> str:
     return text.replace(image, base64.b64encode(base64.b64decode(image)[:40]).decode(), 1)
 
 
+def one_less(name: str) -> Callable[[str], str]:
+    """Remove a key from the third row."""
+
+    def change(text: str) -> str:
+        whole = json.loads(text)
+        row = list(whole.values() if isinstance(whole, dict) else whole)[2]
+        del row[name]
+        return json.dumps(whole)
+
+    return change
+
+
+def fewer_answers(text: str) -> str:
+    return text.replace('["A. Writer", "Yes"], "split": 3', '["A. Writer"], "split": 3', 1)
+
+
 def fewer_annotations(text: str) -> str:
     whole = json.loads(text)
     return json.dumps(whole | {"annotations": whole["annotations"][1:]})
@@ -141,6 +157,18 @@ ODD = {
     ),
     "neither yes nor no": ("pope", hub("pope", put(answer="maybe"), split="test"), "an answer that is no choice"),
     "unanswered question": ("okvqa", files("okvqa", "mscoco_val*", fewer_annotations), "no answer"),
+    "nothing for the judge": (
+        "llava_w",
+        files("llava_w", "context.jsonl", lambda t: t.split("\n", 1)[1]),
+        "a missing column",
+    ),
+    "more questions than answers": ("ocrvqa", files("ocrvqa", "dataset.json", fewer_answers), "no answer"),
+    "one row without a key": ("chartqa", files("chartqa", "test_human.json", one_less("label")), "a missing column"),
+    "one mapped row without a key": (
+        "mm_vet",
+        files("mm_vet", "mm-vet.json", one_less("imagename")),
+        "a missing column",
+    ),
     "no base64": ("mmbench", files("mmbench", "*.tsv", no_base64), "unreadable picture"),
     "cut base64": ("mmbench", files("mmbench", "*.tsv", cut_picture), "unreadable picture"),
     "answer not among choices": (
@@ -178,6 +206,12 @@ def test_a_row_that_cannot_be_scored_is_left_out_and_counted(name: str, make, wh
     assert not whole.origin.left_out
     assert all(example is None or example.image.data for example in task.pool.read(list(range(task.pool.count))))
     assert len(task.pool.answers) >= 5
+
+
+def test_shots_come_from_the_queries_split_where_no_row_is_of_the_training_split(tmp_path: Path):
+    files("ocrvqa", "dataset.json", lambda text: text.replace('"split": 1', '"split": 2'))(tmp_path)
+    task = load_task("ocrvqa", limit=100, seed=0, data=str(tmp_path))
+    assert task.pool.count == len(task.queries) == 12
 
 
 @pytest.mark.parametrize(("name", "make", "what"), SCORED.values(), ids=SCORED.keys())

@@ -8,7 +8,8 @@ import binascii
 import csv
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,8 @@ def listed(file: str, *, key: str = "", image: str, folders: tuple[str, ...] = (
         if path is None:
             return None
         image_folders = [name.format(split=split, short=short) for name in folders]
-        rows = []
-        for number, row in enumerate(_listed(path, key)):
-            try:
-                renamed = row | {new: row[old] for new, old in names.items()}
-                rows.append(renamed | {"image": _picture(path.parent, image_folders, image.format(**row))})
-            except KeyError as error:
-                raise TaskError(f"{path}, row {number} has no {error}; found {', '.join(row)}") from error
-        return ListedRows(str(path), rows)
+        rows = {f"row {number}": row for number, row in enumerate(_listed(path, key))}
+        return ListedRows(str(path), _complete(rows, path, image=image, folders=image_folders, names=names))
 
     return read
 
@@ -247,14 +242,8 @@ def named_rows(file: str, *, name: str, image: str, folders: tuple[str, ...] = (
         path = _find(folder, file.format(split=split))
         if path is None:
             return None
-        rows = []
-        for key, row in _mapping(path).items():
-            try:
-                renamed = row | {new: row[old] for new, old in names.items()} | {name: key}
-                rows.append(renamed | {"image": _picture(path.parent, folders, image.format(**row))})
-            except KeyError as error:
-                raise TaskError(f"{path}, {key!r} has no {error}; found {', '.join(row)}") from error
-        return ListedRows(str(path), rows)
+        rows = {repr(key): row | {name: key} for key, row in _mapping(path).items()}
+        return ListedRows(str(path), _complete(rows, path, image=image, folders=folders, names=names))
 
     return read
 
@@ -287,6 +276,30 @@ def tsv(*files: str) -> Reader:
     return read
 
 
+def _complete(
+    rows: Mapping[str, Row], path: Path, *, image: str, folders: Sequence[str], names: Mapping[str, str]
+) -> list[Row]:
+    """The rows of a file with the columns that `names` renames, and their pictures.
+
+    A row that lacks a column is left as it is: an odd one.
+
+    Raises:
+        TaskError: all rows lack one.
+    """
+    completed: list[Row] = []
+    faults: list[str] = []
+    for where, row in rows.items():
+        try:
+            renamed = row | {new: row[old] for new, old in names.items()}
+            completed.append(renamed | {"image": _picture(path.parent, folders, image.format(**row))})
+        except KeyError as error:
+            completed.append(row)
+            faults.append(f"{path}, {where} has no {error}; found {', '.join(row)}")
+    if faults and len(faults) == len(rows):
+        raise TaskError(faults[0])
+    return completed
+
+
 def _base64(text: str) -> bytes:
     """The bytes in base64; those of the text itself, which are no picture, if it is none."""
     try:
@@ -304,9 +317,8 @@ def llava_bench(folder: Path, split: str) -> Rows | None:
     answers = {row["question_id"]: row["text"] for row in _listed(_needed(path.parent / "answers_gpt4.jsonl"), "")}
     rows = []
     for row in _listed(path, ""):
-        if row["question_id"] not in answers or row["image"] not in captions:
-            raise TaskError(f"{path}: question {row['question_id']} has no caption or no answer of GPT-4 beside it")
-        judged = {"caption": captions[row["image"]], "gpt_answer": answers[row["question_id"]]}
+        judged = {"caption": captions.get(row["image"]), "gpt_answer": answers.get(row["question_id"])}
+        judged = {name: text for name, text in judged.items() if text is not None}  # without one the row is an odd one
         image = _picture(path.parent, ("images",), row["image"])
         rows.append({**row, **judged, "question": row["text"], "image": image})
     return ListedRows(str(path), rows)
@@ -329,7 +341,7 @@ def book_covers(folder: Path, split: str) -> Rows | None:
             names = (book + Path(entry["imageURL"]).suffix, f"{book}.jpg")
             pictures = [_picture(path.parent, ["images"], name) for name in names]
             image = next((picture for picture in pictures if picture.is_file()), pictures[0])
-            pairs = enumerate(zip(entry["questions"], entry["answers"], strict=True))
+            pairs = enumerate(zip_longest(entry["questions"], entry["answers"]))  # one too many is an odd row
             rows += [
                 {"question_id": f"{book}-{n}", "book": book, "question": question, "answer": answer, "image": image}
                 for n, (question, answer) in pairs

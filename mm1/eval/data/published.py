@@ -198,10 +198,11 @@ class Published:
             rows = source.original(folder, split) if source.original is not None else None
             rows = rows or parquet_rows(folder, split, config=source.folder.format(split=split))
             rows = rows or json_rows(folder, split)
-            if rows is not None:
-                if not rows.count:
-                    raise TaskError(f"{rows.name} has no rows")
-                return ExampleReader(rows, self.columns, source.hub, split)
+            if rows is None or (not rows.count and otherwise is not None):
+                continue
+            if not rows.count:
+                raise TaskError(f"{rows.name} has no rows")
+            return ExampleReader(rows, self.columns, source.hub, split)
         if otherwise is not None:
             return otherwise
         existing = ", ".join(splits(folder)) or "none"
