@@ -219,6 +219,7 @@ def test_mmmu_runs_in_full_with_equal_choices(tmp_path: Path):
 
 def test_lists_of_mmmus_answers_may_have_quotes():
     lists = {"['1.5', 'x']": ["1.5", "x"], "[\"it's\", 'a, b']": ["it's", "a, b"], "$6,000": "$6,000"}
+    lists |= {text: text for text in ("[2, 5)", "[x", "12", "None")}
     assert {text: mmmu.right_answer({"answer": text}) for text in lists} == lists
 
 

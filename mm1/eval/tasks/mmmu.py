@@ -15,10 +15,12 @@ def further_images(row: Row) -> list:
 
 
 def right_answer(row: Row) -> list[str] | str:
-    """One answer, or the list of answers that some open questions write as text."""
-    if not row["answer"].startswith("["):
+    """One answer, or the list of answers that some open questions write as text. "[2, 5)" is one answer."""
+    try:
+        answers = ast.literal_eval(row["answer"])
+    except (ValueError, SyntaxError):
         return row["answer"]
-    return [str(answer) for answer in ast.literal_eval(row["answer"])]
+    return [str(answer) for answer in answers] if isinstance(answers, list) else row["answer"]
 
 
 task = Published(
