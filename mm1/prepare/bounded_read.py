@@ -8,12 +8,14 @@ import codecs
 import gzip
 import io
 import json
+import lzma
 import os
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from mm1.document import Image
 from mm1.prepare.ledger import Dropped, Ledger, MissingImage
@@ -25,6 +27,9 @@ LARGEST_FILE = 64 * 2**20
 
 LARGEST_INDEX = 2 * 2**30
 """Bytes of the largest file that has to be read whole before its first document (COCO captions)."""
+
+PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+"""Endings of packed files of text, which are read as what they hold."""
 
 _MARKS = {  # UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
@@ -72,11 +77,8 @@ def read_head(path: Path, size: int) -> bytes:
     Raises:
         InputError: the compressed file is broken.
     """
-    try:
-        with _open_decompressed(path) as file:
-            return file.read(size)
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path.name} breaks off or is no {path.suffix} file: {error}") from error
+    with open_unpacked(path) as file:
+        return file.read(size)
 
 
 def decode_text(data: bytes) -> str:
@@ -92,7 +94,7 @@ def decode_text(data: bytes) -> str:
 
 
 def read_lines(path: Path, ledger: Ledger, *, span: Span | None = None) -> Iterator[tuple[int, bytes]]:
-    """(number from 0, line) of a text file, decompressed (.gz, .zst, .bz2, .zip) as it is read; those of `span` alone.
+    """(number from 0, line) of a text file, unpacked as it is read; those of `span` alone.
 
     An overlong line is a record that is left out.
 
@@ -100,24 +102,60 @@ def read_lines(path: Path, ledger: Ledger, *, span: Span | None = None) -> Itera
         InputError: the compressed file is broken.
     """
     number, stop = (0, None) if span is None else (span.first, span.stop)
+    with open_unpacked(path) as file:
+        if span is not None:
+            file.seek(span.start)
+        while (stop is None or file.tell() < stop) and (line := file.readline(LARGEST_FILE)):
+            if len(line) < LARGEST_FILE:
+                yield number, line
+            else:
+                with ledger.record(f"line {number + 1}", line[:1000]):
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(LARGEST_FILE)
+                    raise Dropped(f"line of more than {LARGEST_FILE >> 20} MB")
+            number += 1
+
+
+def unpacked_name(path: Path) -> str:
+    """The name of a file of text in small letters, without the ending that says how it is packed."""
+    name = path.name.lower()
+    return name.rpartition(".")[0] if name.endswith(PACKED) else name
+
+
+@contextmanager
+def open_unpacked(path: Path) -> Iterator[io.BufferedReader]:
+    """The bytes of a file of text, unpacked as they are read; of one in UTF-16 or UTF-32, in UTF-8.
+
+    Raises:
+        InputError: the packed file is broken.
+    """
     try:
-        with _open_decompressed(path) as file:
-            if span is not None:
-                file.seek(span.start)
-            while (stop is None or file.tell() < stop) and (line := file.readline(LARGEST_FILE)):
-                if len(line) < LARGEST_FILE:
-                    yield number, line
-                else:
-                    with ledger.record(f"line {number + 1}", line[:1000]):
-                        while line and not line.endswith(b"\n"):
-                            line = file.readline(LARGEST_FILE)
-                        raise Dropped(f"line of more than {LARGEST_FILE >> 20} MB")
-                number += 1
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with _unpacked(path) as file:
+            encoding = text_encoding(file.peek(4))
+            yield file if encoding is None else io.BufferedReader(_InUtf8(file, encoding))
+    except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path.name} breaks off or is no {path.suffix} file: {error}") from error
 
 
-def _open_decompressed(path: Path) -> BinaryIO | io.BufferedReader:
+class _InUtf8(io.RawIOBase):
+    """A file of text in another encoding, in UTF-8. What is no Unicode stays none, and is left to the reader."""
+
+    def __init__(self, file: BinaryIO | io.BufferedReader, encoding: str):
+        self._file, self._decoder = file, codecs.getincrementaldecoder(encoding)("surrogatepass")
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest and (block := self._file.read(2**16)):
+            self._rest = self._decoder.decode(block).encode("utf-8", "surrogatepass")
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
+
+def _unpacked(path: Path) -> io.BufferedReader:
     import pyarrow as pa
 
     ending = path.suffix.lower()
@@ -125,6 +163,8 @@ def _open_decompressed(path: Path) -> BinaryIO | io.BufferedReader:
         return io.BufferedReader(gzip.open(path))
     if ending == ".bz2":
         return io.BufferedReader(bz2.open(path))
+    if ending == ".xz":
+        return io.BufferedReader(lzma.open(path))
     if ending in (".zst", ".zstd"):  # Arrow's reader notices a frame that is cut off
         return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
     if ending == ".zip":
@@ -132,7 +172,7 @@ def _open_decompressed(path: Path) -> BinaryIO | io.BufferedReader:
         names = archive.namelist()
         if len(names) != 1:
             raise InputError(f"{path.name} holds {len(names)} files; a packed text file holds one")
-        return io.BufferedReader(archive.open(names[0]))  # type: ignore[type-var]
+        return io.BufferedReader(cast(io.RawIOBase, archive.open(names[0])))
     return path.open("rb")
 
 

@@ -4,7 +4,9 @@ The elements are found by the brackets and commas outside of strings, a block of
 can be cut into ranges before it is read.
 """
 
+import io
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mm1.prepare.bounded_read import LARGEST_FILE, parse_json, read_json_lines
+from mm1.prepare.bounded_read import LARGEST_FILE, open_unpacked, parse_json, read_json_lines
 from mm1.prepare.ledger import Dropped, Ledger
 from mm1.prepare.shard import InputError, Shard, Span
 
@@ -33,13 +35,18 @@ def read_json_array(shard: Shard, ledger: Ledger) -> Iterator[tuple[int, dict[st
         InputError: the array breaks off, or goes on after its end.
     """
     path = shard.files[0]
-    with path.open("rb") as file:
+    with open_unpacked(path) as file:
         start = array_start(file)
-        if start is None:
-            yield from read_json_lines(shard, ledger)
-            return
+    if start is None:
+        yield from read_json_lines(shard, ledger)
+        return
+    with open_unpacked(path) as file:
+        if shard.span is None:
+            file.read(start)
+        else:
+            file.seek(shard.span.start)
         number = shard.span.first if shard.span else 0
-        for element in _elements(file, path.name, shard.span or Span(start, path.stat().st_size, 0)):
+        for element in _elements(file, path, shard.span or Span(start, sys.maxsize, 0)):
             value = parse_json(element) if element is not None else None
             if isinstance(value, dict):
                 yield number, value
@@ -51,7 +58,7 @@ def read_json_array(shard: Shard, ledger: Ledger) -> Iterator[tuple[int, dict[st
             number += 1
 
 
-def array_start(file: BinaryIO) -> int | None:
+def array_start(file: BinaryIO | io.BufferedReader) -> int | None:
     """Where the first element of a JSON array may start; None if the file is none."""
     head = file.read(_BLOCK)
     rest = head.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -95,7 +102,7 @@ def _separators(file: BinaryIO) -> Iterator[tuple[int, bool]]:
         at += len(block)
 
 
-def _whole_block(file: BinaryIO) -> bytes:
+def _whole_block(file: BinaryIO | io.BufferedReader) -> bytes:
     """The next block, which never ends between a backslash and what it escapes."""
     block = file.read(_BLOCK)
     while block.endswith(b"\\") and (more := file.read(2**16)):
@@ -134,13 +141,12 @@ def _is_escaped(block: bytes, quote: int) -> bool:
     return (quote - 1 - at) % 2 == 1
 
 
-def _elements(file: BinaryIO, name: str, span: Span) -> Iterator[bytes | None]:
-    """The bytes of each element of a range of an array; None for one that is too large.
+def _elements(file: io.BufferedReader, path: Path, span: Span) -> Iterator[bytes | None]:
+    """The bytes of each element of a range of an array, at whose start the file stands; None for one that is too large.
 
     Raises:
         InputError: the array breaks off, or goes on after its end.
     """
-    file.seek(span.start)
     state, at, element, length = _State(), span.start, bytearray(), 0
     while at < span.stop and (block := _whole_block(file)[: span.stop - at]):
         begin = 0
@@ -152,13 +158,14 @@ def _elements(file: BinaryIO, name: str, span: Span) -> Iterator[bytes | None]:
             element, length, begin = bytearray(), 0, separator + 1
             if is_end:
                 if (block[begin:] + file.read(1000)).strip():
-                    raise InputError(f"{name} goes on after the end of its JSON array")
+                    raise InputError(f"{path.name} goes on after the end of its JSON array")
                 return
         length += len(block) - begin
         element += block[begin:] if length < LARGEST_FILE else b""
         at += len(block)
-    if state.depth != 1 or state.in_string or element.strip() or at >= file.seek(0, 2):
-        raise InputError(f"{name} is no JSON array of objects, or breaks off")
+    is_last = at < span.stop or at >= path.stat().st_size
+    if state.depth != 1 or state.in_string or element.strip() or is_last:
+        raise InputError(f"{path.name} is no JSON array of objects, or breaks off")
 
 
 def _fault(element: bytes) -> str:

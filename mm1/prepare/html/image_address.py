@@ -32,7 +32,8 @@ def image_address(image: Element, base: str) -> ImageAddress | None:
     urls = []
     for candidate in dict.fromkeys(_candidates(image)):
         try:
-            urls.append(candidate if candidate.startswith("data:") else absolute_address(base, candidate))
+            is_whole = candidate.startswith("data:")
+            urls.append(candidate if is_whole else absolute_address(base, candidate.replace("\\", "/")))
         except ValueError:  # an address such as http://[x
             continue
     return ImageAddress(urls[0], others=tuple(urls[1:_MOST_CANDIDATES])) if urls else None

@@ -71,6 +71,7 @@ _EMBEDDED = re.compile(
     r"|data:image/[\w.+-]{1,40};base64,[a-z0-9+/=%]{256,}",
     re.IGNORECASE,
 )
+_CONTROL_CHARACTERS = re.compile(r"[\0-\x08\x0e-\x1a\x1c-\x1f]")  # a text has none
 _LARGE_SHARE = 0.4  # of the text outside links
 _DEEPEST = 200  # levels: nobody writes more, but hostile pages do
 _LARGEST, _MOST_ELEMENTS = 16 * 2**20, 500_000  # characters, elements: twice those of the largest page of the manuals
@@ -122,6 +123,9 @@ def main_content(page: bytes, base: str, *, charset: str = "") -> list[Piece]:
         PageError: more bytes or elements than any page has that a person reads.
     """
     text, embedded = _without_embedded(decode_page(page, charset=charset))
+    head = text[:4096]
+    if len(_CONTROL_CHARACTERS.findall(head)) > 8 + len(head) // 50:
+        raise PageError("page that is binary, no text")
     if len(text) > _LARGEST:
         raise PageError(f"page of more than {_LARGEST >> 20} MB")
     root = parse(text)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from mm1.document import Document, Image, Text
-from mm1.prepare.bounded_read import LARGEST_INDEX, parse_json, read_picture
+from mm1.prepare.bounded_read import LARGEST_INDEX, parse_json, read_head, read_picture
 from mm1.prepare.ledger import Dropped, Ledger
 from mm1.prepare.shard import InputError, Shard
 
@@ -19,9 +19,10 @@ def read_coco(shard: Shard, ledger: Ledger) -> Iterator[Document]:
         InputError: the file is neither, or too large to be read whole.
     """
     path = shard.files[0]
-    if path.stat().st_size > LARGEST_INDEX:
-        raise InputError(f"{path.name} has {path.stat().st_size:,} bytes; at most {LARGEST_INDEX:,} are read whole")
-    content = parse_json(path.read_bytes())
+    data = read_head(path, LARGEST_INDEX + 1)
+    if len(data) > LARGEST_INDEX:
+        raise InputError(f"{path.name} has more than {LARGEST_INDEX:,} bytes, the most that are read whole")
+    content = parse_json(data.removeprefix(b"\xef\xbb\xbf"))
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise InputError(f"{path.name} is no COCO captions file: it needs the lists images and annotations")
     entries = [entry for entry in content["images"] if isinstance(entry, dict)]

@@ -2,21 +2,26 @@
 
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from mm1.prepare.bounded_read import parse_json, read_head, text_encoding
+from mm1.prepare.readers.folders import PICTURE_ENDINGS
 from mm1.prepare.readers.rows import NAMES_OF_FILES, csv_columns
 from mm1.prepare.readers.table_layouts import PICTURE_COLUMNS, TEXT_COLUMNS
+from mm1.prepare.readers.web import PACKED_PAGES
 from mm1.prepare.shard import InputError, ReadOptions, find_files
 
 _HEAD = 2**20  # bytes of a JSON file in which its kind shows
 _SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "restval")
 _HOLD_SPLITS = ("coco", "parquet", "dataset", "rows", "imagefolder")  # kinds whose records may name their split
-_DATA = r"tar|tgz|tar\.gz|parquet|arrow|warc|warc\.gz|html?|jsonl|ndjson|csv|tsv|tfrecord|mdb|npy|h5|pkl|xlsx?"
-_OF_SITES = r"json|pdf|epub|docx?|zip|rar|7z|gz|mp4|mov|webm|svg"  # a page may link them, so they are no loss of a site
+_HEAD_OF_PAGE = 4096
+_PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html[\s>])", re.IGNORECASE | re.DOTALL)
+_DATA = r"(tar|parquet|arrow|warc|html?|jsonl|ndjson|csv|tsv|tfrecord|mdb|npy|h5|pkl|xlsx?)(\.(gz|bz2|xz|zst|zip))?|tgz"
+_OF_SITES = r"json|pdf|epub|docx?|zip|rar|7z|gz|bz2|xz|zst|mp4|mov|webm|svg"  # linked by pages, so no loss of a site
 _PICTURES = r"jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf]|jxl|tga|psd|dng|cr2|nef"
 _UNREAD = dict.fromkeys(("pairs", "imagefolder"), rf"\.({_DATA}|{_OF_SITES}|hei[cf]|jxl|tga|psd|dng|cr2|nef)$")
 _UNREAD |= dict.fromkeys(("tars", "warc", "text"), rf"\.({_DATA}|{_OF_SITES}|{_PICTURES})$")
@@ -127,6 +132,23 @@ def unread_files(path: Path, kind: str, endings: tuple[str, ...]) -> Iterator[st
                 yield "picture in HEIC, which is not read; export it as JPEG"
             else:
                 yield f"file that the kind {kind!r} doesn't read ({match[0]})"
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a web page by its beginning.
+
+    `wget` names pages as their addresses end: about, article?id=1, index.html.gz.
+    """
+    if "?" not in path.name and path.name.lower().endswith(PICTURE_ENDINGS):
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_OF_PAGE)
+        if head.startswith(PACKED_PAGES):
+            head = zlib.decompressobj(47).decompress(head, _HEAD_OF_PAGE)  # 47: gzip or zlib
+    except (OSError, zlib.error):
+        return False
+    return _PAGE.match(head.removeprefix(b"\xef\xbb\xbf")) is not None
 
 
 def describe_files(path: Path) -> str:

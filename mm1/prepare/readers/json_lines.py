@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1.document import Document, Image, Piece, Text
-from mm1.prepare.bounded_read import LARGEST_FILE, decode_text, read_json_lines, read_lines
+from mm1.prepare.bounded_read import LARGEST_FILE, decode_text, read_json_lines, read_lines, unpacked_name
 from mm1.prepare.json_arrays import read_json_array
 from mm1.prepare.ledger import Dropped, Ledger, MissingImage, Page
 from mm1.prepare.readers.pictures import Pictures
@@ -23,7 +23,7 @@ def read_text(shard: Shard, ledger: Ledger) -> Iterator[Document]:
         InputError: a compressed file breaks off, or no line of the file has a text.
     """
     path = shard.files[0]
-    if ".json" not in path.name.lower():
+    if unpacked_name(path).endswith(".txt"):
         with ledger.record(shard.name):
             yield Document((Text(_plain_text(path, ledger)),), id=shard.name)
         return

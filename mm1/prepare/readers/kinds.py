@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mm1.document import Document
+from mm1.prepare.bounded_read import PACKED
 from mm1.prepare.fetch import Fetcher
 from mm1.prepare.ledger import Ledger
 from mm1.prepare.readers.coco import read_coco
@@ -19,6 +20,7 @@ from mm1.prepare.readers.detect import (
     detect_json_kind,
     files_of_split,
     is_metadata,
+    is_page,
     unread_files,
 )
 from mm1.prepare.readers.folders import PICTURE_ENDINGS, caption_file, read_llava, read_pairs
@@ -26,7 +28,7 @@ from mm1.prepare.readers.json_lines import read_mmc4, read_text
 from mm1.prepare.readers.mixture import mixture_shards, read_mixture, read_sampled
 from mm1.prepare.readers.rows import read_imagefolder, read_rows
 from mm1.prepare.readers.tables import read_dataset, read_parquet
-from mm1.prepare.readers.tars import read_tars
+from mm1.prepare.readers.tars import TAR_ENDINGS, read_tars
 from mm1.prepare.readers.task_chats import PREFIX, read_documents
 from mm1.prepare.readers.web import read_html, read_warc
 from mm1.prepare.shard import InputError, ReadOptions, Shard, find_files
@@ -74,19 +76,25 @@ PAGES = "rendered_text"
 NOT_FILES = ("task", PAGES)
 """The kinds whose documents are made, not read from files."""
 
-_JSON_LINES = tuple(f".jsonl{packed}" for packed in ("", ".gz", ".zst", ".bz2", ".zip"))
-_TEXTS = tuple(f"{e}{packed}" for e in (".jsonl", ".json", ".txt", ".ndjson") for packed in ("", ".gz", ".zst", ".bz2"))
+
+def _or_packed(*endings: str) -> tuple[str, ...]:
+    return tuple(f"{ending}{packed}" for ending in endings for packed in ("", *PACKED))
+
+
+_JSON = _or_packed(".jsonl", ".json", ".ndjson")
+_TEXTS = (*_JSON, *_or_packed(".txt"))
+_TABLES = _or_packed(".csv", ".tsv")
 _ENDINGS: dict[str, tuple[str, ...]] = {
-    "tars": (".tar", ".tar.gz", ".tgz"),
+    "tars": TAR_ENDINGS,
     "parquet": (".parquet",),
-    "mmc4": _JSON_LINES,
-    "llava": (".json", ".jsonl"),
+    "mmc4": _or_packed(".jsonl"),
+    "llava": _JSON,
     "mixture": (".yaml", ".yml"),
-    "coco": (".json",),
+    "coco": _or_packed(".json"),
     "text": _TEXTS,
     "pairs": PICTURE_ENDINGS,
     "imagefolder": ("metadata.jsonl", "metadata.csv", "metadata.parquet"),
-    "rows": (".csv", ".tsv", ".jsonl", ".json", ".ndjson"),
+    "rows": (*_TABLES, *_JSON),
     "dataset": (".arrow",),
     "html": (".html", ".htm", ".xhtml"),
     "warc": (".warc", ".warc.gz"),
@@ -134,6 +142,9 @@ def list_shards(
 
 def _files(path: Path, kind: str) -> list[Path]:
     """The files of a kind. `datasets` leaves what it has computed (cache-*.arrow) beside what it has saved."""
+    if kind == "html" and path.is_dir():
+        pages = set(find_files(path, *_ENDINGS[kind]))
+        return [file for file in find_files(path, "") if file in pages or is_page(file)] if pages else []
     files = find_files(path, *_ENDINGS[kind])
     if kind == "imagefolder" and path.is_dir():
         files = [file for file in files if file.name.lower() in _ENDINGS[kind]]
@@ -160,14 +171,14 @@ def detect_kind(path: Path) -> str:
             return kind
     if path.is_file() and path.suffix.lower() in _ENDINGS["mixture"] and read_mixture(path):
         return "mixture"
-    texts = find_files(path, *_TEXTS, *_JSON_LINES)
+    texts = find_files(path, *_TEXTS)
     json_kind = next(filter(None, map(detect_json_kind, texts)), None)
     if json_kind:
         return json_kind
     pictures = find_files(path, *PICTURE_ENDINGS)
     if any(map(caption_file, pictures)):
         return "pairs"
-    if find_files(path, ".csv", ".tsv"):
+    if find_files(path, *_TABLES):
         return "rows"
     if texts:
         return "text"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mm1.prepare.bounded_read import text_encoding
 from mm1.prepare.json_arrays import array_spans
 from mm1.prepare.shard import Shard, Span
 
@@ -39,7 +40,7 @@ def _text(path: Path) -> list[Span]:
 
 def _lines(path: Path, *, records: int) -> list[Span]:
     """A file of lines cut after so many of them or so many bytes; a compressed one is not cut."""
-    if path.suffix.lower() not in (".jsonl", ".json", ".ndjson"):
+    if path.suffix.lower() not in (".jsonl", ".json", ".ndjson") or text_encoding(path.open("rb").read(4)):
         return []
     spans: list[Span] = []
     start = first = count = at = 0

@@ -1,6 +1,7 @@
 """Reads rows written as text: JSON lines or arrays, CSV, TSV, and the metadata of an `imagefolder`."""
 
 import csv
+import io
 import itertools
 import os
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1.document import Document
-from mm1.prepare.bounded_read import LARGEST_FILE, text_encoding
+from mm1.prepare.bounded_read import LARGEST_FILE, open_unpacked, unpacked_name
 from mm1.prepare.json_arrays import read_json_array
 from mm1.prepare.ledger import Ledger
 from mm1.prepare.readers.folders import PICTURE_ENDINGS
@@ -27,7 +28,7 @@ def read_rows(shard: Shard, ledger: Ledger) -> Iterator[Document]:
         InputError: broken, or without the columns of any layout.
     """
     path = shard.files[0]
-    name = path.name.lower()
+    name = unpacked_name(path)
     if name.endswith(".parquet"):
         yield from read_parquet(shard, ledger)
     elif name.endswith((".csv", ".tsv")):
@@ -77,13 +78,13 @@ def csv_columns(path: Path) -> list[str]:
 
 def _csv_rows(path: Path, *, at_least: int = 0) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(LARGEST_FILE)
-    with path.open("rb") as file:
-        encoding = text_encoding(file.read(4)) or "utf-8-sig"
-    delimiter = "\t" if path.name.lower().endswith(".tsv") else ","
     try:
-        with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
-            lines: Iterator[list[str]] = csv.reader(file, delimiter=delimiter)
-            names = next(lines, [])
+        with (
+            open_unpacked(path) as binary,
+            io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
+        ):
+            lines = _csv_lines(file, is_tsv=unpacked_name(path).endswith(".tsv"))
+            names = [name.strip() for name in next(lines, [])]
             if any("://" in name for name in names):  # Conceptual Captions has no header
                 lines = itertools.chain([names], lines)
                 names = ["url" if "://" in name else f"caption_{n}" for n, name in enumerate(names)]
@@ -95,6 +96,13 @@ def _csv_rows(path: Path, *, at_least: int = 0) -> Iterator[dict[str, Any]]:
                     yield dict(zip(names, line, strict=False))
     except (csv.Error, UnicodeError) as error:
         raise InputError(f"{path.name} is no readable CSV file: {error}") from error
+
+
+def _csv_lines(file: io.TextIOWrapper, *, is_tsv: bool) -> Iterator[list[str]]:
+    """The lines of a table. In a `.csv` without a comma in its header, other signs part the cells: Excel writes `;`."""
+    header = file.readline(LARGEST_FILE)
+    delimiter = "\t" if is_tsv else "," if "," in header else max(",;\t|", key=header.count)
+    return csv.reader(itertools.chain([header], file), delimiter=delimiter, skipinitialspace=delimiter in ";|")
 
 
 def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -16,6 +16,9 @@ from mm1.prepare.ledger import Dropped, Ledger, MissingImage, Record
 from mm1.prepare.readers.table_layouts import captions_of
 from mm1.prepare.shard import InputError, ReadOptions, Shard
 
+TAR_ENDINGS = (*(".tar", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"), *(".tgz", ".tbz2", ".txz"))
+"""Endings of the names of tars."""
+
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff")
 _TEXTS = ("txt", "text", "caption")
 _METADATA = ("license", "licence", "url", "author", "language")
@@ -124,7 +127,7 @@ def _samples(shard: Shard, ledger: Ledger) -> Iterator[_Sample]:
     sample: _Sample | None = None
     by_last_dot = shard.options.key == "last-dot"
     try:
-        with tarfile.open(path, mode="r|*", tarinfo=_Member) as tar:
+        with _open_tar(path) as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # the library keeps all of them, whatever the tar's size
                 folder, _, name = member.name.rpartition("/")
@@ -156,6 +159,14 @@ def _samples(shard: Shard, ledger: Ledger) -> Iterator[_Sample]:
         yield sample
     if path.suffix == ".tar" and not _has_end(path):
         ledger.skipped["tar without its end: more may have been in it"] += 1
+
+
+def _open_tar(path: Path) -> tarfile.TarFile:
+    import pyarrow as pa
+
+    if path.suffix.lower() == ".zst":  # Python 3.14 is the first to read it
+        return tarfile.open(fileobj=pa.input_stream(str(path), compression="zstd"), mode="r|", tarinfo=_Member)
+    return tarfile.open(path, mode="r|*", tarinfo=_Member)
 
 
 def _has_end(path: Path) -> bool:

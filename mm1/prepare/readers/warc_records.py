@@ -3,12 +3,13 @@
 https://iipc.github.io/warc-specifications/specifications/warc-format/warc-1.1/
 """
 
+import gzip
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from mm1.prepare.bounded_read import LARGEST_FILE
@@ -20,6 +21,11 @@ _CHUNK = re.compile(rb"\s*([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]{0,1000})?\r?\n")
 _PAGE_TYPES = ("text/html", "application/xhtml+xml")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 5
+_GZIP = b"\x1f\x8b"
+_BLOCK = 2**20
+
+WITHOUT_HEADER = "response without an HTTP header"
+"""The reason of a response that something is wrong with; the other responses that are not read are just no pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +95,42 @@ def read_responses(path: Path, *, start: int = 0) -> Iterator[tuple[Response, An
     """
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-    records = 0
+    last: int | None = None
     try:
         with path.open("rb") as file:
             file.seek(start)
             for record in ArchiveIterator(file, record_types=WarcRecordType.any_type, parse_http=False):
-                records += 1
+                last = record.stream_pos
                 if record.record_type in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.revisit):
                     yield _response(record, record.stream_pos), record
     except (OSError, RuntimeError) as error:
         raise InputError(f"{path.name} is no WARC file, or breaks off: {error}") from error
-    if not records and not start:
+    if last is None and not start:
         raise InputError(f"{path.name} holds no WARC record")
+    if last is not None and not _is_whole(path, last):
+        raise InputError(f"{path.name} breaks off in its last record; download it again")
+
+
+def _is_whole(path: Path, last: int) -> bool:
+    """Whether a WARC file ends where its last record does, which starts at `last`: FastWARC ends quietly before."""
+    with path.open("rb") as file:
+        is_packed = file.read(2) == _GZIP
+        file.seek(last)
+        if is_packed and file.peek(2)[:2] != _GZIP:
+            return True  # compressed as a whole: `last` is no position in the file
+        reader: BinaryIO = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if is_packed else file
+        try:
+            missing: int | None = None
+            while header := (line := reader.readline(_BLOCK)).strip():
+                name, _, value = header.partition(b":")
+                missing = int(value) if name.lower() == b"content-length" else missing
+            if missing is None or not line:
+                return False
+            while missing and (block := reader.read(min(missing, _BLOCK))):
+                missing -= len(block)
+            return not missing and not reader.read(_BLOCK).strip()
+        except (OSError, EOFError, ValueError, zlib.error):
+            return False
 
 
 def _response(record: Any, offset: int) -> Response:
@@ -118,7 +148,7 @@ def _response(record: Any, offset: int) -> Response:
         record.parse_http(auto_decode="none")  # FastWARC 2.0.1 loses the records after one that it decodes
         headers = record.http_headers
         if headers is None:
-            return Response(url, offset, "other", "response without an HTTP header")
+            return Response(url, offset, "other", WITHOUT_HEADER)
         status, content_type = headers.status_code or 0, _header(headers, "Content-Type")
         location = _header(headers, "Location")
         if status in _REDIRECTS and location:

@@ -16,8 +16,18 @@ from mm1.prepare.html.image_address import data_uri_bytes
 from mm1.prepare.html.lines import ImageAddress
 from mm1.prepare.html.main_content import PageError, main_content
 from mm1.prepare.ledger import Dropped, InlineImage, Ledger, MissingImage, Page
-from mm1.prepare.readers.warc_records import PictureIndex, read_body, read_responses, url_key
+from mm1.prepare.readers.warc_records import (
+    WITHOUT_HEADER,
+    PictureIndex,
+    decompress,
+    read_body,
+    read_responses,
+    url_key,
+)
 from mm1.prepare.shard import InputError, Shard, file_inside
+
+PACKED_PAGES = (b"\x1f\x8b", b"\x78\x01", b"\x78\x9c", b"\x78\xda")
+"""How a page begins that is compressed by gzip or by zlib."""
 
 _ICON_WORDS = ("logo", "button", "icon", "plugin", "widget")  # OBELICS, arXiv 2306.16527, appendix A.1.3
 _ICON_SIDE = 64  # pixels: icons in running text, buttons and 48 x 48 notes have no side that long
@@ -39,9 +49,18 @@ def read_html(shard: Shard, ledger: Ledger) -> Iterator[Page]:
         path = file.relative_to(shard.root).as_posix()
         with ledger.record(path):
             url = f"{_SITE}{quote(path)}"
-            pieces = _page_pieces(read_file(file), url, image_at=lambda url, page=path: _in_folder(url, shard, page))  # type: ignore[misc]
+            pieces = _page_pieces(
+                _unpacked(read_file(file)), url, image_at=lambda url, page=path: _in_folder(url, shard, page)
+            )  # type: ignore[misc]
             _note_replaced(pieces, ledger)
             yield Page(pieces, id=path)
+
+
+def _unpacked(page: bytes) -> bytes:
+    """The page; decompressed if `wget` kept it as the server sent it. Raises Dropped if it breaks off."""
+    if not page.startswith(PACKED_PAGES):
+        return page
+    return decompress(page, "gzip" if page.startswith(PACKED_PAGES[0]) else "deflate")
 
 
 def _note_replaced(pieces: tuple[Piece, ...], ledger: Ledger) -> None:
@@ -180,4 +199,5 @@ def read_warc(shard: Shard, ledger: Ledger) -> Iterator[Page]:
                 yield Page(pieces, id=response.url, metadata={"url": response.url})
         elif response.kind == "other":
             ledger.skipped[response.why] += 1
-            ledger.expected.add(response.why)
+            if response.why != WITHOUT_HEADER:
+                ledger.expected.add(response.why)

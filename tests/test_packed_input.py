@@ -1,0 +1,172 @@
+"""Files as they come down from servers and off archives: packed in several ways, in UTF-16, broken off, unnamed."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import tarfile
+import zipfile
+import zlib
+
+import pyarrow as pa
+import pytest
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+from mm1.prepare.readers.kinds import detect_kind
+from mm1.prepare.shard import InputError
+from tests.conftest import picture
+from tests.reading import drops, read
+
+RED, GREEN = (picture(0, number)[0] for number in (1, 2))
+WORDS = "The harbour lay still in the morning, and its boats at the long pier did not move for hours."
+
+
+def zstd(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+def zipped(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("inside", data)
+    return buffer.getvalue()
+
+
+PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd, ".zip": zipped}
+ROWS = [{"text": f"{WORDS} {number}"} for number in range(2)]
+TALK = [
+    {"image": "1.png", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A thing."}]}
+]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+FORMS = {
+    "a.jsonl": (LINES, "text", 2),
+    "a.ndjson": (LINES, "text", 2),
+    "a.json": (json.dumps(ROWS, indent=1), "text", 2),
+    "a.txt": (WORDS, "text", 1),
+    "chat.json": (json.dumps(TALK), "llava", 1),
+    "rows.csv": ("image,caption\n1.png,a red thing\n", "rows", 1),
+}
+
+
+@pytest.mark.parametrize("packed", ["", *PACKERS])
+@pytest.mark.parametrize("name", FORMS)
+def test_a_file_of_text_is_read_however_it_is_packed(tmp_path, name, packed):
+    content, kind, count = FORMS[name]
+    (tmp_path / "1.png").write_bytes(RED)
+    path = tmp_path / f"{name}{packed}"
+    path.write_bytes(PACKERS.get(packed, bytes)(content.encode()))
+    assert detect_kind(path) == kind
+    documents, ledger = read(path)
+    assert len(documents) == count
+    assert not ledger.unexpected()
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_file_of_text_is_read_in_utf_16(tmp_path, name):
+    """PowerShell and Excel write it."""
+    content, kind, count = FORMS[name]
+    (tmp_path / "1.png").write_bytes(RED)
+    (tmp_path / name).write_text(content, encoding="utf-16")
+    documents, _ = read(tmp_path / name, kind)
+    assert len(documents) == count
+
+
+@pytest.mark.parametrize("packed", PACKERS)
+def test_a_packed_array_that_breaks_off_is_refused_by_name(tmp_path, packed):
+    path = tmp_path / f"a.json{packed}"
+    path.write_bytes(PACKERS[packed](json.dumps(ROWS).encode()[:-1]))
+    with pytest.raises(InputError, match=r"a\.json.* breaks off"):
+        read(path, "text")
+    path.write_bytes(PACKERS[packed](json.dumps(ROWS * 99).encode())[:-20])
+    with pytest.raises(InputError, match=r"a\.json.* breaks off"):
+        read(path, "text")
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [("image;caption", "1.png;a red, round thing"), ("image| x| caption", "1.png| 0| a red, round thing")],
+)
+def test_a_table_whose_cells_are_parted_by_another_sign(tmp_path, header, row):
+    (tmp_path / "1.png").write_bytes(RED)
+    (tmp_path / "rows.csv").write_text(f"{header}\n{row}\n")
+    (document,), _ = read(tmp_path / "rows.csv")
+    assert document.text == "a red, round thing"
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"])
+def test_a_tar_is_read_however_it_is_packed(tmp_path, ending):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in (("1.png", RED), ("1.txt", b"a red thing")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    pack = {**PACKERS, ".tgz": gzip.compress}.get(f".{ending.rpartition('.')[2]}", bytes)
+    (tmp_path / f"0{ending}").write_bytes(pack(buffer.getvalue()))
+    (document,), _ = read(tmp_path)
+    assert document.text == "a red thing"
+
+
+def page(number: int) -> bytes:
+    return f"<!doctype html><html><body><h1>Title</h1><p>{WORDS} {number}</p><img src='/a.png'></body></html>".encode()
+
+
+def test_pages_of_a_crawl_are_read_whatever_their_names_are(tmp_path):
+    """wget names a page as its address ends, and keeps it compressed if the server sent it so."""
+    site = tmp_path / "e.org"
+    site.mkdir()
+    (site / "a.png").write_bytes(picture(0, 1)[0])
+    names = [
+        "about",
+        "article?id=1",
+        "index.html",
+        "packed.html",
+        "packed.html.gz",
+        "post.php?x=1&y=2",
+        "zlib.html.zlib",
+    ]
+    for number, name in enumerate(names):
+        pack = {"packed": gzip.compress, "zlib": zlib.compress}.get(name.partition(".")[0], bytes)
+        (site / name).write_bytes(pack(page(number)))
+    (site / "style.css").write_text("body { color: red }")
+    (site / "feed").write_text("<?xml version='1.0'?><rss><channel/></rss>")
+    (site / "pic?id=7").write_bytes(GREEN)
+    documents, _ = read(tmp_path)
+    assert [document.id for document in documents] == [f"e.org/{name}" for name in names]
+    assert all(f"{WORDS} {number}" in document.text for number, document in enumerate(documents))
+
+
+@pytest.mark.parametrize(
+    "content", [gzip.compress(page(1))[:-40], bytes(range(256)) * 20, page(1).decode().encode("utf-16-le")]
+)
+def test_a_page_that_is_no_text_is_left_out(tmp_path, content):
+    (tmp_path / "good.html").write_bytes(page(0))
+    (tmp_path / "odd.html").write_bytes(content)
+    documents, ledger = read(tmp_path)
+    assert [document.id for document in documents] == ["good.html"]
+    assert set(drops(ledger)) & {"page that is binary, no text", "response whose compression is broken"}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_warc_that_breaks_off_anywhere_is_refused_by_name(tmp_path, packed):
+    whole = io.BytesIO()
+    writer = WARCWriter(whole, gzip=packed)
+    ends = []
+    for number in range(3):
+        headers = StatusAndHeaders("200 OK", [("Content-Type", "text/html")], protocol="HTTP/1.1")
+        body = io.BytesIO(page(number))
+        writer.write_record(writer.create_warc_record(f"http://e.org/{number}", "response", body, http_headers=headers))
+        ends.append(whole.tell())
+    path = tmp_path / ("a.warc.gz" if packed else "a.warc")
+    path.write_bytes(whole.getvalue())
+    assert len(read(path)[0]) == 3
+    for size in range(20, len(whole.getvalue()) - 4, 13):
+        if not any(end - 4 <= size <= end for end in ends):
+            path.write_bytes(whole.getvalue()[:size])
+            with pytest.raises(InputError, match=f"{path.name} (breaks off|holds no|is no)"):
+                read(path)
