@@ -60,7 +60,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n(x) ru
         (png_that_claims(30_000, 30_000), "picture with too many pixels"),
         (png_that_claims(10_000, 10_000), "picture with too many pixels"),
         (RED[: len(RED) // 2], "picture that cannot be decoded"),
-        (b"<svg onload=alert(1)>", "picture that cannot be decoded"),
+        (b"<svg onload=alert(1)>", "picture in SVG, which is not read"),
         (EPS, "picture that cannot be decoded"),
         (b"", "picture that cannot be decoded"),
     ],

@@ -217,7 +217,7 @@ def test_a_mixture_of_llava_next(tmp_path):
     assert len(read(path, pictures=tmp_path / "pictures")[0]) == 3
     for text, message in (
         ("datasets:\n  - json_path: d.json\n", "there is no .*d.json"),
-        ("datasets:\n  - json_path: a.json\n    sampling_strategy: half\n", "'half'; all, or first"),
+        ("datasets:\n  - json_path: a.json\n    sampling_strategy: half\n", "'half'; expected all, or first"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=message):

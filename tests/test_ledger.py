@@ -259,7 +259,8 @@ def test_a_preparation_ends_with_a_table_and_the_same_numbers_on_its_card(tmp_pa
     assert ["read", "kept", "left", "out", "failed"] in lines
     assert ["records", "5", "2", "3", "0"] in lines
     assert ["pictures", "4", "2", "2", "0"] in lines
-    assert ["1", "records", "sample", "without", "a", "caption;", "first:", "sample", "00002"] in lines
+    first = ["1", "records", "sample", "without", "a", "caption;", "first:", "sample", "00002,"]  # then its endings
+    assert first in [line[: len(first)] for line in lines]
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     for name in ("records", "pictures"):
         account = card[name]
@@ -300,7 +301,7 @@ def test_a_failed_part_ends_with_3_and_so_does_odd_input_if_strict(tmp_path):
     (folder / "1.tar").write_bytes(whole[:-12_000])
     ended = mm1(folder, "--to", tmp_path / "failed")
     assert ended.exit_code == 3
-    assert "failed: 1.tar: InputError: 1.tar is no tar, or breaks off" in ended.stderr
+    assert "failed: 1.tar: 1.tar is no tar, or breaks off" in ended.stderr
     card = json.loads((tmp_path / "failed" / "card.json").read_text())
     assert card["records"]["read"] == card["records"]["kept"] + 1 + card["records"]["failed"]
 

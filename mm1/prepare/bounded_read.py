@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+from urllib.parse import unquote, urlsplit
 
 from mm1.document import Image
 from mm1.prepare.ledger import Dropped, Ledger, MissingImage
@@ -31,6 +32,11 @@ LARGEST_INDEX = 2 * 2**30
 PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 """Endings of packed files of text, which are read as what they hold."""
 
+MISSING = "picture that is missing"
+"""The reason of a picture whose file is not there."""
+
+MISSING_HINT = "pictures=FOLDER names the folder of the pictures, if they are elsewhere"
+
 _MARKS = {  # UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -41,16 +47,18 @@ _MARKS = {  # UTF-32's begins with UTF-16's
 
 def read_picture(shard: Shard, name: str) -> Image:
     """The picture that a file of the shard names; a `MissingImage` if it cannot be read."""
+    if name.startswith("file://"):
+        name = unquote(urlsplit(name).path)
     for folder in shard.picture_folders:
-        path = file_inside(folder, name)
+        path = file_inside(folder, name, bound=shard.picture_folder or shard.root)
         if path is not None:
             try:
                 return Image(read_file(path))
             except (Dropped, OSError) as error:
                 reason = error.reason if isinstance(error, Dropped) else "picture whose file cannot be read"
                 return MissingImage(reason=reason, name=name)
-    leads_out = os.path.isabs(name) or ".." in Path(name).parts
-    reason = "picture whose name leads out of its folder" if leads_out else "picture that is missing"
+    leads_out = os.path.isabs(name) or ".." in Path(name.replace("\\", "/")).parts
+    reason = "picture whose name leads out of its folder" if leads_out else MISSING
     return MissingImage(reason=reason, name=name)
 
 

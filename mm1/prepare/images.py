@@ -12,6 +12,8 @@ from mm1.data.image import flatten, upright
 LARGEST_PIXELS = 40_000_000
 """A picture of more pixels is refused before it is decoded: a few bytes of PNG can ask for gigabytes."""
 
+IN_HEIC = "picture in HEIC, which is not read; export it as JPEG"
+
 
 class PictureError(ValueError):
     """A picture that cannot be used; the message is the reason, in a few words, under which it is counted."""
@@ -33,7 +35,19 @@ def open_picture(data: bytes) -> PIL.Image.Image:
     except PIL.Image.DecompressionBombError as error:  # Pillow has a limit of its own
         raise PictureError("picture with too many pixels") from error
     except Exception as error:  # on damaged bytes Pillow's readers raise errors of every kind
-        raise PictureError("picture that cannot be decoded") from error
+        raise PictureError(_fault(data)) from error
+
+
+def _fault(data: bytes) -> str:
+    """Why some bytes are no picture that is read."""
+    head = data[:200].lstrip().lower()
+    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
+        return IN_HEIC
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "web page in the place of a picture"
+    if head.startswith(b"<") and b"<svg" in data[:2000].lower():
+        return "picture in SVG, which is not read"
+    return "picture that cannot be decoded"
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ import numpy as np
 
 from mm1.data.store import Store, write_store
 from mm1.document import Document, Image
+from mm1.prepare.bounded_read import MISSING, MISSING_HINT
 from mm1.prepare.card import Failure, PrepareResult
 from mm1.prepare.dedup import CopyRules, DetailsOf, Hashes, find_copies, first_64_bits, load_hashes, repeated_images
 from mm1.prepare.images import sha256
@@ -17,7 +18,12 @@ from mm1.prepare.process_shard import read_ledger, write_ledger
 from mm1.prepare.second_look import Detail, detail
 
 _DOCUMENTS_IN_MEMORY = 16
+_MOST_FAILURES = 3  # in one line
 _DETAILS_IN_MEMORY = 16  # of documents, up to 256 kB for each of their pictures
+
+
+class NothingLeftError(ValueError):
+    """All that was read was left out, or failed."""
 
 
 def merge(
@@ -27,7 +33,7 @@ def merge(
     and the whole preparation's ledger.
 
     Raises:
-        ValueError: no document is left.
+        NothingLeftError: no document is left.
     """
     ledger = Ledger()
     for shard in shards:
@@ -40,7 +46,7 @@ def merge(
     removals = _removals(hashes, rules, _details(shards), max_image_repeats)
     _enter(removals, shards, hashes, ledger)
     if not removals.kept.any():
-        raise ValueError(_nothing_left(ledger, failed))
+        raise NothingLeftError(_nothing_left(ledger, failed))
     stores = {}
     for name, mask in (("images", removals.images_left > 0), ("text", removals.images_left == 0)):
         mask &= removals.kept
@@ -54,12 +60,16 @@ def merge(
 
 
 def _nothing_left(ledger: Ledger, failed: Mapping[str, Failure]) -> str:
-    errors = {name: failure.error for name, failure in failed.items()}
-    return f"no document is left; left out: {_listed(ledger.records.dropped)}; failed: {_listed(errors)}"
-
-
-def _listed(entries: Mapping[str, object]) -> str:
-    return ", ".join(f"{name}: {value}" for name, value in sorted(entries.items())) or "nothing"
+    """Why no document is left, in one line."""
+    reasons = [f"failed: {name}: {failure.error}" for name, failure in list(failed.items())[:_MOST_FAILURES]]
+    reasons += [f"and {len(failed) - _MOST_FAILURES} more failed"] if len(failed) > _MOST_FAILURES else []
+    if ledger.records.dropped:
+        dropped = (f"{reason}: {count}" for reason, count in ledger.records.dropped.most_common())
+        reasons.append(f"left out: {', '.join(dropped)}")
+    for example in ledger.examples[:1]:
+        reasons.append(f"first: {', '.join(filter(None, (example.input, example.position, example.detail)))}")
+    reasons += [MISSING_HINT] * (MISSING in ledger.records.dropped)
+    return f"no document is left; {'; '.join(reasons) or 'nothing was read'}"
 
 
 @dataclass(frozen=True, slots=True)

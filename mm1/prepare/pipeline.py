@@ -29,7 +29,7 @@ from mm1.prepare.executor import run_shards
 from mm1.prepare.fetch import Fetcher
 from mm1.prepare.filters.image_filters import ImageBounds, screen
 from mm1.prepare.ledger import Ledger
-from mm1.prepare.merge import merge
+from mm1.prepare.merge import NothingLeftError, merge
 from mm1.prepare.process_shard import is_current, process_shard
 from mm1.prepare.readers.kinds import PAGES, list_shards
 from mm1.prepare.readers.ranges import cut
@@ -82,11 +82,18 @@ def prepare(
         finished = [output for output in outputs if output.is_dir()]
         failed = dict(sorted(failed.items()))
         repeats = request.max_image_repeats
-        result = merge(finished, merged, rules=request.copy_rules, max_image_repeats=repeats, failed=failed)
+        try:
+            result = merge(finished, merged, rules=request.copy_rules, max_image_repeats=repeats, failed=failed)
+        except NothingLeftError:
+            for output in finished if not failed else ():
+                shutil.rmtree(output)  # another try needs other files or other fields
+            raise
         progress.update(task, description="writing the card")
         (merged / "ledger.json").unlink()  # the card has it
         (merged / "request.json").write_text(request.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        (merged / "inputs.json").write_text(json.dumps(_stamps(shards)), encoding="utf-8", errors="surrogateescape")
+        (merged / "inputs.json").write_text(
+            json.dumps(_stamps(shards, finished)), encoding="utf-8", errors="surrogateescape"
+        )
         write_card(merged, result, title=to.name)
         if to.exists():
             to.rename(folder / "replaced")
@@ -102,9 +109,12 @@ def _key(shard: Shard) -> str:
     return hashlib.sha256(repr(content).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _stamps(shards: Iterable[Shard]) -> dict[str, Stamp]:
-    """Size and time of all files of the input."""
-    return {str(path): stamp(path) for shard in shards for path in shard.files}
+def _stamps(shards: Iterable[Shard], outputs: Iterable[Path]) -> dict[str, Stamp]:
+    """Size and time of all files of the input, and of the pictures that were looked for as its shards were read."""
+    stamps = {str(path): stamp(path) for shard in shards for path in shard.files}
+    for output in outputs:
+        stamps |= json.loads((output / "files.json").read_text(encoding="utf-8"))
+    return stamps
 
 
 def _check_target(request: PrepareRequest, to: Path, shards: Sequence[Shard]) -> None:
@@ -124,9 +134,11 @@ def _check_target(request: PrepareRequest, to: Path, shards: Sequence[Shard]) ->
     if same_request and to.with_name(to.name + ".part").exists():
         return
     if same_request:
-        now = {name: list(value) if value else None for name, value in _stamps(shards).items()}
-        new, gone = sorted(now.keys() - before.keys()), sorted(before.keys() - now.keys())
-        changed = sorted(name for name in now.keys() & before.keys() if now[name] != before[name])
+        names = sorted({str(path) for shard in shards for path in shard.files} | before.keys())
+        now = {name: list(value) if (value := stamp(name)) else None for name in names}
+        new = [name for name in names if now[name] and not before.get(name)]
+        gone = [name for name in names if before.get(name) and not now[name]]
+        changed = [name for name in names if now[name] and before.get(name) and now[name] != before[name]]
         changes = [
             f"{what}: {_some(names)}" for what, names in (("new", new), ("changed", changed), ("gone", gone)) if names
         ]
@@ -220,13 +232,26 @@ def _work_folder(request: PrepareRequest, to: Path) -> Iterator[Path]:
         except BlockingIOError:
             raise BusyError(f"another process is working on {folder}; wait, or prepare elsewhere") from None
         if record.is_file() and record.read_text(encoding="utf-8") != content:
-            raise BusyError(
-                f"{folder} is of another preparation (its request.json differs); remove it or prepare elsewhere"
-            )
+            what = f"another preparation (its request.json differs{_differing(record, content)})"
+            raise BusyError(f"{folder} is of {what}; remove it or prepare elsewhere")
         record.write_text(content, encoding="utf-8")
         for leftover in (*folder.glob("*.tmp"), folder / "replaced"):
             shutil.rmtree(leftover, ignore_errors=True)  # of a process that was stopped
-        yield folder
+        try:
+            yield folder
+        except Exception:
+            if not any(folder.glob("*/ledger.json")):
+                shutil.rmtree(folder)  # nothing in it helps the next try, which may be of another request
+            raise
+
+
+def _differing(record: Path, content: str) -> str:
+    """In which fields the request of an earlier try differs."""
+    try:
+        before, now = json.loads(record.read_text(encoding="utf-8")), json.loads(content)
+        return f": {', '.join(name for name in now if now[name] != before.get(name))}"
+    except (ValueError, AttributeError):
+        return ""
 
 
 def _progress(show: bool) -> Progress:

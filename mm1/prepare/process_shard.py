@@ -44,7 +44,7 @@ def process_shard(
     if errors:
         shutil.rmtree(folder)
         ledger.fail()
-        error = f"{type(errors[0]).__name__}: {errors[0]}"
+        error = str(errors[0]) if isinstance(errors[0], InputError) else f"{type(errors[0]).__name__}: {errors[0]}"
         return json.dumps({"error": error, "records": ledger.records.read, "pictures": ledger.pictures.read})
     write_ledger(ledger, folder)
     (folder / "files.json").write_text(json.dumps(stamps), encoding="utf-8", errors="surrogateescape")
@@ -73,6 +73,9 @@ def kept_documents(
     request: PrepareRequest, shard: Shard, ledger: Ledger, *, decontaminator: Decontaminator | None = None
 ) -> Iterator[Kept]:
     """The documents of the shard that pass all filters, and their hashes."""
+    for path in shard.files if len(shard.files) == 1 else ():
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"{path.name} is a link to {os.readlink(path)}, where nothing is; download it again")
     bounds = request.image_bounds
     stated = {"licence": request.licence, "language": request.language}
     stated = {key: value for key, value in stated.items() if value}

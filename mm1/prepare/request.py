@@ -118,7 +118,8 @@ def parse_request(words: Sequence[str], *, kind: str = "") -> PrepareRequest:
     try:
         return PrepareRequest(inputs=inputs, **fields)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise ConfigError("; ".join(map(_message, error.errors()))) from None
+        details = [one for one in error.errors() if one["loc"] != ("inputs",)]  # empty since one of them is wrong
+        raise ConfigError("; ".join(map(_message, details or error.errors()))) from None
 
 
 def _parsed(name: str, value: str) -> Any:

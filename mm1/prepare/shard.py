@@ -71,18 +71,21 @@ class Shard:
         return tuple(dict.fromkeys((self.root / "images", self.root, *(path.parent for path in self.files[:1]))))
 
 
-def file_inside(folder: Path, name: str) -> Path | None:
-    """The file `name` of a folder, also through links that the user made in it.
+def file_inside(folder: Path, name: str, *, bound: Path | None = None) -> Path | None:
+    """The file `name` of a folder, also as Windows writes it, and through links that the user made in the folder.
 
-    None if it is missing, or if the name itself leads out of the folder (`../x`, an absolute name).
+    None if it is missing, or if the name itself leads out of the folder `bound`, which is `folder` if none is given.
     """
-    note_file(folder / name)
-    try:
-        inner = os.path.normpath(name)
-        path = folder / inner
-        return path if not os.path.isabs(inner) and not inner.startswith("..") and path.is_file() else None
-    except (OSError, ValueError, RuntimeError):  # a name too long, with a zero byte, a link to itself
-        return None
+    bound = Path(os.path.abspath(bound or folder))
+    for written in dict.fromkeys((name, name.replace("\\", "/"))):
+        note_file(folder / written)
+        try:
+            path = Path(os.path.abspath(folder / written))
+            if path.is_relative_to(bound) and path.is_file():
+                return path
+        except (OSError, ValueError, RuntimeError):  # a name too long, with a zero byte, a link to itself
+            continue
+    return None
 
 
 def find_files(root: Path, *endings: str) -> list[Path]:
@@ -107,10 +110,18 @@ def _walk(folder: Path, parents: frozenset[Path]) -> Iterator[Path]:
     for entry in os.scandir(folder):
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
-        if entry.is_dir():
+        if entry.is_dir() and not _is_ours(folder / entry.name):
             yield from _walk(folder / entry.name, parents | {real})
-        else:
+        elif not entry.is_dir():
             yield folder / entry.name
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether `mm1 prepare` made a folder that lies inside its input: a store, a result, its work."""
+    if folder.name.endswith(".lance"):
+        return True
+    is_result = folder.name.endswith(".part") or (folder / "card.json").is_file()
+    return is_result and (folder / "request.json").is_file()
 
 
 def hub_snapshot(folder: Path) -> Path:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from mm1.prepare.bounded_read import MISSING, MISSING_HINT
 from mm1.prepare.card import PrepareResult
 from mm1.prepare.ledger import Ledger
 
 _MOST_REASONS = 12  # of each list
 _LONGEST_NAME = 60  # letters of the first example
-_MISSING = "picture that is missing"
 
 
 def exit_status(result: PrepareResult, *, strict: bool) -> int:
@@ -56,8 +56,8 @@ def _reasons(ledger: Ledger, title: str, *, expected: bool) -> Iterator[str]:
         yield f"{count:>10,} {what:9} {reason}" + ("" if expected else _first(ledger, what, reason))
     if len(entries) > _MOST_REASONS:
         yield f"{'':10} and {len(entries) - _MOST_REASONS} more reasons, on the card"
-    if not expected and _MISSING in ledger.pictures.dropped:
-        yield f"{'':10} pictures=FOLDER names the folder of the pictures, if they are elsewhere"
+    if not expected and MISSING in ledger.pictures.dropped:
+        yield f"{'':10} {MISSING_HINT}"
 
 
 def _first(ledger: Ledger, what: str, reason: str) -> str:

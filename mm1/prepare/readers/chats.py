@@ -14,7 +14,17 @@ TRANSCRIBE = "Please transcribe all the text in the picture."
 """The question before the transcription of a page. What MM1 asks about SynthDog is not published."""
 
 _MARK = "<image>"
-_ROLES = {"human": "user", "user": "user", "system": "system", "gpt": "assistant", "assistant": "assistant"}
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "developer": "system",  # OpenAI's new name
+}
+_PICTURE_NAMES = ("image", "images", "file_name", "file_names")
+_UNSEEN = ("video", "videos", "audio", "audios")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +43,22 @@ def conversation(row: Mapping[str, Any], turns: Any, pictures: Pictures, record:
     """The chat of a record in one of the forms of LLaVA, ShareGPT, OpenAI and TRL.
 
     Raises:
-        Dropped: its turns are of no known form, or its pictures are too many or too few.
+        Dropped: its turns are of no known form, its pictures are too many or too few, or it is about a video.
     """
-    images = row.get("image") or row.get("images") or []
+    images = next((row[name] for name in _PICTURE_NAMES if row.get(name)), [])
     cells = images if isinstance(images, list) else [images]
     record.pictures = len(cells)
     turns, cells = flatten_parts(parse_json(turns) if isinstance(turns, str) else turns, cells)
     record.pictures = len(cells)
     parsed = parse_turns(turns)
     if not parsed:
-        raise Dropped("conversation without turns, or with none of the known form")
+        raise Dropped("conversation without turns, or with none of the known form", detail=_roles(turns))
+    unseen = next((name for name in _UNSEEN if row.get(name)), None)
+    if unseen is not None:
+        raise Dropped("conversation about a video or a sound", detail=str(row[unseen]))
+    system = row.get("system") or row.get("system_prompt")
+    if isinstance(system, str) and parsed[0].role != "system":
+        parsed = [Turn("system", system), *parsed]
     return chat(parsed, [pictures.get(cell) for cell in cells])
 
 
@@ -88,9 +104,18 @@ def parse_turns(value: Any) -> list[Turn]:
     """The turns of a conversation; none if one of them has no known form."""
     turns = []
     for turn in value if isinstance(value, list) else []:
-        role = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
+        role = _role(turn)
         text = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
         if role not in _ROLES or not isinstance(text, str):
             return []
         turns.append(Turn(_ROLES[role], text))
     return turns
+
+
+def _role(turn: Any) -> str:
+    return str(turn.get("from", turn.get("role"))).lower() if isinstance(turn, dict) else ""
+
+
+def _roles(turns: Any) -> str:
+    """Who speaks in a conversation, for a person to see why it is not read."""
+    return ", ".join(dict.fromkeys(map(_role, turns))) if isinstance(turns, list) else ""

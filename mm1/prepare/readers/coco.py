@@ -42,6 +42,10 @@ def _coco(content: dict[str, Any], entries: list[dict[str, Any]], shard: Shard, 
         for entry in content.get("licenses") or []
         if isinstance(entry, dict)
     }
+    annotations = [one for one in content.get("annotations") or [] if isinstance(one, dict)]
+    if annotations and not any("caption" in one for one in annotations):
+        ledger.skipped["COCO file without captions (of objects, keypoints)"] += 1
+        return
     images = {entry.get("id"): entry for entry in entries}
     captions: dict[Any, list[str]] = {}
     for number, annotation in enumerate(content.get("annotations") or []):
@@ -69,7 +73,7 @@ def _karpathy(entries: list[dict[str, Any]], shard: Shard, ledger: Ledger) -> It
         if shard.options.split and entry.get("split") not in shard.options.split:
             for number in range(max(1, len(captions))):
                 with ledger.record(f"image {name}, caption {number + 1}", pictures=1):
-                    raise Dropped("record of another split", expected=True)
+                    raise Dropped("record of another split", expected=True, detail=str(entry.get("split")))
             continue
         for document in _captioned(name, captions, shard, ledger):
             yield replace(document, id=f"{shard.name}/{entry.get('imgid', name)}/{document.id}")

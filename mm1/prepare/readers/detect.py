@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mm1.prepare.bounded_read import parse_json, read_head, text_encoding
+from mm1.prepare.images import IN_HEIC
 from mm1.prepare.readers.folders import PICTURE_ENDINGS
 from mm1.prepare.readers.rows import NAMES_OF_FILES, csv_columns
 from mm1.prepare.readers.table_layouts import PICTURE_COLUMNS, TEXT_COLUMNS
@@ -39,7 +40,10 @@ _BESIDE = {
 def check_exists(path: Path) -> None:
     """Returns if the input is there. Raises InputError if it is not."""
     if not path.exists():
-        raise InputError(f"there is no {path}; expected a file or a folder")
+        hint = ""
+        if re.fullmatch(r"(https?:/.*|[\w.-]+/[\w.-]+)", str(path)) and not path.parent.exists():
+            hint = "; download a data set of the Hugging Face hub first: hf download --repo-type dataset OWNER/NAME"
+        raise InputError(f"there is no {path}; expected a file or a folder{hint}")
 
 
 def detect_json_kind(path: Path) -> str | None:
@@ -129,7 +133,7 @@ def unread_files(path: Path, kind: str, endings: tuple[str, ...]) -> Iterator[st
         match = pattern.search(file.name.lower())
         if match and not file.name.lower().endswith((*endings, *_BESIDE.get(kind, ()))):
             if match[0] in (".heic", ".heif"):
-                yield "picture in HEIC, which is not read; export it as JPEG"
+                yield IN_HEIC
             else:
                 yield f"file that the kind {kind!r} doesn't read ({match[0]})"
 

@@ -21,7 +21,7 @@ _CAPTION_ENDINGS = (".txt", ".caption", ".TXT", ".Txt")
 
 
 def read_pairs(shard: Shard, ledger: Ledger) -> Iterator[Document]:
-    """A picture, then the text of the file beside it (NAME.jpg, NAME.txt or NAME.caption)."""
+    """A picture, then the text of the file beside it (NAME.jpg, NAME.txt, NAME.caption or NAME.jpg.txt)."""
     for path in shard.files:
         document_id = path.relative_to(shard.root).as_posix()
         with ledger.record(document_id, pictures=1) as record:
@@ -35,7 +35,7 @@ def read_pairs(shard: Shard, ledger: Ledger) -> Iterator[Document]:
 
 def caption_file(picture: Path) -> Path | None:
     """The file with a picture's caption; None if there is none."""
-    names = (picture.with_suffix(ending) for ending in _CAPTION_ENDINGS)
+    names = (*map(picture.with_suffix, _CAPTION_ENDINGS), picture.with_name(f"{picture.name}.txt"))
     return next((name for name in names if name.is_file()), None)
 
 

@@ -28,9 +28,11 @@ def read_text(shard: Shard, ledger: Ledger) -> Iterator[Document]:
             yield Document((Text(_plain_text(path, ledger)),), id=shard.name)
         return
     lines = texts = 0
+    keys = ""
     name = shard.options.columns.get("text", "text")
     for number, entry in read_json_array(shard, ledger):
         lines += 1
+        keys = keys or ", ".join(map(str, entry))[:200]
         with ledger.record(f"line {number + 1}", entry):
             text = entry.get(name, entry.get("content"))
             if not isinstance(text, str) or not text.strip():
@@ -40,7 +42,9 @@ def read_text(shard: Shard, ledger: Ledger) -> Iterator[Document]:
             metadata = {key: value for key, value in fields.items() if key in _METADATA}
             yield Document((Text(text),), id=f"{shard.name}/{entry.get('id', number)}", metadata=metadata)
     if lines and not texts:
-        raise InputError(f"{path.name}: none of its {lines} lines has a text; expected objects with the key {name}")
+        raise InputError(
+            f"{path.name}: none of its {lines} lines has a text; expected objects with the key {name}, found {keys}"
+        )
 
 
 def _plain_text(path: Path, ledger: Ledger) -> str:

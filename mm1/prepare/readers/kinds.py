@@ -25,7 +25,7 @@ from mm1.prepare.readers.detect import (
 )
 from mm1.prepare.readers.folders import PICTURE_ENDINGS, caption_file, read_llava, read_pairs
 from mm1.prepare.readers.json_lines import read_mmc4, read_text
-from mm1.prepare.readers.mixture import mixture_shards, read_mixture, read_sampled
+from mm1.prepare.readers.mixture import mixture_shards, read_sampled
 from mm1.prepare.readers.rows import read_imagefolder, read_rows
 from mm1.prepare.readers.tables import read_dataset, read_parquet
 from mm1.prepare.readers.tars import TAR_ENDINGS, read_tars
@@ -169,7 +169,7 @@ def detect_kind(path: Path) -> str:
     for kind in ("tars", "warc", "dataset", "parquet", "html"):  # img2dataset puts parquet beside its tars
         if _files(path, kind):
             return kind
-    if path.is_file() and path.suffix.lower() in _ENDINGS["mixture"] and read_mixture(path):
+    if path.is_file() and path.suffix.lower() in _ENDINGS["mixture"]:
         return "mixture"
     texts = find_files(path, *_TEXTS)
     json_kind = next(filter(None, map(detect_json_kind, texts)), None)

@@ -31,11 +31,14 @@ def mixture_shards(path: Path, *, pictures: Path | None = None) -> list[Shard]:
     Raises:
         InputError: it is no mixture, a file is missing, or a strategy unknown.
     """
+    entries = read_mixture(path)
+    if entries is None:
+        raise InputError(f"{path.name} is no mixture: expected `datasets:`, a list of entries with a json_path")
     shards = []
-    for number, entry in enumerate(read_mixture(path) or []):
+    for number, entry in enumerate(entries):
         strategy = str(entry.get("sampling_strategy") or "all")
         if strategy != "all" and not _STRATEGY.fullmatch(strategy):
-            expected = "all, or first, end or random with a number or a share: first:1000, random:10%"
+            expected = "expected all, or first, end or random with a number or a share: first:1000, random:10%"
             raise InputError(f"{path.name}: data set {number + 1} has the sampling_strategy {strategy!r}; {expected}")
         for name in _expanded(str(entry["json_path"])):
             file = path.parent / name

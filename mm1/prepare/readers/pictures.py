@@ -10,6 +10,9 @@ from mm1.prepare.html.image_address import data_uri_bytes
 from mm1.prepare.ledger import MissingImage
 from mm1.prepare.shard import Shard, file_inside
 
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")  # JPEG, PNG, GIF, WebP
+_SHORTEST_BASE64 = 100  # characters: no name of a file that begins like that is as long
+
 
 class Pictures:
     """The pictures that the records of a shard name."""
@@ -29,7 +32,10 @@ class Pictures:
         if cell.startswith("data:"):
             data = data_uri_bytes(cell)
             return MissingImage(reason="picture in a data: address that is broken") if data is None else Image(data)
-        if "://" not in cell:
+        if len(cell) > _SHORTEST_BASE64 and cell.startswith(_BASE64_STARTS):
+            data = data_uri_bytes(f"data:image/any;base64,{cell}")
+            return MissingImage(reason="picture in base64 that is broken") if data is None else Image(data)
+        if "://" not in cell or cell.startswith("file://"):
             return read_picture(self.shard, cell)
         if self.shard.fetcher is None:
             return MissingImage(reason="picture by address only, not fetched (fetch=true fetches)", name=cell)

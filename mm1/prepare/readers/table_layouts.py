@@ -101,11 +101,17 @@ def table_layout(columns: Sequence[str], title: str, *, options: ReadOptions, so
 
 def _picture_column(names: set[str], options: ReadOptions) -> str | None:
     named = next((role for role in ("image", "url") if role in options.columns), None)
-    return named or next((name for name in (*PICTURE_COLUMNS, *ADDRESS_COLUMNS) if name in names), None)
+    return named or _first_of((*PICTURE_COLUMNS, *ADDRESS_COLUMNS), names)
 
 
 def _text_column(names: set[str], options: ReadOptions) -> str | None:
-    return "text" if "text" in options.columns else next((name for name in TEXT_COLUMNS if name in names), None)
+    return "text" if "text" in options.columns else _first_of(TEXT_COLUMNS, names)
+
+
+def _first_of(known: Sequence[str], names: set[str]) -> str | None:
+    """The first of the known columns that is there, whatever the case of its letters."""
+    there = {name.lower(): name for name in sorted(names)}
+    return next((name if name in names else there[name.lower()] for name in known if name.lower() in there), None)
 
 
 def _is_of_page(names: set[str], url: str | None, text: str, some: Sequence[Row]) -> bool:

@@ -105,7 +105,7 @@ def table_documents(
                 with ledger.record(position, part) as record:
                     document = layout.to_document(part, pictures, record)
                     if options.split and row.get("split") not in options.split:
-                        raise Dropped("record of another split", expected=True)
+                        raise Dropped("record of another split", expected=True, detail=str(row.get("split")))
                     metadata = {key: str(row[key]) for key in _METADATA if row.get(key)} | document.metadata
                     document_id = f"{shard.name}/{number}" + (f"/{index}" if len(parts) > 1 else "")
                     yield replace(document, id=document_id, metadata=metadata)

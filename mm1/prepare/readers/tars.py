@@ -6,13 +6,17 @@ user says so: 000000017.jpg, 000000017.txt, 000000017.json. https://github.com/r
 
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from mm1.document import Document, Image, Text
 from mm1.prepare.bounded_read import LARGEST_FILE, decode_text, parse_json
 from mm1.prepare.ledger import Dropped, Ledger, MissingImage, Record
+from mm1.prepare.readers.chats import conversation
+from mm1.prepare.readers.pictures import Pictures
 from mm1.prepare.readers.table_layouts import captions_of
 from mm1.prepare.shard import InputError, ReadOptions, Shard
 
@@ -25,6 +29,7 @@ _METADATA = ("license", "licence", "url", "author", "language")
 _MOST_FILES = 16  # of a sample, which has three
 _LARGEST_HEADER = 2**20  # bytes
 _TOO_LARGE = f"member of more than {LARGEST_FILE >> 20} MB, or of a sample of too many files"
+_FURTHER = "further picture of a sample, beside the one that is read"
 _OF_MACOS = "file that macOS added (._*, .DS_Store)"
 _HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -33,15 +38,21 @@ _HEADERS = (
 
 
 def read_tars(shard: Shard, ledger: Ledger) -> Iterator[Document]:
-    """The picture and the caption of each sample of a tar; nothing is written to disk.
+    """The picture and the caption of each sample of a tar, or the chat in its JSON; nothing is written to disk.
 
     Raises:
         InputError: the tar is broken or breaks off.
     """
+    pictures = Pictures(shard)
     for sample in _samples(shard, ledger):
         content = None
         with ledger.record(f"sample {sample.key}", sample.files) as record:
+            if turns := _fields(sample).get("conversations") or _fields(sample).get("messages"):
+                yield replace(_chat(sample, turns, pictures, record), id=f"{shard.name}/{sample.key}")
+                continue
             content = _content(sample, shard.options, record)
+            if "image" not in shard.options.columns:
+                ledger.skipped += Counter({_FURTHER: len(_picture_endings(sample)) - 1})
             yield _document(content, 0, f"{shard.name}/{sample.key}")
         for number in range(1, len(content.captions) if content else 0):
             with ledger.record(f"sample {sample.key}, caption {number + 1}", content.captions[number], pictures=1):
@@ -70,14 +81,29 @@ def _document(content: _Content, number: int, document_id: str) -> Document:
     return Document((content.image, Text(content.captions[number])), id=document_id, metadata=content.metadata)
 
 
+def _fields(sample: _Sample) -> dict[str, Any]:
+    """What the JSON of a sample says."""
+    fields = parse_json(sample.files["json"]) if "json" in sample.files else None
+    return fields if isinstance(fields, dict) else {}
+
+
+def _picture_endings(sample: _Sample) -> list[str]:
+    return [name for name in (*sample.files, *sample.too_large) if name.rpartition(".")[2] in _PICTURES]
+
+
+def _chat(sample: _Sample, turns: Any, pictures: Pictures, record: Record) -> Document:
+    """The conversation of a sample about its own pictures, as Megatron-Energon's users write LLaVA's data."""
+    own = [sample.files.get(name, b"") for name in _picture_endings(sample)]
+    fields = _fields(sample)
+    return conversation({**fields, "image": own or fields.get("image")}, turns, pictures, record)
+
+
 def _content(sample: _Sample, options: ReadOptions, record: Record) -> _Content:
-    names = (*sample.files, *sample.too_large)
-    record.pictures = sum(name.rpartition(".")[2] in _PICTURES for name in names)
+    record.pictures = len(_picture_endings(sample))
     picture = options.columns.get("image") or _ending(sample, _PICTURES)
     data = sample.files.get(picture)
     record.pictures = int(picture in sample.files or picture in sample.too_large)
-    fields = parse_json(sample.files["json"]) if "json" in sample.files else None
-    fields = fields if isinstance(fields, dict) else {}
+    fields = _fields(sample)
     text = options.columns.get("text") or _ending(sample, _TEXTS)
     if text in sample.files:
         captions = list(captions_of(decode_text(sample.files[text])))
@@ -86,9 +112,9 @@ def _content(sample: _Sample, options: ReadOptions, record: Record) -> _Content:
     captions = [" ".join(caption.split()) for caption in captions]
     record.content = captions
     if not record.pictures:
-        raise Dropped("sample without a picture")
+        raise Dropped("sample without a picture", detail=", ".join(sample.files))
     if not captions:
-        raise Dropped("sample without a caption")
+        raise Dropped("sample without a caption", detail=", ".join(sample.files))
     image = MissingImage(reason=_TOO_LARGE, name=f"{sample.key}.{picture}") if data is None else Image(data)
     return _Content(image, captions, {key: str(fields[key]) for key in _METADATA if fields.get(key)})
 

@@ -4,6 +4,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -49,9 +50,8 @@ def read_html(shard: Shard, ledger: Ledger) -> Iterator[Page]:
         path = file.relative_to(shard.root).as_posix()
         with ledger.record(path):
             url = f"{_SITE}{quote(path)}"
-            pieces = _page_pieces(
-                _unpacked(read_file(file)), url, image_at=lambda url, page=path: _in_folder(url, shard, page)
-            )  # type: ignore[misc]
+            image_at = partial(_in_folder, shard=shard, page=path)
+            pieces = _page_pieces(_unpacked(read_file(file)), url, image_at=image_at)
             _note_replaced(pieces, ledger)
             yield Page(pieces, id=path)
 
