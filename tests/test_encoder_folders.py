@@ -252,7 +252,8 @@ def test_a_name_of_openclip_is_fetched_from_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     config, _ = read_encoder("ViT-H-14-378-quickgelu/dfn5b")
     assert config.width == WIDTH
-    selected = ["open_clip_config.json", "open_clip_pytorch_model.bin", "preprocessor_config.json"]
+    selected = ["open_clip_config.json", "open_clip_pytorch_model.bin"]
+    selected += ["*.index.json", "preprocessor_config.json", "processor_config.json"]
     assert requested == {"apple/DFN5B-CLIP-ViT-H-14-378": selected}
 
 
@@ -273,6 +274,19 @@ def test_shards_and_what_else_they_hold_are_one_model(tmp_path):
     config, state = read_encoder(str(tmp_path))
     assert config.mean == (0.1, 0.2, 0.3)
     assert state.keys() == vision.state_dict().keys()
+    assert all(torch.equal(state[name], x) for name, x in vision.state_dict().items())
+
+
+def test_shards_that_the_index_does_not_name_are_left_from_an_earlier_version(tmp_path):
+    vision = Vision(vision_config_from_openclip(OPENCLIP))
+    initialise(vision, 0)
+    theirs = {name: x.contiguous() for name, x in vision_to_hf(vision.state_dict()).items()}
+    save_file(theirs, tmp_path / "model-00001-of-00001.safetensors")
+    save_file({name: x + 1 for name, x in theirs.items()}, tmp_path / "model-00001-of-00003.safetensors")
+    index = {"weight_map": dict.fromkeys(theirs, "model-00001-of-00001.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text(json.dumps(vision_config_to_hf(vision.config)))
+    _, state = read_encoder(str(tmp_path))
     assert all(torch.equal(state[name], x) for name, x in vision.state_dict().items())
 
 

@@ -148,6 +148,53 @@ def test_a_family_that_is_not_read_is_named_with_what_is(name, tmp_path):
     assert "llava" in message
 
 
+DEEPSEEK = {"original_max_position_embeddings": 16, "mscale": 0.7, "mscale_all_dim": 1.0}
+
+
+@pytest.mark.parametrize("more", [{}, DEEPSEEK])
+def test_yarn_is_read_however_its_length_and_scale_are_said(more, tmp_path):
+    """Without a length that was stretched it is the model's; DeepSeek says how much attention is scaled."""
+    stretched = {"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "factor": 4.0} | more}
+    source = published(tmp_path / "theirs", llama(max_position_embeddings=32), rope_parameters="gone", **stretched)
+    expected, ours = logits_of(source, tmp_path / "ours")
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_export_has_the_context_of_a_model_of_short_texts(tmp_path):
+    import_model(str(published(tmp_path / "theirs", llama(max_position_embeddings=96))), tmp_path / "ours")
+    export_run(tmp_path / "ours", tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["max_position_embeddings"] == 96
+
+
+def test_a_part_that_cannot_be_read_is_said_of_its_model(tmp_path):
+    partly = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}
+    source = published(tmp_path / "theirs", llama(), **partly)
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM \(llama\), which mm1 can't read: partial_rotary_factor"):
+        import_model(str(source), tmp_path / "ours")
+    whole = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
+    (source / "config.json").write_text(json.dumps(whole | {"vision_config": {"model_type": "pixtral"}}))
+    with pytest.raises(
+        ValueError, match=r"LlavaForConditionalGeneration \(llava\), .*: image encoders of type 'pixtral'"
+    ):
+        import_model(str(source), tmp_path / "ours")
+
+
+def test_a_model_with_another_head_is_refused_or_its_head_named(tmp_path):
+    """A classifier writes no text, though its embeddings may be tied; a value head stands beside a model that does."""
+    classifier = llama(tie_word_embeddings=True)
+    source = published(tmp_path / "judge", classifier, architectures=["LlamaForSequenceClassification"])
+    with pytest.raises(ValueError, match=r"LlamaForSequenceClassification \(llama\), which has another head"):
+        import_model(str(source), tmp_path / "ours")
+    source = published(tmp_path / "valued", llama())
+    tensors = load_file(source / "model.safetensors") | {"v_head.summary.weight": torch.zeros(1, 32)}
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    assert "v_head.summary.weight" in import_model(str(source), tmp_path / "ours").left_out
+    torch.manual_seed(0)
+    settings = transformers.ViTConfig(**VISION, image_size=24, patch_size=6)
+    transformers.ViTForImageClassification(settings).save_pretrained(tmp_path / "vit")
+    assert "head of ViTForImageClassification" in import_model(str(tmp_path / "vit"), tmp_path / "encoder").left_out
+
+
 @pytest.mark.parametrize("method", ["fp8", "gptq", "awq", "bitsandbytes"])
 def test_quantised_weights_are_refused_by_their_method(method, tmp_path):
     source = published(tmp_path / "theirs", llama(), quantization_config={"quant_method": method, "bits": 4})
@@ -155,10 +202,29 @@ def test_quantised_weights_are_refused_by_their_method(method, tmp_path):
         import_model(str(source), tmp_path / "ours")
 
 
+@pytest.mark.parametrize(
+    "beside", ["quantize_config.json", "quant_config.json", "hf_quant_config.json", "mlx", "int32"]
+)
+def test_quantised_weights_are_known_without_a_word_in_the_config(beside, tmp_path):
+    """By the file that their tool writes, MLX's name for it, or the types of the tensors."""
+    source = published(tmp_path / "theirs", llama(), **({"quantization": {"bits": 4}} if beside == "mlx" else {}))
+    if beside.endswith(".json"):
+        (source / beside).write_text("{}")
+    if beside == "int32":
+        tensors = load_file(source / "model.safetensors")
+        tensors["model.layers.0.mlp.up_proj.qweight"] = torch.zeros(4, 48, dtype=torch.int32)
+        save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"holds quantised weights .*bf16 or fp32"):
+        import_model(str(source), tmp_path / "ours")
+
+
 def test_an_adapter_alone_is_refused_with_the_way_to_merge_it(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x", "peft_type": "LORA"}))
     save_file({"x": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match=r"holds an adapter.*merge_and_unload"):
+    with pytest.raises(ValueError, match=r"holds an adapter.*merge_and_unload\(\), and import what you save then$"):
+        import_model(str(tmp_path), tmp_path / "ours")
+    published(tmp_path, llama())
+    with pytest.raises(ValueError, match=r"holds an adapter.*remove its files if the model beside it has it merged in"):
         import_model(str(tmp_path), tmp_path / "ours")
 
 

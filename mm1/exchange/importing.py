@@ -11,7 +11,7 @@ import torch
 from mm1.checkpoint import save_weights
 from mm1.config import run as config
 from mm1.config.base import ConfigError
-from mm1.config.model import ModelConfig
+from mm1.config.model import DecoderConfig, ModelConfig
 from mm1.config.run import DataConfig, RunConfig
 from mm1.data.chat_format import TEMPLATE
 from mm1.data.recorded import TOKENIZER, record_text
@@ -21,10 +21,11 @@ from mm1.exchange.model_card import FILE as CARD
 from mm1.hf import encoder, own, unread
 from mm1.hf.decoder_state import decoder_from_hf, with_own_head
 from mm1.hf.families import FAMILIES
-from mm1.hf.language import Language, downloaded, read_language, tensors_of, with_words
+from mm1.hf.language import Language, downloaded, read_language, with_words
 from mm1.hf.layouts import vision_from_hf
 from mm1.hf.shards import State
 from mm1.hf.vocabulary import Words, read_words
+from mm1.hf.weight_files import tensors_of
 from mm1.model.mllm import MLLM
 from mm1.tiling import KINDS
 
@@ -72,8 +73,9 @@ def _import(name: str, folder: Path, tokenizer: Path | None) -> Imported:
     weights = {f"decoder.{leaf}": x for leaf, x in language.weights.items()}
     model = ModelConfig(decoder=language.config)
     # text alone, unless a run says otherwise: then its chat template, which mostly takes no images, stays
-    _write(folder, "decoder", weights, model=model, data=DataConfig(max_images=0), words=language.words)
-    return Imported(folder)
+    data = DataConfig(max_images=0, sequence_length=_within(512, model.decoder))
+    _write(folder, "decoder", weights, model=model, data=data, words=language.words)
+    return Imported(folder, language.left_out)
 
 
 def _config_of(name: str) -> dict[str, Any]:
@@ -104,7 +106,8 @@ def _folder_of(name: str) -> Path:
 
 def _import_multimodal(path: Path, theirs: dict[str, Any], folder: Path) -> Imported:
     family = FAMILIES[theirs["model_type"]]
-    model = family.config_from_hf(theirs, path)
+    with unread.naming(path, theirs):
+        model = family.config_from_hf(theirs, path)
     model.vision.mean, model.vision.std = encoder.pixels_of(path, model.vision)
     image = theirs.get("image_token_index", theirs.get("image_token_id"))
     tensors = tensors_of(path)
@@ -114,9 +117,16 @@ def _import_multimodal(path: Path, theirs: dict[str, Any], folder: Path) -> Impo
     model.decoder = language.config
     tiling = model.tiling.resolved
     tiles = 1 if tiling == KINDS["none"] else 1 + max(tiling.max_tiles, tiling.use_max_tiles)
-    data = DataConfig(sequence_length=max(4 * model.connector.tokens, 2 * tiles * model.tile_features, 512))
+    length = max(4 * model.connector.tokens, 2 * tiles * model.tile_features, 512)
+    picture = model.connector.tokens + 2  # as much as a document with one takes
+    data = DataConfig(sequence_length=max(_within(length, model.decoder), picture))
     _write(folder, "model", weights, model=model, data=data, words=language.words)
     return Imported(folder, family.left_out(path))
+
+
+def _within(length: int, decoder: DecoderConfig) -> int:
+    """A length of sequences, but no longer than the texts that the decoder can read."""
+    return min(length, decoder.max_positions or length)
 
 
 def _with_words(model: ModelConfig, state: State, words: Words) -> tuple[Language, State]:

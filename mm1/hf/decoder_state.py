@@ -47,6 +47,12 @@ def decoder_from_hf(theirs: State, *, tie_embeddings: bool) -> State:
     return ours | {"output.weight": theirs[_prefix(theirs, "lm_head.weight") + "lm_head.weight"]}
 
 
+def beside_decoder(theirs: State) -> list[str]:
+    """The names of tensors that are not the decoder's."""
+    prefix = _prefix(theirs, "embed_tokens.weight")
+    return [name for name in theirs if not name.startswith(prefix) and not name.endswith("lm_head.weight")]
+
+
 def _unfused(theirs: State) -> State:
     """Their state dict with Phi-3's matrices of queries, keys and values, and of gate and up, each on its own."""
     state: State = {}

@@ -12,8 +12,9 @@ from safetensors import safe_open
 
 from mm1.config.model import VisionConfig
 from mm1.hf.layouts import State, find, vision_from_hf
-from mm1.hf.unread import check_encoder
+from mm1.hf.unread import check_encoder, naming
 from mm1.hf.vision import FAMILIES, vision_config_from_aim, vision_config_from_hf, vision_config_from_openclip
+from mm1.hf.weight_files import PICKLE, SAFETENSORS, weight_files
 
 NAMES = {
     "ViT-B-16-quickgelu/dfn2b": "apple/DFN2B-CLIP-ViT-B-16",
@@ -41,10 +42,11 @@ def read_encoder(source: str) -> tuple[VisionConfig, State]:
     theirs = _json(folder / config)
     if "vision_config" in theirs:
         check_encoder(folder, theirs)
-    state = _state([folder / name for name in weights])
     if config == "open_clip_config.json":
-        return vision_config_from_openclip(theirs), state
-    ours = vision_config_from_aim(theirs) if "num_blocks" in theirs else vision_config_from_hf(theirs)
+        return vision_config_from_openclip(theirs), _state([folder / name for name in weights])
+    state = _state(weight_files(folder, SAFETENSORS if weights[0].endswith(".safetensors") else PICKLE))
+    with naming(folder, theirs):
+        ours = vision_config_from_aim(theirs) if "num_blocks" in theirs else vision_config_from_hf(theirs)
     ours.mean, ours.std = pixels_of(folder, ours)
     return ours, state
 
@@ -90,7 +92,8 @@ def _download(name: str) -> Path:
             raise ValueError(
                 f"{name!r} is not a folder here, and can't be had from the hub; names of OpenCLIP: {', '.join(NAMES)}"
             ) from error
-    return Path(snapshot_download(name, allow_patterns=[config, *weights, "preprocessor_config.json"]))
+    beside = ["*.index.json", "preprocessor_config.json", "processor_config.json"]
+    return Path(snapshot_download(name, allow_patterns=[config, *weights, *beside]))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,28 +1,30 @@
 """Published language models, from a folder, a GGUF file or the hub: config, weights, tokenizer."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from mm1.config.model import DecoderConfig
 from mm1.data.chat_format import TEMPLATE
 from mm1.hf.decoder_config import decoder_config_from_hf
-from mm1.hf.decoder_state import decoder_from_hf, with_own_head
+from mm1.hf.decoder_state import beside_decoder, decoder_from_hf, with_own_head
 from mm1.hf.gguf import Gguf
-from mm1.hf.unread import check_decoder
-from mm1.hf.vocabulary import Words, extended, read_words
+from mm1.hf.unread import check_decoder, left_out_tensors, naming
+from mm1.hf.vocabulary import Words, extended, read_words, vocabulary_of
+from mm1.hf.weight_files import tensors_of
 
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """A language model whose vocabulary has the project's marks. `weights` are those of our `Decoder`."""
+    """A language model whose vocabulary has the project's marks. `weights` are those of our `Decoder`; `left_out` says
+    what else its files hold."""
 
     config: DecoderConfig
     weights: dict[str, torch.Tensor]
     words: Words
+    left_out: str = ""
 
 
 def read_language(name: str, *, tokenizer: Path | None = None) -> Language:
@@ -45,47 +47,18 @@ def read_language(name: str, *, tokenizer: Path | None = None) -> Language:
     described = json.loads((path / "config.json").read_text())
     check_decoder(path, described)
     words = read_words(tokenizer or path)
-    config = decoder_config_from_hf(described)
+    with naming(path, described):
+        config = decoder_config_from_hf(described)
     theirs = tensors_of(path)
     config = with_own_head(config, theirs)
     weights = decoder_from_hf(theirs, tie_embeddings=config.tie_embeddings)
-    return with_words(config, weights, words)
+    return replace(with_words(config, weights, words), left_out=left_out_tensors(beside_decoder(theirs)))
 
 
 def with_words(config: DecoderConfig, weights: dict[str, torch.Tensor], words: Words) -> Language:
     """The model with a vocabulary, and matrices, for all tokens of `words`."""
-    tokenizer = words.tokenizer
-    ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
-    vocabulary = max(config.vocabulary, max(ids) + 1)
+    vocabulary = max(config.vocabulary, max(vocabulary_of(words.tokenizer).values()) + 1)
     return Language(config.model_copy(update={"vocabulary": vocabulary}), extended(weights, vocabulary), words)
-
-
-def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of the folder's files. Files are mapped, so tensors take memory only when they are used.
-
-    As in `transformers`, model.safetensors goes before an index, which may be left from an earlier version.
-
-    Raises:
-        ValueError: there are no safetensors, a file of the index is missing, or one is damaged.
-    """
-    files, index = sorted(path.glob("*.safetensors")), path / "model.safetensors.index.json"
-    if (path / "model.safetensors").is_file():
-        files = [path / "model.safetensors"]
-    elif index.is_file():  # some folders have the same weights in another format too
-        files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
-    missing = [file.name for file in files if not file.is_file()]
-    if len(missing) == len(files):
-        raise ValueError(f"{path} has no .safetensors file; weights in pickles are not read")
-    if missing:
-        raise ValueError(f"{path} has no {missing[0]}, which {index.name} names; download it again")
-    state: dict[str, torch.Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118, it is no dict
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged ({error}); download it again") from None
-    return state
 
 
 def downloaded(name: str, *, kinds: tuple[str, ...] = ("*.json", "*.safetensors", TEMPLATE)) -> Path:

@@ -1,5 +1,8 @@
 """What mm1 doesn't read of published models, said in one line: what it is, and what is read."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,12 @@ _WHY_NOT_WHOLE = dict.fromkeys(
 )
 """Why models of these types are not read as a whole."""
 
+_OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration|ImageTextToText)\w+$")
+"""The end of the name of a class that has another head than one for text."""
+
+_QUANTISED = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+"""Files beside quantised weights whose config.json may say nothing of them, by the method."""
+
 _TOWERS = ("clip", "siglip", "siglip2")
 """Types that are an image encoder beside a text encoder."""
 
@@ -27,18 +36,26 @@ def check_whole(folder: Path, theirs: dict[str, Any]) -> None:
     Raises:
         ValueError: it holds an adapter, or quantised weights.
     """
-    if (folder / "adapter_config.json").is_file() and not theirs:
+    if (folder / "adapter_config.json").is_file():
+        beside = ", or remove its files if the model beside it has it merged in" if theirs else ""
         raise ValueError(
-            f"{folder} holds an adapter (adapter_config.json) without the model it belongs to; merge it into that "
-            "model with peft's merge_and_unload(), and import what you save then"
+            f"{folder} holds an adapter (adapter_config.json), which mm1 doesn't read; merge it into its model with "
+            f"peft's merge_and_unload(), and import what you save then{beside}"
         )
-    settings = theirs.get("quantization_config") or theirs.get("compression_config")
-    if settings:
-        method = settings.get("quant_method", "of an unnamed method")
+    if method := _quantisation(folder, theirs):
         raise ValueError(
             f"{folder} holds quantised weights ({method}), which mm1 doesn't read; import the model in bf16 or fp32 "
             "that they were made from"
         )
+
+
+def _quantisation(folder: Path, theirs: dict[str, Any]) -> str:
+    """The method by which the weights are quantised; empty if they are not."""
+    for part in (theirs, theirs.get("text_config") or {}):
+        for name in ("quantization_config", "compression_config", "quantization"):  # the last is MLX's
+            if settings := part.get(name):
+                return settings.get("quant_method") or "of an unnamed method"
+    return next((method for file, method in _QUANTISED.items() if (folder / file).is_file()), "")
 
 
 def check_decoder(folder: Path, theirs: dict[str, Any]) -> None:
@@ -49,6 +66,11 @@ def check_decoder(folder: Path, theirs: dict[str, Any]) -> None:
     """
     if theirs and theirs.get("text_config", theirs).get("model_type", "") not in DECODERS:
         raise ValueError(f"{folder} is {describe(theirs)}, which mm1 doesn't read; {_READ}")
+    if _OTHER_HEAD.search(_class_of(theirs)):
+        raise ValueError(
+            f"{folder} is {describe(theirs)}, which has another head than one for text; mm1 reads ...ForCausalLM of "
+            "this type"
+        )
 
 
 def check_encoder(folder: Path, theirs: dict[str, Any]) -> None:
@@ -65,22 +87,41 @@ def check_encoder(folder: Path, theirs: dict[str, Any]) -> None:
         )
 
 
+@contextmanager
+def naming(folder: Path, theirs: dict[str, Any]) -> Iterator[None]:
+    """Say of which model it is, if one of its parts can't be read."""
+    try:
+        yield
+    except ValueError as why:
+        raise ValueError(f"{folder} is {describe(theirs)}, which mm1 can't read: {why}") from None
+
+
 def describe(theirs: dict[str, Any]) -> str:
     """What a config.json says that its model is: `Gemma3ForConditionalGeneration (gemma3)`."""
     kind = theirs.get("model_type") or theirs.get("architecture", "")
-    name = (theirs.get("architectures") or ["a model"])[0]
+    name = _class_of(theirs)
     return f"{name} ({kind})" if kind else name
+
+
+def _class_of(theirs: dict[str, Any]) -> str:
+    return (theirs.get("architectures") or ["a model"])[0]
 
 
 def left_out(theirs: dict[str, Any]) -> str:
     """What is not read of a model of which only the image encoder is; empty if the encoder is all."""
     kept = _cropped(theirs.get("vision_config", theirs))
     if "vision_config" not in theirs:
-        return kept
+        head = f"the head of {_class_of(theirs)}" if _OTHER_HEAD.search(_class_of(theirs)) else ""
+        return "; ".join(part for part in (head, kept) if part)
     kind = theirs.get("model_type", "")
     whole = f"{describe(theirs)} whole{_WHY_NOT_WHOLE.get(kind, '')}"
     rest = "its text encoder" if kind in _TOWERS else f"all but the image encoder: mm1 doesn't read {whole}"
     return f"{rest}; {kept}" if kept else rest
+
+
+def left_out_tensors(names: list[str]) -> str:
+    """What is said of tensors that a language model doesn't have, by their names."""
+    return f"{len(names)} tensors that are no language model's, such as {names[0]}" if names else ""
 
 
 def _cropped(vision: dict[str, Any]) -> str:
