@@ -21,8 +21,8 @@ def decoder_config_from_hf(theirs: dict[str, Any]) -> DecoderConfig:
         raise ValueError(f"decoders of type {kind!r} can't be read; known: {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     theirs = family.defaults | theirs
-    _refuse(theirs, family)
     rope, heads, biased = rope_of(theirs), theirs["num_attention_heads"], bool(theirs.get("attention_bias"))
+    _refuse(theirs | rope, family)
     scaling, max_positions = rope_scaling_from_hf(rope), theirs["max_position_embeddings"]
     ours: dict[str, Any] = {
         "vocabulary": theirs["vocab_size"],
@@ -114,8 +114,11 @@ def _refuse(theirs: dict[str, Any], family: Family) -> None:
     activation, known = theirs.get("hidden_activation") or theirs["hidden_act"], family.defaults["hidden_act"]
     if activation != known:
         raise ValueError(f"its activation is {activation!r}, but only {known!r} is known")
-    for name in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
-        if theirs.get(name) and name not in family.defaults:
+    parts = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
+    is_set = {name: bool(theirs.get(name)) for name in parts}
+    is_set["partial_rotary_factor"] = theirs.get("partial_rotary_factor") not in (None, 1.0)
+    for name, value in is_set.items():
+        if value and name not in family.defaults:
             raise ValueError(f"{name} is set, which is not known of {theirs['model_type']}")
     if theirs.get("decoder_sparse_step", 1) != 1 or theirs.get("mlp_only_layers"):
         raise ValueError("decoder_sparse_step or mlp_only_layers leave layers without experts, of another width")

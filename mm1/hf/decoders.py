@@ -65,7 +65,7 @@ _GEMMA_FIELDS = {"norm_after": True, "norm_offset": True, "activation": "gelu_ta
 _GEMMA_NEEDS = ("query_scale", "embedding_scale")
 
 _PHI3 = _LLAMA | {"vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "rms_norm_eps": 1e-5}
-_PHI3 |= {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
+_PHI3 |= {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "partial_rotary_factor": 1.0}
 
 _ACROSS = {"qk_norm": True, "qk_norm_across_heads": True}
 

@@ -30,7 +30,7 @@ def rope_scaling_from_hf(rope: dict[str, Any]) -> RopeScalingConfig | None:
         ValueError: in a way that ours doesn't know.
     """
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in _KINDS or rope.get("mscale"):
+    if kind not in _KINDS:
         known = ", ".join(name for name in _KINDS if name != "su")
         raise ValueError(f"rotary positions of type {kind!r} can't be read; known: {known}")
     return _KINDS[kind](rope)
@@ -42,28 +42,43 @@ def _linear(rope: dict[str, Any]) -> RopeScalingConfig:
 
 def _llama3(rope: dict[str, Any]) -> RopeScalingConfig:
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    original = rope["original_max_position_embeddings"]
+    original = _original(rope)
     return RopeScalingConfig(kind="llama3", factor=rope["factor"], low=low, high=high, original_positions=original)
 
 
 def _yarn(rope: dict[str, Any]) -> RopeScalingConfig:
-    factor = rope["factor"]
-    default = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0  # Peng et al., arXiv 2309.00071, equation 22
+    factor, mscale, mscale_all = _factor(rope), rope.get("mscale"), rope.get("mscale_all_dim")
+    default = _yarn_attention(factor)
+    if mscale and mscale_all:  # DeepSeek's
+        default = _yarn_attention(factor, mscale) / _yarn_attention(factor, mscale_all)
     return RopeScalingConfig(
         kind="yarn",
         factor=factor,
         low=rope.get("beta_slow") or 1.0,
         high=rope.get("beta_fast") or 32.0,
-        original_positions=rope["original_max_position_embeddings"],
+        original_positions=_original(rope),
         attention_factor=rope.get("attention_factor") or default,
         truncate=rope.get("truncate", True),
     )
 
 
+def _yarn_attention(factor: float, scale: float = 1.0) -> float:
+    """Peng et al., arXiv 2309.00071, equation 22."""
+    return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def _original(rope: dict[str, Any]) -> int:
+    """The length that was stretched: that of the whole model if nothing is said."""
+    return rope.get("original_max_position_embeddings") or rope["max_position_embeddings"]
+
+
+def _factor(rope: dict[str, Any]) -> float:
+    return rope.get("factor") or rope["max_position_embeddings"] / _original(rope)
+
+
 def _longrope(rope: dict[str, Any]) -> RopeScalingConfig:
     """That of texts up to the original length; beyond it, theirs changes all positions of a text."""
-    original = rope["original_max_position_embeddings"]
-    factor = rope.get("factor") or rope["max_position_embeddings"] / original
+    original, factor = _original(rope), _factor(rope)
     default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0  # arXiv 2402.13753
     return RopeScalingConfig(
         kind="longrope",
