@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers.models import BPE, WordLevel
+from tokenizers.models import BPE, Unigram, WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from mm1.checkpoint import Loaded, load_for_use
@@ -96,6 +96,54 @@ def test_marks_of_a_vocabulary_with_holes_take_ids_after_the_largest(ids, tmp_pa
     assert new == [*range(max(42, ids[1] + 1), max(42, ids[1] + 1) + len(new))]
     assert tokenizer.vocabulary == new[-1] + 1 == loaded.run.model.decoder.vocabulary
     assert len(tokenizer.breaks) == tokenizer.vocabulary
+
+
+def test_the_words_of_a_unigram_model_keep_their_ids(tmp_path):
+    """Its vocabulary is a list of words and scores."""
+    tokenizer = HFTokenizer(Unigram([("?", -9.0), *((chr(n), -3.0) for n in range(97, 123)), ("who", -1.0)], unk_id=0))
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    loaded = imported(published(tmp_path / "unigram", json.loads(tokenizer.to_str())), tmp_path / "run")
+    assert loaded.tokenizer.encode("whoa") == [27, 1]
+    assert loaded.tokenizer.ends == {29}
+
+
+def test_a_text_begins_as_the_tokenizer_says_whatever_its_settings_do(tmp_path):
+    """As in transformers 5, which doesn't ask tokenizer_config.json for it."""
+    source = published(tmp_path / "theirs", json.loads(letters(["<s>", "</s>"]).to_str()))
+    (source / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "add_bos_token": True}))
+    assert imported(source, tmp_path / "run").tokenizer.begin == []
+    assert transformers.AutoTokenizer.from_pretrained(source)("ab").input_ids == [97, 98]
+
+
+def test_a_token_that_ends_an_answer_need_not_be_special(tmp_path):
+    """As Gemma's first `<end_of_turn>`; a word is no end, though a class's default id may be that of one."""
+    tokenizer = letters(["<s>", "</s>"])
+    tokenizer.add_tokens(["<end_of_turn>"])
+    source = published(tmp_path / "theirs", json.loads(tokenizer.to_str()))
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, 258, 2]}))
+    assert imported(source, tmp_path / "run").tokenizer.ends == {257, 258}
+
+
+def test_a_template_stays_as_it_is_without_special_tokens_and_among_others(tmp_path):
+    content = json.loads(letters(["<s>", "</s>"]).to_str())
+    source = published(tmp_path / "theirs", content)
+    plain = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    settings = {"chat_template": {"tool_use": "tools!", "default": plain}}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert _ids(imported(source, tmp_path / "run"), "who?") == [ord(letter) for letter in "who?"]
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [("tokenizer.model", r"transformers makes one.*--tokenizer FOLDER"), ("tokenizer.json", r"is not JSON .*again")],
+)
+def test_a_tokenizer_that_cannot_be_read_is_named_with_its_mend(file, said, tmp_path):
+    """SentencePiece's file alone, and the pointer that stands for a file not yet fetched."""
+    source = published(tmp_path / "theirs", {})
+    (source / "tokenizer.json").unlink()
+    (source / file).write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=said):
+        import_model(str(source), tmp_path / "run")
 
 
 def test_a_template_that_asks_for_tools_is_told_that_there_are_none(tmp_path):

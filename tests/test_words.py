@@ -243,8 +243,8 @@ def test_a_template_reaches_nothing_but_the_conversation():
         ({"bos_token": {"content": "</s>"}, "add_bos_token": True, "eos_token": None}, [257], [259]),
     ],
 )
-def test_a_text_begins_as_the_published_folder_says(settings, begin, end):
-    """Its tokenizer puts <s> before a text; tokenizer_config.json may remove or change it."""
+def test_a_text_begins_as_the_published_file_says(settings, begin, end):
+    """Its tokenizer puts <s> before a text; a GGUF file may remove or change it."""
     imported = words(json.loads(letters(["<s>", "</s>"], begins=True).to_str()), settings, ends=[3, None])
     named = imported.tokenizer["post_processor"]["special_tokens"]
     assert named["<|begin|>"]["ids"] == begin

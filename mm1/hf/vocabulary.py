@@ -15,6 +15,9 @@ from mm1.data.tokenizer import MARKS
 
 State = dict[str, torch.Tensor]
 
+_OTHER_TOKENIZERS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "vocab.json")
+"""Files of tokenizers that are not read."""
+
 _SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 
@@ -33,7 +36,14 @@ def read_words(folder: Path, *, image: int | None = None) -> Words:
         ValueError: there is no tokenizer.json, or the template can't be read.
     """
     if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} has no tokenizer.json; download it too")
+        others = [name for name in _OTHER_TOKENIZERS if (folder / name).is_file()]
+        mend = (
+            f"it has {others[0]}, of which transformers makes one: AutoTokenizer.from_pretrained({str(folder)!r})"
+            f".save_pretrained({str(folder)!r})"
+            if others
+            else "download it too"
+        )
+        raise ValueError(f"{folder} has no tokenizer.json; {mend}, or give another's, --tokenizer FOLDER")
     settings = {
         name: value for file in ("special_tokens_map", "tokenizer_config") for name, value in _json(folder, file)
     }
@@ -44,7 +54,8 @@ def read_words(folder: Path, *, image: int | None = None) -> Words:
     settings |= {name: value for name, value in _json(folder, "chat_template") if name == "chat_template"}
     if (folder / TEMPLATE).is_file():
         settings["chat_template"] = (folder / TEMPLATE).read_text()
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    settings.pop("add_bos_token", None)  # transformers 5 doesn't ask it where there is a tokenizer.json
+    tokenizer = dict(_json(folder, "tokenizer"))
     return words(tokenizer, settings, ends=ends if isinstance(ends, list) else [ends], image=image)
 
 
@@ -52,6 +63,8 @@ def words(
     tokenizer: dict[str, Any], settings: Mapping[str, Any], *, ends: Sequence[int | None] = (), image: int | None = None
 ) -> Words:
     """The words of a tokenizer with these `settings` (bos_token, eos_token, ...), as in a tokenizer_config.json.
+
+    `add_bos_token` tells, as in a GGUF file, whether bos_token goes before a text; without it the tokenizer does.
 
     A text begins with the tokens that this tokenizer puts before it, in some families with none. `ends` are further
     tokens that end an answer. What a file says of truncation and padding is how it was last called: neither is kept.
@@ -61,17 +74,19 @@ def words(
     names = {name: _content(token) for name, token in settings.items() if name.endswith("_token") and _content(token)}
     numbers = {name: theirs.token_to_id(token) for name, token in names.items()}
     ids = {name: number for name, number in numbers.items() if number is not None}
-    special = {token["id"] for token in tokenizer.get("added_tokens") or [] if token.get("special")}
+    added = {token["id"] for token in tokenizer.get("added_tokens") or []}  # an end in the vocabulary is a word
     own = {"begin": _begin(theirs, ids.get("bos_token"), settings.get("add_bos_token"))}
-    if last := [*dict.fromkeys(end for end in (ids.get("eos_token"), *ends) if end is not None and end in special)]:
+    if last := [*dict.fromkeys(end for end in (ids.get("eos_token"), *ends) if end is not None and end in added)]:
         own["end"] = last
     if "pad_token" in ids and ids["pad_token"] not in (*own["begin"], *last):
         own["pad"] = [ids["pad_token"]]
     if image is not None and theirs.id_to_token(image) is not None:
         own["image"] = [image]
     template = settings.get("chat_template") or ""
-    if isinstance(template, list):  # several templates with names
-        template = next((entry["template"] for entry in template if entry["name"] == "default"), "")
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}
+    if isinstance(template, dict):  # several templates, by name
+        template = template.get("default", "")
     if template:
         begin = names.get("bos_token", "") if own["begin"] and image is not None else ""
         template = _self_contained(template, names, begin=begin)
@@ -79,7 +94,7 @@ def words(
 
 
 def _begin(tokenizer: HFTokenizer, bos: int | None, adds: bool | None) -> list[int]:
-    """The tokens that `transformers` puts before a text: by tokenizer_config.json, else by the tokenizer itself."""
+    """The tokens that `transformers` puts before a text: as `adds` says, else those of the tokenizer itself."""
     if adds is not None:
         return [bos] if adds and bos is not None else []
     bare, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
@@ -93,9 +108,10 @@ def _self_contained(template: str, names: Mapping[str, str], *, begin: str) -> s
     """
     spellings = "".join(f"{{% set {name} = {json.dumps(text, ensure_ascii=False)} %}}" for name, text in names.items())
     probe = [{"role": "user", "content": [{"type": "text", "text": "a probe"}]}]
-    if not ChatTemplate(f"{spellings}\n{template}")(probe).startswith(begin):
+    spellings += "\n" * bool(spellings)
+    if not ChatTemplate(spellings + template)(probe).startswith(begin):
         template = f"{begin}{template}"
-    return f"{spellings}\n{template}"
+    return spellings + template
 
 
 def with_marks(tokenizer: dict[str, Any], own: Mapping[str, list[int]]) -> dict[str, Any]:
@@ -189,4 +205,7 @@ def _content(token: Any) -> str:
 
 def _json(folder: Path, name: str) -> list[tuple[str, Any]]:
     file = folder / f"{name}.json"
-    return [*json.loads(file.read_text()).items()] if file.is_file() else []
+    try:
+        return [*json.loads(file.read_text()).items()] if file.is_file() else []
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); download it again") from None
