@@ -96,6 +96,7 @@ ORDER = {
         *("engine", "serving", "beam", "document_prompt", "writer"),
     ),
     "hf": (
+        "weight_files",
         "names",
         "layouts",
         "vision",
