@@ -87,6 +87,11 @@ LLAVAS = {
         transformers.Qwen2Config(**TEXT),
         {"vision_feature_select_strategy": "full", "vision_feature_layer": -1},
     ),
+    "CLIP, Gemma 2, whose logits no LLaVA caps": (
+        transformers.CLIPVisionConfig(**VISION),
+        transformers.Gemma2Config(**TEXT, head_dim=8, attn_logit_softcapping=None, final_logit_softcapping=0.5),
+        {},
+    ),
     "SigLIP, tied Qwen": (
         transformers.SiglipVisionConfig(**VISION, vision_use_head=False),
         transformers.Qwen2Config(**TEXT, tie_word_embeddings=True),

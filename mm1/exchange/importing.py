@@ -112,6 +112,7 @@ def _import_multimodal(path: Path, theirs: dict[str, Any], folder: Path) -> Impo
     image = theirs.get("image_token_index", theirs.get("image_token_id"))
     tensors = tensors_of(path)
     model.decoder = with_own_head(model.decoder, tensors)
+    model.decoder.logit_softcap = None  # their output matrix is the whole model's, which caps no logits
     state = family.from_hf(tensors, model)
     language, weights = _with_words(model, state, read_words(path, image=image))
     model.decoder = language.config
