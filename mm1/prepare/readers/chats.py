@@ -45,7 +45,7 @@ def conversation(row: Mapping[str, Any], turns: Any, pictures: Pictures, record:
     Raises:
         Dropped: its turns are of no known form, its pictures are too many or too few, or it is about a video.
     """
-    images = next((row[name] for name in _PICTURE_NAMES if row.get(name)), [])
+    images: Any = next((row[name] for name in _PICTURE_NAMES if row.get(name)), [])
     cells = images if isinstance(images, list) else [images]
     record.pictures = len(cells)
     turns, cells = flatten_parts(parse_json(turns) if isinstance(turns, str) else turns, cells)
