@@ -251,9 +251,10 @@ def prepare(
     """
     from mm1.cluster import Runner
     from mm1.eval.training_chats import TrainingChats
+    from mm1.prepare.merge import NothingLeftError
     from mm1.prepare.pipeline import prepare as prepare_inputs
     from mm1.prepare.request import parse_request
-    from mm1.prepare.summary import exit_status, failure_lines, summary_lines
+    from mm1.prepare.summary import exit_status, failure_lines, ledger_lines, summary_lines
 
     request = parse_request([*words, *([f"key={key}"] if key else [])], kind=kind)
     folder = to or Path(f"{Path(request.inputs[0].path).resolve().name.replace(':', '-')}-prepared")
@@ -263,7 +264,13 @@ def prepare(
     except KeyboardInterrupt:
         typer.echo("stopped; the same command continues with the missing shards", err=True)
         os._exit(130)  # not sys.exit: a thread of Daft may still be at work, and Python aborts when it ends under one
-    for line in summary_lines(result, folder):
+    except NothingLeftError as nothing:
+        if not nothing.result.failed:
+            raise
+        result, lines = nothing.result, ledger_lines(nothing.result.ledger)
+    else:
+        lines = summary_lines(result, folder)
+    for line in lines:
         typer.echo(line)
     for line in failure_lines(result):
         typer.echo(line, err=True)

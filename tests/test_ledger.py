@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -304,6 +305,19 @@ def test_a_failed_part_ends_with_3_and_so_does_odd_input_if_strict(tmp_path):
     assert "failed: 1.tar: 1.tar is no tar, or breaks off" in ended.stderr
     card = json.loads((tmp_path / "failed" / "card.json").read_text())
     assert card["records"]["read"] == card["records"]["kept"] + 1 + card["records"]["failed"]
+
+
+def test_if_every_part_failed_the_counts_are_shown_and_the_status_is_3(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    tars(folder, ["good", "no text"])
+    (folder / "0.tar").write_bytes((folder / "0.tar").read_bytes()[:-12_000])
+    ended = mm1(folder, "--to", tmp_path / "out")
+    assert ended.exit_code == 3
+    assert re.search(r"records +(\d+) +0 +0 +\1\n", ended.stdout)
+    assert "failed: 0.tar: 0.tar is no tar, or breaks off" in ended.stderr
+    assert "no document is left, and nothing was written" in ended.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_rules_that_the_user_set_are_no_surprise(tmp_path):

@@ -23,7 +23,11 @@ _DETAILS_IN_MEMORY = 16  # of documents, up to 256 kB for each of their pictures
 
 
 class NothingLeftError(ValueError):
-    """All that was read was left out, or failed."""
+    """All that was read was left out, or failed; `result` counts it."""
+
+    def __init__(self, result: PrepareResult):
+        super().__init__(_nothing_left(result.ledger, result.failed))
+        self.result = result
 
 
 def merge(
@@ -46,7 +50,7 @@ def merge(
     removals = _removals(hashes, rules, _details(shards), max_image_repeats)
     _enter(removals, shards, hashes, ledger)
     if not removals.kept.any():
-        raise NothingLeftError(_nothing_left(ledger, failed))
+        raise NothingLeftError(PrepareResult({}, ledger, dict(failed)))
     stores = {}
     for name, mask in (("images", removals.images_left > 0), ("text", removals.images_left == 0)):
         mask &= removals.kept

@@ -20,16 +20,20 @@ def summary_lines(result: PrepareResult, folder: Path) -> Iterator[str]:
     """The lines of the table, and the files to look at."""
     for name, documents in result.stores.items():
         yield f"{folder / name}.lance: {documents:,} documents"
-    ledger = result.ledger
+    yield from ledger_lines(result.ledger)
+    if result.ledger.examples:
+        yield f"examples of each reason: {folder / 'dropped.jsonl'}"
+    yield f"card: {folder / 'card.html'}"
+
+
+def ledger_lines(ledger: Ledger) -> Iterator[str]:
+    """The counts of records and pictures, and the reasons of those that were left out."""
     yield f"{'':10}{'read':>12}{'kept':>12}{'left out':>12}{'failed':>12}"
     for name, account in (("records", ledger.records), ("pictures", ledger.pictures)):
         counts = (account.read, account.kept, account.dropped.total(), account.failed)
         yield f"{name:10}" + "".join(f"{count:>12,}" for count in counts)
     yield from _reasons(ledger, "left out by the rules:", expected=True)
     yield from _reasons(ledger, "left out because something is wrong with the input:", expected=False)
-    if ledger.examples:
-        yield f"examples of each reason: {folder / 'dropped.jsonl'}"
-    yield f"card: {folder / 'card.html'}"
 
 
 def failure_lines(result: PrepareResult) -> Iterator[str]:
@@ -37,6 +41,8 @@ def failure_lines(result: PrepareResult) -> Iterator[str]:
     for name, failure in result.failed.items():
         read = f" (after {failure.records:,} records)" if failure.records else ""
         yield f"failed: {name}: {failure.error}{read}"
+    if not result.stores:
+        yield "no document is left, and nothing was written"
     if result.failed:
         yield "repair or remove these files and give the same command again: the rest is not read a second time"
 
