@@ -98,6 +98,16 @@ def complete_pictures(body: Element) -> None:
             picture.append(picture.makeelement("img"))
 
 
+def show_embedded_pictures(body: Element) -> None:
+    """Makes an `img` of each `object` and `embed` that shows a picture; the text in its place is left out."""
+    for element in list(body.iter("object", "embed")):
+        address = (element.get("data") or element.get("src") or "").strip()
+        kind = (element.get("type") or "").strip().lower()
+        if address and (kind.startswith("image/") or (not kind and _PICTURE.fullmatch(address))):
+            element.set("src", address)
+            element.tag = "img"
+
+
 def hoist_unscripted_images(body: Element) -> None:
     """Puts the images of `noscript` elements before them, unless the page holds the same image outside of one.
 

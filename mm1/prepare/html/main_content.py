@@ -16,7 +16,12 @@ from urllib.parse import urljoin
 
 from mm1.document import Text
 from mm1.prepare.html.encoding import decode_page
-from mm1.prepare.html.image_address import complete_pictures, hoist_unscripted_images, image_address
+from mm1.prepare.html.image_address import (
+    complete_pictures,
+    hoist_unscripted_images,
+    image_address,
+    show_embedded_pictures,
+)
 from mm1.prepare.html.walk import Element, Piece, parse, walk
 
 _NEVER_CONTENT = frozenset(
@@ -135,6 +140,7 @@ def main_content(page: bytes, base: str, *, charset: str = "") -> list[Piece]:
     for tag in body.iter("amp-img", "image"):
         tag.tag = "img"
     complete_pictures(body)
+    show_embedded_pictures(body)
     hoist_unscripted_images(body)
     if sum(1 for _ in islice(body.iter(), _MOST_ELEMENTS + 1)) > _MOST_ELEMENTS:
         raise PageError(f"page of more than {_MOST_ELEMENTS:,} elements")
