@@ -14,7 +14,9 @@ import pytest
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
+from mm1.prepare.pipeline import prepare
 from mm1.prepare.readers.kinds import detect_kind
+from mm1.prepare.request import parse_request
 from mm1.prepare.shard import InputError
 from tests.conftest import picture
 from tests.reading import drops, read
@@ -170,3 +172,9 @@ def test_a_warc_that_breaks_off_anywhere_is_refused_by_name(tmp_path, packed):
             path.write_bytes(whole.getvalue()[:size])
             with pytest.raises(InputError, match=f"{path.name} (breaks off|holds no|is no)"):
                 read(path)
+
+
+def test_an_object_over_several_lines_is_named_as_that(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"data": [{"text": "some words"}] * 3}, indent=2))
+    with pytest.raises(ValueError, match=r"a\.json is one JSON object over several lines; expected"):
+        prepare(parse_request([str(tmp_path / "a.json")]), tmp_path / "out")

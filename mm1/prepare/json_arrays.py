@@ -38,6 +38,7 @@ def read_json_array(shard: Shard, ledger: Ledger) -> Iterator[tuple[int, dict[st
     with open_unpacked(path) as file:
         start = array_start(file)
     if start is None:
+        _check_lines(path)
         yield from read_json_lines(shard, ledger)
         return
     with open_unpacked(path) as file:
@@ -56,6 +57,15 @@ def read_json_array(shard: Shard, ledger: Ledger) -> Iterator[tuple[int, dict[st
                         raise Dropped(f"element of more than {LARGEST_FILE >> 20} MB")
                     raise Dropped("element that is no JSON object", detail=_fault(element))
             number += 1
+
+
+def _check_lines(path: Path) -> None:
+    with open_unpacked(path) as file:
+        if file.readline(LARGEST_FILE).strip() == b"{":
+            raise InputError(
+                f"{path.name} is one JSON object over several lines; expected an object in each line, or an array of "
+                "objects: write the list inside of it to a file of its own"
+            )
 
 
 def array_start(file: BinaryIO | io.BufferedReader) -> int | None:
