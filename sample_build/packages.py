@@ -155,6 +155,8 @@ def _debian_data(archive: Path) -> bytes:
 
 
 def _unpack_tar(file, folder: Path, title: str) -> None:
+    if not hasattr(tarfile, "data_filter"):
+        raise PackageError(f"{title} is unpacked by Python 3.11.4 or newer: older ones check no names in archives")
     with tarfile.open(fileobj=file, mode="r:*") as tar:
         members = []
         for member in tar:
