@@ -228,6 +228,12 @@ def test_an_adapter_alone_is_refused_with_the_way_to_merge_it(tmp_path):
         import_model(str(tmp_path), tmp_path / "ours")
 
 
+def test_one_file_of_a_model_is_answered_with_its_folder(tmp_path):
+    file = published(tmp_path / "llama", llama()) / "model.safetensors"
+    with pytest.raises(ValueError, match=r"model\.safetensors is one file of a model; name its folder.*/llama$"):
+        import_model(str(file), tmp_path / "run")
+
+
 def test_a_model_read_for_its_encoder_alone_says_what_is_left_out(tmp_path):
     vision = transformers.SiglipVisionConfig(**VISION, image_size=28, patch_size=14)
     text = transformers.GemmaConfig(vocab_size=264, head_dim=8, num_key_value_heads=1, **SHAPE)

@@ -37,6 +37,8 @@ def read_language(name: str, *, tokenizer: Path | None = None) -> Language:
         ValueError: nothing has that name, or our decoder can't compute the model.
     """
     path = Path(name) if Path(name).exists() else downloaded(name)
+    if path.is_file() and path.suffix in (".safetensors", ".bin", ".json", ".pt", ".pth"):
+        raise ValueError(f"{path} is one file of a model; name its folder, which has a config.json too: {path.parent}")
     files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
     if not (path / "config.json").is_file() and len(files) == 1:
         gguf = Gguf(files[0])
