@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import tarfile
 import zipfile
 import zlib
@@ -167,6 +168,8 @@ def test_a_warc_that_breaks_off_anywhere_is_refused_by_name(tmp_path, packed):
     path = tmp_path / ("a.warc.gz" if packed else "a.warc")
     path.write_bytes(whole.getvalue())
     assert len(read(path)[0]) == 3
+    path.write_bytes(whole.getvalue() + b"\n")
+    assert len(read(path)[0]) == 3
     for size in range(20, len(whole.getvalue()) - 4, 13):
         if not any(end - 4 <= size <= end for end in ends):
             path.write_bytes(whole.getvalue()[:size])
@@ -174,7 +177,95 @@ def test_a_warc_that_breaks_off_anywhere_is_refused_by_name(tmp_path, packed):
                 read(path)
 
 
-def test_an_object_over_several_lines_is_named_as_that(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps({"data": [{"text": "some words"}] * 3}, indent=2))
-    with pytest.raises(ValueError, match=r"a\.json is one JSON object over several lines; expected"):
-        prepare(parse_request([str(tmp_path / "a.json")]), tmp_path / "out")
+def test_an_object_over_several_lines_is_named_and_stands_in_nobodys_way(tmp_path):
+    (tmp_path / "infos.json").write_text(json.dumps({"data": [{"text": "some words"}] * 3}, indent=2))
+    with pytest.raises(ValueError, match="no document is left; not read: file with one JSON object over"):
+        prepare(parse_request([str(tmp_path / "infos.json")]), tmp_path / "out")
+    (tmp_path / "a.jsonl").write_text('{"text": "some words"}\n')
+    documents, ledger = read(tmp_path)
+    assert len(documents) == 1
+    assert drops(ledger) == {"file with one JSON object over several lines, in place of records": 1}
+
+
+def samples_tar(count: int) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for number in range(count):
+            for name, data in ((f"{number}.png", RED), (f"{number}.txt", b"a red thing")):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_packed_tar_that_breaks_off_anywhere_fails(ending, tmp_path):
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}[ending]
+    whole = pack(samples_tar(60))
+    path = tmp_path / f"a.tar{ending}"
+    for cut in range(len(whole) // 9, len(whole) - 40, len(whole) // 9):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(InputError, match="is no tar, or breaks off"):
+            read(path)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz"])
+def test_a_tar_packed_in_several_streams_is_read_whole(ending, tmp_path):
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[ending]
+    whole = samples_tar(20)
+    (tmp_path / f"a.tar{ending}").write_bytes(pack(whole[:9000]) + pack(whole[9000:]))
+    documents, _ = read(tmp_path)
+    assert len(documents) == 20
+
+
+def test_a_zip_that_nobody_can_unpack_fails_by_name(tmp_path):
+    path = tmp_path / "a.jsonl.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jsonl", '{"text": "some words"}')
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 8] |= 1  # says that it is encrypted
+    data[6] |= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.jsonl\.zip .*encrypted"):
+        read(path, kind="text")
+
+
+def test_a_chat_in_the_json_of_a_tar_may_be_a_list_and_keeps_its_licence(tmp_path):
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A red thing."}]
+    contents = {"1": turns, "2": {"conversations": turns, "license": "CC0-1.0"}, "3": {"messages": "3 new"}}
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in contents.items():
+            files = {"png": RED, "json": json.dumps(content).encode()} | (
+                {"txt": b"a red thing"} if name == "3" else {}
+            )
+            for ending, data in files.items():
+                member = tarfile.TarInfo(f"{name}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    first, second, third = read(tmp_path)[0]
+    assert first.text == second.text
+    assert second.metadata["license"] == "CC0-1.0"
+    assert third.text == "a red thing"
+
+
+def test_what_begins_with_many_comments_or_is_no_file_is_no_page(tmp_path):
+    (tmp_path / "index.html").write_text(f"<html><body><p>{WORDS * 4}</p></body></html>")
+    (tmp_path / "comments").write_bytes(b"<!---->" * 500 + b"x")
+    (tmp_path / "about").write_text(f"<!-- by hand --><!doctype html><body><p>{WORDS[::-1] * 4}</p></body>")
+    os.mkfifo(tmp_path / "pipe")
+    documents, ledger = read(tmp_path)
+    assert len(documents) == 2
+    assert not drops(ledger)
+
+
+def test_names_that_lead_out_of_the_input_leave_no_trace_of_what_is_there(tmp_path):
+    outside, folder = tmp_path / "secret.png", tmp_path / "in"
+    outside.write_bytes(RED)
+    folder.mkdir()
+    (folder / "a.csv").write_text(
+        f"image,caption\n{outside},one\n../secret.png,two\nhere.png,three\nfile://[x/a.png,four\n"
+    )
+    (folder / "here.png").write_bytes(RED)
+    prepare(parse_request([str(folder)]), tmp_path / "out")
+    assert str(outside) not in (tmp_path / "out" / "inputs.json").read_text()
+    assert "here.png" in (tmp_path / "out" / "inputs.json").read_text()

@@ -108,6 +108,15 @@ def site(folder: Path, body: str, *, head: str = "", pictures: int = 9) -> Path:
     return folder
 
 
+def test_what_stands_after_an_embed_is_kept(tmp_path):
+    site(tmp_path, f'<p>{WORDS}<embed src="img/1.png" type="image/png">{WORDS}</p><p>Its end.</p>')
+    documents, _ = read(tmp_path)
+    plain = documents[0].text
+    assert plain.count(WORDS.strip()) == 3
+    assert "Its end." in plain
+    assert len(documents[0].images) == 1
+
+
 BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 LAZY = {
     "data-src": f'<img src="{BLANK}" data-src="img/1.png">',

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from mm1.document import Image
 from mm1.prepare.ledger import Dropped, Ledger, MissingImage
@@ -37,6 +37,9 @@ MISSING = "picture that is missing"
 
 MISSING_HINT = "pictures=FOLDER names the folder of the pictures, if they are elsewhere"
 
+_BROKEN = (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error, UnicodeError, RuntimeError)
+"""What unpacking raises; `RuntimeError` where a zip is encrypted, or packed in a way that Python doesn't know."""
+
 _MARKS = {  # UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -48,7 +51,7 @@ _MARKS = {  # UTF-32's begins with UTF-16's
 def read_picture(shard: Shard, name: str) -> Image:
     """The picture that a file of the shard names; a `MissingImage` if it cannot be read."""
     if name.startswith("file://"):
-        name = unquote(urlsplit(name).path)
+        name = unquote(name.removeprefix("file://").removeprefix("localhost"))
     for folder in shard.picture_folders:
         path = file_inside(folder, name, bound=shard.picture_folder or shard.root)
         if path is not None:
@@ -138,10 +141,10 @@ def open_unpacked(path: Path) -> Iterator[io.BufferedReader]:
         InputError: the packed file is broken.
     """
     try:
-        with _unpacked(path) as file:
+        with unpacked(path, path.suffix.lower()) as file:
             encoding = text_encoding(file.peek(4))
             yield file if encoding is None else io.BufferedReader(_InUtf8(file, encoding))
-    except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error) as error:
+    except _BROKEN as error:
         raise InputError(f"{path.name} breaks off or is no {path.suffix} file: {error}") from error
 
 
@@ -163,10 +166,10 @@ class _InUtf8(io.RawIOBase):
         return count
 
 
-def _unpacked(path: Path) -> io.BufferedReader:
+def unpacked(path: Path, ending: str) -> io.BufferedReader:
+    """The bytes of a file that is packed as its ending (.gz, .bz2, .xz, .zst, .zip; others are not) says."""
     import pyarrow as pa
 
-    ending = path.suffix.lower()
     if ending == ".gz":
         return io.BufferedReader(gzip.open(path))
     if ending == ".bz2":
@@ -177,7 +180,7 @@ def _unpacked(path: Path) -> io.BufferedReader:
         return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
     if ending == ".zip":
         archive = zipfile.ZipFile(path)
-        names = archive.namelist()
+        names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
         if len(names) != 1:
             raise InputError(f"{path.name} holds {len(names)} files; a packed text file holds one")
         return io.BufferedReader(cast(io.RawIOBase, archive.open(names[0])))

@@ -41,7 +41,7 @@ def open_picture(data: bytes) -> PIL.Image.Image:
 def _fault(data: bytes) -> str:
     """Why some bytes are no picture that is read."""
     head = data[:200].lstrip().lower()
-    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
+    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc") or (head[4:12] == b"ftypmif1" and b"heic" in head[12:64]):
         return IN_HEIC
     if head.startswith((b"<!doctype html", b"<html")):
         return "web page in the place of a picture"

@@ -38,7 +38,9 @@ def read_json_array(shard: Shard, ledger: Ledger) -> Iterator[tuple[int, dict[st
     with open_unpacked(path) as file:
         start = array_start(file)
     if start is None:
-        _check_lines(path)
+        if _is_one_object(path):
+            ledger.skipped["file with one JSON object over several lines, in place of records"] += 1
+            return
         yield from read_json_lines(shard, ledger)
         return
     with open_unpacked(path) as file:
@@ -59,13 +61,10 @@ def read_json_array(shard: Shard, ledger: Ledger) -> Iterator[tuple[int, dict[st
             number += 1
 
 
-def _check_lines(path: Path) -> None:
+def _is_one_object(path: Path) -> bool:
+    """Whether a file has one object, as those that describe a data set have."""
     with open_unpacked(path) as file:
-        if file.readline(LARGEST_FILE).strip() == b"{":
-            raise InputError(
-                f"{path.name} is one JSON object over several lines; expected an object in each line, or an array of "
-                "objects: write the list inside of it to a file of its own"
-            )
+        return file.readline(LARGEST_FILE).removeprefix(b"\xef\xbb\xbf").strip() == b"{"
 
 
 def array_start(file: BinaryIO | io.BufferedReader) -> int | None:

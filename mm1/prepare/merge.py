@@ -70,6 +70,7 @@ def _nothing_left(ledger: Ledger, failed: Mapping[str, Failure]) -> str:
     if ledger.records.dropped:
         dropped = (f"{reason}: {count}" for reason, count in ledger.records.dropped.most_common())
         reasons.append(f"left out: {', '.join(dropped)}")
+    reasons += [f"not read: {reason}: {count}" for reason, count in ledger.skipped.items()]
     for example in ledger.examples[:1]:
         reasons.append(f"first: {', '.join(filter(None, (example.input, example.position, example.detail)))}")
     reasons += [MISSING_HINT] * (MISSING in ledger.records.dropped)

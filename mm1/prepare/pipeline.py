@@ -85,7 +85,7 @@ def prepare(
         try:
             result = merge(finished, merged, rules=request.copy_rules, max_image_repeats=repeats, failed=failed)
         except NothingLeftError:
-            for output in finished if not failed else ():
+            for output in dict.fromkeys(finished) if not failed else ():
                 shutil.rmtree(output)  # another try needs other files or other fields
             raise
         progress.update(task, description="writing the card")
@@ -241,7 +241,7 @@ def _work_folder(request: PrepareRequest, to: Path) -> Iterator[Path]:
             yield folder
         except Exception:
             if not any(folder.glob("*/ledger.json")):
-                shutil.rmtree(folder)  # nothing in it helps the next try, which may be of another request
+                shutil.rmtree(folder, ignore_errors=True)  # it helps no other try, which may be of another request
             raise
 
 

@@ -78,11 +78,12 @@ def file_inside(folder: Path, name: str, *, bound: Path | None = None) -> Path |
     """
     bound = Path(os.path.abspath(bound or folder))
     for written in dict.fromkeys((name, name.replace("\\", "/"))):
-        note_file(folder / written)
         try:
             path = Path(os.path.abspath(folder / written))
-            if path.is_relative_to(bound) and path.is_file():
-                return path
+            if path.is_relative_to(bound):
+                note_file(path)
+                if path.is_file():
+                    return path
         except (OSError, ValueError, RuntimeError):  # a name too long, with a zero byte, a link to itself
             continue
     return None
@@ -112,13 +113,13 @@ def _walk(folder: Path, parents: frozenset[Path]) -> Iterator[Path]:
             continue
         if entry.is_dir() and not _is_ours(folder / entry.name):
             yield from _walk(folder / entry.name, parents | {real})
-        elif not entry.is_dir():
+        elif entry.is_file() or (entry.is_symlink() and not (folder / entry.name).exists()):
             yield folder / entry.name
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether `mm1 prepare` made a folder that lies inside its input: a store, a result, its work."""
-    if folder.name.endswith(".lance"):
+    """Whether `mm1 prepare` made a folder that lies inside its input: a store, a result, its work, what it fetched."""
+    if folder.name.endswith((".lance", ".fetched")):
         return True
     is_result = folder.name.endswith(".part") or (folder / "card.json").is_file()
     return is_result and (folder / "request.json").is_file()

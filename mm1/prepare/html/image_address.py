@@ -99,13 +99,14 @@ def complete_pictures(body: Element) -> None:
 
 
 def show_embedded_pictures(body: Element) -> None:
-    """Makes an `img` of each `object` and `embed` that shows a picture; the text in its place is left out."""
+    """Puts an `img` before each `object` and `embed` that shows a picture; the text inside an `object` is left out."""
     for element in list(body.iter("object", "embed")):
         address = (element.get("data") or element.get("src") or "").strip()
         kind = (element.get("type") or "").strip().lower()
         if address and (kind.startswith("image/") or (not kind and _PICTURE.fullmatch(address))):
-            element.set("src", address)
-            element.tag = "img"
+            element.addprevious(element.makeelement("img", {"src": address, "alt": element.get("alt", "")}))
+            if element.tag == "embed":
+                element.tag = "span"  # libxml2 puts what follows inside of it
 
 
 def hoist_unscripted_images(body: Element) -> None:

@@ -4,7 +4,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,8 @@ _HEAD = 2**20  # bytes of a JSON file in which its kind shows
 _SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "restval")
 _HOLD_SPLITS = ("coco", "parquet", "dataset", "rows", "imagefolder")  # kinds whose records may name their split
 _HEAD_OF_PAGE = 4096
-_PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html[\s>])", re.IGNORECASE | re.DOTALL)
+_PAGE = re.compile(rb"<(!doctype\s+html|html[\s>])", re.IGNORECASE)
+_BEFORE_PAGES = {b"<?xml": b">", b"<!--": b"-->"}  # what may stand there, and how it ends
 _DATA = r"(tar|parquet|arrow|warc|html?|jsonl|ndjson|csv|tsv|tfrecord|mdb|npy|h5|pkl|xlsx?)(\.(gz|bz2|xz|zst|zip))?|tgz"
 _OF_SITES = r"json|pdf|epub|docx?|zip|rar|7z|gz|bz2|xz|zst|mp4|mov|webm|svg"  # linked by pages, so no loss of a site
 _PICTURES = r"jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf]|jxl|tga|psd|dng|cr2|nef"
@@ -126,10 +127,10 @@ def _splits_of(path: Path) -> set[str]:
     return {split for split in _SPLITS if _is_of(path, split)}
 
 
-def unread_files(path: Path, kind: str, endings: tuple[str, ...]) -> Iterator[str]:
-    """Why files of a folder are not read, once for each: they are data of another kind than the rest."""
+def unread_files(path: Path, kind: str, endings: tuple[str, ...], read: Collection[Path]) -> Iterator[str]:
+    """Why files of a folder are not `read`, once for each: they are data of another kind than the rest."""
     pattern = re.compile(_UNREAD.get(kind, rf"\.({_DATA}|{_OF_SITES})$"))
-    for file in find_files(path, ""):
+    for file in set(find_files(path, "")).difference(read):
         match = pattern.search(file.name.lower())
         if match and not file.name.lower().endswith((*endings, *_BESIDE.get(kind, ()))):
             if match[0] in (".heic", ".heif"):
@@ -143,7 +144,7 @@ def is_page(path: Path) -> bool:
 
     `wget` names pages as their addresses end: about, article?id=1, index.html.gz.
     """
-    if "?" not in path.name and path.name.lower().endswith(PICTURE_ENDINGS):
+    if ("?" not in path.name and path.name.lower().endswith(PICTURE_ENDINGS)) or not path.is_file():
         return False
     try:
         with path.open("rb") as file:
@@ -152,7 +153,10 @@ def is_page(path: Path) -> bool:
             head = zlib.decompressobj(47).decompress(head, _HEAD_OF_PAGE)  # 47: gzip or zlib
     except (OSError, zlib.error):
         return False
-    return _PAGE.match(head.removeprefix(b"\xef\xbb\xbf")) is not None
+    rest = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    while end := next((end for begin, end in _BEFORE_PAGES.items() if rest.startswith(begin)), None):
+        rest = rest.partition(end)[2].lstrip()
+    return _PAGE.match(rest) is not None
 
 
 def describe_files(path: Path) -> str:

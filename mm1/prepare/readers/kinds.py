@@ -133,7 +133,7 @@ def list_shards(
         shards = [Shard(f"{path.name} {number}", root, group, pictures) for number, group in enumerate(groups)]
     else:
         shards = [Shard(file.relative_to(root).as_posix(), root, (file,), pictures) for file in files]
-    skipped = tuple(unread_files(path, kind, endings)) if path.is_dir() else ()
+    skipped = tuple(unread_files(path, kind, endings, files)) if path.is_dir() else ()
     return [
         replace(shard, fetcher=fetcher, kind=kind, options=options, skipped=() if number else skipped)
         for number, shard in enumerate(shards)

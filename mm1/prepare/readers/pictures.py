@@ -49,5 +49,6 @@ class Pictures:
     def prefetch(self, cells: Sequence[Any]) -> None:
         """Fetches the pictures of those cells that are addresses, from several hosts at once."""
         if self.shard.fetcher is not None:
-            addresses = list(dict.fromkeys(cell for cell in cells if isinstance(cell, str) and "://" in cell))
+            named = dict.fromkeys(cell for cell in cells if isinstance(cell, str) and "://" in cell)
+            addresses = [cell for cell in named if not cell.startswith("file://")]
             self._fetched = dict(zip(addresses, self.shard.fetcher.fetch_all(addresses), strict=True))

@@ -100,9 +100,17 @@ def _csv_rows(path: Path, *, at_least: int = 0) -> Iterator[dict[str, Any]]:
 
 def _csv_lines(file: io.TextIOWrapper, *, is_tsv: bool) -> Iterator[list[str]]:
     """The lines of a table. In a `.csv` without a comma in its header, other signs part the cells: Excel writes `;`."""
-    header = file.readline(LARGEST_FILE)
+    lines = _bounded_lines(file)
+    header = next(lines, "")
     delimiter = "\t" if is_tsv else "," if "," in header else max(",;\t|", key=header.count)
-    return csv.reader(itertools.chain([header], file), delimiter=delimiter, skipinitialspace=delimiter in ";|")
+    return csv.reader(itertools.chain([header], lines), delimiter=delimiter, skipinitialspace=delimiter in ";|")
+
+
+def _bounded_lines(file: io.TextIOWrapper) -> Iterator[str]:
+    while line := file.readline(LARGEST_FILE):
+        if len(line) == LARGEST_FILE:
+            raise csv.Error(f"a line of more than {LARGEST_FILE >> 20} MB")
+        yield line
 
 
 def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

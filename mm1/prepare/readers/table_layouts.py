@@ -111,7 +111,8 @@ def _text_column(names: set[str], options: ReadOptions) -> str | None:
 def _first_of(known: Sequence[str], names: set[str]) -> str | None:
     """The first of the known columns that is there, whatever the case of its letters."""
     there = {name.lower(): name for name in sorted(names)}
-    return next((name if name in names else there[name.lower()] for name in known if name.lower() in there), None)
+    exact = next((name for name in known if name in names), None)
+    return exact or next((there[name.lower()] for name in known if name.lower() in there), None)
 
 
 def _is_of_page(names: set[str], url: str | None, text: str, some: Sequence[Row]) -> bool:

@@ -4,16 +4,18 @@ The files of one sample stand together and share their name up to the first dot 
 user says so: 000000017.jpg, 000000017.txt, 000000017.json. https://github.com/rom1504/img2dataset#output-format
 """
 
+import lzma
 import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mm1.document import Document, Image, Text
-from mm1.prepare.bounded_read import LARGEST_FILE, decode_text, parse_json
+from mm1.prepare.bounded_read import LARGEST_FILE, decode_text, parse_json, unpacked
 from mm1.prepare.ledger import Dropped, Ledger, MissingImage, Record
 from mm1.prepare.readers.chats import conversation
 from mm1.prepare.readers.pictures import Pictures
@@ -22,6 +24,8 @@ from mm1.prepare.shard import InputError, ReadOptions, Shard
 
 TAR_ENDINGS = (*(".tar", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"), *(".tgz", ".tbz2", ".txz"))
 """Endings of the names of tars."""
+
+_PACKED = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz"} | {one: one for one in (".gz", ".bz2", ".xz", ".zst")}
 
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff")
 _TEXTS = ("txt", "text", "caption")
@@ -45,12 +49,15 @@ def read_tars(shard: Shard, ledger: Ledger) -> Iterator[Document]:
     """
     pictures = Pictures(shard)
     for sample in _samples(shard, ledger):
-        content = None
+        content, fields = None, _fields(sample)
         with ledger.record(f"sample {sample.key}", sample.files) as record:
-            if turns := _fields(sample).get("conversations") or _fields(sample).get("messages"):
-                yield replace(_chat(sample, turns, pictures, record), id=f"{shard.name}/{sample.key}")
+            if turns := _turns(fields):
+                named = {"image": _own_pictures(sample) or fields.get("image")}
+                document = conversation(fields | named, turns, pictures, record)
+                metadata = document.metadata | _metadata(fields)
+                yield replace(document, id=f"{shard.name}/{sample.key}", metadata=metadata)
                 continue
-            content = _content(sample, shard.options, record)
+            content = _content(sample, fields, shard.options, record=record)
             if "image" not in shard.options.columns:
                 ledger.skipped += Counter({_FURTHER: len(_picture_endings(sample)) - 1})
             yield _document(content, 0, f"{shard.name}/{sample.key}")
@@ -82,28 +89,38 @@ def _document(content: _Content, number: int, document_id: str) -> Document:
 
 
 def _fields(sample: _Sample) -> dict[str, Any]:
-    """What the JSON of a sample says."""
+    """What the JSON of a sample says; a list is that of the turns of a chat, as Megatron-Energon's users write it."""
     fields = parse_json(sample.files["json"]) if "json" in sample.files else None
+    if isinstance(fields, list):
+        return {"conversations": fields}
     return fields if isinstance(fields, dict) else {}
+
+
+def _turns(fields: dict[str, Any]) -> list[Any]:
+    """The turns of the chat in a sample, if it holds one."""
+    turns = fields.get("conversations") or fields.get("messages")
+    turns = parse_json(turns) if isinstance(turns, str) else turns
+    return turns if isinstance(turns, list) else []
+
+
+def _metadata(fields: dict[str, Any]) -> dict[str, str]:
+    return {key: str(fields[key]) for key in _METADATA if fields.get(key)}
 
 
 def _picture_endings(sample: _Sample) -> list[str]:
     return [name for name in (*sample.files, *sample.too_large) if name.rpartition(".")[2] in _PICTURES]
 
 
-def _chat(sample: _Sample, turns: Any, pictures: Pictures, record: Record) -> Document:
-    """The conversation of a sample about its own pictures, as Megatron-Energon's users write LLaVA's data."""
-    own = [sample.files.get(name, b"") for name in _picture_endings(sample)]
-    fields = _fields(sample)
-    return conversation({**fields, "image": own or fields.get("image")}, turns, pictures, record)
+def _own_pictures(sample: _Sample) -> list[bytes]:
+    """The pictures of a sample; an empty one for each that is too large."""
+    return [sample.files.get(name, b"") for name in _picture_endings(sample)]
 
 
-def _content(sample: _Sample, options: ReadOptions, record: Record) -> _Content:
+def _content(sample: _Sample, fields: dict[str, Any], options: ReadOptions, *, record: Record) -> _Content:
     record.pictures = len(_picture_endings(sample))
     picture = options.columns.get("image") or _ending(sample, _PICTURES)
     data = sample.files.get(picture)
     record.pictures = int(picture in sample.files or picture in sample.too_large)
-    fields = _fields(sample)
     text = options.columns.get("text") or _ending(sample, _TEXTS)
     if text in sample.files:
         captions = list(captions_of(decode_text(sample.files[text])))
@@ -116,7 +133,7 @@ def _content(sample: _Sample, options: ReadOptions, record: Record) -> _Content:
     if not captions:
         raise Dropped("sample without a caption", detail=", ".join(sample.files))
     image = MissingImage(reason=_TOO_LARGE, name=f"{sample.key}.{picture}") if data is None else Image(data)
-    return _Content(image, captions, {key: str(fields[key]) for key in _METADATA if fields.get(key)})
+    return _Content(image, captions, _metadata(fields))
 
 
 def _ending(sample: _Sample, endings: tuple[str, ...]) -> str:
@@ -153,7 +170,8 @@ def _samples(shard: Shard, ledger: Ledger) -> Iterator[_Sample]:
     sample: _Sample | None = None
     by_last_dot = shard.options.key == "last-dot"
     try:
-        with _open_tar(path) as tar:
+        with ExitStack() as files:
+            tar = files.enter_context(_open_tar(path, files))
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # the library keeps all of them, whatever the tar's size
                 folder, _, name = member.name.rpartition("/")
@@ -179,7 +197,7 @@ def _samples(shard: Shard, ledger: Ledger) -> Iterator[_Sample]:
                         ledger.skipped[_TOO_LARGE] += 1
                     continue
                 sample.files[ending.lower()] = file.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error, ValueError) as error:
         raise InputError(f"{path.name} is no tar, or breaks off: {error}") from error
     if sample is not None:
         yield sample
@@ -187,12 +205,12 @@ def _samples(shard: Shard, ledger: Ledger) -> Iterator[_Sample]:
         ledger.skipped["tar without its end: more may have been in it"] += 1
 
 
-def _open_tar(path: Path) -> tarfile.TarFile:
-    import pyarrow as pa
-
-    if path.suffix.lower() == ".zst":  # Python 3.14 is the first to read it
-        return tarfile.open(fileobj=pa.input_stream(str(path), compression="zstd"), mode="r|", tarinfo=_Member)
-    return tarfile.open(path, mode="r|*", tarinfo=_Member)
+def _open_tar(path: Path, files: ExitStack) -> tarfile.TarFile:
+    """The tar in a file. A packed one is unpacked apart: `tarfile` ends quietly where one breaks off at a header."""
+    kind = _PACKED.get(path.suffix.lower())
+    if kind is None:
+        return tarfile.open(path, mode="r|*", tarinfo=_Member)
+    return tarfile.open(fileobj=files.enter_context(unpacked(path, kind)), mode="r|", tarinfo=_Member)
 
 
 def _has_end(path: Path) -> bool:

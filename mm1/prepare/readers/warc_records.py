@@ -123,14 +123,26 @@ def _is_whole(path: Path, last: int) -> bool:
             missing: int | None = None
             while header := (line := reader.readline(_BLOCK)).strip():
                 name, _, value = header.partition(b":")
-                missing = int(value) if name.lower() == b"content-length" else missing
+                missing = int(value) if name.strip().lower() == b"content-length" else missing
             if missing is None or not line:
                 return False
             while missing and (block := reader.read(min(missing, _BLOCK))):
                 missing -= len(block)
-            return not missing and not reader.read(_BLOCK).strip()
+            return not missing and _ends_well(reader, file, is_packed=is_packed)
         except (OSError, EOFError, ValueError, zlib.error):
             return False
+
+
+def _ends_well(reader: BinaryIO, file: BinaryIO, *, is_packed: bool) -> bool:
+    """Whether nothing that has only begun follows the last record. Packed, records may share a member of the file."""
+    try:
+        rest = reader.read(_BLOCK).strip()
+        while is_packed and reader.read(_BLOCK):
+            pass
+    except gzip.BadGzipFile:  # an empty line after the last member?
+        file.seek(-1, 2)
+        return file.read(1) in b"\r\n"
+    return not rest or (is_packed and rest.startswith(b"WARC/"))
 
 
 def _response(record: Any, offset: int) -> Response:
