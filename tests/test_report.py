@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -259,6 +260,26 @@ def test_claims_follow_the_intervals(gain: float, difference: float, helped: str
     mixed = [cell(0, difference=1.0), cell(8, difference=9.0, gain=0.0)]
     expected = "The model looks at the picture at 8 shots; elsewhere that is not shown."
     assert expected in [one.verdict for one in findings(Results(mixed))]
+
+
+def test_protocols_are_told_apart_and_what_has_no_score_is_left_out():
+    of_protocols = [cell(0, difference=1.0), dataclasses.replace(cell(0, difference=1.0), protocol="mm1")]
+    assert {one.task for one in findings(Results(of_protocols))} == {"captions", "captions mm1"}
+    nothing = Interval(math.nan, math.nan, math.nan)
+    unread = dataclasses.replace(cell(8, difference=1.0), score=nothing, gain=nothing)
+    assert not findings(Results([unread]))
+
+
+def test_the_opening_holds_short_texts_and_pictures_only(tmp_path: Path):
+    run = a_run(tmp_path / "main")
+    add_scores(run)
+    path = run / "eval" / "captions-4shot.jsonl"
+    path.write_text(path.read_text().replace("<script>no</script>", "so " * 900))
+    opening = report(run).read_text().partition("<section")[0]
+    assert opening.count("so so") < 100
+    path.write_text(path.read_text().replace('"query": "', '"query": "gone '))
+    opening = report(run).read_text().partition("<section")[0]
+    assert "Green:" not in opening
 
 
 def test_a_score_is_above_guessing_only_when_its_interval_is():

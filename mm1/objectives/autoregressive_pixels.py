@@ -92,6 +92,8 @@ class AutoregressivePixels(Objective):
     """
 
     unit: ClassVar[str] = "patch"
+    units: ClassVar[str] = "patches"
+    learns: ClassVar[str] = "predicts the next patch of a picture"
     parts: ClassVar[frozenset[ModelPart]] = frozenset({"vision"})
 
     model: PixelModel

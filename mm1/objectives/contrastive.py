@@ -136,6 +136,8 @@ class Contrastive(Objective):
     """CLIP's symmetric loss over the image-text pairs of a step (arXiv 2103.00020, section 2.3)."""
 
     unit: ClassVar[str] = "pair"
+    units: ClassVar[str] = "pairs"
+    learns: ClassVar[str] = "tells which text belongs to which picture"
     parts: ClassVar[frozenset[ModelPart]] = frozenset({"vision", "decoder"})
     kind: ClassVar[str] = "softmax"
 

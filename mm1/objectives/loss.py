@@ -84,6 +84,12 @@ class Objective(ABC):
     unit: ClassVar[str]
     """What the weight of a batch counts, in the singular: the loss is a mean over these."""
 
+    units: ClassVar[str]
+    """The same in the plural."""
+
+    learns: ClassVar[str]
+    """What a model does that has learned it, after the model's name: `predicts ...`."""
+
     parts: ClassVar[frozenset[ModelPart]]
     """The parts of `ModelConfig` that the model has; `logits` if it predicts tokens, and so can generate text."""
 

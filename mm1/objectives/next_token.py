@@ -26,6 +26,8 @@ class NextToken(Objective):
     """Cross-entropy of the next token, over trained text only (in MM1 image tokens are no targets)."""
 
     unit: ClassVar[str] = "token"
+    units: ClassVar[str] = "tokens"
+    learns: ClassVar[str] = "writes the next token"
     parts: ClassVar[frozenset[ModelPart]] = frozenset({"vision", "connector", "decoder", "logits"})
 
     model: MLLM

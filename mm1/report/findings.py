@@ -34,15 +34,24 @@ class Finding:
 def findings(results: Results) -> list[Finding]:
     """For each task: do examples help, does the model look at the picture, is it above guessing."""
     sentences: list[Finding] = []
-    for task in dict.fromkeys(cell.task for cell in results.scores):
-        cells = [cell for cell in results.scores if cell.task == task]
-        sentences += [*_gain(task, cells), _looking(task, cells), _prior(task, cells)]
+    for task, cells in by_task(results).items():
+        scored = [cell for cell in cells if not math.isnan(cell.score.mean)]
+        if scored:
+            sentences += [*_gain(task, scored), _looking(task, scored), _prior(task, scored)]
     return sentences + [_loss(loss) for loss in results.losses]
+
+
+def by_task(results: Results) -> dict[str, list[TaskScore]]:
+    """The scores of each task and protocol, in the order of their shots."""
+    groups: dict[str, list[TaskScore]] = {}
+    for cell in results.scores:
+        groups.setdefault(f"{cell.task} {cell.protocol}".strip(), []).append(cell)
+    return groups
 
 
 def _gain(task: str, cells: list[TaskScore]) -> list[Finding]:
     most = cells[-1]
-    if most.gain is None:
+    if most.gain is None or math.isnan(most.gain.mean):
         return []
     change = f"{format_interval(most.gain, sign=True)} points"
     figures = f"{most.shots} shots against {cells[0].shots}: {change}."

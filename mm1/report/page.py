@@ -13,10 +13,10 @@ from markupsafe import Markup
 from mm1.config import run as config
 from mm1.config.run import RunConfig
 from mm1.disk import write_whole
-from mm1.eval.results import Results, TaskScore, read_results
+from mm1.eval.results import Results, read_results
 from mm1.objectives.index import objective_of
 from mm1.report import figures
-from mm1.report.findings import Finding, findings, format_interval
+from mm1.report.findings import Finding, by_task, findings, format_interval
 from mm1.report.mix import UNITS, SourceTotals, source_totals
 from mm1.report.progress import incidents, marked_steps, progress, series
 from mm1.report.samples import SampleGroup, sample_answers
@@ -54,12 +54,13 @@ class Evaluation:
     findings: list[Finding]
     gains: Markup  # empty if nothing was asked at two numbers of shots
     drawings: list[Markup]
-    samples: list[SampleGroup]
+    samples: list[list[SampleGroup]]  # of each task
 
     @property
     def opening(self) -> list[SampleGroup]:
-        """The good and the bad answers of the first task."""
-        return self.samples[:2]
+        """The good and the bad answers of the first task whose pictures can still be read."""
+        first = self.samples[0] if self.samples else []
+        return [group for group in first if any(sample.picture for sample in group.samples)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,9 @@ class RunSection:
     evaluation: Evaluation
 
     @property
-    def trained_unit(self) -> str:
-        return _trained_unit(self.run)
+    def trained_units(self) -> str:
+        """What the run is trained on, in the plural."""
+        return objective_of(self.run).units
 
     @property
     def share_unit(self) -> str:
@@ -137,18 +139,16 @@ def _training(folder: Path, run: RunConfig, records: Sequence[dict[str, Any]]) -
 
 def _evaluation(folder: Path) -> Evaluation:
     results = read_results(folder / "eval")
-    by_task: dict[str, list[TaskScore]] = {}
-    for cell in results.scores:
-        by_task.setdefault(cell.task, []).append(cell)
-    few_shot = {task: cells for task, cells in by_task.items() if cells[-1].gain is not None}
+    of_tasks = by_task(results)
+    few_shot = {task: cells for task, cells in of_tasks.items() if cells[-1].gain is not None}
     return Evaluation(
         results=results,
         findings=findings(results),
         gains=Markup(figures.gains(f"{folder.name}-gains", few_shot)) if few_shot else Markup(""),
         drawings=[
-            Markup(figures.scores(f"{folder.name}-{task}", cells)) for task, cells in by_task.items() if len(cells) > 1
+            Markup(figures.scores(f"{folder.name}-{task}", cells)) for task, cells in of_tasks.items() if len(cells) > 1
         ],
-        samples=[group for cells in by_task.values() for group in sample_answers(folder / "eval", cells[-1])],
+        samples=[sample_answers(folder / "eval", cells[-1]) for cells in of_tasks.values()],
     )
 
 
