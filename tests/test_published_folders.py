@@ -14,6 +14,9 @@ from mm1.config import run as config
 from mm1.config.run import override
 from mm1.exchange.export import export_run
 from mm1.exchange.importing import import_model
+from mm1.hf.rope import rope_scaling_from_hf
+from mm1.hf.unread import check_decoder, left_out_tensors
+from mm1.hf.weight_files import tensors_of
 from mm1.train.run import train_run
 
 transformers = pytest.importorskip("transformers")
@@ -216,6 +219,88 @@ def test_quantised_weights_are_known_without_a_word_in_the_config(beside, tmp_pa
         save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"holds quantised weights .*bf16 or fp32"):
         import_model(str(source), tmp_path / "ours")
+
+
+@pytest.mark.parametrize("settings", ["int4", ["int4"], 4, {"bits": 4}])
+def test_quantised_weights_are_known_however_the_config_says_it(settings, tmp_path):
+    source = published(tmp_path / "theirs", llama(), quantization=settings)
+    with pytest.raises(ValueError, match=rf"quantised weights \({'int4' if settings == 'int4' else 'of an unnamed'}"):
+        import_model(str(source), tmp_path / "ours")
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.int8, torch.uint8, torch.uint32])
+def test_masks_and_positions_are_no_quantised_weights(kind, tmp_path):
+    buffers = {"mask": torch.ones(1, dtype=torch.bool), "position_ids": torch.ones(1, dtype=torch.int32)}
+    buffers |= {"attn.bias": torch.ones(1, dtype=torch.uint8)}
+    save_file(buffers, tmp_path / "model.safetensors")
+    assert tensors_of(tmp_path).keys() == buffers.keys()
+    save_file(buffers | {"up_proj.weight": torch.ones(1).to(kind)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"holds quantised weights \(up_proj\.weight as"):
+        tensors_of(tmp_path)
+
+
+def index(folder: Path, *names: str) -> None:
+    weights = {"weight_map": {f"x{n}": name for n, name in enumerate(names)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(weights))
+
+
+def test_an_index_whose_files_are_all_gone_is_left_from_an_earlier_version(tmp_path):
+    vit = transformers.ViTModel(transformers.ViTConfig(**VISION, image_size=24, patch_size=6))
+    vit.save_pretrained(tmp_path / "vit", variant="fp16")
+    gone = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    for source in (tmp_path / "vit", published(tmp_path / "llama", llama())):
+        index(source, *gone)
+        if source.name == "llama":
+            (source / "model.safetensors").rename(source / "model.fp16.safetensors")
+        import_model(str(source), tmp_path / f"ours of {source.name}")
+        (source / "model.fp16.safetensors").unlink()
+        with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json") as refusal:
+            import_model(str(source), tmp_path / "ours")
+    assert gone[0] in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["consolidated.safetensors", "weights.00.safetensors"])
+def test_one_file_of_another_name_is_read(name, tmp_path):
+    source = published(tmp_path / "theirs", llama())
+    (source / "model.safetensors").rename(source / name)
+    import_model(str(source), tmp_path / "ours")
+    save_file({"x": torch.zeros(1)}, source / "x.safetensors")
+    with pytest.raises(ValueError, match=rf"{name}, x\.safetensors.*it reads model\.safetensors, model-00001-of-"):
+        import_model(str(source), tmp_path / "again")
+
+
+@pytest.mark.parametrize("text", ["version https://git-lfs.github.com/spec/v1", "{}", '{"weight_map": []}'])
+def test_a_damaged_index_is_named(text, tmp_path):
+    source = published(tmp_path / "theirs", llama())
+    (source / "model.safetensors").rename(source / "model-00001-of-00001.safetensors")
+    (source / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is damaged; download it again"):
+        import_model(str(source), tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("rope", "missing"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0}, "max_position_embeddings"),
+        ({"rope_type": "yarn", "original_max_position_embeddings": 16}, "max_position_embeddings"),
+        ({"rope_type": "linear"}, "factor"),
+    ],
+)
+def test_a_field_that_rotary_positions_lack_is_named(rope, missing):
+    with pytest.raises(ValueError, match=rf"type '{rope['rope_type']}' have no {missing}$"):
+        rope_scaling_from_hf(rope)
+
+
+def test_classes_that_write_text_of_images_have_no_other_head(tmp_path):
+    for name in ("LlamaForVision2Seq", "LlamaForVisionText2Text"):
+        check_decoder(tmp_path, {"model_type": "llama", "architectures": [name]})
+
+
+def test_tensors_beside_a_language_model_are_counted():
+    assert left_out_tensors([]) == ""
+    assert left_out_tensors(["v_head"]) == "1 tensor that is no language model's, v_head"
+    said = "the output matrix's bias (lm_head.bias); 2 tensors that are no language model's, such as a"
+    assert left_out_tensors(["a", "lm_head.bias", "b"]) == said
 
 
 def test_an_adapter_alone_is_refused_with_the_way_to_merge_it(tmp_path):

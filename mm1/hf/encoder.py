@@ -73,9 +73,11 @@ def _choose(names: list[str], source: str) -> tuple[str, list[str]]:
         for pattern in patterns:
             if config in names and (weights := sorted(fnmatch.filter(names, pattern))):
                 return config, weights
+    indices = sorted(fnmatch.filter(names, "*.index.json"))
     raise ValueError(
         f"{source} has no config.json with {' or '.join(_HF)}, "
         f"and no open_clip_config.json with {' or '.join(_OPENCLIP)}"
+        + (f"; of weights it has only {', '.join(indices)}" if indices else "")
     )
 
 

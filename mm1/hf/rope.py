@@ -27,13 +27,16 @@ def rope_scaling_from_hf(rope: dict[str, Any]) -> RopeScalingConfig | None:
     """How their rotary positions are stretched, from what `rope_of` gives.
 
     Raises:
-        ValueError: in a way that ours doesn't know.
+        ValueError: in a way that ours doesn't know, or a field of it is missing.
     """
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _KINDS:
         known = ", ".join(name for name in _KINDS if name != "su")
         raise ValueError(f"rotary positions of type {kind!r} can't be read; known: {known}")
-    return _KINDS[kind](rope)
+    try:
+        return _KINDS[kind](rope)
+    except KeyError as missing:
+        raise ValueError(f"rotary positions of type {kind!r} have no {missing.args[0]}") from None
 
 
 def _linear(rope: dict[str, Any]) -> RopeScalingConfig:

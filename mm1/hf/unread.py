@@ -20,7 +20,7 @@ _WHY_NOT_WHOLE = dict.fromkeys(
 )
 """Why models of these types are not read as a whole."""
 
-_OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration|ImageTextToText)\w+$")
+_OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration|ImageTextToText|Vision2Seq|VisionText2Text)\w+$")
 """The end of the name of a class that has another head than one for text."""
 
 _QUANTISED = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
@@ -51,11 +51,16 @@ def check_whole(folder: Path, theirs: dict[str, Any]) -> None:
 
 def _quantisation(folder: Path, theirs: dict[str, Any]) -> str:
     """The method by which the weights are quantised; empty if they are not."""
-    for part in (theirs, theirs.get("text_config") or {}):
+    for part in (theirs, _fields(theirs.get("text_config"))):
         for name in ("quantization_config", "compression_config", "quantization"):  # the last is MLX's
             if settings := part.get(name):
-                return settings.get("quant_method") or "of an unnamed method"
+                method = settings if isinstance(settings, str) else _fields(settings).get("quant_method")
+                return method or "of an unnamed method"
     return next((method for file, method in _QUANTISED.items() if (folder / file).is_file()), "")
+
+
+def _fields(part: Any) -> dict[str, Any]:
+    return part if isinstance(part, dict) else {}
 
 
 def check_decoder(folder: Path, theirs: dict[str, Any]) -> None:
@@ -120,8 +125,15 @@ def left_out(theirs: dict[str, Any]) -> str:
 
 
 def left_out_tensors(names: list[str]) -> str:
-    """What is said of tensors that a language model doesn't have, by their names."""
-    return f"{len(names)} tensors that are no language model's, such as {names[0]}" if names else ""
+    """What is said of tensors that our language models don't have, by their names."""
+    biases = [name for name in names if name.endswith("lm_head.bias")]
+    others = [name for name in names if name not in biases]
+    said = [f"the output matrix's bias ({name})" for name in biases]
+    if len(others) == 1:
+        said.append(f"1 tensor that is no language model's, {others[0]}")
+    elif others:
+        said.append(f"{len(others)} tensors that are no language model's, such as {others[0]}")
+    return "; ".join(said)
 
 
 def _cropped(vision: dict[str, Any]) -> str:
