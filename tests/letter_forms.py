@@ -124,6 +124,10 @@ UNREAD = (
 LATER_FORMS = (
     *("The answer is**{L}**", "{{'answer': '{L}'}}", "{L}, {L}", "{L}\n\nQuestion: And here?\nAnswer: none of them"),
     *("I don't think the answer is {O}. The answer is {L}.", "\\boxed{{\\textbf{{{L}}}}}", "<answer>\n{L}\n</answer>"),
+    *("There is no doubt that {L} fits", "I have no doubt that the answer is ({L})", "There's no doubt it's {L}."),
+    *("No doubt {L}.", "Without a doubt, {L}.", "There is no doubt that it is {T}."),
+    *("It has legs.\n\nQuestion: What animal?\n\nAnswer: {L}", "Step 1.\nQuestion: x\n\\boxed{{{L}}}"),
+    *("...\nUser: which?\n<answer>{L}</answer>",),
 )
 
 LATER_TEXTS = (
@@ -133,12 +137,22 @@ LATER_TEXTS = (
     ("a  cat", CHOICES, "B"),
     ("x", ("X", "x", "y"), "B"),
     ("(A) B", ("B", "C", "A"), "A"),
+    ("We compute 8 - 3.", ("-3", "5"), ""),
+    ("y = 2x - 4", ("-4", "4"), "B"),
+    ("from 10 - 20", ("-20", "20"), "B"),
+    ("The result is 3 - 5 = -2", ("-5", "-2"), "B"),
+    ("x + 5 = 10 so x = 5", ("+5", "5"), "B"),
+    ("x = 2 . 5", ("2.5", ".5"), ""),
+    ("The value is .5 here", (".5", "5"), "A"),
+    ("We get x - 3 here", ("x-3", "x-4"), "A"),
+    ("It is 5 - 3 here", ("5 - 3", "4"), "A"),
+    ("The point is (2, 3).", ("(3, 2)", "(2, 3)"), "B"),
     ("He is sad because he is tired.", ("He is tired.", "He is sad."), ""),
 )
 
 LATER_UNREAD = (
     *("A; B", "A\nB", "(A)(C)", "A B", "Answer: A B", "A = B", "A? No. B? Yes.", "The answer is A, B, or C", "N/A"),
     *("I think A. Actually, B.", "I don't think it's C.", "I don't think the answer is C.", "The answer cannot be C."),
-    *("I doubt it is C", "unlikely B"),
+    *("I doubt it is C", "unlikely B", "I doubt it's B", "I doubt that the answer is (B)"),
 )
 """The same as the three above; the answers that `fixtures/mmmu.json` is the record of don't have them."""

@@ -124,10 +124,33 @@ def test_math_answers_take_the_form_of_the_question():
         *(("1/2", ""), ("\\frac{3}{4}", ""), ("2\\sqrt{3}", ""), ("2\u03c0", ""), ("2^5", ""), ("5 \u00d7 10^3", "")),
         *(("10:30", ""), ("2014-05-06", ""), ("5-6", ""), ("5 to 6", ""), ("The answer is between 5 and 6.", "")),
         *(("The answer is 5 or 6.", ""), ("1 000", ""), ("one hundred", ""), ("twenty-one", ""), ("twenty", "20")),
+        *(("Step 3: 14", "14"), ("Question 1: 5", "5"), ("Figure 3: 7", "7"), ("The total in 2015: 300", "300")),
+        *(("In 2010: 50", "50"), ("Therefore, 5: 3 red, 2 blue", ""), ("The answer is 4*5 = 20", "20")),
+        *(("The area is 2*3", ""), ("The answer is 3 \\times 4 = 12", "12"), ("The answer is (3+4) = 7", "7")),
+        *(
+            ("1.2E+5", "120000"),
+            ("1.\nThere are 3 apples", ""),
+            ("The answer is **5**.", "5"),
+            ("**Answer:** *5*", "5"),
+        ),
+        *(("5 * 10^3", ""), ("It is 12, that is 3 x 4", "12"), ("The answer is 6. 2 + 3 = 5", "6")),
+        *(("The answer is 5 (2 + 4 = 6).", "5"), ("2x + 3 = 7", "7"), ("3 + (4 - 1) = 6", "6")),
     ],
 )
 def test_a_part_of_another_number_is_not_the_answer(written: str, number: str):
     assert math_answer(written, choices=(), kind="integer", decimals=0) == number
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [
+        *(("1" * 10_000 + " x", ""), ("1+" * 5000, "1"), ("1+" * 5000 + "1 = 5001", "5001"), ("1/" * 5000 + "x", "")),
+        *(("1," * 5000, "1"), ("1-" * 5000, ""), ("3.14159" * 1500, "3"), ("1" + " " * 10_000 + "x", "1")),
+    ],
+    ids=lambda text: text[:9],
+)
+def test_a_long_text_is_read(written: str, number: str):
+    assert math_answer(written, choices=(), kind="integer", decimals=0, unit="cm") == number
 
 
 def test_thoughts_are_no_answer():
@@ -135,6 +158,9 @@ def test_thoughts_are_no_answer():
     assert parsing.after_thoughts("It may be A.</think>B") == "B"
     assert parsing.after_thoughts("<think>The answer is A, or") == ""
     assert parsing.after_thoughts("B") == "B"
+    assert parsing.after_thoughts("B <think>hm</think>") == "B "
+    assert parsing.after_thoughts("A?</think>B <think>or A?</think>, a cat") == "B , a cat"
+    assert parsing.after_thoughts("<think>A?</think><think>Or B") == ""
 
 
 @given(st.text(max_size=12), st.text(max_size=12), st.text(max_size=12))

@@ -127,7 +127,7 @@ def test_a_task_that_needs_a_judge_says_so(tmp_path: Path):
 def test_a_judge_extracts_the_answers_of_mathvista(tmp_path: Path):
     mathvista_rows(tmp_path)
     text = "In the year 2014 the value was 6 units in 3 regions"
-    says = {"1": text, "2": "1.5", "6": text}
+    says = {"1": text, "2": "<think>1 or 2?</think>1.5", "6": f"<think>Is it 5?</think>{text}"}
     server = Server("6")
     settings = {"judge": Judge(server, tmp_path / "eval")}
     (score,) = run("mathvista", tmp_path, lambda query: says.get(query.id, ""), settings=settings).scores

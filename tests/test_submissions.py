@@ -44,10 +44,17 @@ class Writes(Echo):
         return reply(["B" if "A. red" in one.prompt.text else "sunset, maybe" for one in requests], done)
 
 
-def submitted(name: str, folder: Path, split: str, **how) -> Path:
+class Thinks(Echo):
+    """Thoughts, which are cut off after the first answer."""
+
+    def generate(self, requests, *, done):
+        return reply(["<think>Dusk?</think>dawn", *["<think>Dusk? It may be"] * (len(requests) - 1)], done)
+
+
+def submitted(name: str, folder: Path, split: str, *, model: type[Echo] = Writes, **how) -> Path:
     task = load_task(name, limit=99, seed=0, data=str(folder), split=split, rules="official", **how)
     assert task.submission is not None
-    results = evaluate(Writes(), [task], settings=Settings(folder / "eval"), shots=(0,))
+    results = evaluate(model(), [task], settings=Settings(folder / "eval"), shots=(0,))
     assert not results.scores
     assert not read_results(folder / "eval").scores
     (path,) = results.files
@@ -81,6 +88,15 @@ def test_a_hidden_split_gives_the_file_that_its_server_takes(name: str, tmp_path
         "coco": [{"image_id": n, "caption": "sunset, maybe"} for n in range(1, 6)],
     }
     assert json.loads(content.read_text()) == expected[name]
+
+
+def test_thoughts_are_not_submitted(tmp_path: Path):
+    for n in (1, 2):
+        jpg(tmp_path / f"{n}.jpg", n)
+    asked = [{**ROWS["docvqa"][1](n), "question": f"What is {n}?", "image": f"{n}.jpg"} for n in (1, 2)]
+    write(tmp_path / "test.jsonl", asked, lines=True)
+    content = json.loads(submitted("docvqa", tmp_path, "test", model=Thinks).read_text())
+    assert [row["answer"] for row in content] == ["dawn", ""]
 
 
 def test_a_repeated_id_is_submitted_once(tmp_path: Path):

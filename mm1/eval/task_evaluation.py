@@ -17,6 +17,7 @@ from mm1.eval.baselines import chance_answers, majority_answer
 from mm1.eval.blind import exchange_images
 from mm1.eval.fewshot import REPEATED, Example, Task
 from mm1.eval.judge import Judge
+from mm1.eval.metrics.answer_parsing import after_thoughts
 from mm1.eval.metrics.statistics import bootstrap, lowest, mean, paired_difference
 from mm1.eval.model import Model, Reply, Request, name_of, prompt_hash, prompt_text
 from mm1.eval.pace import Pace
@@ -90,7 +91,7 @@ class TaskEvaluation:
         return self._path(shots, trial)
 
     def submission_file(self, shots: int, trial: int) -> Path:
-        """The file that the benchmark's server takes. Where no answer can be read, it has what the model wrote."""
+        """The file that the benchmark's server takes. Where no answer can be read, it has what was written."""
         task, settings = self.task, self.settings
         assert task.submission is not None
         drawn = draw_all(
@@ -167,10 +168,11 @@ class TaskEvaluation:
         ]
 
     def _read(self, written: str, query: Example) -> str:
-        """The answer to be scored or, if a server scores, what it can read.
+        """The answer to be scored or, if a server scores, what it can read; both without the model's thoughts.
 
         Where the task has a rule for it, the judge reads the answer out of the text first.
         """
+        written = after_thoughts(written)
         rule, judge = self.task.scoring.extract, self.settings.judge
         if rule is not None and judge is not None:
             written = judge.extract(rule, query, written=written)

@@ -4,14 +4,18 @@
 `short_answers.py` scores what these functions return.
 """
 
+import re
+
 
 def after_thoughts(written: str) -> str:
-    """What a model wrote after its last </think>; "" if it was cut off within its thoughts.
+    """What a model wrote outside of <think>...</think>; "" if it was cut off within its first thoughts.
 
     Source: `strip_reasoning_tags` of https://github.com/EvolvingLMMs-Lab/lmms-eval/blob/main/lmms_eval/api/reasoning.py,
-    which leaves thoughts that were cut off.
+    which leaves thoughts that were cut off. What stands before a lone </think> are thoughts too: some chat templates
+    write the <think> into the prompt.
     """
-    answer = written.rpartition("</think>")[2]
+    closed, end, rest = written.rpartition("</think>")
+    answer = re.sub(r"<think>.*?</think>", "", closed + end, flags=re.DOTALL).rpartition("</think>")[2] + rest
     return "" if answer.lstrip().startswith("<think>") else answer
 
 

@@ -18,7 +18,7 @@ _MARKUP = re.compile(
 _INSIDE = re.compile(r"(?<=\w)\*\*(?=\w)")
 """Where emphasis begins or ends within a word, so that words don't grow together: "is**B**"."""
 
-_NEXT = re.compile(r"\n\s*(?:Question|User|Human)\s*:")
+_NEXT = re.compile(r"\n[ \t]*(?:Question|User|Human)[ \t]*[:\uff1a]")
 """Where a model asks itself the next question."""
 
 _PLAIN = str.maketrans(
@@ -37,12 +37,14 @@ _RIGHT = r"(?:correct|right|true|best|accurate|answer|appropriate|(?:the\s+)?one
 _FILL = r"(?:(?:the|my|clearly|most|definitely|probably|likely|indeed|also|only|single|a|very)\s+)*"
 _BE = r"(?:is|was|(?:would|should|must)\s+be|(?:seems|appears)(?:\s+to\s+be)?|looks|fits|matches)"
 _WRONG = r"(?:not|wrong|incorrect|false|isn't|cannot|can't|doesn't|ruled\s+out|out\b)"
+_DOUBT = r"(?<!\bno\s)(?<!\ba\s)(?<!\bany\s)(?<!\blittle\s)(?<!\bwithout\s)(?<!\bbeyond\s)(?<!\bnot\s)(?<!n't\s)\bdoubt"
 _NOT = (
-    r"(?:\bnot|\bcannot|n't|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of|\bexcept|\bwithout|\bdoubt|\bunlikely)"
-    r"\s+(?:(?:the|be|an?|that|think|believe|say|it|it's|it\s+is|to|answer\s+is)\s+)*"
+    r"(?:\bnot|\bcannot|n't|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of|\bexcept|\bwithout|\bunlikely"
+    rf"|{_DOUBT})\s+(?:(?:the|be|an?|that|think|believe|say|it|it's|it\s+is|to|answer\s+is)\s+)*"
 )
 _NO_CONCLUSION = re.compile(
-    r"(?:\bif|\bwhether|(?:\bnot|n't|\bnever)\s+(?:think|believe|say|sure|certain)|\bdoubt)[\s,]+(?:that\s+)?(?:the\s+)?(?:\w+\s+)?$",
+    rf"(?:\bif|\bwhether|(?:\bnot|n't|\bnever)\s+(?:think|believe|say|sure|certain)|{_DOUBT})"
+    r"[\s,]+(?:that\s+)?(?:the\s+)?(?:\w+\s+)?$",
     re.IGNORECASE,
 )
 """What stands before "answer is" where nothing is concluded."""
@@ -63,16 +65,18 @@ def letter_of(written: str, choices: Sequence[str]) -> str:
 
     Tried in this order: the letter or the text of a choice alone; what stands in <answer> or in a box; what follows the
     last "the answer is"; "B is correct"; a letter that the text begins with; "I choose B"; the only letter, or the only
-    choice's text, that occurs. "A" before a word is an article, and what is denied doesn't count.
+    choice's text, that occurs. "A" before a word is an article, and what is denied doesn't count. Where the model asks
+    itself a question, what stands before it is read first, and the whole text if that names none.
     """
-    return _Reading(_plain(written), tuple(choice.strip() for choice in choices)).letter()
+    stripped = tuple(choice.strip() for choice in choices)
+    texts = dict.fromkeys((_NEXT.split(written.strip())[0], written))
+    return next((letter for text in texts if (letter := _Reading(_plain(text), stripped).letter())), "")
 
 
 @lru_cache(maxsize=4096)
 def _plain(written: str) -> str:
     """The text without markup, with plain quotes and brackets."""
     text = _INSIDE.sub(" ", unicodedata.normalize("NFKC", written).translate(_PLAIN)).strip()
-    text = _NEXT.split(text)[0]
     return _MARKUP.sub("", text).strip()
 
 
@@ -230,7 +234,7 @@ class _Reading:
                 before = text[: match.start()]
                 if choice.lower() in _WEAK_TEXTS and before.strip():
                     continue
-                if not re.search(rf"(?i:{_NOT})$", before[-20:]):
+                if not re.search(rf"(?i:{_NOT})$", before[-40:]):
                     matches.add(letter)
             text = _word(choice).sub(lambda match: " " * len(match[0]), text)
         return matches
@@ -259,12 +263,17 @@ def _spaced(text: str) -> str:
     return re.sub(r"(?<!\w) +| +(?!\w)|(?<=\d) +(?=[^\W\d])", "", " ".join(text.split()))
 
 
-_ATOM = re.compile(r"\d+(?:[.,:/-]\d+)*|[^\W\d]+|[^\w\s]")
+_ATOM = re.compile(r"(?:(?<![\w)\]}])[-+])?(?:\.?\d+(?:[.,:/-]\d+)*|\\?[^\W\d]+)|[^\w\s]")
+"""A number or word with the sign before it, or a mark. Nothing may stand between its characters: "8 - 3" has no -3."""
 
 
 @lru_cache(maxsize=4096)
 def _word(choice: str) -> re.Pattern[str]:
     """A pattern of the text of a choice, whole words and whole numbers, however it is spaced."""
-    words = _spaced(_plain(choice).rstrip(".") or choice).split(" ")
-    text = r"\s+".join(r"\s*".join(map(re.escape, _ATOM.findall(word))) for word in words)
-    return re.compile(rf"(?<![\w.])(?<!\d,)(?<!(?<!\d)-(?=\d)){text}(?!\w|[.,]\d|%)", re.IGNORECASE)
+    plain = " ".join((_plain(choice).rstrip(".") or choice).split())
+    pattern, end = "", 0
+    for atom in _ATOM.finditer(plain):
+        if end:
+            pattern += r"\s+" if " " in _spaced(plain[end - 1 : atom.start() + 1]) else r"\s*"
+        pattern, end = pattern + re.escape(atom[0]), atom.end()
+    return re.compile(rf"(?<![\w.])(?<!\d,)(?<!(?<!\d)-(?=\d)){pattern}(?!\w|[.,]\d|%)", re.IGNORECASE)

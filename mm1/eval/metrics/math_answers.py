@@ -7,20 +7,27 @@ from collections.abc import Sequence
 from mm1.eval.metrics.letters import letter_of
 from mm1.eval.metrics.short_answers import LETTERS, edit_distance
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?|\.\d+"
+_DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,9}|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+"
 _NUMBER = rf"(?<![\w.])(-?(?:{_DIGITS}))(?!\d)"
-_SUM = re.compile(rf"(?:(?<![\w.])(?:{_DIGITS})\s*[-+*/x\u00d7\u00f7]\s*)+(?:{_DIGITS})\s*(?==)")
+_OPERATORS = "-+*/x^\u00d7\u00f7\u00b7"
+_SUM = re.compile(rf"[\d)] ?[{re.escape(_OPERATORS)}] ?\(?-?\.?\d")
+_APART = re.compile(r"[.,] |(?<=[\d)]) (?=[\d(.])")
+"""What stands between two sums, or between a number and a sum: "5 (2 + 3"."""
+
 _COMPOUND = re.compile(
     r"""\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\}
-        |[\d.]*\s*(?:\\sqrt|√)\s*(?:\{[^{}]*\}|[\d.]*)
-        |\d[\d.]*\s*(?:\\pi\b|π)
+        |(?:(?<![\d.])[\d.]+\s?)?(?:\\sqrt|√)\s?(?:\{[^{}]*\}|[\d.]*)
+        |(?<![\d.])[\d.]+\s?(?:\\pi\b|π)
         |\bbetween\s+\d[\d.,]*\s+and\s+\d[\d.,]*
         |(?<![\d.,])\d{1,3}(?:\ \d{3})+(?!\d)
-        |\d[\d.,]*(?:\s*(?:[/:^]|(?:\\times|\\cdot|[x*\u00d7\u00b7])\s*10\s*\^|\bor\b|\bto\b)\s*\{?-?\d[\d.,]*|-\d[\d.,]*)+
+        |(?<![\d.,])\.?\d[\d.,]*(?:(?:\s?(?:[/^x\u00d7\u00f7\u00b7]|\bor\b|\bto\b)\s?\{?|\s?:)-?\d[\d.,]*|-\d[\d.,]*)+
     """,
     re.VERBOSE,
 )
-"""Numbers that are parts of something else: a fraction, root, power, time, date or range."""
+"""Numbers that are parts of something else: a fraction, root, power, product, time, date or range.
+
+A number is entered at its beginning only, and whitespace is single here, so that a long text takes linear time.
+"""
 
 _LARGE = re.compile(r"(?i)\b(?:hundred|thousand|million|billion|dozen)|\bno one\b")
 _CONCLUSION = r"(?i)\banswer\b(?:\s+(?:to|for)\b[^.\n:]{0,60}?)?\s*(?:\b(?:is|was|would\s+be|should\s+be)\b|:|=)\s*:?"
@@ -66,14 +73,14 @@ def _list(written: str) -> str:
 
 
 def _number(written: str, unit: str) -> float | None:
-    text = _COMPOUND.sub("?", _SUM.sub("", _plain(written)))
+    text = _COMPOUND.sub("?", _without_sums(_plain(written)))
     text = re.sub(r"[{}]", "", text).strip()
     tails = re.split(_CONCLUSION, text)[1:]
     if tails and (concluded := re.findall(_NUMBER, tails[-1])):
         return _value(concluded[0])
     if equal := re.search(rf"=\s*{_NUMBER}[^\d=]{{0,20}}$", text):
         return _value(equal[1])
-    if alone := re.match(rf"{_NUMBER}\s*(?:{re.escape(unit)})?\.?\s*\n", text):
+    if alone := re.match(rf"{_NUMBER}\s*(?:{re.escape(unit)})?\s*\n", text):
         return _value(alone[1])
     numbers = re.findall(_NUMBER, text)
     with_unit = re.findall(rf"{_NUMBER}\s*{re.escape(unit)}(?!\w)", text) if unit.strip("$") else []
@@ -88,9 +95,23 @@ def _number(written: str, unit: str) -> float | None:
 
 
 def _plain(written: str) -> str:
-    """The text without markup, with plain minus signs."""
-    text = re.sub(r"[*`$]|\\(?:boxed|text|mathrm)\b", "", written).translate(str.maketrans("\u2212\u2013", "--"))
+    """The text without markup, with plain signs and single whitespace."""
+    text = re.sub(r"\s+", lambda match: "\n" if "\n" in match[0] else " ", written.strip())
+    text = re.sub(r"\\(?:times|cdot)\b|(?<=[\d)]) ?\*(?!\*) ?(?=[\d(.])", "\u00d7", text).replace("\\div", "\u00f7")
+    text = re.sub(r"[*`$]|\\(?:boxed|text|mathrm)\b", "", text).translate(str.maketrans("\u2212\u2013", "--"))
     return re.sub(r"(?i)\b(?:minus|negative)\s+(?=\d)", "-", text)
+
+
+def _without_sums(text: str) -> str:
+    """`text` without the sums and products that an equals sign follows: "2 + 3 = 5" is " = 5"."""
+    *sides, last = text.split("=")
+    return "=".join([*map(_without_sum, sides), last])
+
+
+def _without_sum(side: str) -> str:
+    start = len(side.rstrip(f"0123456789.,() {_OPERATORS}"))
+    start = max((start + match.end() for match in _APART.finditer(side[start:])), default=start)
+    return f"{side[:start]} " if _SUM.search(side[start:]) else side
 
 
 def _value(number: str) -> float:
