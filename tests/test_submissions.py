@@ -93,8 +93,8 @@ def test_a_hidden_split_gives_the_file_that_its_server_takes(name: str, tmp_path
 def test_thoughts_are_not_submitted(tmp_path: Path):
     for n in (1, 2):
         jpg(tmp_path / f"{n}.jpg", n)
-    asked = [{**ROWS["docvqa"][1](n), "question": f"What is {n}?", "image": f"{n}.jpg"} for n in (1, 2)]
-    write(tmp_path / "test.jsonl", asked, lines=True)
+    rows = [{**ROWS["docvqa"][1](n), "question": f"What is {n}?", "image": f"{n}.jpg"} for n in (1, 2)]
+    write(tmp_path / "test.jsonl", rows, lines=True)
     content = json.loads(submitted("docvqa", tmp_path, "test", model=Thinks).read_text())
     assert [row["answer"] for row in content] == ["dawn", ""]
 
