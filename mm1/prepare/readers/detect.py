@@ -130,7 +130,10 @@ def _splits_of(path: Path) -> set[str]:
 def unread_files(path: Path, kind: str, endings: tuple[str, ...], read: Collection[Path]) -> Iterator[str]:
     """Why files of a folder are not `read`, once for each: they are data of another kind than the rest."""
     pattern = re.compile(_UNREAD.get(kind, rf"\.({_DATA}|{_OF_SITES})$"))
-    for file in set(find_files(path, "")).difference(read):
+    known = frozenset(read)
+    for file in find_files(path, ""):
+        if file in known:
+            continue
         match = pattern.search(file.name.lower())
         if match and not file.name.lower().endswith((*endings, *_BESIDE.get(kind, ()))):
             if match[0] in (".heic", ".heif"):
