@@ -145,7 +145,12 @@ def test_pages_of_a_crawl_are_read_whatever_their_names_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [gzip.compress(page(1))[:-40], bytes(range(256)) * 20, page(1).decode().encode("utf-16-le")]
+    "content",
+    [
+        pytest.param(gzip.compress(page(1))[:-40], id="torn"),
+        pytest.param(bytes(range(256)) * 20, id="every byte"),
+        pytest.param(page(1).decode().encode("utf-16-le"), id="UTF-16 without a mark"),
+    ],
 )
 def test_a_page_that_is_no_text_is_left_out(tmp_path, content):
     (tmp_path / "good.html").write_bytes(page(0))
