@@ -246,7 +246,7 @@ def test_an_evaluation_is_kept_and_not_done_twice(monkeypatch, stores, model, to
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            writer.Engine, "generate", lambda *args, **kwargs: pytest.fail("a finished file was written again")
+            writer.Engine, "generate", lambda *args, **kwargs: pytest.fail("a kept reply was asked for again")
         )
         again = evaluate(ours, [task], settings=settings, shots=(0, 2))
         assert again == first

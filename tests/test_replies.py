@@ -1,7 +1,10 @@
 """Replies are kept as they come: what stops a call loses what is in flight, and nothing is asked twice."""
 
+import dataclasses
+import io
 import multiprocessing
 import random
+import shutil
 import signal
 import threading
 import time
@@ -10,15 +13,17 @@ from pathlib import Path
 import layouts
 import pytest
 from json_server import JsonHandler, RunningServer
+from rich.console import Console
 from test_protocol import Echo, a_task
 
 from mm1.document import Document, Text
 from mm1.eval.answers_page import write_page
+from mm1.eval.comparison import compare
 from mm1.eval.harness import evaluate, load_task
 from mm1.eval.http_model import HttpModel
 from mm1.eval.model import Reply, Request, prompt_hash
 from mm1.eval.replies import KeptReplies
-from mm1.eval.results import read_answers, read_results
+from mm1.eval.results import Results, read_answers, read_results, save_results, score_table
 from mm1.eval.shots import Protocol
 from mm1.eval.task_evaluation import Settings
 
@@ -62,6 +67,34 @@ def test_a_line_that_was_cut_off_is_asked_again(tmp_path: Path):
         evaluate(again, [a_task()], settings=Settings(tmp_path), shots=(1,))
         assert len(again.prompts) == 1
         assert kept.read_bytes() == whole
+
+
+def test_kept_replies_are_scored_by_the_rules_of_today(tmp_path: Path):
+    settings, parse = Settings(tmp_path / "eval"), lambda text, query: text.lower()
+
+    def under(rule) -> tuple[float, list[str], Echo]:
+        echo, task = Echo(), a_task()
+        task = dataclasses.replace(task, scoring=dataclasses.replace(task.scoring, parse=rule))
+        (score,) = evaluate(echo, [task], settings=settings, shots=(1,)).scores
+        return score.score.mean, [answer.text for answer in read_answers(settings.folder, score)], echo
+
+    points, texts, echo = under(parse)
+    assert echo.prompts
+    other, others, echo = under(lambda text, query: "unread")
+    assert (other, set(others), echo.prompts) == (0.0, {"unread"}, [])
+    assert under(parse)[:2] == (points, texts)
+
+
+def test_scores_of_other_rules_are_named_and_not_compared(tmp_path: Path):
+    (score,) = evaluate(Echo(), [a_task()], settings=Settings(tmp_path), shots=(1,)).scores
+    shutil.copytree(tmp_path, tmp_path / "b" / "eval")
+    assert compare(tmp_path, tmp_path / "b")[0].difference.mean == 0
+    save_results(Results([dataclasses.replace(score, rules="of yesterday")]), tmp_path / "b" / "eval")
+    with pytest.raises(ValueError, match="made-1shot: scored by two versions of the scoring rules"):
+        compare(tmp_path, tmp_path / "b")
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(score_table(read_results(tmp_path / "b" / "eval")), score_table(read_results(tmp_path)))
+    assert console.export_text().count("under other scoring rules") == 1
 
 
 def test_equal_requests_are_asked_once_and_other_models_by_themselves(tmp_path: Path):

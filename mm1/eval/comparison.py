@@ -42,16 +42,20 @@ def compare(ours: Path, theirs: Path, *, seed: int = 0) -> list[Comparison]:
             f"{theirs} has {', '.join(scores[1])}"
         )
     if differences := [line for name in common for line in _differences(*(of_run[name] for of_run in scores))]:
-        raise ValueError(f"{ours} and {theirs} answered different questions: {'; '.join(differences)}")
+        raise ValueError(f"{ours} and {theirs} can't be compared: {'; '.join(differences)}")
     return [_compare(name, folders, scores=[of_run[name] for of_run in scores], seed=seed) for name in common]
 
 
 def _differences(ours: TaskScore, theirs: TaskScore) -> list[str]:
     """What makes two scores of one name incomparable; what an older version did not record is taken as equal."""
     pairs = [(name, getattr(ours, name), getattr(theirs, name)) for name in COMPARABLE]
-    return [
+    differences = [
         f"{ours.name}: {name} {one!r} and {other!r}" for name, one, other in pairs if one and other and one != other
     ]
+    if ours.rules != theirs.rules:
+        again = "run mm1 eval on both again, which scores kept replies anew and asks none of them again"
+        differences.append(f"{ours.name}: scored by two versions of the scoring rules ({again})")
+    return differences
 
 
 def _compare(name: str, folders: list[Path], *, scores: list[TaskScore], seed: int) -> Comparison:

@@ -1,7 +1,7 @@
 """Few-shot scores of a model: build the prompts, get the answers, score them, keep all of it.
 
 The unit of work is a file of answers: one task at one number of shots, in one trial. The ranks that torchrun started
-share these files out, and finished ones are not computed again.
+share these files out. Replies that a folder keeps are not asked for again; they are read and scored anew.
 """
 
 import functools
@@ -32,7 +32,7 @@ PATIENCE = timedelta(days=7)
 """How long a rank waits for the others, which may have more to answer."""
 
 AnswerJob = Callable[[], Path]
-"""Makes a file of answers, unless it is finished already, and returns its path."""
+"""Makes a file of answers and returns its path."""
 
 
 def evaluate_run(loaded: Loaded, *, tasks: Sequence[str], shots: Sequence[int], limit: int, seed: int) -> Results:
@@ -73,8 +73,9 @@ def load_task(name: str, *, limit: int, seed: int, **published: Any) -> Task:
 def evaluate(model: Model, tasks: Sequence[Task], *, settings: Settings, shots: Sequence[int] = (0, 4, 8)) -> Results:
     """The results of a model, together with earlier ones of the same model in the folder.
 
-    A file of answers is read instead of computed if it is of the same model, prompts, references and decoding, so that
-    a stopped call can be continued. With several ranks each first makes its share of the files, then rank 0 sums up.
+    A reply that the folder keeps, of the same model to the same request, is not asked for again: a stopped call can be
+    continued, and a change of the rules that read and score replies counts at once. With several ranks each first makes
+    its share of the files, then rank 0 sums up.
 
     Raises:
         ValueError: shots that can't be drawn or shown, or a judge that is missing or gives no score.

@@ -41,7 +41,7 @@ def evaluate(
 ) -> None:
     """Score a model few-shot, with the blind, majority and chance scores beside each score.
 
-    Answers, scores and a page of the answers go to RUN/eval. What is finished there is not computed again.
+    Answers, scores and a page of the answers go to RUN/eval. Replies that are kept there are not asked for again.
     """
     from mm1.cluster import Runner
     from mm1.eval import command

@@ -17,7 +17,7 @@ from rich.table import Table
 from mm1.disk import write_whole
 from mm1.eval.caption_loss import CaptionLoss
 from mm1.eval.metrics.statistics import Interval, lowest
-from mm1.eval.model import REFUSED, name_of
+from mm1.eval.rules import rules_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +128,7 @@ class TaskScore:
     metric: str = ""
     max_tokens: int = 0  # of an answer
     counted: dict[str, int] = field(default_factory=dict)  # what is odd about rows and answers, and in how many
+    rules: str = ""  # a hash of the code that read and scored the answers
 
     @property
     def name(self) -> str:
@@ -172,24 +173,17 @@ def read_answers(folder: Path, score: TaskScore, *, trial: int = 0) -> list[Answ
     return [Answer.from_record(record) for record in _records(folder / score.files[trial])]
 
 
-def read_finished(path: Path, *, settings: str, queries: int) -> list[Answer] | None:
-    """The answers in `path`; None if there are none, or not of as many queries and the same `settings`.
-
-    Neither if the model refused a request, which may be asked again.
-    """
-    if not path.is_file():
-        return None
-    records = _records(path)
-    if len(records) != queries or any(record.get("settings") != settings for record in records):
-        return None
-    answers = [Answer.from_record(record) for record in records]
-    problems = {name_of(text.problem) for answer in answers for text in (answer.own, answer.blind)}
-    return None if REFUSED in problems else answers
+def read_answers_of(path: Path, *, mark: str, queries: int) -> list[Answer]:
+    """The answers in `path`; none if there is no such file, or it is of other prompts or another model (`mark`)."""
+    records = _records(path) if path.is_file() else []
+    if len(records) != queries or any(record.get("settings") != mark for record in records):
+        return []
+    return [Answer.from_record(record) for record in records]
 
 
-def write_answers(path: Path, answers: Sequence[Answer], *, settings: str) -> None:
-    """Write one JSON line per answer; `settings` is the fingerprint of all that decides them."""
-    lines = [json.dumps({**answer.record(), "settings": settings}, ensure_ascii=False) for answer in answers]
+def write_answers(path: Path, answers: Sequence[Answer], *, mark: str) -> None:
+    """Write one JSON line per answer; `mark` is a hash of what was sent, and to which model."""
+    lines = [json.dumps({**answer.record(), "settings": mark}, ensure_ascii=False) for answer in answers]
     write_whole(path, "".join(line + "\n" for line in lines))
 
 
@@ -249,6 +243,8 @@ def score_table(results: Results) -> Table:
             table.add_row(f"  {name}", "", "", score, blind, "", majority, chance)
         for name, count in one.counted.items():
             table.add_row(f"  {name}", "", str(count))
+        if one.rules != rules_of(one.task):
+            table.add_row("  of an earlier call under other scoring rules: ask again to score anew")
     return table
 
 

@@ -1,4 +1,4 @@
-"""One task, asked of one model: its answers, read from their file or newly obtained, and their scores."""
+"""One task, asked of one model: its replies, kept or newly obtained, the answers read from them, and their scores."""
 
 import hashlib
 import json
@@ -29,10 +29,11 @@ from mm1.eval.results import (
     TaskScore,
     answers_file,
     grouped_points,
-    read_finished,
+    read_answers_of,
     score_name,
     write_answers,
 )
+from mm1.eval.rules import rules_of
 from mm1.eval.shots import DEFAULT, Protocol, SimilarShots, draw_all, prompts
 
 CHANCE_DRAWS = 8
@@ -70,7 +71,6 @@ class TaskEvaluation:
         self.metric = task.scoring.metric
         if task.scoring.within is not None:
             self.metric = task.scoring.within(task.split_references or self.references)
-        self.split_digest = hashlib.sha256(json.dumps(task.split_references).encode()).hexdigest()[:16]
         self.blind_queries = [] if task.submission else exchange_images(task.queries, seed=settings.seed)
 
     def work(self, shots: Sequence[int]) -> int:
@@ -84,7 +84,7 @@ class TaskEvaluation:
         return self.settings.trials if is_drawn and self.settings.protocol.draw != "similar" else 1
 
     def answer_file(self, shots: int, trial: int) -> Path:
-        """The finished file with the answers of one trial; for a split with hidden answers, the file for its server."""
+        """The file with the answers of one trial; for a split with hidden answers, the file for its server."""
         if self.task.submission is not None:
             return self.submission_file(shots, trial)
         self.answers(shots, trial)
@@ -113,24 +113,20 @@ class TaskEvaluation:
         return self.settings.folder / answers_file(name, trial)
 
     def answers(self, shots: int, trial: int) -> list[Answer]:
-        """The answers of one trial: those in its file if they were made with the same settings, else new ones."""
+        """The answers of one trial: what the model replied, now or in an earlier call, read and scored by the rules."""
         task, protocol = self.task, self.settings.protocol
         drawn = draw_all(task, shots=shots, seed=self.settings.seed + trial, protocol=protocol, similar=self.similar)
         tiles = self.model.tiles
         own = prompts(task, task.queries, drawn=drawn, shots=shots, protocol=protocol, tiles=tiles)
         blind = prompts(task, self.blind_queries, drawn=drawn, shots=shots, protocol=protocol, tiles=tiles)
-        settings = self._fingerprint([*own, *blind])
-        path = self._path(shots, trial)
-        bar = self.progress.add_task(f"{task.name}  {shots} shots", total=len(own) + len(blind))
-        finished = read_finished(path, settings=settings, queries=len(task.queries))
-        if finished is not None:
-            self.pace.skip((len(own) + len(blind)) * (1 + shots))
-            self.progress.update(bar, completed=len(own) + len(blind))
-            return finished
-        replies = self._replies([*own, *blind], KeptReplies(path.parent / "replies" / path.name, self.model), bar)
+        documents, path = [*own, *blind], self._path(shots, trial)
+        mark = self._mark(documents)
+        earlier = read_answers_of(path, mark=mark, queries=len(task.queries))
+        bar = self.progress.add_task(f"{task.name}  {shots} shots", total=len(documents))
+        replies = self._replies(documents, KeptReplies(path.parent / "replies" / path.name, self.model), bar)
         own_texts, blind_texts = self._scored(replies[: len(own)]), self._scored(replies[len(own) :])
         shown = [[shot.id for shot in examples] if shots else [] for examples in drawn]
-        sent = [
+        sent = [answer.prompt for answer in earlier] or [
             SentPrompt(prompt_hash(document), prompt_text(document), ids, self.model.prompt_tokens(document))
             for document, ids in zip(own, shown, strict=True)
         ]
@@ -140,7 +136,8 @@ class TaskEvaluation:
                 task.queries, sent, own_texts, blind_texts, task.groups(), strict=True
             )
         ]
-        write_answers(path, answers, settings=settings)
+        if answers != earlier:
+            write_answers(path, answers, mark=mark)
         return answers
 
     def _replies(self, documents: Sequence[Document], kept: KeptReplies, bar: TaskID) -> list[Reply]:
@@ -237,6 +234,7 @@ class TaskEvaluation:
             metric="judge" if task.scoring.judge is not None else task.scoring.metric.__name__,
             max_tokens=task.style.max_tokens,
             counted=_counted(task, trials),
+            rules=rules_of(task.name),
         )
 
     def _mean(self, answers: Sequence[str]) -> float:
@@ -261,22 +259,10 @@ class TaskEvaluation:
                 totals.setdefault(name, {})[of] = float(np.mean([part[name] for part in parts]))
         return totals
 
-    def _fingerprint(self, documents: Sequence[Document]) -> str:
-        """A hash of all that decides the answers and scores of a file."""
-        task, style, protocol, judge = self.task, self.task.style, self.settings.protocol, self._judge
-        metric_name = task.scoring.metric.__name__
-        decides = {
-            "model": self.model.name,
-            "prompts": [prompt_hash(document) for document in documents],
-            "references": self.references,
-            "choices": [query.choices for query in task.queries],
-            "decoding": [style.stops, style.max_tokens, protocol.scoring, protocol.beams],
-            "scoring": [metric_name, getattr(style.clean, "__qualname__", ""), judge.name if judge else ""],
-            "judge_prompt": judge.prompt_name if judge else "",
-        }
-        if task.split_references:
-            decides["split"] = self.split_digest
-        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+    def _mark(self, documents: Sequence[Document]) -> str:
+        """A hash of what was sent, and to which model."""
+        sent = [self.model.name, *map(prompt_hash, documents)]
+        return hashlib.sha256(json.dumps(sent).encode()).hexdigest()[:16]
 
 
 def _counted(task: Task, trials: Sequence[Sequence[Answer]]) -> dict[str, int]:
