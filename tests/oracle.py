@@ -23,7 +23,7 @@ import torch
 from rich.progress import Progress
 
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
-from mm1.eval.fewshot import Example, Task
+from mm1.eval.fewshot import Example, Judged, Task
 from mm1.eval.harness import load_task
 from mm1.eval.hf_model import HfModel
 from mm1.eval.http_model import HttpModel
@@ -176,8 +176,8 @@ class Judge:
 
     name, prompt_name = "oracle", "none"
 
-    def score(self, rule: Any, query: Example, *, answer: str) -> float:
-        return float(query.answers[0] in answer)
+    def score(self, rule: Any, query: Example, *, answer: str) -> Judged:
+        return Judged(float(query.answers[0] in answer))
 
 
 def tasks(name: str, folder: Path) -> dict[str, Task]:

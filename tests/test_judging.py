@@ -1,18 +1,21 @@
 """Judges: replies are read strictly, asked for again once, then counted as unread; files may hold the question."""
 
 import json
+import shutil
 from pathlib import Path
 
 import layouts_tuned
+import numpy as np
 import pytest
 from test_real_rows import mathvista as mathvista_rows
 from test_real_rows import run
 from typer.testing import CliRunner
 
 from mm1.__main__ import app
+from mm1.eval.comparison import compare
 from mm1.eval.judge import Judge, JudgePrompt
 from mm1.eval.metrics.judging import share, two_scores
-from mm1.eval.results import TaskScore
+from mm1.eval.results import TaskScore, read_results
 from mm1.eval.tasks import mathvista
 
 
@@ -97,6 +100,30 @@ def test_what_cannot_be_read_twice_is_counted_and_not_scored(tmp_path: Path):
 
 def test_two_answers_are_judged_by_the_ratio_of_their_scores(tmp_path: Path):
     assert judged(tmp_path, Server("Answer 1: 8 Answer 2: 7"), name="llava_w").score.mean == pytest.approx(87.5)
+
+
+def test_llava_bench_divides_the_means_as_officially(tmp_path: Path):
+    """As `summarize_gpt_review.py` of LLaVA: all second scores over all first ones, the unread left out."""
+    pairs = [(8, 4), (9, 9), (5, 10), (1, 8), (10, 3)]
+    server = Server(*(f"{first} {second}" for first, second in pairs), "good", again="good")
+    score = judged(tmp_path, server, name="llava_w")
+    first_mean, second_mean = np.mean(pairs, axis=0)
+    assert score.score.mean == pytest.approx(100 * second_mean / first_mean)
+    assert score.score.mean != pytest.approx(np.mean([100 * second / first for first, second in pairs]))
+    assert score.score.low < score.score.mean < score.score.high
+    assert score.totals["conv"]["score"] == pytest.approx(score.score.mean)
+    assert read_results(tmp_path / "data" / "eval").scores[0] == score
+    shutil.copytree(tmp_path / "data", tmp_path / "other")
+    (compared,) = compare(tmp_path / "data", tmp_path / "other")
+    assert (compared.ours, compared.theirs) == pytest.approx((score.score.mean, score.score.mean))
+    assert compared.difference.mean == 0
+
+
+def test_an_empty_answer_is_judged_where_the_other_one_counts_too(tmp_path: Path):
+    layouts_tuned.llava_w(tmp_path)
+    server = Server("8 1")
+    (score,) = run("llava_w", tmp_path, lambda query: "", settings={"judge": Judge(server, tmp_path)}).scores
+    assert score.score.mean == pytest.approx(12.5)
 
 
 def test_the_question_may_come_from_a_file_and_is_named(tmp_path: Path):

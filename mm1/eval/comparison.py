@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.table import Table
 
-from mm1.eval.metrics.statistics import Interval, paired_difference
-from mm1.eval.results import TaskScore, mean_scores, read_results, shown
+from mm1.eval.metrics.statistics import Interval
+from mm1.eval.results import TaskScore, points_of, read_results, shown
 
 COMPARABLE = ("data", "split", "form", "metric", "judge", "judge_prompt")
 """What must be equal in two scores of the same task, shots and protocol, so that their difference says something."""
@@ -59,13 +58,15 @@ def _differences(ours: TaskScore, theirs: TaskScore) -> list[str]:
 
 
 def _compare(name: str, folders: list[Path], *, scores: list[TaskScore], seed: int) -> Comparison:
-    by_query = [mean_scores(folder, score) for folder, score in zip(folders, scores, strict=True)]
-    shared = [query for query in by_query[0] if query in by_query[1]]
+    runs = [points_of(folder, score) for folder, score in zip(folders, scores, strict=True)]
+    numbers = [{query: number for number, query in enumerate(queries)} for queries, _ in runs]
+    shared = [query for query in numbers[0] if query in numbers[1]]
     if not shared:
         raise ValueError(f"{name}: the two runs answered different queries; use the same --limit, --seed and data")
-    ours, theirs = (np.array([of_run[query] for query in shared]) for of_run in by_query)
-    difference = paired_difference(ours, theirs, seed=seed)
-    return Comparison(name, len(shared), float(np.nanmean(ours)), float(np.nanmean(theirs)), difference)
+    ours, theirs = (
+        points.at([of_run[query] for query in shared]) for of_run, (_, points) in zip(numbers, runs, strict=True)
+    )
+    return Comparison(name, len(shared), ours.mean(), theirs.mean(), ours.difference(theirs, seed=seed))
 
 
 def comparison_table(comparisons: list[Comparison]) -> Table:

@@ -80,11 +80,23 @@ class PromptStyle:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """What a judge's reply gives an answer: a score, and how much it counts in the mean over all queries."""
+
+    score: float
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class JudgeRule:
-    """How another model judges an answer: the question to it, and the score (0 to 1) that its reply gives."""
+    """How another model judges an answer: the question to it, and what its reply gives.
+
+    `asks_always`: about an empty answer, too, which else has 0 without a question.
+    """
 
     ask: Callable[[Example, str], str]
-    parse: Callable[[str], float]
+    parse: Callable[[str], Judged]
+    asks_always: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +138,7 @@ class Scoring:
     within  makes the metric from the references of the whole split, if a score depends on them
     parse   turns the cleaned text into the answer to be scored, where the query decides how
     totals  scores of all answers together, in points, besides the mean
+    part    the part of the task that a query belongs to, where each part has a mean of its own
     judge   another model scores the answers by this rule, and `metric` is not used
     extract  where another model may read the answer out of the text first, its question and what its reply gives
     by_rules  metrics of protocols that take another one than `metric`
@@ -135,6 +148,7 @@ class Scoring:
     metric: Metric
     parse: Callable[[str, Example], str] | None = None
     totals: Totals | None = None
+    part: Callable[[Example], str] | None = None
     judge: JudgeRule | None = None
     within: Callable[[Sequence[Sequence[str]]], Metric] | None = None
     extract: ExtractRule | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm1.eval.fewshot import Example, ExtractRule, JudgeRule
+from mm1.eval.fewshot import Example, ExtractRule, Judged, JudgeRule
 from mm1.eval.http_model import HttpModel
 from mm1.eval.metrics.answer_parsing import after_thoughts
 
@@ -68,15 +68,14 @@ class Judge:
         """The name of the question that it is asked."""
         return OWN_PROMPT if self.prompt is None else self.prompt.name
 
-    def score(self, rule: JudgeRule, query: Example, *, answer: str) -> float:
-        """The score of `answer`, 0 to 1; nan if no score can be read from the reply, and none from a second one.
+    def score(self, rule: JudgeRule, query: Example, *, answer: str) -> Judged:
+        """The score of `answer`; nan if no score can be read from the reply, and none from a second one.
 
-        An empty answer gets 0 without a request.
+        An empty answer gets 0 without a request, unless the rule asks always.
         """
-        if not answer.strip():
-            return 0.0
-        score = self._read(self._question(rule, query, answer), rule.parse)
-        return math.nan if score is None else score
+        if not answer.strip() and not rule.asks_always:
+            return Judged(0.0)
+        return self._read(self._question(rule, query, answer), rule.parse) or Judged(math.nan)
 
     def extract(self, rule: ExtractRule, query: Example, *, written: str) -> str:
         """The answer that the text `written` gives; "" if the judge finds none, or can't be read twice."""

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from mm1.disk import write_whole
 from mm1.eval.caption_loss import CaptionLoss
-from mm1.eval.metrics.statistics import Interval, lowest
+from mm1.eval.metrics.statistics import Interval, Weighted, lowest
 from mm1.eval.rules import rules_of
 
 
@@ -37,12 +37,13 @@ class SentPrompt:
 class ScoredText:
     """An answer and its score; None if the judge's reply can't be read.
 
-    `problem` says why there is no answer, see `mm1.eval.model.Reply`.
+    `problem` says why there is no answer, see `mm1.eval.model.Reply`; `weight` how much the score counts in the mean.
     """
 
     text: str
     score: float | None
     problem: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +72,22 @@ class Answer:
     def from_record(cls, record: dict[str, Any]) -> "Answer":
         """The answer in one line of a file."""
         prompt = SentPrompt(record["prompt"], record["request"], record["shots"], record["places"])
-        own = ScoredText(record["answer"], record["score"], record.get("problem", ""))
-        blind = ScoredText(record["blind_answer"], record["blind_score"], record.get("blind_problem", ""))
+        own, blind = (
+            ScoredText(
+                record[f"{of}answer"],
+                record[f"{of}score"],
+                record.get(f"{of}problem", ""),
+                record.get(f"{of}weight", 1.0),
+            )
+            for of in ("", "blind_")
+        )
         group = record.get("group", record["query"])
         return cls(record["query"], record["references"], prompt, own, blind, group)
 
     def record(self) -> dict[str, Any]:
         """The answer as one line of a file. Its keys, `places` too, are those of 0.1, whose files can still be read."""
         problems = {"problem": self.own.problem, "blind_problem": self.blind.problem}
+        weights = {"weight": self.own.weight, "blind_weight": self.blind.weight}
         return {
             "query": self.query,
             "prompt": self.prompt.hash,
@@ -91,6 +100,7 @@ class Answer:
             "blind_score": self.blind.score,
             "places": self.prompt.tokens,
             **{name: problem for name, problem in problems.items() if problem},
+            **{name: weight for name, weight in weights.items() if weight != 1},
         } | ({"group": self.group} if self.group != self.query else {})
 
 
@@ -250,15 +260,24 @@ def score_table(results: Results) -> Table:
 
 def mean_scores(folder: Path, score: TaskScore) -> dict[str, float]:
     """Points of each query, the mean over the trials; nan for one that the judge gave no score."""
+    groups, points = points_of(folder, score)
+    return dict(zip(groups, points.scores.tolist(), strict=True))
+
+
+def points_of(folder: Path, score: TaskScore) -> tuple[list[str], Weighted]:
+    """The queries behind `score`, and the points of each, the mean over the trials."""
     trials = [read_answers(folder, score, trial=trial) for trial in range(score.trials)]
-    points = np.mean([grouped_points(answers) for answers in trials], axis=0)
-    return dict(zip(dict.fromkeys(answer.group for answer in trials[0]), points.tolist(), strict=True))
+    groups = list(dict.fromkeys(answer.group for answer in trials[0]))
+    return groups, Weighted.over([grouped_points(answers) for answers in trials])
 
 
-def grouped_points(answers: Sequence[Answer], *, blind: bool = False) -> np.ndarray:
+def grouped_points(answers: Sequence[Answer], *, blind: bool = False) -> Weighted:
     """The points of each group of answers, those of its worst answer; nan for one that the judge gave no score."""
-    scores = [answer.blind.score if blind else answer.own.score for answer in answers]
-    return 100 * lowest(scores, [answer.group for answer in answers])
+    texts = [answer.blind if blind else answer.own for answer in answers]
+    points = 100 * lowest([text.score for text in texts], [answer.group for answer in answers])
+    # only judges give weights, and no judge scores queries that count as one
+    is_weighted = any(text.weight != 1 for text in texts)
+    return Weighted(points, np.array([text.weight for text in texts]) if is_weighted else None)
 
 
 def shown(interval: Interval, *, sign: bool = False) -> str:

@@ -15,10 +15,10 @@ from mm1.disk import write_whole
 from mm1.document import Document
 from mm1.eval.baselines import chance_answers, majority_answer
 from mm1.eval.blind import exchange_images
-from mm1.eval.fewshot import REPEATED, Example, Task
+from mm1.eval.fewshot import REPEATED, Example, Judged, Task
 from mm1.eval.judge import Judge
 from mm1.eval.metrics.answer_parsing import after_thoughts
-from mm1.eval.metrics.statistics import bootstrap, lowest, mean, paired_difference
+from mm1.eval.metrics.statistics import Weighted, lowest
 from mm1.eval.model import Model, Reply, Request, name_of, prompt_hash, prompt_text
 from mm1.eval.pace import Pace
 from mm1.eval.replies import KeptReplies
@@ -178,18 +178,25 @@ class TaskEvaluation:
 
     def _scored(self, replies: Sequence[Reply]) -> list[ScoredText]:
         scored = []
-        for reply, score in zip(replies, self._scores([reply.text for reply in replies]), strict=True):
-            points = 0.0 if reply.problem else None if math.isnan(score) else score
-            scored.append(ScoredText(reply.text, points, reply.problem))
+        judgements = self._judgements([reply.text for reply in replies])
+        for reply, judged in zip(replies, judgements, strict=True):
+            points = 0.0 if reply.problem else None if math.isnan(judged.score) else judged.score
+            scored.append(ScoredText(reply.text, points, reply.problem, judged.weight))
         return scored
 
-    def _scores(self, answers: Sequence[str]) -> list[float]:
+    def _judgements(self, answers: Sequence[str]) -> list[Judged]:
         """The score of the answer to each query; nan where the judge's reply can't be read."""
         judge, rule = self.settings.judge, self.task.scoring.judge
         if rule is None or judge is None:
-            return self.metric(answers, self.references).tolist()
+            return [Judged(score) for score in self.metric(answers, self.references).tolist()]
         pairs = zip(self.task.queries, answers, strict=True)
         return [judge.score(rule, query, answer=answer) for query, answer in pairs]
+
+    def _scores(self, answers: Sequence[str]) -> Weighted:
+        """The same as numbers."""
+        judgements = self._judgements(answers)
+        weights = None if self.task.scoring.judge is None else np.array([one.weight for one in judgements])
+        return Weighted(np.array([one.score for one in judgements]), weights)
 
     @property
     def _judge(self) -> Judge | None:
@@ -201,8 +208,9 @@ class TaskEvaluation:
         """The score of one number of shots, with the baselines' beside it, and its gain over the fewest shots."""
         task, settings = self.task, self.settings
         own, blind = _mean_points(trials), _mean_points(trials, blind=True)
-        if settings.judge is not None and np.isnan(own).all():
-            raise ValueError(f"judge {settings.judge.name} gave no score that can be read to any of {len(own)} answers")
+        queries = len(own.scores)
+        if settings.judge is not None and np.isnan(own.scores).all():
+            raise ValueError(f"judge {settings.judge.name} gave no score that can be read to any of {queries} answers")
         draws = CHANCE_DRAWS if task.scoring.judge is None else 1
         guesses = Guesses(
             majority_answer(task), [chance_answers(task, seed=settings.seed, draw=draw) for draw in range(draws)]
@@ -210,11 +218,11 @@ class TaskEvaluation:
         return TaskScore(
             task=task.name,
             shots=shots,
-            queries=len(own),
-            score=bootstrap(own, seed=settings.seed),
-            blind=bootstrap(blind, seed=settings.seed),
-            difference=paired_difference(own, blind, seed=settings.seed),
-            gain=None if fewest is None else paired_difference(own, _mean_points(fewest), seed=settings.seed),
+            queries=queries,
+            score=own.bootstrap(seed=settings.seed),
+            blind=blind.bootstrap(seed=settings.seed),
+            difference=own.difference(blind, seed=settings.seed),
+            gain=None if fewest is None else own.difference(_mean_points(fewest), seed=settings.seed),
             majority=self._mean([guesses.majority] * len(task.queries)),
             majority_answer=guesses.majority,
             chance=float(np.mean([self._mean(answers) for answers in guesses.chance])),
@@ -239,12 +247,12 @@ class TaskEvaluation:
 
     def _mean(self, answers: Sequence[str]) -> float:
         """The mean points of one answer to each query."""
-        return 100 * mean(lowest(self._scores(answers), self.task.groups()))
+        scores = self._scores(answers)
+        return 100 * Weighted(lowest(scores.scores.tolist(), self.task.groups()), scores.weights).mean()
 
     def _totals(self, trials: list[list[Answer]], guesses: Guesses) -> dict[str, dict[str, float]]:
         """Scores of all answers together, by name; for the model, blind, majority and chance."""
-        totals_of = self.task.scoring.totals
-        if totals_of is None:
+        if self.task.scoring.totals is None and self.task.scoring.part is None:
             return {}
         answer_sets = {
             "score": [[answer.own.text for answer in answers] for answers in trials],
@@ -254,10 +262,20 @@ class TaskEvaluation:
         }
         totals: dict[str, dict[str, float]] = {}
         for of, sets in answer_sets.items():
-            parts = [totals_of(self.task.queries, texts, np.array(self._scores(texts))) for texts in sets]
-            for name in parts[0]:
-                totals.setdefault(name, {})[of] = float(np.mean([part[name] for part in parts]))
+            by_set = [self._totals_of(texts) for texts in sets]
+            for name in by_set[0]:
+                totals.setdefault(name, {})[of] = float(np.mean([of_set[name] for of_set in by_set]))
         return totals
+
+    def _totals_of(self, answers: Sequence[str]) -> dict[str, float]:
+        """The mean points of each part of the task, and the task's own totals."""
+        scoring, scores = self.task.scoring, self._scores(answers)
+        means: dict[str, float] = {}
+        if scoring.part is not None:
+            parts = np.array([scoring.part(query) for query in self.task.queries])
+            means = {part: 100 * scores.at(parts == part).mean() for part in sorted(set(parts.tolist()))}
+        own = {} if scoring.totals is None else scoring.totals(self.task.queries, answers, scores.scores)
+        return means | own
 
     def _mark(self, documents: Sequence[Document]) -> str:
         """A hash of what was sent, and to which model."""
@@ -277,12 +295,12 @@ def _counted(task: Task, trials: Sequence[Sequence[Answer]]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def _mean_points(trials: Sequence[Sequence[Answer]], *, blind: bool = False) -> np.ndarray:
+def _mean_points(trials: Sequence[Sequence[Answer]], *, blind: bool = False) -> Weighted:
     """Points of each query, or of each group that counts as one, the mean over the trials."""
-    return np.mean([grouped_points(answers, blind=blind) for answers in trials], axis=0)
+    return Weighted.over([grouped_points(answers, blind=blind) for answers in trials])
 
 
 def _std_of_means(trials: Sequence[Sequence[Answer]]) -> float | None:
     """The standard deviation of the trials' means, in points; None for a single trial."""
-    means = [mean(grouped_points(answers)) for answers in trials]
+    means = [grouped_points(answers).mean() for answers in trials]
     return float(np.std(means, ddof=1)) if len(means) > 1 else None

@@ -24,6 +24,67 @@ class Interval:
         return self.high < 0
 
 
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """A score of each query, nan where there is none, and how much each counts in the mean; None: all alike."""
+
+    scores: np.ndarray
+    weights: np.ndarray | None = None
+
+    def mean(self) -> float:
+        """The mean of the scores that aren't nan; nan if there are none."""
+        if self.weights is None:
+            return mean(self.scores)
+        known = ~np.isnan(self.scores)
+        total = float(self.weights[known].sum())
+        return float((self.weights * self.scores)[known].sum()) / total if total else math.nan
+
+    def at(self, where: Sequence[int] | np.ndarray) -> "Weighted":
+        """Those at these positions."""
+        return Weighted(self.scores[where], None if self.weights is None else self.weights[where])
+
+    def bootstrap(self, *, seed: int) -> Interval:
+        """The mean with its 95 % interval."""
+        if self.weights is None:
+            return bootstrap(self.scores, seed=seed)
+        return _ratio_interval([self], seed=seed)
+
+    def difference(self, theirs: "Weighted", *, seed: int) -> Interval:
+        """The mean less `theirs`, of the queries that both have a score of, with its 95 % interval."""
+        if self.weights is None and theirs.weights is None:
+            return paired_difference(self.scores, theirs.scores, seed=seed)
+        return _ratio_interval([self, theirs], seed=seed)
+
+    @classmethod
+    def over(cls, trials: Sequence["Weighted"]) -> "Weighted":
+        """The mean of several trials, query by query."""
+        scores = np.array([trial.scores for trial in trials])
+        if all(trial.weights is None for trial in trials):
+            return cls(scores.mean(axis=0))
+        weights = np.array([trial._counts() for trial in trials])
+        return cls((weights * scores).sum(axis=0) / weights.sum(axis=0), weights.mean(axis=0))
+
+    def _counts(self) -> np.ndarray:
+        return np.ones(len(self.scores)) if self.weights is None else self.weights
+
+
+def _ratio_interval(sets: Sequence[Weighted], *, seed: int, samples: int = 2000) -> Interval:
+    """The weighted mean of the first set, less that of the second if there is one, with its 95 % interval."""
+    known = ~np.any([np.isnan(one.scores) for one in sets], axis=0)
+    if not known.any():
+        return Interval(math.nan, math.nan, math.nan)
+    signs = (1.0, -1.0)
+    means = np.zeros(samples)
+    draws = np.random.default_rng([seed, samples]).integers(0, known.sum(), size=(samples, known.sum()))
+    for sign, one in zip(signs, sets, strict=False):
+        weights = one._counts()[known]
+        sums = (weights * one.scores[known])[draws].sum(axis=1)
+        means += sign * sums / weights[draws].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    whole = sum(sign * one.at(known).mean() for sign, one in zip(signs, sets, strict=False))
+    return Interval(float(whole), float(low), float(high))
+
+
 def bootstrap(scores: np.ndarray, *, seed: int, samples: int = 2000) -> Interval:
     """The mean of `scores` with its 95 % percentile interval, from `samples` draws with replacement.
 

@@ -1,20 +1,10 @@
 """ChartQA, test, by relaxed accuracy; also by itself for questions written by people and by a model."""
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import Reader, listed, several
 from mm1.eval.data.published import Published, Source
-from mm1.eval.fewshot import Example, Scoring
+from mm1.eval.fewshot import Scoring
 from mm1.eval.metrics.short_answers import relaxed_accuracy
-
-
-def totals(queries: Sequence[Example], answers: Sequence[str], scores: np.ndarray) -> dict[str, float]:
-    """The mean score of each kind of question."""
-    kinds = [query.metadata["type"].partition("_")[0] for query in queries]
-    return {kind: 100 * float(scores[[kind == other for other in kinds]].mean()) for kind in sorted(set(kinds))}
 
 
 def _file(kind: str) -> Reader:
@@ -33,5 +23,5 @@ task = Published(
         original=several("type", human=_file("human"), augmented=_file("augmented")),
     ),
     columns=Columns(id="#", answers="answer", metadata=("type",), picture="imgname"),
-    scoring=Scoring(relaxed_accuracy, totals=totals),
+    scoring=Scoring(relaxed_accuracy, part=lambda query: query.metadata["type"].partition("_")[0]),
 )

@@ -1,12 +1,15 @@
 """LLaVA-Bench (in the wild): a judge compares the answer with GPT-4's, given a description of the image.
 
+The score is the mean of the answers' scores divided by the mean of GPT-4's, of all questions and of each category, as
+in https://github.com/haotian-liu/LLaVA/blob/main/llava/eval/summarize_gpt_review.py.
+
 The question to the judge is ours: scores can only be compared with others from this file and the same judge.
 """
 
 from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import llava_bench
 from mm1.eval.data.published import Published, Source
-from mm1.eval.fewshot import Example, JudgeRule, Scoring
+from mm1.eval.fewshot import Example, Judged, JudgeRule, Scoring
 from mm1.eval.metrics.judging import two_scores
 from mm1.eval.metrics.short_answers import same_word
 
@@ -21,12 +24,12 @@ def ask_judge(query: Example, answer: str) -> str:
     )
 
 
-def parse_judge(reply: str) -> float:
-    """The second score divided by the first. (LLaVA divides sums; the mean of ratios has an interval.)"""
+def parse_judge(reply: str) -> Judged:
+    """The second score divided by the first, which is its weight: so the mean is one of sums, divided by another."""
     reference, ours = two_scores(reply)
     if reference < 1:
         raise ValueError(f"the first score must be from 1 to 10; found {reply[:80]!r}")
-    return ours / reference
+    return Judged(ours / reference, reference)
 
 
 task = Published(
@@ -39,5 +42,9 @@ task = Published(
         original=llava_bench,
     ),
     columns=Columns(answers="gpt_answer", metadata=("caption", "gpt_answer", "category")),
-    scoring=Scoring(same_word, judge=JudgeRule(ask_judge, parse_judge)),
+    scoring=Scoring(
+        same_word,
+        judge=JudgeRule(ask_judge, parse_judge, asks_always=True),
+        part=lambda query: query.metadata["category"],
+    ),
 )

@@ -6,7 +6,7 @@ The question to the judge is ours: scores can only be compared with others from 
 from mm1.eval.data.examples import Columns
 from mm1.eval.data.original_releases import named_rows
 from mm1.eval.data.published import Published, Source
-from mm1.eval.fewshot import Example, JudgeRule, Scoring
+from mm1.eval.fewshot import Example, Judged, JudgeRule, Scoring
 from mm1.eval.metrics.judging import share
 from mm1.eval.metrics.short_answers import same_word
 
@@ -30,5 +30,5 @@ task = Published(
         original=named_rows("mm-vet.json", name="question_id", image="{imagename}"),
     ),
     columns=Columns(answers="answer"),
-    scoring=Scoring(same_word, judge=JudgeRule(ask_judge, share)),
+    scoring=Scoring(same_word, judge=JudgeRule(ask_judge, lambda reply: Judged(share(reply)))),
 )
