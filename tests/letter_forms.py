@@ -156,3 +156,44 @@ LATER_UNREAD = (
     *("I doubt it is C", "unlikely B", "I doubt it's B", "I doubt that the answer is (B)"),
 )
 """The same as the three above; the answers that `fixtures/mmmu.json` is the record of don't have them."""
+
+CJK_FORMS = (
+    *("答案是{L}", "选{L}。", "答案\uff1a{L}", "正确答案是{L}。", "答案为{L}", "我选{L}"),
+    *("故选{L}", "应该选{L}", "{L}选项", "选项{L}", "{L}项正确", "选项{L}正确。", "{L}是正确的"),
+    *("所以答案是{L}\uff0c因为有四条腿。", "\uff08{L}\uff09", "答案是\uff08{L}\uff09", "【{L}】", "{L}。", "{L}、猫"),
+    *("我认为是{L}", "应该是{L}", "正确选项为{L}", "选择{L}", "答案选{L}", "因此选{L}", "答案{L}"),
+    *("答えは{L}です", "정답은 {L}입니다", "{L}\uff0c因为它有腿", "**答案\uff1a{L}**", "根据图片\uff0c答案是{L}"),
+)
+"""Forms in Chinese, Japanese and Korean, which write no space beside a letter."""
+
+CJK_UNREAD = (
+    *("不选B", "答案不是B", "不应选B", "如果选B", "选A还是B", "A和B正确", "B不正确", "B是错误的"),
+    *("选B吗\uff1f", "A或B", "图中B处有一只鸟", "角B是直角", "选项A是狗\uff0c选项B是猫", "A是狗\uff0cB是猫"),
+    *("排除B", "我不认为是B", "不要选B", "维生素C"),
+)
+"""The same that deny the letter, ask, join several, or have it in a name."""
+
+NAMES_UNREAD = (
+    *(
+        "Angle B is right",
+        "In triangle ABC, angle B is 90",
+        "angle (B) is right",
+        "Vitamin C is the best match",
+        "team B",
+    ),
+    *("Point A lies on line B", "The triangle is right at angle B", "hepatitis B", "Side C is the longest."),
+    *("If the answer is A, then it flies.", "If B is correct, the dog flies.", "Let me see if B is correct."),
+    *("Assume the answer is A", "whether A is right", "Unless the answer is C", "Either A or B is correct."),
+)
+"""A letter in the name of something else, and one in a condition."""
+
+SUPPOSED_TEXTS = (
+    ("If I had to guess, it's B.", CHOICES, "B"),
+    ("If it has legs then the answer is B.", CHOICES, "B"),
+    ("Suppose it is A. The answer is B.", CHOICES, "B"),
+    ("the answer is B if it is a cat", CHOICES, "B"),
+    ("Image B is correct", CHOICES, "B"),
+    ("It must be B", CHOICES, "B"),
+    ("答案是一只猫。", ("一只狗", "一只猫", "一头牛"), "B"),
+    ("选B一只猫", ("一只狗", "一只猫", "一头牛"), "B"),
+)

@@ -1,13 +1,14 @@
 """The letters table: how often the letter in an answer is read, and that no other letter ever is."""
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
 import letter_forms as forms
 import pytest
 import random_text
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm1.eval.metrics.letters import letter_of
@@ -29,6 +30,9 @@ REASONS = {
 """How many of the 1,000 answers are read otherwise than by MMMU's parser, and why."""
 
 
+ALL_FORMS = (*forms.FORMS, *forms.LATER_FORMS, *forms.CJK_FORMS)
+
+
 def written(form: str, number: int) -> str:
     """`form` with the letter, the text and two other texts of choice `number`."""
     others = [forms.CHOICES[(number + step) % 3] for step in (1, 2)] if number < 3 else forms.CHOICES[:2]
@@ -38,9 +42,7 @@ def written(form: str, number: int) -> str:
 
 def table() -> list[tuple[str, str, str]]:
     """(text, the letter that it names, the letter that is read) of every form with every letter."""
-    rows = [
-        (written(form, number), LETTERS[number]) for form in (*forms.FORMS, *forms.LATER_FORMS) for number in range(4)
-    ]
+    rows = [(written(form, number), LETTERS[number]) for form in ALL_FORMS for number in range(4)]
     return [(text, right, letter_of(text, forms.CHOICES)) for text, right in rows]
 
 
@@ -52,12 +54,12 @@ def test_letters_are_read_in_every_form_and_never_as_another():
     assert len(unread) <= 0.05 * len(rows), unread
 
 
-@pytest.mark.parametrize(("text", "choices", "letter"), [*forms.TEXTS, *forms.LATER_TEXTS])
+@pytest.mark.parametrize(("text", "choices", "letter"), [*forms.TEXTS, *forms.LATER_TEXTS, *forms.SUPPOSED_TEXTS])
 def test_the_text_of_a_choice_names_it(text: str, choices: tuple[str, ...], letter: str):
     assert letter_of(text, choices) == letter
 
 
-@pytest.mark.parametrize("text", [*forms.UNREAD, *forms.LATER_UNREAD])
+@pytest.mark.parametrize("text", [*forms.UNREAD, *forms.LATER_UNREAD, *forms.CJK_UNREAD, *forms.NAMES_UNREAD])
 def test_a_text_that_names_no_choice_or_several_is_not_read(text: str):
     assert letter_of(text, forms.CHOICES) == ""
 
@@ -74,6 +76,7 @@ def test_empty_and_equal_choices_keep_their_letters():
     assert letter_of("C", ["oak", "oak", "ash"]) == "C"
 
 
+@settings(deadline=None)  # the first text compiles the patterns
 @given(st.text(max_size=60), st.integers(2, 6))
 def test_a_letter_is_a_choice_or_nothing(text: str, count: int):
     assert letter_of(text, [f"choice {number}" for number in range(count)]) in ("", *LETTERS[:count])
@@ -82,6 +85,17 @@ def test_a_letter_is_a_choice_or_nothing(text: str, count: int):
 @given(st.text(alphabet="ABCDabcd .,:()*\n'is notanswer", max_size=60))
 def test_reading_ends(text: str):
     assert letter_of(text, forms.CHOICES) in ("", *"ABCD")
+
+
+@pytest.mark.parametrize("text", ["A ", "<answer>", "answer to ", "\u4e0d\u662fB", "\\boxed{", "if ", "not "])
+def test_a_long_text_is_read_in_time_that_grows_as_its_length(text: str):
+    def seconds(length: int) -> float:
+        long, start = (text * length)[:length] + "x", time.process_time()
+        letter_of(long, forms.CHOICES)
+        return time.process_time() - start
+
+    seconds(100)  # compiles the patterns
+    assert seconds(40_000) < 10 * max(seconds(10_000), 0.02)  # a quadratic rule takes 16 times as long
 
 
 def difference(text: str, official: str, ours: str) -> str:

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+from mm1.eval.metrics import letters_cjk as cjk
 from mm1.eval.metrics.short_answers import LETTERS
 
 _MARKUP = re.compile(
-    r"\*+|`+|(?<!\w)_+|_+(?!\w)|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|mathrm|mathbf)\b|[$]|\\[()\[\]]", re.MULTILINE
+    r"\*+|`+|(?<!\w)_+|_+(?!\w)|^[ \t]*(?:#+|>|[-•])[ \t]+"
+    r"|\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf|tt)|bf|rm)\b|[$]|\\[()\[\]]",
+    re.MULTILINE,
 )
 _INSIDE = re.compile(r"(?<=\w)\*\*(?=\w)")
 """Where emphasis begins or ends within a word, so that words don't grow together: "is**B**"."""
@@ -24,13 +27,17 @@ _NEXT = re.compile(r"\n[ \t]*(?:Question|User|Human)[ \t]*[:\uff1a]")
 _PLAIN = str.maketrans(
     {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u3002": ".", "\u2013": "-", "\u2014": "-"}
 )
-_ENCLOSED = re.compile(r"<answer>(.*?)</answer>|\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}", re.IGNORECASE | re.DOTALL)
+_ENCLOSED = re.compile(
+    r"<answer>((?:(?!<answer>).)*?)</answer>|\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}", re.IGNORECASE | re.DOTALL
+)
 _CONCLUSION = re.compile(
     r"""\b(?:answer|ans|option|choice|letter|conclusion|selection)\b["'\])]*
         (?:\s+(?:to|for|here|in|that)\b[^.\n:]{0,60}?)?
         \s*(?:\b(?:is|was)\b(?:\s+(?:therefore|thus|then|clearly|likely|probably|most\ likely))?\s*[:=]?
             |\b(?:would|should|must|could|might|will|has\ to|seems\ to|appears\ to|is\ likely\ to)\s+be\b
-            |[:=→]|-+>?(?=\s)|\.(?=\s*\(?[A-Za-z]\b)|\n)\s*""",
+            |[:=→]|-+>?(?=\s)|\.(?=\s*\(?[A-Za-z]\b)|\n)\s*
+        |"""
+    + cjk.CONCLUSION,
     re.IGNORECASE | re.VERBOSE,
 )
 _RIGHT = r"(?:correct|right|true|best|accurate|answer|appropriate|(?:the\s+)?one|match|choice|option)"
@@ -43,13 +50,27 @@ _NOT = (
     rf"|{_DOUBT})\s+(?:(?:the|be|an?|that|think|believe|say|it|it's|it\s+is|to|answer\s+is)\s+)*"
 )
 _NO_CONCLUSION = re.compile(
-    rf"(?:\bif|\bwhether|(?:\bnot|n't|\bnever)\s+(?:think|believe|say|sure|certain)|{_DOUBT})"
+    rf"(?:(?:\bnot|n't|\bnever)\s+(?:think|believe|say|sure|certain)|{_DOUBT})"
     r"[\s,]+(?:that\s+)?(?:the\s+)?(?:\w+\s+)?$",
     re.IGNORECASE,
 )
 """What stands before "answer is" where nothing is concluded."""
 
-_NAMED = r"(?:(?:option|choice|answer|letter)\s*)?"
+_SUPPOSED = re.compile(
+    r"\b(?:if|whether|unless|suppos(?:e|ing)|assum(?:e|ing))\b(?:(?!\bthen\b)[^.!?,;:\n])*$", re.IGNORECASE
+)
+"""A condition that isn't over yet."""
+
+_BEFORE_LETTER = """
+actually also alternative and answer as be because been believe best but chart choice choices choose chose
+conclude correct diagram doubt even figure final get gives go going graph guess hence image is it item just letter
+like maybe me mean means no not number ok okay only option options or panel perhaps photo pick picked picture
+rather right said say select selected sequence since so statement sure take than that then therefore think this
+thought thus to was with yes
+"""
+"""Words before a letter that names a choice. After any other, such as "angle" or "vitamin", it is part of a name."""
+
+_NAMED = r"(?:(?:option|choice|answer|letter|选项|答案|选)\s*)?"
 _CHOOSE = (
     r"\b(?:choose|chose|pick|picked|select|selected|go(?:ing)?\s+with|went\s+with|say|guess|think|believe|is|it's"
     r"|so|thus|hence|therefore|actually|rather)\b[\s,:]*(?:that\s+|it\s+is\s+|it's\s+)?"
@@ -77,7 +98,7 @@ def letter_of(written: str, choices: Sequence[str]) -> str:
 def _plain(written: str) -> str:
     """The text without markup, with plain quotes and brackets."""
     text = _INSIDE.sub(" ", unicodedata.normalize("NFKC", written).translate(_PLAIN)).strip()
-    return _MARKUP.sub("", text).strip()
+    return cjk.spaced(_MARKUP.sub("", text)).strip()
 
 
 @dataclass(frozen=True)
@@ -104,7 +125,7 @@ class _Reading:
 
     def _alone(self) -> str:
         """The whole text is a letter, or the text of choices that are equal."""
-        bare = re.sub(rf"^(?i:{_NAMED})\W*", "", self.text).strip(" \t\n.,:;!?\"'()[]{}<>")
+        bare = re.sub(rf"^(?i:{_NAMED})\W*", "", self.text).strip(" \t\n.,:;!?\"'()[]{}<>\u3001")
         if len(bare) == 1 and bare.upper() in self.letters:
             return bare.upper()
         same = [number for number, choice in enumerate(self.choices) if _same(self.text, choice)]
@@ -113,7 +134,8 @@ class _Reading:
         return self.letters[same[0]] if len({self.choices[number] for number in same}) == 1 else ""
 
     def _enclosed(self) -> str:
-        inside = [first or second for first, second in _ENCLOSED.findall(self.text)]
+        closed = max(self.text.lower().rfind("</answer>") + len("</answer>"), self.text.rfind("}") + 1)
+        inside = [first or second for first, second in _ENCLOSED.findall(self.text[:closed])]
         return (
             _Reading(_plain(re.sub(r"^\{(.*)\}$", r"\1", inside[-1].strip())), self.choices).letter() if inside else ""
         )
@@ -121,8 +143,23 @@ class _Reading:
     def _concluded(self) -> str:
         """What stands after the last "answer is", "answer:" and the like that a choice follows."""
         matches = _CONCLUSION.finditer(self.text)
-        ends = [match.end() for match in matches if not _NO_CONCLUSION.search(self.text[: match.start()][-40:])]
+        ends = [match.end() for match in matches if self._is_concluded(match.start())]
         return next((letter for end in reversed(ends) if (letter := self._head(self.text[end:]))), "")
+
+    def _is_concluded(self, start: int) -> bool:
+        """Whether a conclusion at `start` is neither denied, doubted nor supposed."""
+        before = self.text[max(0, start - 40) : start]
+        return not _NO_CONCLUSION.search(before) and not self._is_supposed(start) and cjk.is_concluded(before)
+
+    def _is_supposed(self, start: int) -> bool:
+        """Whether what stands at `start` of the text is part of a condition."""
+        return _SUPPOSED.search(self.text[max(0, start - 80) : start]) is not None
+
+    def _is_joined(self, start: int) -> bool:
+        """Whether another letter is joined to the one at `start` of the text: "A or B"."""
+        joined = rf"(?:\s*(?:[,;/&]|,?\s*\b(?:and|or|nor)\b)|{cjk.JOINED})\s*"
+        before = self.text[max(0, start - 12) : start]
+        return re.search(rf"(?<!\w)[{self.letters}][\"')\]]{{0,2}}{joined}\Z", before) is not None
 
     def _head(self, tail: str) -> str:
         """The choice that `tail` begins with."""
@@ -139,7 +176,9 @@ class _Reading:
         if match is None or self._goes_on(match[1], match[2]):
             return ""
         letter, rest = match[1], match[2]
-        is_word = rest[:1] == " " and re.match(r"\s*\w", rest) and not re.match(rf"\s*{_AFTER_A}", rest)
+        if re.match(cjk.NOT_RIGHT, rest):
+            return ""
+        is_word = rest[:1] == " " and re.match(rf"\s*(?![{cjk.CJK}])\w", rest) and not re.match(rf"\s*{_AFTER_A}", rest)
         if letter.islower() or letter in "AI":
             return "" if is_word else letter.upper()
         return letter
@@ -149,14 +188,16 @@ class _Reading:
         if _begins(rest.lstrip(")]: ."), self.choices[self.letters.index(letter.upper())]):
             return False
         others = f"[{self.letters.replace(letter.upper(), '')}]"
-        joined = rf"(?:[,;/&+=<>]|,?\s*\b(?:and|or)\b)\s*\(?{others}(?!\w)(?!\s+(?:is|was)\b)"
+        joined = rf"(?:[,;/&+=<>]|,?\s*\b(?:and|or)\b|{cjk.JOINED})\s*\(?{others}(?!\w)(?!\s+(?:is|was)\b)"
         beside = rf"\s*\(?{others}\)?\s*(?:[.,;]|$)"
         return re.match(rf"[)\]]?\s*(?:{joined}|{beside})", rest) is not None
 
     def _called_right(self) -> str:
         """The only choice that is called right: "B is correct"."""
-        matches = set(re.findall(rf"{self._capital}[.:]?\s+{_BE}\s+{_FILL}{_RIGHT}", self.text))
-        return self._only(matches)
+        called = rf"{self._capital}(?:[.:]?\s+{_BE}\s+{_FILL}{_RIGHT}|{cjk.RIGHT})"
+        matches = re.finditer(called, self.text)
+        named = (one for one in matches if self._may_name(one.start(), self.text) and not self._is_joined(one.start()))
+        return self._only({one[1] for one in named})
 
     def _opening(self) -> str:
         """A letter that the text begins with, unless the text lists several choices."""
@@ -167,7 +208,7 @@ class _Reading:
         if match is None or len(listed) > 1:
             return ""
         letter, closed, rest = match[1], match[2], match[3]
-        if self._goes_on(letter, rest) or re.match(rf"\s*{_BE}\b|\s*{_WRONG}", rest):
+        if self._goes_on(letter, rest) or re.match(rf"\s*{_BE}\b|\s*{_WRONG}|{cjk.NOT_RIGHT}", rest):
             return ""
         if answer := re.fullmatch(rf"\s*:\s*\(?([{self.letters}])\)?\W*", rest):
             return answer[1]  # "A: B" answers "Q: ..."
@@ -181,11 +222,13 @@ class _Reading:
 
     def _chosen(self) -> str:
         """The only choice after "I choose", "it is", "so"."""
-        matches = re.findall(rf"(?i:{_CHOOSE}{_NAMED}){self._capital}(?=(.{{0,20}}))", self.text)
+        matches = re.finditer(rf"(?i:{_CHOOSE}{_NAMED}){self._capital}(?=(.{{0,20}}))", self.text)
         letters = {
-            letter
-            for letter, rest in matches
-            if not (letter in "AI" and _is_article(rest)) and not self._goes_on(letter, rest)
+            one[1]
+            for one in matches
+            if not (one[1] in "AI" and _is_article(one[2]))
+            and not self._goes_on(one[1], one[2])
+            and not self._is_supposed(one.start(1))
         }
         return self._only(letters - self._denied())
 
@@ -194,7 +237,7 @@ class _Reading:
         by_text = self._texts()
         masked = self._masked
         one = rf"\(?[{self.letters}]\)?"
-        masked = re.sub(rf"(?<!\w){one}(?:(?:\s*(?:,|/|&|\bor\b|\band\b))+\s*{one})+(?!\w)", " ", masked)
+        masked = re.sub(rf"(?<!\w){one}(?:(?:\s*(?:,|/|&|\bor\b|\band\b|{cjk.JOINED}))+\s*{one})+(?!\w)", " ", masked)
         matches = re.finditer(rf"{self._capital}(?=(.{{0,20}}))", masked)
         by_letter = {one[1] for one in matches if self._is_letter(one, masked)}
         letter = self._only(by_letter - self._denied())
@@ -207,13 +250,26 @@ class _Reading:
         is_closed = matches[0][-1:] in ")]"
         if matches[1] in "AI" and not is_closed and _is_article(matches[2]):
             return False
-        return is_closed or len(text[matches.end(1) :].split()) < _LAST_WORDS
+        if not self._may_name(matches.start(), text):
+            return False
+        return is_closed or len(text[matches.end(1) :].split(None, _LAST_WORDS)) < _LAST_WORDS
+
+    def _may_name(self, start: int, text: str) -> bool:
+        """Whether a letter at `start` may name a choice: it is no part of a longer name, nor of a condition."""
+        word = re.search(r"([\w']+)[ \t]*\Z", text[max(0, start - 30) : start])
+        if self._is_supposed(start):
+            return False
+        if word is None or word[1] in self.letters or word[1].lower() in _BEFORE_LETTER.split():
+            return True
+        return word[1].endswith("ly") or "'" in word[1] or cjk.may_name(word[1])
 
     def _denied(self) -> set[str]:
         """The letters of which the text says that they are not right."""
         before = re.findall(rf"(?i:{_NOT}{_NAMED}){self._capital}", self.text)
-        after = re.findall(rf"{self._capital}\s+(?:{_BE}|are|does|do)?\s*{_FILL}{_WRONG}", self.text)
-        return {*before, *after}
+        after = re.findall(
+            rf"{self._capital}(?:\s+(?:{_BE}|are|does|do)?\s*{_FILL}{_WRONG}|{cjk.NOT_RIGHT})", self.text
+        )
+        return {*before, *after, *re.findall(rf"{cjk.NOT}{self._capital}", self.text)}
 
     @cached_property
     def _masked(self) -> str:
@@ -245,7 +301,7 @@ class _Reading:
 
 def _is_article(rest: str) -> bool:
     """Whether a capital A is an article, by what follows."""
-    return re.match(r"\s+(?![A-Z]\b)\w", rest) is not None and re.match(rf"\s+{_AFTER_A}", rest) is None
+    return re.match(rf"\s+(?![A-Z]\b)(?![{cjk.CJK}])\w", rest) is not None and re.match(rf"\s+{_AFTER_A}", rest) is None
 
 
 def _same(text: str, choice: str) -> bool:
