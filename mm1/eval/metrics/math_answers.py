@@ -8,7 +8,7 @@ from mm1.eval.metrics.letters import letter_of
 from mm1.eval.metrics.short_answers import LETTERS, edit_distance
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,9}|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+"
-_NUMBER = rf"(?<![\w.])(-?(?:{_DIGITS}))(?!\d)"
+_NUMBER = rf"(?<![\w.])(-?(?:{_DIGITS}))(?!_?\d)"
 _OPERATORS = "-+*/x^\u00d7\u00f7\u00b7"
 _SUM = re.compile(rf"[\d)] ?[{re.escape(_OPERATORS)}] ?\(?-?\.?\d")
 _APART = re.compile(r"[.,] |(?<=[\d)]) (?=[\d(.])")
@@ -20,11 +20,14 @@ _COMPOUND = re.compile(
         |(?<![\d.])[\d.]+\s?(?:\\pi\b|π)
         |\bbetween\s+\d[\d.,]*\s+and\s+\d[\d.,]*
         |(?<![\d.,])\d{1,3}(?:\ \d{3})+(?!\d)
+        |(?<![\d.,])(?!\d{1,3}(?:,\d{3})+(?![\d,]))\d[\d.]*(?:,\d+)+
+        |(?<![\d.,])\d[\d.,]*\s?[\u00b2\u00b3\u00b9\u2070-\u2079\u00bc-\u00be\u2150-\u215e]
         |(?<![\d.,])\.?\d[\d.,]*(?:(?:\s?(?:[/^x\u00d7\u00f7\u00b7]|\bor\b|\bto\b)\s?\{?|\s?:)-?\d[\d.,]*|-\d[\d.,]*)+
     """,
     re.VERBOSE,
 )
-"""Numbers that are parts of something else: a fraction, root, power, product, time, date or range.
+"""Numbers that are parts of something else: a fraction, root, power, product, time, date, range or list, or have
+a comma before their decimals.
 
 A number is entered at its beginning only, and whitespace is single here, so that a long text takes linear time.
 """
