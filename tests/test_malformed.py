@@ -108,7 +108,7 @@ MALFORMED = {
     "missing column": ("vqav2", hub("vqav2", without("question")), "row 0 has no column 'question'; found .*image"),
     "missing answers": ("textvqa", hub("textvqa", without("answers")), "has no column 'answers'"),
     "no pictures": ("vqav2", hub("vqav2", put_all(image=None)), "row 0 has no picture: found nothing"),
-    "numbers as answers": ("docvqa", hub("docvqa", put_all(answers=[3])), r"each a text; found \[3\]"),
+    "truth values as answers": ("docvqa", hub("docvqa", put_all(answers=[True])), r"each a text; found \[True\]"),
     "no tab": ("mme", files("mme", "0.txt", lambda text: text.replace("\t", " ")), "0.txt, line 1: a question, a tab"),
     "no JSON": (
         "vqav2",

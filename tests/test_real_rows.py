@@ -199,6 +199,14 @@ def test_letters_of_mmbench_stay_where_a_choice_is_empty(tmp_path: Path):
     assert (score.score.mean, score.counted) == (100, {"empty choice": 1})
 
 
+def test_letters_of_a_table_may_go_beyond_h(tmp_path: Path):
+    """VLMEvalKit's table of MMMU has columns from A to I."""
+    choices = {letter: f"plant {letter}" for letter in "ABCDEFGHI"}
+    mmbench_tsv(tmp_path, [{**row, **choices, "answer": "I"} for row in mmbench_rows()])
+    (score,) = run("mmbench", tmp_path, lambda query: "I").scores
+    assert (score.score.mean, score.counted) == (100, {})
+
+
 def test_mmmu_runs_in_full_with_equal_choices(tmp_path: Path):
     names = tuple(f"image_{k}" for k in range(1, 8))
 
@@ -317,3 +325,60 @@ def test_one_query_has_no_other_picture_to_be_asked_blind_with(tmp_path: Path):
     ai2d(tmp_path)
     with pytest.raises(ValueError, match=r"pictures cannot be exchanged; take more queries \(--limit\)$"):
         run("ai2d", tmp_path, gold, limit=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["oak", "fern", "moss"],
+        "['oak', 'fern', 'moss']",
+        ' ["oak", "fern", "moss"]',
+        {"A": "oak", "B": "fern", "C": "moss", "D": None},
+        {"label": ["A", "B", "C"], "text": ["oak", "fern", "moss"]},
+        ["oak", "fern", "moss", None, None],
+    ],
+    ids=["list", "text", "spaced text", "by letter", "columns", "padded"],
+)
+def test_choices_are_read_in_the_layouts_of_the_hub(options: Any, tmp_path: Path):
+    rows = six(lambda n: {"question": f"Which plant {n}?", "options": options, "answer": "1", "image": cell(n)})
+    data(tmp_path, "test", rows)
+    task = load_task("ai2d", limit=9, seed=0, data=str(tmp_path))
+    assert {query.choices[:3] for query in task.queries} == {("oak", "fern", "moss")}
+    assert {query.answers for query in task.queries} == {("B",)}
+    assert all(" D." not in text for text in (prompt(task, query, shots=()).text for query in task.queries))
+
+
+@pytest.mark.parametrize("options", ["3", "'oak'", "(" * 5000, "oak, fern", "{'x': 1}"])
+def test_choices_that_are_no_list_leave_one_row_out(options: str, tmp_path: Path):
+    def row(n: int) -> dict[str, Any]:
+        choices = options if n == 2 else "['oak', 'fern']"
+        return {"question": f"Which plant {n}?", "options": choices, "answer": "1", "image": cell(n)}
+
+    data(tmp_path, "test", six(row))
+    task = load_task("ai2d", limit=9, seed=0, data=str(tmp_path))
+    assert (len(task.queries), task.origin.left_out) == (5, {"choices that are no list": 1})
+
+
+@pytest.mark.parametrize(("answers", "texts"), [([3, 5], ["3", "5"]), ([2.5, None], ["2.5"]), ([1.0, None], ["B"])])
+def test_answers_that_are_numbers_are_read(answers: list, texts: list[str], tmp_path: Path):
+    """pandas writes a column of numbers with an empty cell as floats: 1.0 is choice number 1."""
+    name, choices = ("ai2d", {"options": ["oak", "fern"]}) if texts == ["B"] else ("chartqa", {"type": "human_test"})
+    rows = [{"question": "What?", "answer": one, "image": cell(n), **choices} for n, one in enumerate(answers)]
+    data(tmp_path, "test", rows)
+    task = load_task(name, limit=9, seed=0, data=str(tmp_path))
+    assert [query.answers[0] for query in task.queries] == texts
+    assert task.origin.left_out == ({"no answer": 1} if texts == ["2.5"] else task.origin.left_out)
+
+
+def test_halves_of_characters_in_json_stop_nothing(tmp_path: Path):
+    """A text cut off within a character, as JavaScript cuts it, is no Unicode, which prompts and files must be."""
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(cell(number)["bytes"])
+    texts = ["Which? \\ud83d", "Which? \\ud83d\\ude00", "Which? \\\\ud83d"]
+    rest = '"options": ["oak", "fern"], "answer": "1"'
+    lines = [f'{{"question": "{text}", "image": "{number}.png", {rest}}}' for number, text in enumerate(texts)]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines))
+    (score,) = run("ai2d", tmp_path, gold).scores
+    assert (score.queries, score.score.mean) == (3, 100)
+    task = load_task("ai2d", limit=9, seed=0, data=str(tmp_path))
+    assert [query.question for query in task.queries] == ["Which? \ufffd", "Which? \U0001f600", "Which? \\ud83d"]

@@ -143,3 +143,12 @@ def test_a_split_with_answers_is_scored_and_one_without_a_server_is_refused(tmp_
     write(tmp_path / "test.json", [{"#": 1, "question": "What?", "answer": None, "image": "1.jpg"}])
     with pytest.raises(ValueError, match="needs at least one answer"):
         load_task("chartqa", limit=9, seed=0, data=str(tmp_path), split="test")
+
+
+def test_an_id_that_is_no_number_loses_no_answer(tmp_path: Path):
+    rows = [{**ROWS["docvqa"][1](n), "questionId": f"v{n}", "image": f"{n}.jpg"} for n in (1, 2)]
+    for n in (1, 2):
+        jpg(tmp_path / f"{n}.jpg", n)
+    write(tmp_path / "test.jsonl", rows, lines=True)
+    content = json.loads(submitted("docvqa", tmp_path, "test").read_text())
+    assert [row["questionId"] for row in content] == ["v1", "v2"]

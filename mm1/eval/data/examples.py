@@ -1,6 +1,7 @@
 """Rows of a published data set as examples: which columns hold what, and the checks of their values."""
 
 import ast
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -114,13 +115,16 @@ class ExampleReader:
     def _choices(self, row: Row) -> tuple[str, ...]:
         if self.columns.choices is None:
             return ()
-        value = self._value(row, self.columns.choices)
-        if isinstance(value, str):  # MMMU writes a list as text
+        value, fault = self._value(row, self.columns.choices), None
+        if isinstance(value, str) and value.strip():  # MMMU writes a list as text
             try:
-                value = ast.literal_eval(value)
-            except (ValueError, SyntaxError) as error:
-                message = f"{self._where(row)}: the choices are no list: {value!r}"
-                raise OddRow(message, name="choices that are no list") from error
+                value = ast.literal_eval(value.strip())
+            except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+                fault = error
+        value = _by_letter(value) if isinstance(value, dict) else value
+        if value and not isinstance(value, list | tuple):
+            message = f"{self._where(row)}: the choices are no list: {value!r}"
+            raise OddRow(message, name="choices that are no list") from fault
         return tuple("" if choice is None else str(choice).strip() for choice in value or ())
 
     def _answers(self, row: Row, choices: Sequence[str]) -> tuple[str, ...]:
@@ -128,6 +132,7 @@ class ExampleReader:
         if choices:
             return (_letter(value, choices, where=where),)
         texts = list(value) if isinstance(value, list | tuple) else [value]
+        texts = [str(text) if _is_number(text) else text for text in texts]
         if not all(isinstance(text, str) for text in texts) or not any(text.strip() for text in texts):
             raise OddRow(f"{where} needs at least one answer, each a text; found {value!r}", name="no answer")
         if answer_set := self.columns.answer_set:
@@ -152,6 +157,23 @@ class ExampleReader:
             raise OddRow(message, name="another layout") from error
 
 
+def _by_letter(choices: dict[str, Any]) -> list[Any] | dict[str, Any]:
+    """The choices of {"A": text, "B": text, ...}, or of {"label": letters, "text": texts}; others as they are."""
+    if isinstance(texts := choices.get("text"), list):
+        return texts
+    letters = [letter for letter in LETTERS if letter in choices]
+    if not letters or len(letters) != len(choices):
+        return choices
+    texts = [choices.get(letter) for letter in LETTERS[: LETTERS.index(letters[-1]) + 1]]
+    while texts and texts[-1] is None:  # parquet gives each row the letters of all
+        texts.pop()
+    return texts
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _odd_choices(choices: Sequence[str]) -> tuple[str, ...]:
     """What is odd about choices that can be scored: the right letter is right, whatever its text."""
     filled = [choice for choice in choices if choice]
@@ -166,6 +188,8 @@ def _odd_choices(choices: Sequence[str]) -> tuple[str, ...]:
 def _letter(value: Any, choices: Sequence[str], *, where: str) -> str:
     """The letter of the right choice; `value` is that letter, or the number of the choice."""
     letters = LETTERS[: len(choices)]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of numbers with an empty cell holds floats
     if isinstance(value, int) or (isinstance(value, str) and value.strip().isdecimal()):
         if not 0 <= int(value) < len(choices):
             raise OddRow(f"{where}: answer {value} of {len(choices)} choices, counted from 0", name=NO_CHOICE)
@@ -182,7 +206,7 @@ def people(row: Row) -> list[str]:
 
 def lettered(row: Row) -> list[str]:
     """The choices in columns A, B, C, ..., up to the last one that is filled; an empty one before it is ""."""
-    texts = ["" if row.get(letter) is None else str(row[letter]).strip() for letter in LETTERS[:8]]
+    texts = ["" if row.get(letter) is None else str(row[letter]).strip() for letter in LETTERS]
     texts = ["" if text == "nan" else text for text in texts]
     filled = [number for number, text in enumerate(texts, start=1) if text]
     return texts[: filled[-1]] if filled else []

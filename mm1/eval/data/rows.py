@@ -6,6 +6,7 @@ that can't be scored, `TaskError` for a whole file.
 
 import bisect
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -31,6 +32,10 @@ class OddRow(TaskError):
     def __init__(self, message: str, *, name: str):
         super().__init__(message)
         self.name = name
+
+
+_HALF = re.compile(r"\\\\|\\u[dD][89abAB]\w{2}\\u[dD][c-fC-F]\w{2}|\\u[dD][89a-fA-F]\w{2}")
+"""An escaped backslash, two halves, which are one character, or in 6 letters a half alone."""
 
 
 class Rows(Protocol):
@@ -205,6 +210,8 @@ def read_json(path: Path) -> Any:
         TaskError: a line is no JSON.
     """
     text = path.read_text(encoding="utf-8-sig")
+    if "\\ud" in text or "\\uD" in text:  # JSON can name halves of characters, which no other text can hold
+        text = _HALF.sub(lambda match: r"\ufffd" if len(match[0]) == 6 else match[0], text)
     try:
         return json.loads(text)
     except ValueError as whole:

@@ -13,7 +13,12 @@ Content = Callable[[Sequence[Example], Sequence[str]], bytes]
 """(queries, their answers) -> the content of a file."""
 
 
-def json_list(name: str, *, answer: str = "answer", value: Callable[[str], str | int] = int) -> Content:
+def _number(name: str) -> str | int:
+    """The number that an id is; the id itself if it is none, so that no answer is lost."""
+    return int(name) if name.isascii() and name.isdecimal() else name
+
+
+def json_list(name: str, *, answer: str = "answer", value: Callable[[str], str | int] = _number) -> Content:
     """A JSON list with one object per query: its id under `name`, as `value` makes it of ours, and the answer."""
 
     def content(queries: Sequence[Example], answers: Sequence[str]) -> bytes:
