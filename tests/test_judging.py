@@ -62,7 +62,15 @@ def test_two_scores_are_read_strictly(reply: str, scores: tuple[float, float] | 
         *(("0.8", 0.8), ("1", 1), ("0.0", 0), ("Score: 0.8", 0.8), ("0.8 because it is near.", 0.8), ("**0.4**", 0.4)),
         *(("1/10", 0.1), ("8 out of 10", 0.8), ("0.5/1.0", 0.5), ("The score is 0.3.", 0.3)),
         *(("10", None), ("7", None), ("100%", None), ("0.5-0.6", None), ("1.5", None), ("good", None), ("", None)),
-        *(("0,8", None), ("0.4 to 0.6", None), ("0.5 or 0.6", None), ("0.8, 0.9", None), ("0.8, as it is near", 0.8)),
+        *(
+            ("0,8", None),
+            ("0.4 to 0.6", None),
+            ("0.5 or 0.6", None),
+            ("0.8, 0.9", None),
+            ("0.5 0.6", None),
+            ("0.8\n1. It is near.", 0.8),
+            ("0.8, as it is near", 0.8),
+        ),
     ],
 )
 def test_a_share_is_read_strictly(reply: str, value: float | None):

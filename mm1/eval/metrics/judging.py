@@ -19,7 +19,8 @@ _PAIR = re.compile(
 _OF_TEN = re.compile(rf"(?<![\d./]){_NUMBER}\s*(?:/|out\s+of)\s*10(?![\d.]*\d)")
 _SHARE = re.compile(
     rf"(?:(?:the\s+)?(?:correctness\s+)?(?:score|rating|correctness)\s*(?:is|:|=)*\s*)?{_NUMBER}"
-    r"(?:\s*(?:/|out\s+of)\s*(10|1)(?:\.0)?(?![\d.]*\d))?(?=[\s.,;:]|$)(?!\s*(?:[,/-]|or\b|to\b)\s*[.\d])",
+    r"(?:\s*(?:/|out\s+of)\s*(10|1)(?:\.0)?(?![\d.]*\d))?(?=[\s.,;:]|$)"
+    r"(?!\s*(?:[,/-]|or\b|to\b)\s*[.\d])(?![ \t]+[.\d])",
     re.IGNORECASE,
 )
 
