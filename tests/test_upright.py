@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image as Canvas
 from PIL import ImageOps
@@ -209,3 +210,15 @@ def test_every_odd_picture_gives_tiles_or_is_refused_by_name(name):
         load_tiles(Image(huge), [tile.cut for tile in picture.tiles], size=32)
     with pytest.raises(ImageError, match="9000 x 9000 pixels; at most 64,000,000 are decoded"):
         load(png_header(9000, 9000), 32)
+
+
+@pytest.mark.parametrize(("side", "halved"), [(64, False), (75, False), (119, False), (120, True), (200, True)])
+def test_a_jpeg_is_decoded_at_a_half_of_its_size_or_whole(side, halved):
+    """libjpeg-turbo takes longer for the eighths between than for the whole picture."""
+    file = io.BytesIO()
+    drawn(side, side).save(file, "JPEG", quality=90)
+    whole = simplejpeg.decode_jpeg(file.getvalue())
+    exact = resize(torch.from_numpy(whole).permute(2, 0, 1), 60, 60).numpy()
+    shown = load(file.getvalue(), 60)
+    assert (shown == exact).all() != halved
+    assert np.abs(shown.astype(int) - exact).max() <= 8

@@ -105,7 +105,7 @@ def load_tiles(image: Image, cuts: Sequence[Cut], *, size: int, out: np.ndarray 
     uint8 of shape (tiles, 3, size, size). With `out` they are written there, and it comes back.
 
     Every resize is torch's antialiased bicubic on bytes, within one grey level of Pillow's. JPEGs are decoded at the
-    smallest multiple of an eighth of their size that has as many pixels as the largest first resize. That is up to
+    smallest of 1/8, 1/4, 1/2 and all of their size that has as many pixels as the largest first resize. That is up to
     several times faster and loses nothing at the target size.
 
     Raises:
@@ -180,8 +180,8 @@ def _part(pixels_YXC: np.ndarray, box: Box | None, whole: tuple[int, int]) -> np
 def _jpeg(image: Image, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]] | None:
     """A JPEG's upright pixels YXC, and its full width and height; None for what Pillow must read (CMYK, damaged).
 
-    The image has at least `least` pixels across and down, if it has as many. simplejpeg (libjpeg-turbo) scales by any
-    number of eighths while it decodes, Pillow's `draft` by 1/2, 1/4 and 1/8.
+    The image has at least `least` pixels across and down, if it has as many. libjpeg-turbo scales by any number of
+    eighths while it decodes, but only halves are vectorized: 6/8 takes 1.7 times as long as the whole.
     """
     data, box = image.data, image.box
     if not data.startswith(JPEG):
@@ -196,7 +196,8 @@ def _jpeg(image: Image, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, 
         least_width, least_height = (-(-least[side] * whole[side] // part[side]) for side in (0, 1))
         if turn >= 5:
             least_width, least_height = least_height, least_width
-        pixels_YXC = simplejpeg.decode_jpeg(data, min_height=least_height, min_width=least_width)
+        parts = next((n for n in (8, 4, 2) if height >= n * least_height and width >= n * least_width), 1)
+        pixels_YXC = simplejpeg.decode_jpeg(data, min_height=-(-height // parts), min_width=-(-width // parts))
         if turn in TURNS:
             pixels_YXC = np.array(Pillow.fromarray(pixels_YXC).transpose(TURNS[turn]))
         return pixels_YXC, whole
