@@ -164,10 +164,16 @@ def stub_torchvision() -> None:
     for name in ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"):
         if name not in sys.modules:
             module = ModuleType(name)
-            module.__getattr__ = lambda _: SimpleNamespace  # type: ignore[method-assign]
+            module.__getattr__ = _class_of_torchvision  # type: ignore[method-assign]
             module.__path__ = []
             module.__spec__ = ModuleSpec(name, None)
             sys.modules[name] = module
+
+
+def _class_of_torchvision(name: str) -> type:
+    if name.startswith("__"):  # of every module, which other libraries look for
+        raise AttributeError(name)
+    return SimpleNamespace
 
 
 def energon(samples: list[Sample], folder: Path) -> dict[str, Stream]:
