@@ -274,3 +274,30 @@ def test_names_that_lead_out_of_the_input_leave_no_trace_of_what_is_there(tmp_pa
     prepare(parse_request([str(folder)]), tmp_path / "out")
     assert str(outside) not in (tmp_path / "out" / "inputs.json").read_text()
     assert "here.png" in (tmp_path / "out" / "inputs.json").read_text()
+
+
+def with_dictionary(packed: bytes, code: int) -> bytes:
+    """An .xz file that asks for a dictionary of another size (xz-file-format 1.2, sections 3.1 and 5.3.1)."""
+    size = (packed[12] + 1) * 4
+    header = bytearray(packed[12 : 12 + size - 4])
+    header[header.index(b"\x21\x01") + 2] = code
+    return packed[:12] + bytes(header) + zlib.crc32(header).to_bytes(4, "little") + packed[12 + size :]
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl.xz", LINES.encode()), ("a.tar.xz", samples_tar(3))])
+@pytest.mark.parametrize("cut", [0, 40])
+def test_an_xz_file_that_asks_for_much_memory_fails_by_name(tmp_path, name, content, cut):
+    first, last, path = lzma.compress(content[:cut]), lzma.compress(content[cut:]), tmp_path / name
+    path.write_bytes(first + with_dictionary(last, 32))  # 256 MB
+    assert read(path)[0]
+    path.write_bytes(first + with_dictionary(last, 40))  # 4 GB
+    with pytest.raises(InputError, match=rf"{name} takes more than 256 MB of memory to unpack; .*xz -6"):
+        read(path, "tars" if "tar" in name else "text")
+
+
+def test_a_zip_packed_by_lzma_fails_by_name(tmp_path):
+    path = tmp_path / "a.jsonl.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.jsonl", LINES)
+    with pytest.raises(InputError, match=r"a\.jsonl\.zip is packed by LZMA, .* pack it as \.xz"):
+        read(path, "text")

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 from urllib.parse import unquote
 
 from mm1.document import Image
@@ -28,6 +28,10 @@ LARGEST_FILE = 64 * 2**20
 
 LARGEST_INDEX = 2 * 2**30
 """Bytes of the largest file that has to be read whole before its first document (COCO captions)."""
+
+LARGEST_DICTIONARY = 256 * 2**20
+"""Bytes of the largest dictionary with which an .xz file is unpacked; `xz -9` takes 64 MB, and a file may ask for 4 GB.
+zstd's own limit is 128 MB."""
 
 PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 """Endings of packed files of text, which are read as what they hold."""
@@ -143,27 +147,63 @@ def open_unpacked(path: Path) -> Iterator[io.BufferedReader]:
     try:
         with unpacked(path, path.suffix.lower()) as file:
             encoding = text_encoding(file.peek(4))
-            yield file if encoding is None else io.BufferedReader(_InUtf8(file, encoding))
+            yield file if encoding is None else io.BufferedReader(_Blocks(_in_utf8(file, encoding)))
     except _BROKEN as error:
         raise InputError(f"{path.name} breaks off or is no {path.suffix} file: {error}") from error
 
 
-class _InUtf8(io.RawIOBase):
-    """A file of text in another encoding, in UTF-8. What is no Unicode stays none, and is left to the reader."""
+class _Blocks(io.RawIOBase):
+    """A file whose content comes in blocks of bytes."""
 
-    def __init__(self, file: BinaryIO | io.BufferedReader, encoding: str):
-        self._file, self._decoder = file, codecs.getincrementaldecoder(encoding)("surrogatepass")
-        self._rest = b""
+    def __init__(self, blocks: Iterator[bytes]):
+        self._blocks, self._rest = blocks, b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._rest and (block := self._file.read(2**16)):
-            self._rest = self._decoder.decode(block).encode("utf-8", "surrogatepass")
+        while not self._rest and (block := next(self._blocks, None)) is not None:
+            self._rest = block
         count = min(len(buffer), len(self._rest))
         buffer[:count], self._rest = self._rest[:count], self._rest[count:]
         return count
+
+
+def _in_utf8(file: io.BufferedReader, encoding: str) -> Iterator[bytes]:
+    """A text in another encoding, in UTF-8. What is no Unicode stays none, and is left to the reader."""
+    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+    while block := file.read(2**16):
+        yield decoder.decode(block).encode("utf-8", "surrogatepass")
+
+
+def _out_of_xz(path: Path) -> Iterator[bytes]:
+    """The unpacked content of an .xz file; `LZMAFile` would take as much memory as the file asks for.
+
+    Raises:
+        InputError: it asks for more than `LARGEST_DICTIONARY`. LZMAError, EOFError: it is broken, or breaks off.
+    """
+    with path.open("rb") as file:
+        data = file.read(2**16)
+        while data:
+            unpacker = lzma.LZMADecompressor(memlimit=LARGEST_DICTIONARY + 2**20)
+            while not unpacker.eof:
+                if unpacker.needs_input and not data and not (data := file.read(2**16)):
+                    raise EOFError("its end is missing")
+                try:
+                    yield unpacker.decompress(data, 2**16)
+                except lzma.LZMAError as error:
+                    raise _too_large_dictionary(path) if "limit" in str(error) else error from None
+                data = b""
+            data = unpacker.unused_data.lstrip(b"\0")  # zeros may stand between streams
+            while not data and (block := file.read(2**16)):
+                data = block.lstrip(b"\0")
+
+
+def _too_large_dictionary(path: Path) -> InputError:
+    return InputError(
+        f"{path.name} takes more than {LARGEST_DICTIONARY >> 20} MB of memory to unpack; "
+        f"pack it with a smaller dictionary (xz -6)"
+    )
 
 
 def unpacked(path: Path, ending: str) -> io.BufferedReader:
@@ -175,7 +215,7 @@ def unpacked(path: Path, ending: str) -> io.BufferedReader:
     if ending == ".bz2":
         return io.BufferedReader(bz2.open(path))
     if ending == ".xz":
-        return io.BufferedReader(lzma.open(path))
+        return io.BufferedReader(_Blocks(_out_of_xz(path)))
     if ending in (".zst", ".zstd"):  # Arrow's reader notices a frame that is cut off
         return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
     if ending == ".zip":
@@ -183,6 +223,8 @@ def unpacked(path: Path, ending: str) -> io.BufferedReader:
         names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
         if len(names) != 1:
             raise InputError(f"{path.name} holds {len(names)} files; a packed text file holds one")
+        if archive.getinfo(names[0]).compress_type == zipfile.ZIP_LZMA:  # Python bounds no dictionary in a zip
+            raise InputError(f"{path.name} is packed by LZMA, which is not read in a zip; pack it as .xz or by Deflate")
         return io.BufferedReader(cast(io.RawIOBase, archive.open(names[0])))
     return path.open("rb")
 

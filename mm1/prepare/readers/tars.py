@@ -197,6 +197,8 @@ def _samples(shard: Shard, ledger: Ledger) -> Iterator[_Sample]:
                         ledger.skipped[_TOO_LARGE] += 1
                     continue
                 sample.files[ending.lower()] = file.read()
+    except InputError:
+        raise
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error, ValueError) as error:
         raise InputError(f"{path.name} is no tar, or breaks off: {error}") from error
     if sample is not None:
