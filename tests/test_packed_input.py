@@ -12,6 +12,7 @@ import zlib
 
 import pyarrow as pa
 import pytest
+import zstandard
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
@@ -180,6 +181,34 @@ def test_a_warc_that_breaks_off_anywhere_is_refused_by_name(tmp_path, packed):
             path.write_bytes(whole.getvalue()[:size])
             with pytest.raises(InputError, match=f"{path.name} (breaks off|holds no|is no)"):
                 read(path)
+
+
+def zstd_warc(*, dictionary: bool) -> bytes:
+    """Pages and their picture, a frame each (https://iipc.github.io/warc-specifications/specifications/warc-zstd/)."""
+    bodies = [("text/html", page(number), str(number)) for number in range(3)] + [("image/png", RED, "a.png")]
+    records = []
+    for kind, body, name in bodies:
+        record, headers = io.BytesIO(), StatusAndHeaders("200 OK", [("Content-Type", kind)], protocol="HTTP/1.1")
+        writer = WARCWriter(record, gzip=False)
+        url = f"http://e.org/{name}"
+        writer.write_record(writer.create_warc_record(url, "response", io.BytesIO(body), http_headers=headers))
+        records.append(record.getvalue())
+    if not dictionary:
+        return b"".join(map(zstandard.ZstdCompressor().compress, records))
+    words = zstandard.train_dictionary(1024, [page(number) for number in range(1000)])
+    pack = zstandard.ZstdCompressor(dict_data=words).compress
+    return b"\x5d\x2a\x4d\x18" + len(words).to_bytes(4, "little") + words.as_bytes() + b"".join(map(pack, records))
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_warc_packed_by_zstd_is_read_with_its_pictures(tmp_path, dictionary):
+    whole, path = zstd_warc(dictionary=dictionary), tmp_path / "a.warc.zst"
+    path.write_bytes(whole)
+    documents, _ = read(tmp_path)
+    assert [[image.data for image in document.images] for document in documents] == [[RED]] * 3
+    path.write_bytes(whole[:-20])
+    with pytest.raises(InputError, match=r"a\.warc\.zst .*breaks off"):
+        read(tmp_path)
 
 
 def test_an_object_over_several_lines_is_named_and_stands_in_nobodys_way(tmp_path):

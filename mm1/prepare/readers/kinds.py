@@ -97,7 +97,7 @@ _ENDINGS: dict[str, tuple[str, ...]] = {
     "rows": (*_TABLES, *_JSON),
     "dataset": (".arrow",),
     "html": (".html", ".htm", ".xhtml"),
-    "warc": (".warc", ".warc.gz"),
+    "warc": (".warc", ".warc.gz", ".warc.zst"),
 }
 _SMALL_FILES = ("pairs", "html")  # kinds with many files in a shard
 _FILES_PER_SHARD = 500

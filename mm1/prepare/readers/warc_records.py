@@ -4,6 +4,7 @@ https://iipc.github.io/warc-specifications/specifications/warc-format/warc-1.1/
 """
 
 import gzip
+import io
 import re
 import zlib
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ _PAGE_TYPES = ("text/html", "application/xhtml+xml")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 5
 _GZIP = b"\x1f\x8b"
+_ZSTD, _ZSTD_DICTIONARY = b"\x28\xb5\x2f\xfd", b"\x5d\x2a\x4d\x18"
 _BLOCK = 2**20
 
 WITHOUT_HEADER = "response without an HTTP header"
@@ -98,8 +100,7 @@ def read_responses(path: Path, *, start: int = 0) -> Iterator[tuple[Response, An
     last: int | None = None
     try:
         with path.open("rb") as file:
-            file.seek(start)
-            for record in ArchiveIterator(file, record_types=WarcRecordType.any_type, parse_http=False):
+            for record in ArchiveIterator(_from(start, file), record_types=WarcRecordType.any_type, parse_http=False):
                 last = record.stream_pos
                 if record.record_type in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.revisit):
                     yield _response(record, record.stream_pos), record
@@ -111,10 +112,43 @@ def read_responses(path: Path, *, start: int = 0) -> Iterator[tuple[Response, An
         raise InputError(f"{path.name} breaks off in its last record; download it again")
 
 
+class _AfterDictionary:
+    """A `.warc.zst` from the position of its file on, with the dictionary of its frames before it.
+
+    https://iipc.github.io/warc-specifications/specifications/warc-zstd/
+    """
+
+    def __init__(self, dictionary: bytes, file: BinaryIO):
+        self._dictionary, self._file, self._position = io.BytesIO(dictionary), file, 0
+
+    def read(self, size: int) -> bytes:
+        block = self._dictionary.read(size) or self._file.read(size)
+        self._position += len(block)
+        return block
+
+    def tell(self) -> int:  # FastWARC looks for a dictionary at 0 alone
+        return self._position
+
+
+def _from(start: int, file: BinaryIO) -> Any:
+    """The opened WARC file from `start` on, as FastWARC can read it."""
+    head = file.read(8)
+    length = int.from_bytes(head[4:], "little")
+    dictionary = head + file.read(min(length, LARGEST_FILE)) if start and head.startswith(_ZSTD_DICTIONARY) else b""
+    file.seek(start)
+    return _AfterDictionary(dictionary, file) if dictionary else file
+
+
 def _is_whole(path: Path, last: int) -> bool:
-    """Whether a WARC file ends where its last record does, which starts at `last`: FastWARC ends quietly before."""
+    """Whether a WARC file ends where its last record does, which starts at `last`: FastWARC ends quietly before.
+
+    Not in a `.warc.zst`, where it says that a frame is incomplete.
+    """
     with path.open("rb") as file:
-        is_packed = file.read(2) == _GZIP
+        head = file.read(4)
+        if head in (_ZSTD, _ZSTD_DICTIONARY):
+            return True
+        is_packed = head.startswith(_GZIP)
         file.seek(last)
         if is_packed and file.peek(2)[:2] != _GZIP:
             return True  # compressed as a whole: `last` is no position in the file
