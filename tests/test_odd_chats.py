@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import small
 import torch
@@ -23,6 +25,7 @@ from mm1.document import IGNORED, Document, Image, Text
 from mm1.prepare.pipeline import prepare
 from mm1.prepare.request import parse_request
 from mm1.report.sequence import store_document_page
+from tests.reading import drops, read
 
 PRESETS = get_args(TilingConfig.model_fields["kind"].annotation)
 CHATS = {
@@ -192,3 +195,42 @@ def test_odd_pictures_of_a_store_are_trained_or_counted_with_every_tiling(preset
     broken = {re.match(r"odd: (.*), image 0: ", text)[1] for batch in batches for text in batch.broken}
     assert broken == {"20,000 x 20,000"}
     assert sum(int(batch.document_BT.max()) for batch in batches) == len(ODD_PICTURES)
+
+
+ALPACA = [
+    {"instruction": "Add the numbers.", "input": "2 and 3", "output": "5"},
+    {"instruction": "Name a river.", "input": "", "output": "The Rhine.", "system": "Be brief."},
+    {"instruction": "And a lake?", "output": "Como.", "history": [["Name a river.", "The Po."]], "images": ["0.png"]},
+    {"instruction": "Who wrote it?", "context": 7, "response": "Ann did."},
+    {"instruction": "Name no one.", "input": "", "output": None},
+]
+
+
+def parquet(rows: list[dict]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet"])
+def test_instructions_with_their_answers_are_read_as_chats(tmp_path, name):
+    """Alpaca's layout, with LLaMA-Factory's further fields, and Dolly's."""
+    columns = dict.fromkeys(name for row in ALPACA[:3] for name in row)
+    rows = [columns | row for row in ALPACA[:3]] if name.endswith("parquet") else ALPACA
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    content = {"a.json": json.dumps(rows, indent=1).encode(), "a.jsonl": lines, "a.parquet": parquet(rows)}[name]
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "0.png").write_bytes(noise("0"))
+    documents, ledger = read(tmp_path / name)
+    assert all(document.metadata["form"] == "chat" for document in documents)
+    said = [[(piece.text, piece.train) for piece in d.pieces if isinstance(piece, Text)] for d in documents]
+    expected = [
+        [("Add the numbers.\n2 and 3", False), ("5", True)],
+        [("Be brief.\n", False), ("Name a river.", False), ("The Rhine.", True)],
+        [("Name a river.", False), ("The Po.", True), ("And a lake?", False), ("Como.", True)],
+        [("Who wrote it?\n7", False), ("Ann did.", True)],
+    ]
+    assert said == expected[: len(rows)]
+    assert len(documents[2].images) == 1
+    dropped = "conversation without turns, or with none of the known form"
+    assert drops(ledger) == ({dropped: 1} if len(rows) == 5 else {})

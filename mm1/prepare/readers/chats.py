@@ -1,6 +1,6 @@
-"""Conversations as LLaVA, ShareGPT, OpenAI and TRL write them -> documents whose answers are trained."""
+"""Conversations as LLaVA, ShareGPT, OpenAI, TRL and Alpaca write them -> documents whose answers are trained."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ _ROLES = {
     "developer": "system",  # OpenAI's new name
 }
 _PICTURE_NAMES = ("image", "images", "file_name", "file_names")
+_INPUTS, _ANSWERS = ("input", "context"), ("output", "response")  # of Alpaca, and of Dolly
 _UNSEEN = ("video", "videos", "audio", "audios")
 
 
@@ -39,8 +40,34 @@ class Turn:
         return self.role == "assistant"
 
 
+def has_instructions(names: Collection[str]) -> bool:
+    """Whether records with these fields are instructions with their answers, as Alpaca and Dolly write them."""
+    return "instruction" in names and any(name in names for name in _ANSWERS)
+
+
+def turns_of(row: Mapping[str, Any]) -> Any:
+    """The turns of a record as it holds them: a list, or the text of one, or instruction, input and output.
+
+    https://github.com/tatsu-lab/stanford_alpaca#data-release; `history`, pairs of earlier questions and answers, is
+    LLaMA-Factory's.
+    """
+    turns = row.get("conversations") or row.get("messages")
+    if turns or not has_instructions(row):
+        return turns
+    history = row.get("history")
+    question, answer = row["instruction"], next(row[name] for name in _ANSWERS if name in row)
+    more = next((row[name] for name in _INPUTS if row.get(name)), "")
+    question = f"{question}\n{more}" if isinstance(question, str) and str(more).strip() else question
+    pairs = [*(history if isinstance(history, list) else []), [question, answer]]
+    return [
+        {"from": role, "value": text}
+        for pair in pairs
+        for role, text in zip(("user", "assistant"), pair if isinstance(pair, list) else [pair], strict=False)
+    ]
+
+
 def conversation(row: Mapping[str, Any], turns: Any, pictures: Pictures, record: Record) -> Document:
-    """The chat of a record in one of the forms of LLaVA, ShareGPT, OpenAI and TRL.
+    """The chat of a record whose turns are in one of the forms of LLaVA, ShareGPT, OpenAI and TRL.
 
     Raises:
         Dropped: its turns are of no known form, its pictures are too many or too few, or it is about a video.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mm1.prepare.bounded_read import parse_json, read_head, text_encoding
 from mm1.prepare.images import IN_HEIC
+from mm1.prepare.readers.chats import has_instructions
 from mm1.prepare.readers.folders import PICTURE_ENDINGS
 from mm1.prepare.readers.rows import NAMES_OF_FILES, csv_columns
 from mm1.prepare.readers.table_layouts import PICTURE_COLUMNS, TEXT_COLUMNS
@@ -59,7 +60,7 @@ def detect_json_kind(path: Path) -> str | None:
     keys = _first_keys(text)
     if {"text_list", "image_info"} <= keys:
         return "mmc4"
-    if keys & {"conversations", "messages"}:
+    if keys & {"conversations", "messages"} or has_instructions(keys):
         return "llava"
     if "images" in keys and (keys & {"annotations", "licenses"} or '"sentences"' in text):
         return "coco"

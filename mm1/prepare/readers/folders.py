@@ -9,7 +9,7 @@ from mm1.document import Document, Image, Text
 from mm1.prepare.bounded_read import decode_text, read_file
 from mm1.prepare.json_arrays import read_json_array
 from mm1.prepare.ledger import Dropped, Ledger, Record
-from mm1.prepare.readers.chats import conversation
+from mm1.prepare.readers.chats import conversation, turns_of
 from mm1.prepare.readers.pictures import Pictures
 from mm1.prepare.readers.table_layouts import renamed
 from mm1.prepare.shard import Shard
@@ -40,7 +40,7 @@ def caption_file(picture: Path) -> Path | None:
 
 
 def read_llava(shard: Shard, ledger: Ledger) -> Iterator[Document]:
-    """Conversations of LLaVA, ShareGPT or OpenAI's form; each picture stands where its mark or its part does.
+    """Conversations of LLaVA, ShareGPT, OpenAI or Alpaca's form; each picture stands where its mark or its part does.
 
     https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md
     """
@@ -57,5 +57,5 @@ def read_conversation(entry: Mapping[str, Any], number: int, pictures: Pictures,
         Dropped: it is no conversation.
     """
     (entry,) = renamed([dict(entry)], pictures.shard.options.columns)
-    document = conversation(entry, entry.get("conversations") or entry.get("messages"), pictures, record)
+    document = conversation(entry, turns_of(entry), pictures, record)
     return replace(document, id=f"{pictures.shard.name}/{entry.get('id', number)}")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from mm1.document import Document, Piece, Text
 from mm1.prepare.bounded_read import parse_json
 from mm1.prepare.ledger import Dropped, Page, Record
-from mm1.prepare.readers.chats import TRANSCRIBE, Turn, chat, conversation
+from mm1.prepare.readers.chats import TRANSCRIBE, Turn, chat, conversation, has_instructions, turns_of
 from mm1.prepare.readers.pictures import Pictures
 from mm1.prepare.shard import InputError, ReadOptions
 
@@ -77,7 +77,7 @@ def table_layout(columns: Sequence[str], title: str, *, options: ReadOptions, so
         if unrated:
             raise InputError(f"{title} has no column {unrated[0]}_ratings; it has {', '.join(sorted(names))}")
         return TableLayout(lambda row, pictures, record: _interleaved(row, pictures, record, options))
-    if names & set(CHAT_COLUMNS):
+    if names & set(CHAT_COLUMNS) or has_instructions(names):
         return TableLayout(_conversation)
     picture, text = _picture_column(names, options), _text_column(names, options)
     numbered = tuple(sorted(name for name in names if _NUMBERED.fullmatch(name)))
@@ -223,4 +223,4 @@ def _is_rated(row: Row, number: int, options: ReadOptions) -> bool:
 
 
 def _conversation(row: Row, pictures: Pictures, record: Record) -> Document:
-    return conversation(row, row.get("conversations") or row.get("messages"), pictures, record)
+    return conversation(row, turns_of(row), pictures, record)
