@@ -330,3 +330,16 @@ def test_a_zip_packed_by_lzma_fails_by_name(tmp_path):
         archive.writestr("a.jsonl", LINES)
     with pytest.raises(InputError, match=r"a\.jsonl\.zip is packed by LZMA, .* pack it as \.xz"):
         read(path, "text")
+
+
+def test_links_that_lead_to_themselves_or_nowhere_stand_in_nobodys_way(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(RED)
+    (folder / "a.txt").write_text(WORDS)
+    (folder / "itself").symlink_to("itself")
+    (folder / "back").symlink_to(folder)
+    (folder / "b.png").symlink_to("b.png")
+    documents, ledger = read(folder)
+    assert len(documents) == 1
+    assert drops(ledger) == {"picture without a text beside it": 1}

@@ -111,10 +111,13 @@ def _walk(folder: Path, parents: frozenset[Path]) -> Iterator[Path]:
     for entry in os.scandir(folder):
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
-        if entry.is_dir() and not _is_ours(folder / entry.name):
-            yield from _walk(folder / entry.name, parents | {real})
-        elif entry.is_file() or (entry.is_symlink() and not (folder / entry.name).exists()):
-            yield folder / entry.name
+        path = folder / entry.name
+        if entry.is_symlink() and not path.exists():  # asking `entry` for more is an error where it leads to itself
+            yield path
+        elif entry.is_dir() and not _is_ours(path):
+            yield from _walk(path, parents | {real})
+        elif entry.is_file():
+            yield path
 
 
 def _is_ours(folder: Path) -> bool:
