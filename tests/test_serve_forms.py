@@ -164,3 +164,38 @@ def test_an_echo_has_the_likelihood_of_the_prompt(plain_run, continuing):  # noq
         if document is not None:
             expected = writer.score([document], [[" circle is"]])[0][0].log_probability
             assert got == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("end", ["nothing to write", "an end at once", "a token"])
+def test_an_echo_has_its_likelihood_whatever_is_written_after_it(plain_run, continuing, end, streaming):  # noqa: F811
+    """lm-eval asks for one token, drops the last entry and sums those of the continuation: an end must be an entry."""
+    tokens = [*plain_run.tokenizer.begin, *plain_run.tokenizer.encode("The red circle is")]
+    options = {"echo": True, "logprobs": 1, "temperature": 0, "max_tokens": int(end != "nothing to write")}
+    options["logit_bias"] = {str(plain_run.tokenizer.end): 100 if end == "an end at once" else -100}
+    reply = continuing.client.completions.create(model="tiny", prompt=[tokens, tokens[:1]], stream=streaming, **options)
+    choices = joined(reply) if streaming else [choice.model_dump() for choice in reply.choices]
+    for choice, prompt in zip(choices, (tokens, tokens[:1]), strict=True):
+        logprobs = choice["logprobs"]
+        assert {len(values) for values in logprobs.values()} == {len(prompt) + options["max_tokens"]}
+        assert logprobs["token_logprobs"][0] is None
+        assert all(value < 0 for value in logprobs["token_logprobs"][1:])
+        assert choice["finish_reason"] == ("stop" if end == "an end at once" else "length")
+    writer = Writer(plain_run.model, plain_run.tokenizer, rows=1)
+    expected = writer.score([Document((Text("The red"),))], [[" circle is"]])[0][0].log_probability
+    if options["max_tokens"]:
+        parsed = pytest.importorskip("lm_eval.models.openai_completions").LocalCompletionsAPI.parse_logprobs
+        ((got, _), _) = parsed({"choices": choices}, ctxlens=[len(tokens) - 2, 1])
+        assert got == pytest.approx(expected, abs=1e-3)
+
+
+def joined(chunks) -> list[dict]:
+    """The choices of a stream, their likelihoods put together."""
+    choices: dict[int, dict] = {}
+    for chunk in chunks:
+        for choice in chunk.choices:
+            one = choices.setdefault(choice.index, {"index": choice.index, "text": "", "logprobs": {}})
+            one |= {"text": one["text"] + choice.text, "finish_reason": choice.finish_reason}
+            for name, values in (choice.logprobs.model_dump() if choice.logprobs else {}).items():
+                one["logprobs"].setdefault(name, []).extend(values)
+    return [choices[number] for number in sorted(choices)]

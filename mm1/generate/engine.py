@@ -81,7 +81,7 @@ class Engine:
         """
         active = ActiveRequest(next(self._numbers), request, self.model.config)
         self._requests[active.number] = active
-        if request.continuation is None and request.decoding.max_tokens < 1:
+        if active.wants_nothing:
             active.end("length")
             self._finish(active)
             self._events.append(active.event())
@@ -250,6 +250,10 @@ class Engine:
         for active, hidden_TD in zip(wave, hidden_AD.split(outputs), strict=True):
             if active.continuation is None:
                 self._read_prompt(active, hidden_TD[:-1])
+                if active.decoding.max_tokens < 1:  # only the prompt was to be read
+                    active.end("length")
+                    self._finish(active)
+                    continue
                 written.append(active)
                 last.append(hidden_TD[-1:])
             else:

@@ -41,12 +41,14 @@ class EngineRequest:
 
 @dataclass(slots=True)
 class Completion:
-    """What the model wrote. It includes a stop string, but not a stop token. `sampled` says more of each token."""
+    """What the model wrote. It includes a stop string, but not a stop token. `sampled` says more of each token, and
+    `stop` of the stop token."""
 
     tokens: list[int] = field(default_factory=list)
     log_probability: float = 0.0  # of all selected tokens, including the stop token, in nats
     reason: Reason = "length"
     sampled: list[Sampled] = field(default_factory=list)
+    stop: Sampled | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,11 @@ class ActiveRequest:
         return 1 if self.reading is None else self.reading.left
 
     @property
+    def wants_nothing(self) -> bool:
+        """Whether there is nothing to compute: no token to write, and neither the prompt nor a continuation to read."""
+        return self.continuation is None and self.reading is None and self.decoding.max_tokens < 1
+
+    @property
     def max_draft(self) -> int:
         """How many draft tokens can be useful: the step itself writes one more."""
         return self.decoding.max_tokens - len(self.completion.tokens) - 1
@@ -151,6 +158,7 @@ class ActiveRequest:
         completion, decoding, token = self.completion, self.decoding, sampled.token
         completion.log_probability += sampled.log_probability
         if token in decoding.stop_tokens:
+            completion.stop = sampled
             self.end("token")
             return
         completion.tokens.append(token)
@@ -181,6 +189,8 @@ class ActiveRequest:
         tokens, sampled = tuple(self.completion.tokens[new]), tuple(self.completion.sampled[new])
         self._reported = len(self.completion.tokens)
         written = self.completion if self.reason and self.continuation is None else None
-        prompt = () if self.reading is None or new.start or not tokens else tuple(self.reading.sampled)
+        prompt: tuple[Sampled | None, ...] = ()
+        if self.reading is not None and self.reading.left == 1 and not new.start and (tokens or self.reason):
+            prompt = tuple(self.reading.sampled)
         cached, self.cached = self.cached or 0, 0
         return Event(self.number, tokens, self.reason, written, self.score, sampled, prompt, cached)

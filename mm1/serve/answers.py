@@ -26,7 +26,7 @@ class Usage:
     def count(self, piece: Piece) -> None:
         """Count the tokens of a piece; the one that ends an answer is a token too."""
         self.cached += piece.cached
-        self.completion += len(piece.sampled) + (piece.reason == "token")
+        self.completion += len(piece.sampled) + (piece.stop is not None)
 
     @property
     def json(self) -> dict[str, Any]:
@@ -40,15 +40,17 @@ class Usage:
 
 @dataclass(slots=True)
 class Choice:
-    """One complete answer."""
+    """One complete answer; `stop` is the token that ended it."""
 
     text: str = ""
     sampled: list[Sampled] = field(default_factory=list)
     reason: Reason = "length"
     prompt: tuple[Sampled | None, ...] = ()
+    stop: Sampled | None = None
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
+        self.stop = piece.stop or self.stop
         self.prompt = piece.prompt or self.prompt
         self.sampled += piece.sampled
         self.reason = piece.reason or self.reason
@@ -149,7 +151,11 @@ class Echo:
 
 @dataclass(slots=True)
 class CompletionForm:
-    """Answers of /v1/completions. `echoes` are the prompts to be repeated, one for each answer, or none."""
+    """Answers of /v1/completions. `echoes` are the prompts to be repeated, one for each answer, or none.
+
+    Likelihoods include the token that ended an answer, as in vLLM: harnesses ask for one token after a prompt and drop
+    the last entry, which must be there also where that token is an end.
+    """
 
     head: Head
     names: TokenNames
@@ -165,8 +171,8 @@ class CompletionForm:
         return self._chunk(piece.number, echo.text, self._logprobs(piece.number, echo.tokens, piece.prompt), None)
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
-        tokens = [one.token for one in piece.sampled]
-        logprobs = self._logprobs(piece.number, tokens, piece.sampled)
+        sampled = _with_stop(piece.sampled, piece.stop)
+        logprobs = self._logprobs(piece.number, [one.token for one in sampled], sampled)
         return self._chunk(piece.number, piece.text, logprobs, _finish(piece.reason))
 
     def _chunk(self, number: int, text: str, logprobs: dict | None, finish: str | None) -> dict[str, Any]:
@@ -180,8 +186,9 @@ class CompletionForm:
         listed = []
         for number, choice in enumerate(choices):
             echo = self.echoes[number] if self.echoes else Echo("")
-            tokens = [*echo.tokens, *(one.token for one in choice.sampled)]
-            logprobs = self._logprobs(number, tokens, [*choice.prompt, *choice.sampled])
+            sampled = _with_stop(choice.sampled, choice.stop)
+            tokens = [*echo.tokens, *(one.token for one in sampled)]
+            logprobs = self._logprobs(number, tokens, [*choice.prompt, *sampled])
             listed.append(
                 {
                     "index": number,
@@ -221,6 +228,10 @@ class CompletionForm:
 def finite(value: float) -> float:
     """A log-probability that JSON can hold."""
     return max(value, -9999.0)
+
+
+def _with_stop(sampled: Sequence[Sampled], stop: Sampled | None) -> list[Sampled]:
+    return [*sampled, stop] if stop is not None else list(sampled)
 
 
 def _finish(reason: Reason | None) -> str | None:

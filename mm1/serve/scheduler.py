@@ -29,7 +29,8 @@ class Job:
 class Piece:
     """What one step added to answer `number` of a request; `reason` tells that the answer is complete.
 
-    `prompt` are the prompt's tokens if they were asked for; `cached` are positions of it that were known before.
+    `prompt` are the prompt's tokens if they were asked for; `cached` are positions of it that were known before; `stop`
+    is the token that ended the answer, which is no part of its text.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Piece:
     reason: Reason | None = None
     prompt: tuple[Sampled | None, ...] = ()
     cached: int = 0
+    stop: Sampled | None = None
 
 
 @dataclass(slots=True)
@@ -224,7 +226,8 @@ class Scheduler:
                 continue
             self._note(ticket, event, began=began, now=now)
             text = ticket.job.text.taken(end=event.reason is not None)
-            piece = Piece(ticket.number, text, event.sampled, event.reason, event.prompt, event.cached)
+            stop = event.completion.stop if event.completion is not None else None
+            piece = Piece(ticket.number, text, event.sampled, event.reason, event.prompt, event.cached, stop)
             deliveries.append((ticket.answering, piece))
             if event.reason is not None:
                 self._end(ticket, event.reason)
