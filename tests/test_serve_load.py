@@ -203,36 +203,73 @@ def test_a_server_that_ends_finishes_what_runs_and_refuses_what_waits(chat_run):
         assert requests.get(f"{server.base}/health", timeout=60).status_code == 503
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_serves_until_a_signal_ends_it(chat_run, number):  # noqa: F811
-    """The whole answer still comes; then the process ends with code 0."""
+@contextmanager
+def command(run, *options: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """`mm1 serve` in a process of its own: its address, once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["serve", str(chat_run.folder), "--port", str(port), "--precision", "fp32", "--max-length", "512"]
+    words = ["serve", str(run.folder), "--port", str(port), "--precision", "fp32", *options]
     process = subprocess.Popen([sys.executable, "-m", "mm1", *words], stderr=subprocess.PIPE, text=True)
+    base = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert process.poll() is None, process.stderr.read()
+        try:
+            return requests.get(f"{base}/health", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
     try:
-        base = f"http://127.0.0.1:{port}"
-
-        def answers() -> bool:
-            assert process.poll() is None, process.stderr.read()
-            try:
-                return requests.get(f"{base}/health", timeout=5).ok
-            except requests.ConnectionError:
-                return False
-
         until(answers)
+        yield base, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_serves_until_a_signal_ends_it(chat_run, number):  # noqa: F811
+    """The whole answer still comes, and until then /health says that the server ends; the process' code is 0."""
+    with command(chat_run, "--max-length", "2048") as (base, process):
         client = openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0)
-        assert [model.id for model in client.models.list()] == [chat_run.folder.name]
-        content = body(**LONG, stream=True) | {"model": chat_run.folder.name}
+        name = chat_run.folder.name
+        assert [model.id for model in client.models.list()] == [name]
+        content = body(max_tokens=1500, ignore_eos=True, stream=True) | {"model": name}
         reply = requests.post(f"{base}/v1/chat/completions", json=content, stream=True, timeout=60)
         lines = reply.iter_lines()
         next(lines)
         os.kill(process.pid, number)
+        until(lambda: requests.get(f"{base}/health", timeout=60).status_code == 503)
+        with pytest.raises(openai.InternalServerError, match="about to end"):
+            client.chat.completions.create(**(body() | {"model": name}))
         rest = list(lines)
         assert rest[-2] == b"data: [DONE]"
         assert json.loads(rest[-4].removeprefix(b"data: "))["choices"][0]["finish_reason"] == "length"
         assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
+
+
+def test_answers_that_do_not_end_in_time_are_errors_of_the_protocol(chat_run):  # noqa: F811
+    with (
+        command(chat_run, "--max-length", "20000", "--drain-within", "1") as (base, process),
+        ThreadPoolExecutor() as pool,
+    ):
+        content = body(max_tokens=19000, ignore_eos=True) | {"model": chat_run.folder.name}
+
+        def ask(**more) -> requests.Response:
+            return requests.post(f"{base}/v1/chat/completions", json=content | more, timeout=60)
+
+        whole, stream = pool.submit(ask), pool.submit(ask, stream=True)
+        running = "mm1:num_requests_running{"
+        until(lambda: any(line.startswith(running) and line.endswith(" 2.0") for line in metrics_lines(base)))
+        os.kill(process.pid, signal.SIGTERM)
+        assert whole.result(60).status_code == 503
+        event = stream.result(60).text.strip().split("\n\n")[-1].removeprefix("data: ")
+        for error in (whole.result().json()["error"], json.loads(event)["error"]):
+            assert (error["code"], error["type"]) == ("shutting_down", "server_error")
+        assert process.wait(60) == 0
+        assert "Traceback" not in process.stderr.read()
+
+
+def metrics_lines(base: str) -> list[str]:
+    return requests.get(f"{base}/metrics", timeout=60).text.splitlines()

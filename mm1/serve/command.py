@@ -1,8 +1,10 @@
 """`mm1 serve`: loads a run and answers until it is told to stop."""
 
 import logging
+import math
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,10 @@ except ImportError as error:
     raise ValueError(f"serving needs FastAPI and more ({error}); pip install 'mm1[serve]'") from error
 
 
+LAST_WORDS = 5
+"""Seconds in which clients can take their last bytes when all is answered, or refused because the time is over."""
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where a server listens."""
@@ -29,16 +35,28 @@ class Address:
 
 
 class StoppableServer(uvicorn.Server):
-    """Uvicorn, whose first signal to end lets what runs end and refuses what waits."""
+    """Uvicorn, which after a signal to end listens until what runs has ended: /health then tells load balancers to ask
+    other servers, and new requests get an error object."""
 
     def __init__(self, config: uvicorn.Config, server: Server):
         super().__init__(config)
         self._server = server
+        self._stop_at = math.inf  # in seconds of `time.monotonic`
 
     def handle_exit(self, sig: int, frame: Any) -> None:
+        if self._stop_at == math.inf:
+            self._stop_at = time.monotonic() + self._server.limits.drain_seconds
+        elif sig == signal.SIGINT:  # the second Ctrl-C doesn't wait
+            self.should_exit = self.force_exit = True
         self._server.scheduler.drain()
-        self.force_exit = self.should_exit and sig == signal.SIGINT  # the second Ctrl-C doesn't wait
-        self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        scheduler, late = self._server.scheduler, time.monotonic() >= self._stop_at
+        if late:
+            scheduler.give_up()
+        if late or (self._stop_at < math.inf and scheduler.idle):
+            self.should_exit = True
+        return await super().on_tick(counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +93,7 @@ def serve_run(folder: Path, service: Service, *, address: Address, precision: Pr
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(service.limits.drain_seconds),
+        timeout_graceful_shutdown=LAST_WORDS,
         lifespan="on",
     )
     StoppableServer(config, server).run()

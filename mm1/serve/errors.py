@@ -38,3 +38,15 @@ def _kind(status: int) -> Kind:
 def invalid(message: str, param: str | None = None, *, code: str | None = None) -> ApiError:
     """A request that is wrong in itself: status 400."""
     return ApiError(400, message, param=param, code=code)
+
+
+def going() -> ApiError:
+    """The error for whoever is not answered because the server ends."""
+    return ApiError(
+        503, "the server is about to end; ask another one", code="shutting_down", headers={"Retry-After": "5"}
+    )
+
+
+def client_gone() -> ApiError:
+    """What the access log says of a client that left before its answer: nginx's status 499. Nobody else reads it."""
+    return ApiError(499, "the client went away", code="client_gone")

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from mm1.serve.errors import ApiError
+from mm1.serve.errors import ApiError, client_gone, going
 from mm1.serve.limits import Limits
 
 Scope = MutableMapping[str, Any]
@@ -97,7 +97,7 @@ class Guard:
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise ApiError(400, "the client went away")
+                        raise client_gone()
                     part, more = message.get("body", b""), message.get("more_body", False)
                     parts.append(part)
                     size += len(part)
@@ -107,6 +107,8 @@ class Guard:
                         raise ApiError(
                             429, "too many large requests at once; ask again in 1 s", headers={"Retry-After": "1"}
                         )
+        except asyncio.CancelledError:  # the server has waited long enough
+            raise going() from None
         except TimeoutError:
             raise ApiError(
                 408, f"the body did not arrive within {self.limits.body_seconds:g} s", headers={"Connection": "close"}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from mm1.generate.request import EngineRequest, Event, Reason
 from mm1.generate.sampling import Sampled
 from mm1.generate.serving import ServingEngine
-from mm1.serve.errors import ApiError
+from mm1.serve.errors import ApiError, client_gone, going
 from mm1.serve.metrics import Metrics, Span
 from mm1.serve.text_stream import TextStream
 
@@ -95,7 +95,7 @@ class Answering:
     def close(self) -> None:
         """Let go of answers that have not ended: their client is gone, or has all it asked for."""
         self.scheduler.abort(self)
-        self.queue.put_nowait(ApiError(400, "the client went away"))  # for whoever still iterates
+        self.queue.put_nowait(client_gone())  # for whoever still iterates
 
 
 class Scheduler:
@@ -109,6 +109,7 @@ class Scheduler:
         self._condition = threading.Condition()
         self._inbox: list[Ticket] = []
         self._leaving: list[Answering] = []
+        self._open: set[Answering] = set()  # not yet closed; only the event loop looks at it
         self._tickets: dict[int, Ticket] = {}  # by the engine's id
         self._queued = 0  # answers that the engine has, and that have no row
         self._draining = self._stopped = False
@@ -145,7 +146,7 @@ class Scheduler:
         answering.tickets = [Ticket(job, number, answering, Times(now)) for number, job in enumerate(jobs)]
         with self._condition:
             if self._draining or self._stopped:
-                raise _going()
+                raise going()
             if self.waiting and self.waiting + len(jobs) > self.max_waiting:
                 seconds = self._rate.seconds(self.waiting)
                 raise ApiError(
@@ -156,15 +157,27 @@ class Scheduler:
                 )
             self._inbox += answering.tickets
             self._condition.notify()
+        self._open.add(answering)
         return answering
 
     def abort(self, answering: Answering) -> None:
-        """Drop what has not ended of these answers."""
+        """Drop what has not ended of these answers, whose client reads no more of them."""
+        self._open.discard(answering)
         if all(ticket.reason is not None for ticket in answering.tickets):
             return
         with self._condition:
             self._leaving.append(answering)
             self._condition.notify()
+
+    @property
+    def idle(self) -> bool:
+        """Whether all requests have got their answers."""
+        return not self._open
+
+    def give_up(self) -> None:
+        """Tell all who still wait for answers that the server ends, without waiting for the engine's step."""
+        for answering in list(self._open):
+            answering.queue.put_nowait(going())
 
     def drain(self) -> None:
         """Take nothing new, refuse what waits, and go on with what runs."""
@@ -200,7 +213,7 @@ class Scheduler:
                     refused = True
                     self._refuse_waiting()
                 if stopped:
-                    self._fail(list(self._tickets.values()), _going())
+                    self._fail(list(self._tickets.values()), going())
                     return
                 self._queued = len(self.engine.waiting)
                 if self.engine.busy:
@@ -276,7 +289,7 @@ class Scheduler:
                 for ticket in self._tickets.values()
                 if all(one.engine_id in waiting for one in ticket.answering.tickets)
             ],
-            _going(),
+            going(),
         )
 
     def _fail(self, tickets: Sequence[Ticket], error: ApiError) -> None:
@@ -305,12 +318,6 @@ class Rate:
             return 1
         each = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
         return min(60, max(1, round(answers * each)))
-
-
-def _going() -> ApiError:
-    return ApiError(
-        503, "the server is about to end; ask another one", code="shutting_down", headers={"Retry-After": "5"}
-    )
 
 
 def _post(deliveries: Sequence[tuple[Answering, Piece | ApiError]]) -> None:
