@@ -100,5 +100,18 @@ def serve_run(folder: Path, service: Service, *, address: Address, precision: Pr
 
 
 def keys_of(option: Sequence[str]) -> list[str]:
-    """The keys of the command line and of MM1_API_KEY, where several are separated by commas."""
-    return [key for key in (*option, *os.environ.get("MM1_API_KEY", "").split(",")) if key]
+    """The keys of the command line and of MM1_API_KEY, where several are separated by commas.
+
+    Raises:
+        ValueError: a key is empty, which would open the server, or lock it for everybody.
+    """
+    keys = [key.strip() for key in option]
+    if not all(keys):
+        raise ValueError("--api-key is empty; give a key, or leave the option out for a server that needs none")
+    listed = os.environ.get("MM1_API_KEY")
+    if listed is None:
+        return keys
+    named = [key.strip() for key in listed.split(",") if key.strip()]
+    if not named:
+        raise ValueError("MM1_API_KEY is set but holds no key; put one into it, or `unset MM1_API_KEY`")
+    return [*keys, *named]

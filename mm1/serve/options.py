@@ -13,7 +13,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 8000,
     name: Annotated[str, typer.Option(help="What clients call the model; by default as its folder is called.")] = "",
     api_key: Annotated[
-        list[str] | None, typer.Option(help="Key that clients must send; or MM1_API_KEY, which no process list shows.")
+        list[str] | None, typer.Option(help="Key that clients must send; may be repeated. MM1_API_KEY stays out of ps.")
     ] = None,
     max_concurrent: Annotated[int, typer.Option(help="Answers written at a time.", min=1)] = 32,
     max_waiting: Annotated[int, typer.Option(help="Answers that may wait; more requests get 429.", min=0)] = 256,
@@ -28,7 +28,7 @@ def serve(
     ] = 512,
     max_pictures: Annotated[int, typer.Option(help="Pictures of one request.", min=0)] = 32,
     max_picture: Annotated[str, typer.Option(help="Size of one picture as it is sent.")] = "20MB",
-    max_body: Annotated[str, typer.Option(help="Size of one request; those of eight are read at a time.")] = "64MB",
+    max_body: Annotated[str, typer.Option(help="Size of one request; all at once may have 8 times as much.")] = "64MB",
     answer_within: Annotated[
         float, typer.Option(help="Seconds until an answer is complete, waiting included; then it is 504.", min=1)
     ] = 600,
