@@ -19,6 +19,7 @@ import serving
 from serving import Running, said, shown
 from test_serve import chat_run, plain_run, written  # noqa: F401  (fixtures)
 
+from mm1.__main__ import main
 from mm1.data.chat_format import prompt
 from mm1.document import Text
 from mm1.serve.limits import Limits
@@ -232,6 +233,10 @@ def command(run, *options: str) -> Iterator[tuple[str, subprocess.Popen]]:
 def test_the_command_serves_until_a_signal_ends_it(chat_run, number):  # noqa: F811
     """The whole answer still comes, and until then /health says that the server ends; the process' code is 0."""
     with command(chat_run, "--max-length", "2048") as (base, process):
+        said = [process.stderr.readline() for _ in range(2)]
+        assert said[0] == f"loading {chat_run.folder} ...\n"
+        assert said[1].startswith(f"{chat_run.folder.name} answers at {base} (chat page)")
+        assert said[1].endswith("no key is needed\n")
         client = openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0)
         name = chat_run.folder.name
         assert [model.id for model in client.models.list()] == [name]
@@ -273,3 +278,43 @@ def test_answers_that_do_not_end_in_time_are_errors_of_the_protocol(chat_run):  
 
 def metrics_lines(base: str) -> list[str]:
     return requests.get(f"{base}/metrics", timeout=60).text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "expected"),
+    [
+        (["--api-key", ""], {}, "--api-key is empty"),
+        ([], {"MM1_API_KEY": ""}, "`unset MM1_API_KEY`"),
+        ([], {"MM1_API_KEY": " , "}, "`unset MM1_API_KEY`"),
+        (["--host", "192.0.2.1"], {}, "192.0.2.1 is no address of this machine"),
+        (["--port", "taken"], {}, "is in use; give another one with --port"),
+    ],
+)
+def test_a_server_that_cannot_be_as_it_was_meant_says_so_and_ends(
+    chat_run,  # noqa: F811
+    words,
+    environment,
+    expected,
+    monkeypatch,
+    capsys,
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = [str(taken.getsockname()[1]) if word == "taken" else word for word in words]
+        monkeypatch.setattr(sys, "argv", ["mm1", "serve", str(chat_run.folder), *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert expected in said
+
+
+def test_a_file_instead_of_a_runs_folder_is_told(chat_run, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(sys, "argv", ["mm1", "serve", str(chat_run.folder / "config.json")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "is a file; name the run's folder" in capsys.readouterr().err

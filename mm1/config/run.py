@@ -254,6 +254,8 @@ def load(path: Path) -> RunConfig:
         if path.parent.is_dir():
             raise ConfigError(f"no run at {path.parent}: it has no config.json") from None
         raise ConfigError(missing(path.parent, "run")) from None
+    except NotADirectoryError:
+        raise ConfigError(f"{path.parent} is a file; name the run's folder") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
 

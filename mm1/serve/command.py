@@ -1,9 +1,12 @@
 """`mm1 serve`: loads a run and answers until it is told to stop."""
 
+import errno
 import logging
 import math
 import os
 import signal
+import socket
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1.checkpoint import load_for_use
+from mm1.config.run import load as recorded_run
 from mm1.dist import Precision
 from mm1.serve.limits import Limits
 
@@ -33,15 +37,53 @@ class Address:
     host: str = "127.0.0.1"
     port: int = 8000
 
+    def __str__(self) -> str:
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    def sockets(self) -> list[socket.socket]:
+        """A bound socket for each address of the host.
+
+        Raises:
+            ValueError: the port is in use, or the host is none of this machine's.
+        """
+        bound: list[socket.socket] = []
+        try:
+            addresses = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            for family, kind, number, _, where in dict.fromkeys(addresses):
+                one = socket.socket(family, kind, number)
+                bound.append(one)
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                one.bind(where)
+        except (OSError, UnicodeError) as error:
+            for one in bound:
+                one.close()
+            raise ValueError(self._explained(error)) from None
+        return bound
+
+    def _explained(self, error: OSError | UnicodeError) -> str:
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.EADDRINUSE:
+            return f"port {self.port} is in use; give another one with --port"
+        if number == errno.EACCES:
+            return f"port {self.port} is not allowed for this user; give one above 1023 with --port"
+        return f"{self.host} is no address of this machine; give one with --host, such as 127.0.0.1 or 0.0.0.0"
+
 
 class StoppableServer(uvicorn.Server):
     """Uvicorn, which after a signal to end listens until what runs has ended: /health then tells load balancers to ask
     other servers, and new requests get an error object."""
 
-    def __init__(self, config: uvicorn.Config, server: Server):
+    def __init__(self, config: uvicorn.Config, server: Server, *, address: Address):
         super().__init__(config)
-        self._server = server
+        self._server, self._address = server, address
         self._stop_at = math.inf  # in seconds of `time.monotonic`
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        key = "a key is needed" if self._server.keys else "no key is needed"
+        _say(f"{self._server.name} answers at {self._address} (chat page) and {self._address}/v1 (clients); {key}")
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self._stop_at == math.inf:
@@ -77,8 +119,11 @@ def serve_run(folder: Path, service: Service, *, address: Address, precision: Pr
     """Answer requests for a run until SIGTERM or SIGINT.
 
     Raises:
-        ValueError: there is no run that writes text.
+        ValueError: there is no run that writes text, or nothing can listen at the address.
     """
+    recorded_run(folder / "config.json")  # a mistyped name and a port in use are told before minutes of loading
+    sockets = address.sockets()
+    _say(f"loading {folder} ...")
     if service.access_log:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -88,15 +133,13 @@ def serve_run(folder: Path, service: Service, *, address: Address, precision: Pr
     server = Server(loaded, service.name or folder.resolve().name, service.limits, service.keys, service.media_domains)
     config = uvicorn.Config(
         make_app(server),
-        host=address.host,
-        port=address.port,
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=LAST_WORDS,
         lifespan="on",
     )
-    StoppableServer(config, server).run()
+    StoppableServer(config, server, address=address).run(sockets)
 
 
 def keys_of(option: Sequence[str]) -> list[str]:
@@ -115,3 +158,7 @@ def keys_of(option: Sequence[str]) -> list[str]:
     if not named:
         raise ValueError("MM1_API_KEY is set but holds no key; put one into it, or `unset MM1_API_KEY`")
     return [*keys, *named]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
