@@ -17,15 +17,25 @@ FINISH: dict[str, str] = {"length": "length", "aborted": "length"}
 
 @dataclass(slots=True)
 class Usage:
-    """How many tokens a request had and got."""
+    """How many tokens a request had and got: its prompts count once, however many answers each one has."""
 
     prompt: int
-    cached: int = 0
+    choices: int = 1  # answers to each prompt
     completion: int = 0
+    _cached: dict[int, int] = field(default_factory=dict)  # by the number of the answer
+
+    @property
+    def cached(self) -> int:
+        """Positions of the prompts that were known before: of each, what the answer that computed most of it found."""
+        least: dict[int, int] = {}
+        for number, cached in self._cached.items():
+            prompt = number // self.choices
+            least[prompt] = min(cached, least.get(prompt, cached))
+        return sum(least.values())
 
     def count(self, piece: Piece) -> None:
         """Count the tokens of a piece; the one that ends an answer is a token too."""
-        self.cached += piece.cached
+        self._cached[piece.number] = self._cached.get(piece.number, 0) + piece.cached
         self.completion += len(piece.sampled) + (piece.stop is not None)
 
     @property

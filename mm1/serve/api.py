@@ -86,7 +86,7 @@ class Server:
         output = Output(body.max_completion_tokens or body.max_tokens, body.top_logprobs or 0)
         jobs = await self._jobs([prompt], body, output=output, salt=request.scope["client_salt"])
         form = ChatForm(Head("chatcmpl", self.name), self.names, bool(body.logprobs), body.usage_in_stream)
-        return await self._reply(request, body, jobs, form=form, usage=Usage(len(prompt.tokens)))
+        return await self._reply(request, body, jobs, form=form, usage=Usage(len(prompt.tokens), body.choices))
 
     async def complete(self, request: Request) -> Response:
         """Continue texts, token ids, or lists of texts and pictures."""
@@ -111,7 +111,7 @@ class Server:
         form = CompletionForm(
             Head("cmpl", self.name), self.names, logprobs, body.usage_in_stream, echoes if body.echo else []
         )
-        usage = Usage(sum(len(prompt.tokens) for prompt in prompts))
+        usage = Usage(sum(len(prompt.tokens) for prompt in prompts), body.choices)
         return await self._reply(request, body, jobs, form=form, usage=usage)
 
     async def models(self, request: Request) -> Response:
