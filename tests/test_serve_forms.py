@@ -179,6 +179,10 @@ def test_an_echo_has_its_likelihood_whatever_is_written_after_it(plain_run, cont
         logprobs = choice["logprobs"]
         assert {len(values) for values in logprobs.values()} == {len(prompt) + options["max_tokens"]}
         assert logprobs["token_logprobs"][0] is None
+        ends = [*logprobs["text_offset"][1:], len(choice["text"])]
+        stands = [choice["text"][start:end] for start, end in zip(logprobs["text_offset"], ends, strict=True)]
+        special = [plain_run.tokenizer.symbol(token) for token in plain_run.tokenizer.special]
+        assert stands == [token if token not in special else "" for token in logprobs["tokens"]]
         assert all(value < 0 for value in logprobs["token_logprobs"][1:])
         assert choice["finish_reason"] == ("stop" if end == "an end at once" else "length")
     writer = Writer(plain_run.model, plain_run.tokenizer, rows=1)

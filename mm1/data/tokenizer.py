@@ -70,6 +70,11 @@ class Tokenizer:
     def end(self) -> int:
         return self.marks["end"]
 
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """The ids of special tokens, which stand in no text."""
+        return frozenset(id_ for id_, token in self._inner.get_added_tokens_decoder().items() if token.special)
+
     def encode(self, text: str) -> list[int]:
         return self._inner.encode(text, add_special_tokens=False).ids
 

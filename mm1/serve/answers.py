@@ -216,9 +216,9 @@ class CompletionForm:
         if not self.logprobs:
             return None
         names, offsets, at = [self.names.text(token) for token in tokens], [], self._offsets.get(number, 0)
-        for name in names:
+        for token in tokens:
             offsets.append(at)
-            at += len(name)
+            at += self.names.characters(token)
         self._offsets[number] = at
         return {
             "tokens": names,

@@ -24,6 +24,12 @@ class TokenNames:
         """What the token adds to a text."""
         return self.guidance.decode_bytes([token])
 
+    def characters(self, token: int) -> int:
+        """How many characters of a text begin in the token: none in a special one, which stands in no text."""
+        if token in self._tokenizer.special:
+            return 0
+        return sum(byte & 0xC0 != 0x80 for byte in self.bytes(token))  # all but those that continue a character
+
     def text(self, token: int) -> str:
         """The token's text; a part of a character is written as `bytes:\\xf0`, as OpenAI does it."""
         data = self.bytes(token)
