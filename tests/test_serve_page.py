@@ -1,5 +1,6 @@
 """The chat page in a real browser: Chromium, which tests of CI that have none leave out."""
 
+import json
 import os
 import shutil
 import time
@@ -165,6 +166,8 @@ def test_a_base_model_has_a_form_of_examples_on_a_phone(browser, plain_run, tmp_
         )
         assert page.locator(".turn.assistant").text_content() == expected.choices[0].text
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, "it scrolls sideways on a phone"
+        tops = [page.get_by_role("button", name=name).bounding_box()["y"] for name in ("Add an example", "Send")]
+        assert tops[0] == tops[1], "the buttons of a phone stand in one line"
         shoot(page, "examples-phone")
         assert not page.errors
 
@@ -179,5 +182,42 @@ def test_the_page_asks_for_a_key_and_shows_errors(browser, chat_run):  # noqa: F
         page.get_by_role("heading", name="tiny").wait_for()
         page.get_by_label("Your question").fill("many words " * 60)
         page.get_by_role("button", name="Send").click()
-        page.get_by_text("and this server takes 64").wait_for()
+        page.get_by_role("status").get_by_text("and this server takes 64").wait_for()
+        assert page.get_by_label("Your question").input_value() == "many words " * 60
         shoot(page, "error")
+
+
+@long
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_goes_wrong_is_said_beside_the_form_which_keeps_the_question(browser, chat_run, scheme):  # noqa: F811
+    with serving.running(chat_run) as server:
+        page = opened(browser, server, viewport={"width": 375, "height": 667}, color_scheme=scheme)
+        page.get_by_role("heading", name="tiny").wait_for()
+        status, question = page.get_by_role("status"), page.get_by_label("Your question")
+        notes = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"words"}
+        page.locator("#files").set_input_files([notes])
+        status.get_by_text("notes.txt: no picture").wait_for()
+        page.locator("#files").set_input_files([{"name": "a.png", "mimeType": "image/png", "buffer": b"broken"}])
+        page.locator(".thumb").wait_for()
+        question.fill("What is it?")
+        page.get_by_role("button", name="Send").click()
+        status.get_by_text("a picture cannot be decoded").wait_for()
+        assert question.input_value() == "What is it?"
+        assert (page.locator(".thumb").count(), page.locator(".turn").count()) == (1, 0)
+        page.get_by_role("button", name="Remove picture 1").click()
+        tops = {name: page.get_by_role("button", name=name).bounding_box()["y"] for name in ("Regenerate", "Send")}
+        assert len(set(tops.values())) == 1, "the buttons of a phone stand in one line"
+        page.evaluate(DROP, [picture(1), "1.png"])
+        page.locator(".thumb").wait_for()
+        shoot(page, f"kept-{scheme}")
+        end = {str(server.server.loaded.tokenizer.end): 100}
+
+        def ending(route) -> None:
+            route.continue_(post_data=json.dumps(json.loads(route.request.post_data) | {"logit_bias": end}))
+
+        page.route("**/v1/chat/completions", ending)
+        page.get_by_role("button", name="Send").click()
+        status.get_by_text("The model ended at once").wait_for()
+        shoot(page, f"empty-{scheme}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
