@@ -1,5 +1,7 @@
 """The OpenAI SDK, untouched, against a server of a tiny run: answers equal those of `mm1 chat` and `mm1 eval`."""
 
+import base64
+
 import conftest
 import openai
 import pytest
@@ -220,6 +222,19 @@ def test_a_mistake_is_an_error_object_in_plain_words(chatting, body, said):
     import re
 
     assert re.search(said, error["message"]), error["message"]
+
+
+def test_an_answer_of_the_sdk_goes_back_as_it_came_and_base64_may_have_lines(chatting):
+    ask = chatting.client.chat.completions.create
+    data = base64.encodebytes(conftest.picture(1, 0)[0]).decode()
+    broken = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    first = ask(model="tiny", messages=[{"role": "user", "content": [broken, said("What?")]}], max_tokens=4)
+    whole = ask(model="tiny", messages=[{"role": "user", "content": [shown(1), said("What?")]}], max_tokens=4)
+    assert first.usage.prompt_tokens == whole.usage.prompt_tokens
+    turn = first.choices[0].message.model_dump() | {"content": "a circle"}
+    question = {"role": "user", "content": "Sure?"}
+    assert {"refusal", "annotations", "audio", "tool_calls"} <= turn.keys()
+    assert ask(model="tiny", messages=[question, turn, question], max_tokens=4).choices
 
 
 def test_what_is_no_json_object_or_no_route_is_refused_in_the_same_form(chatting):

@@ -77,6 +77,8 @@ class Media:
         head, comma, payload = address.partition(",")
         if not comma or not head.lower().endswith(";base64"):
             raise invalid("a data: address must be data:image/...;base64,...", "image_url")
+        if any(sign in payload for sign in "\n\r\t "):  # many tools break base64 into lines
+            payload = "".join(payload.split())
         if len(payload) > self.limits.max_picture_bytes * 4 // 3 + 4:
             raise self._too_large()
         try:

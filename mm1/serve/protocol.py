@@ -43,13 +43,21 @@ T = TypeVar("T")
 Many = Annotated[list[T], Field(min_length=1, max_length=128)]
 
 
-class Message(BaseModel):
-    """A turn of a conversation. Further fields, which clients send back with an answer, are not read."""
-
-    model_config = ConfigDict(extra="ignore")
+class Message(Fields):
+    """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: StrictStr | Annotated[list[Part], Field(max_length=1024)] | None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    # clients send these, some of them back with an answer; they change nothing here
+    name: Any = None
+    type: Any = None
+    refusal: Any = None
+    annotations: Any = None
+    audio: None = None
+    function_call: None = None
+    reasoning: Any = None
+    reasoning_content: Any = None
 
 
 class StreamOptions(Fields):
