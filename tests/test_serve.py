@@ -237,6 +237,17 @@ def test_an_answer_of_the_sdk_goes_back_as_it_came_and_base64_may_have_lines(cha
     assert ask(model="tiny", messages=[question, turn, question], max_tokens=4).choices
 
 
+def test_tokenize_takes_what_the_page_says(plain_run, continuing):
+    def ask(**more) -> dict:
+        return requests.post(f"{continuing.base}/tokenize", json={"prompt": "The red", **more}).json()
+
+    ids = plain_run.tokenizer.encode("The red")
+    assert ask()["tokens"] == [*plain_run.tokenizer.begin, *ids]
+    bare = ask(add_special_tokens=False, return_token_strs=True)
+    assert (bare["tokens"], bare["count"]) == (ids, len(ids))
+    assert "".join(bare["token_strs"]).replace("\u0120", " ") == "The red"
+
+
 def test_what_is_no_json_object_or_no_route_is_refused_in_the_same_form(chatting):
     post, address = requests.post, f"{chatting.base}/v1/chat/completions"
     json_header = {"Content-Type": "application/json"}

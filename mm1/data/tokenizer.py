@@ -140,6 +140,10 @@ class Tokenizer:
                 return f"<|{name}|>"
         return self._inner.decode([token], skip_special_tokens=False)
 
+    def spellings(self, ids: list[int]) -> list[str]:
+        """How the tokens are written in the file, where most tokenizers write a space as another sign."""
+        return [self._inner.id_to_token(id_) or "" for id_ in ids]
+
     def spelling(self, mark: str) -> str | None:
         """The name of a mark's token in the file; None for a `begin` that the tokenizer doesn't have."""
         return self._inner.id_to_token(self.marks[mark]) if mark in self.marks else None

@@ -137,8 +137,12 @@ class Server:
             contents = [message.content for message in messages]
             document = await self._document(contents, lambda got: chat_document(messages, got, self.loaded))
             prompt = await self._in_pool(lambda: self.reader.prompt(document, salt=salt))
-        tokens = list(prompt.tokens)
-        return _json({"count": len(tokens), "max_model_len": self.limits.max_length, "tokens": tokens})
+        tokens, begin = list(prompt.tokens), self.loaded.tokenizer.begin
+        if body.prompt is not None and body.add_special_tokens is False:
+            tokens = tokens[len(begin) :]
+        answer = {"count": len(tokens), "max_model_len": self.limits.max_length, "tokens": tokens}
+        names = self.loaded.tokenizer.spellings(tokens) if body.return_token_strs else None
+        return _json(answer | {"token_strs": names})
 
     async def detokenize(self, request: Request) -> Response:
         """The text of token ids."""

@@ -173,11 +173,13 @@ class CompletionRequest(SamplingRequest):
 
 
 class TokenizeRequest(Fields):
-    """The body of /tokenize, as vLLM has it: a text, or messages as the model would see them."""
+    """The body of /tokenize, with these fields of vLLM's: a text, or messages as the model would see them."""
 
     model: StrictStr | None = None
     prompt: StrictStr | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)] | None = None
+    add_special_tokens: StrictBool | None = None
+    return_token_strs: StrictBool | None = None
 
 
 class DetokenizeRequest(Fields):
