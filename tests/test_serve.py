@@ -1,6 +1,9 @@
 """The OpenAI SDK, untouched, against a server of a tiny run: answers equal those of `mm1 chat` and `mm1 eval`."""
 
 import base64
+import re
+import struct
+import zlib
 
 import conftest
 import openai
@@ -184,6 +187,13 @@ def message(content) -> dict:
     return {"model": "tiny", "messages": [{"role": "user", "content": content}]}
 
 
+def huge_png() -> bytes:
+    """The header of a picture that Pillow takes for an attack."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    end = b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    return b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + struct.pack(">I", zlib.crc32(header)) + end
+
+
 MISTAKES = [
     ({}, "messages is missing"),
     (
@@ -191,16 +201,24 @@ MISTAKES = [
         r"messages\.0\.content\.0\.image_url must be an object",
     ),
     (message("x") | {"temperature": 3}, "temperature must be at most 2"),
+    (message("x") | {"temperature": "hot"}, "temperature must be a number"),
+    (message("x") | {"stop": ["a"] * 17}, "stop has more than 16 entries"),
+    (message("x") | {"stop": 3}, "stop must be a text or a list"),
+    (message("x") | {"tools": [{"type": "function"}]}, "tools is not supported; leave it out"),
+    (message("x") | {"structured_outputs": {"choice": []}}, r"structured_outputs\.choice is empty"),
+    (message("x") | {"structured_outputs": {"regex": "["}}, r"the regular expression in structured_outputs\.regex is"),
+    (message("x") | {"structured_outputs": {"grammar": "start: b"}}, r"the grammar \(Lark\) in structured_outputs"),
+    (message("x") | {"messages": [{"role": "user", "content": "x", "x\n": 1}]}, "no field messages.0.x\n in this"),
     (message("x") | {"temperatur": 1}, "no field temperatur in this request; did you mean 'temperature'"),
     (message("x") | {"n": 0}, "n must be at least 1"),
     (message("x") | {"max_tokens": "many"}, "max_tokens must be a whole number"),
     (message("x") | {"top_logprobs": 2}, "top_logprobs needs logprobs"),
-    (message("x" * 100_000), "characters"),
+    (message("x" * 100_000), "has 100,000 characters; this server reads 32,768, and takes 512 tokens"),
     (message("a b " * 600), "the prompt has .* tokens, and this server takes 512"),
     (message(""), r"messages\.0\.content is empty"),
     (message("x") | {"messages": [{"role": "tool", "content": "x"}]}, r"messages\.0\.role must be"),
     (message("x") | {"messages": [{"role": "assistant", "content": "x"}]}, "last message must be the user's"),
-    (message("x") | {"messages": []}, "messages has fewer than 1 entries"),
+    (message("x") | {"messages": []}, "messages is empty"),
     (message([shown(1)] * 33), "has 33 pictures, and this server takes 32"),
     (message([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]), "cannot be decoded"),
     (message([{"type": "image_url", "image_url": {"url": "file:" + "//" + "/etc/passwd"}}]), "must be data:image"),
@@ -208,6 +226,8 @@ MISTAKES = [
         message([{"type": "image_url", "image_url": {"url": data_url(conftest.picture(1, 0)[0][:90])}}]),
         "cannot be decoded",
     ),
+    (message([{"type": "image_url", "image_url": {"url": data_url(huge_png())}}]), "more than 64,000,000 pixels"),
+    (message([{"type": "image_url", "image_url": {"url": "https://a.example/a.png"}}]), "where --allow-media-domains"),
     (message([{"type": "video", "video": "x"}]), r"messages\.0\.content\.0 has a type"),
 ]
 
@@ -219,9 +239,30 @@ def test_a_mistake_is_an_error_object_in_plain_words(chatting, body, said):
     assert reply.status_code == 400, error
     assert error.keys() == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
-    import re
-
     assert re.search(said, error["message"]), error["message"]
+
+
+PROMPTS = [
+    ([], "prompt is empty"),
+    ([None], "all entries of a list must be of one kind"),
+    (None, "prompt must be a text, token ids, or parts"),
+    (["a", 1], "all entries of a list must be of one kind"),
+    (["a", said("b")], "all entries of a list must be of one kind"),
+    ([said("b"), {"type": "text"}], r"prompt\.1\.text is missing"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "words"), PROMPTS)
+def test_a_prompt_of_no_known_form_is_told_the_forms(continuing, prompt, words):
+    reply = requests.post(f"{continuing.base}/v1/completions", json={"prompt": prompt})
+    assert reply.status_code == 400
+    assert re.search(words, reply.json()["error"]["message"]), reply.json()
+    body = b'{"prompt": "a", "temperature": NaN}'
+    json_header = {"Content-Type": "application/json"}
+    error = requests.post(f"{continuing.base}/v1/completions", data=body, headers=json_header).json()["error"]
+    assert "NaN" in error["message"]
+    suffix = requests.post(f"{continuing.base}/v1/completions", json={"prompt": "a", "suffix": "b"}).json()["error"]
+    assert suffix["message"] == "suffix is not supported; leave it out"
 
 
 def test_an_answer_of_the_sdk_goes_back_as_it_came_and_base64_may_have_lines(chatting):

@@ -66,6 +66,17 @@ def size_of(data: bytes) -> tuple[int, int] | None:
         return None
 
 
+def has_too_many_pixels(data: bytes) -> bool:
+    """Whether Pillow refuses a picture for the size in its header, of which `size_of` then says nothing."""
+    try:
+        with Pillow.open(io.BytesIO(data)):
+            return False
+    except Pillow.DecompressionBombError:
+        return True
+    except UNREADABLE:
+        return False
+
+
 def orientation(picture: Pillow.Image, data: bytes) -> int:
     """The EXIF orientation, 1 to 8, of an opened picture of these bytes; 1 where it is missing or unreadable."""
     if picture.format == "TIFF":  # Pillow turns those itself

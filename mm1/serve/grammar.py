@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,64 +43,74 @@ class Grammar:
             self._matcher.consume_tokens(new)
 
 
-def grammar_of(request: SamplingRequest) -> str | None:
-    """The grammar that the request's answers must follow, in llguidance's form; None if it has none.
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """The form of an answer in llguidance's language, what it was made of, and in which field of the request."""
+
+    grammar: str
+    what: str
+    param: str
+
+
+def grammar_of(request: SamplingRequest) -> AnswerForm | None:
+    """The form that the request's answers must have; None if they have none.
 
     Raises:
         ApiError: there is more than one, or one without its schema.
     """
     form, outputs = request.response_format, request.structured_outputs
-    grammars: list[str] = []
+    forms: list[AnswerForm] = []
     if form is not None and form.type == "json_object":
-        grammars.append(_schema({"type": "object"}, "response_format"))
+        forms.append(_schema({"type": "object"}, "response_format"))
     if form is not None and form.type == "json_schema":
         if form.json_schema is None:
             raise invalid("response_format of type json_schema needs a json_schema", "response_format.json_schema")
-        grammars.append(_schema(form.json_schema.schema_, "response_format.json_schema.schema"))
+        forms.append(_schema(form.json_schema.schema_, "response_format.json_schema.schema"))
     if outputs is not None:
         param = "structured_outputs"
         if outputs.choice is not None:
             if not all(outputs.choice):
                 raise invalid("a choice is empty", f"{param}.choice")
-            grammars.append(LLMatcher.grammar_from_lark(f"start: {' | '.join(map(_literal, outputs.choice))}"))
+            lark = f"start: {' | '.join(map(_literal, outputs.choice))}"
+            forms.append(AnswerForm(LLMatcher.grammar_from_lark(lark), "list of choices", f"{param}.choice"))
         if outputs.json_ is not None:
-            grammars.append(_schema(outputs.json_, f"{param}.json"))
+            forms.append(_schema(outputs.json_, f"{param}.json"))
         if outputs.json_object:
-            grammars.append(_schema({"type": "object"}, param))
+            forms.append(_schema({"type": "object"}, param))
         if outputs.regex is not None:
-            grammars.append(LLMatcher.grammar_from_regex(outputs.regex))
+            regex = LLMatcher.grammar_from_regex(outputs.regex)
+            forms.append(AnswerForm(regex, "regular expression", f"{param}.regex"))
         if outputs.grammar is not None:
-            grammars.append(LLMatcher.grammar_from_lark(outputs.grammar))
-    if len(grammars) > 1:
+            lark = LLMatcher.grammar_from_lark(outputs.grammar)
+            forms.append(AnswerForm(lark, "grammar (Lark)", f"{param}.grammar"))
+    if len(forms) > 1:
         raise invalid("an answer can have one form; send either response_format or one of structured_outputs")
-    return grammars[0] if grammars else None
+    return forms[0] if forms else None
 
 
-def constraint(grammar: str, tokenizer: LLTokenizer) -> Grammar:
+def constraint(form: AnswerForm, tokenizer: LLTokenizer) -> Grammar:
     """The constraint of one answer.
 
     Raises:
-        ApiError: the grammar cannot be followed.
+        ApiError: the form cannot be followed.
     """
-    matcher = LLMatcher(tokenizer, grammar, log_level=0)
+    matcher = LLMatcher(tokenizer, form.grammar, log_level=0)
     if matcher.is_error():
-        raise invalid(
-            "the schema, expression or grammar of the answer is not valid, or uses what this server does not know",
-            "response_format",
-            code="invalid_schema",
-        )
+        message = f"the {form.what} in {form.param} is not valid, or uses what this server does not know"
+        raise invalid(message, form.param, code="invalid_schema")
     return Grammar(matcher, tokenizer.vocab_size)
 
 
-def _schema(schema: dict[str, Any] | str | bool, param: str) -> str:
+def _schema(schema: dict[str, Any] | str | bool, param: str) -> AnswerForm:
     try:
         if isinstance(schema, str):
             schema = json.loads(schema)
         if isinstance(schema, dict):  # what the client says of the library's own options is not heard
             schema = {key: value for key, value in schema.items() if key != "x-guidance"}
-        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)
     except (ValueError, TypeError, RecursionError):
-        raise invalid("the schema is no JSON schema", param, code="invalid_schema") from None
+        raise invalid(f"the schema in {param} is no JSON schema", param, code="invalid_schema") from None
+    return AnswerForm(grammar, "JSON schema", param)
 
 
 def _literal(text: str) -> str:

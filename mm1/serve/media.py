@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from mm1.data.image import size_of
+from mm1.data.image import has_too_many_pixels, size_of
 from mm1.document import Image
 from mm1.serve.errors import ApiError, invalid
 from mm1.serve.limits import Limits
@@ -120,8 +120,9 @@ class Media:
             names = [host, *(host[at:] for at, sign in enumerate(host) if sign == ".")]
             if any((f"{name}:{port}" if port else name) in self.domains for name in names):
                 return parts
+        which = "of the hosts in --allow-media-domains" if self.domains else "where --allow-media-domains names hosts"
         raise invalid(
-            "a picture's address must be data:image/...;base64,..., or one of the web that this server allows",
+            f"a picture's address must be data:image/...;base64,...; this server fetches pictures only {which}",
             "image_url",
             code="address_not_allowed",
         )
@@ -132,15 +133,18 @@ class Media:
             raise self._too_large()
         is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
         size = size_of(data) if is_webp or data.startswith(FORMATS) else None
+        if size is None and has_too_many_pixels(data):
+            raise self._too_many_pixels("")
         if size is None or min(size) < 1:
             raise unreadable()
         if size[0] * size[1] > self.limits.max_picture_pixels:
-            raise invalid(
-                f"a picture has {size[0]} x {size[1]} pixels, and this server takes {self.limits.max_picture_pixels:,}",
-                "image_url",
-                code="picture_too_large",
-            )
+            raise self._too_many_pixels(f"{size[0]} x {size[1]}")
         return Image(data, size=size)
+
+    def _too_many_pixels(self, size: str) -> ApiError:
+        most = f"{self.limits.max_picture_pixels:,}"
+        how_many = f"{size} pixels, and this server takes {most}" if size else f"more than {most} pixels"
+        return invalid(f"a picture has {how_many}; make it smaller", "image_url", code="picture_too_large")
 
     def _too_large(self) -> ApiError:
         return invalid(

@@ -48,9 +48,10 @@ class Reader:
         Raises:
             ApiError: it is too long, or a picture cannot be decoded.
         """
-        characters = len(document.text)
-        if characters > CHARACTERS_PER_TOKEN * self.limits.max_length:
-            raise invalid(f"the prompt has {characters:,} characters; this server takes far fewer", code="too_long")
+        characters, most = len(document.text), CHARACTERS_PER_TOKEN * self.limits.max_length
+        if characters > most:
+            message = f"the prompt has {characters:,} characters; this server reads {most:,}, and takes "
+            raise invalid(f"{message}{self.limits.max_length:,} tokens with the answer", code="too_long")
         try:
             with self.lock:
                 encoded = self.prompts.encode(document)
