@@ -38,11 +38,11 @@ def server(chat_run):  # noqa: F811
         yield one
 
 
-def ask(server: serving.Running, **more):
+def ask(server: serving.Running, *, shows: int = 1, **more):
     messages = [
         {
             "role": "user",
-            "content": [shown(1), said("What is it, and of which colour is the thing that this picture shows?")],
+            "content": [shown(shows), said("What is it, and of which colour is the thing that this picture shows?")],
         }
     ]
     return server.client.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=9, **more)
@@ -98,3 +98,10 @@ def test_the_access_log_has_a_line_of_json_for_each_request_and_no_content(serve
     for word in ("What is it", "secret", "base64", reply.choices[0].message.content[:12]):
         assert word not in caplog.text
     assert len({line["id"] for line in lines}) == 3
+
+
+def test_an_answer_that_ends_at_once_has_a_first_token(server):
+    end = server.server.loaded.tokenizer.end
+    reply = ask(server, logit_bias={str(end): 100})
+    assert (reply.choices[0].message.content, reply.usage.completion_tokens) == ("", 1)
+    assert metrics(server)["mm1:time_to_first_token_seconds_count"] == 1

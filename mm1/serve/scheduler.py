@@ -258,10 +258,10 @@ class Scheduler:
         metrics.count("prefix_cache_hits", event.cached)
         written = len(event.tokens) + (event.reason == "token")
         metrics.count("generation_tokens", written)
-        if event.tokens:
+        if written:  # a token that ends the answer at once is its first one
             if times.first_token:
-                for _ in event.tokens:
-                    metrics.token_gap((now - times.last_token) / len(event.tokens))
+                for _ in range(written):
+                    metrics.token_gap((now - times.last_token) / written)
             times.first_token = times.first_token or now
             times.last_token = now
 
