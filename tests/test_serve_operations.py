@@ -1,14 +1,17 @@
 """What operators see: metrics under vLLM's names, and an access log without anybody's content."""
 
+import gc
 import json
 import logging
 
+import openai
 import pytest
 import requests
 import serving
 from prometheus_client.parser import text_string_to_metric_families
 from serving import said, shown
 from test_serve import chat_run  # noqa: F401  (a fixture)
+from test_serve_load import until
 
 from mm1.serve.limits import Limits
 
@@ -105,3 +108,15 @@ def test_an_answer_that_ends_at_once_has_a_first_token(server):
     reply = ask(server, logit_bias={str(end): 100})
     assert (reply.choices[0].message.content, reply.usage.completion_tokens) == ("", 1)
     assert metrics(server)["mm1:time_to_first_token_seconds_count"] == 1
+
+
+def test_pixels_of_prompts_are_freed_when_nobody_needs_them(server):
+    gc.disable()
+    try:
+        ask(server, n=2)
+        list(ask(server, stream=True))
+        with pytest.raises(openai.BadRequestError):  # after its picture was decoded
+            ask(server, shows=2, extra_body={"structured_outputs": {"regex": "("}})
+        until(lambda: metrics(server)["mm1:decoded_picture_bytes"] == 0)
+    finally:
+        gc.enable()

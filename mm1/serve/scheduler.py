@@ -58,9 +58,15 @@ class Times:
 
 @dataclass(slots=True)
 class Ticket:
-    """An answer in the scheduler until it ends."""
+    """An answer in the scheduler until it ends.
 
-    job: Job
+    It lets go of its request, and so of the pictures in it, as soon as the engine has it: a ticket and its answers
+    refer to each other, and would keep the pixels until Python looks for such cycles.
+    """
+
+    request: EngineRequest | None
+    text: TextStream
+    prompt_tokens: int
     number: int
     answering: "Answering"
     times: Times
@@ -143,7 +149,10 @@ class Scheduler:
         """
         now = time.monotonic()
         answering = Answering(self, asyncio.get_running_loop(), deadline)
-        answering.tickets = [Ticket(job, number, answering, Times(now)) for number, job in enumerate(jobs)]
+        answering.tickets = [
+            Ticket(job.request, job.text, len(job.request.prompt.tokens), number, answering, Times(now))
+            for number, job in enumerate(jobs)
+        ]
         with self._condition:
             if self._draining or self._stopped:
                 raise going()
@@ -226,8 +235,9 @@ class Scheduler:
 
     def _submit(self, arrived: Sequence[Ticket]) -> None:
         for ticket in arrived:
-            if ticket.reason is None:
-                ticket.engine_id = self.engine.submit(ticket.job.request)
+            request, ticket.request = ticket.request, None
+            if ticket.reason is None and request is not None:
+                ticket.engine_id = self.engine.submit(request)
                 self._tickets[ticket.engine_id] = ticket
 
     def _deliver(self, events: Sequence[Event], began: float) -> None:
@@ -238,7 +248,7 @@ class Scheduler:
             if ticket is None:
                 continue
             self._note(ticket, event, began=began, now=now)
-            text = ticket.job.text.taken(end=event.reason is not None)
+            text = ticket.text.taken(end=event.reason is not None)
             stop = event.completion.stop if event.completion is not None else None
             piece = Piece(ticket.number, text, event.sampled, event.reason, event.prompt, event.cached, stop)
             deliveries.append((ticket.answering, piece))
@@ -253,8 +263,8 @@ class Scheduler:
         times, metrics = ticket.times, self.metrics
         if not times.started:
             times.started = began
-            metrics.count("prompt_tokens", len(ticket.job.request.prompt.tokens))
-            metrics.count("prefix_cache_queries", len(ticket.job.request.prompt.tokens))
+            metrics.count("prompt_tokens", ticket.prompt_tokens)
+            metrics.count("prefix_cache_queries", ticket.prompt_tokens)
         metrics.count("prefix_cache_hits", event.cached)
         written = len(event.tokens) + (event.reason == "token")
         metrics.count("generation_tokens", written)
@@ -297,7 +307,7 @@ class Scheduler:
             self._drop(answering, error)
 
     def _end(self, ticket: Ticket, reason: Reason) -> None:
-        ticket.reason = reason
+        ticket.reason, ticket.request = reason, None
         self._tickets.pop(ticket.engine_id, None)
         self.metrics.ended(ticket.times.span(time.monotonic()), reason=reason)
 
