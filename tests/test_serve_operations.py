@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import time
 
 import openai
 import pytest
@@ -120,3 +121,14 @@ def test_pixels_of_prompts_are_freed_when_nobody_needs_them(server):
         until(lambda: metrics(server)["mm1:decoded_picture_bytes"] == 0)
     finally:
         gc.enable()
+
+
+def test_a_client_that_leaves_before_its_answer_is_logged_as_such(server, caplog):
+    with caplog.at_level(logging.INFO, logger="mm1.access"):
+        engine, step = server.server.scheduler.engine, server.server.scheduler.engine.step
+        engine.step = lambda: time.sleep(0.1) or step()
+        with pytest.raises(openai.APITimeoutError):
+            ask(server, timeout=0.5, extra_body={"ignore_eos": True})
+        until(lambda: any(record.name == "mm1.access" for record in caplog.records))
+    (line,) = [json.loads(record.message) for record in caplog.records if record.name == "mm1.access"]
+    assert (line["status"], line["error"], line["reasons"]) == (499, "client_gone", ["aborted"])

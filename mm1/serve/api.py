@@ -255,6 +255,7 @@ def make_app(server: Server) -> Any:
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:
+        request.scope["noted"]["error"] = error.code
         return _json(error.body, error.status, error.headers)
 
     @app.exception_handler(HTTPException)

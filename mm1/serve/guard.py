@@ -49,6 +49,7 @@ class Guard:
                 receive = _replayed(body, receive)
             await self.app(scope, receive, send)
         except ApiError as error:
+            scope["noted"]["error"] = error.code
             await send_error(error, send)
         finally:
             self._held -= held

@@ -64,8 +64,9 @@ class Reply:
     def _end(self, watcher: asyncio.Task) -> None:
         """Let go of what is not complete, and note what there was."""
         watcher.cancel()
+        tickets = self.answering.tickets
         self.noted |= {"prompt_tokens": self.usage.prompt, "completion_tokens": self.usage.completion}
-        self.noted |= {"cached_tokens": self.usage.cached, "reasons": [one.reason for one in self.answering.tickets]}
+        self.noted |= {"cached_tokens": self.usage.cached, "reasons": [one.reason or "aborted" for one in tickets]}
         self.answering.close()
 
     async def _chunks(self, first: Piece, rest: AsyncIterator[Piece], *, usage: bool) -> AsyncIterator[bytes]:
@@ -83,6 +84,7 @@ class Reply:
                 if events:
                     yield b"".join(map(_event, events))
         except ApiError as error:
+            self.noted["error"] = error.code
             yield _event(error.body)
             return
         if usage:
