@@ -1,5 +1,6 @@
 """What docs/serve.md says of systemd, containers and nginx, read by systemd and by nginx where they are installed."""
 
+import functools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import conftest
 import pytest
 import requests
 import serving
@@ -63,6 +65,24 @@ def test_the_containers_command_is_one_that_mm1_takes():
     check = re.search(r'"(.*)"', lines["HEALTHCHECK"])
     assert check is not None
     compile(check[1], "HEALTHCHECK", "exec")
+
+
+def test_the_first_examples_get_an_answer(chat_run, tmp_path):  # noqa: F811
+    """The page's own curl command, and its lines for OpenAI's SDK."""
+    (tmp_path / "picture.png").write_bytes(conftest.picture(1, 0)[0])
+    (curl,) = re.findall(r"^curl .*", PAGE, re.MULTILINE)
+    with serving.running(chat_run) as server:
+        here = {"http://127.0.0.1:8000": server.base, "tiny_sft": "tiny"}
+
+        def said(words: list[str]) -> str:
+            words = [functools.reduce(lambda text, old: text.replace(old, here[old]), here, word) for word in words]
+            done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        assert said([sys.executable, "-c", block("py")])
+        if shutil.which("curl") is not None:
+            assert json.loads(said(["bash", "-c", curl]))["choices"][0]["message"]["role"] == "assistant"
 
 
 @pytest.mark.skipif(NGINX is None, reason="no nginx: apt-get install nginx, or MM1_NGINX=PATH")
