@@ -54,6 +54,15 @@ def test_a_recipe_takes_the_shapes_and_the_tokenizer_of_what_it_starts_from(part
     assert loaded.tokenizer.fingerprint == Tokenizer(parts["llama"]).fingerprint
 
 
+def test_a_recipe_sees_images_of_the_nearest_size_that_the_patches_of_its_start_fill(parts, tmp_path):
+    start = config.load(parts["clip"] / "config.json")
+    for patch_size, seen in ((8, 96), (14, 98), (18, 90), (200, 200)):
+        shape = {"patch_size": patch_size, "image_size": 3 * patch_size}
+        start.model.vision = start.model.vision.model_copy(update=shape)
+        config.save(start, tmp_path / "config.json")
+        assert with_starts(recipe("tiny"), [f"start_from.vision={tmp_path}"]).model.vision.image_size == seen
+
+
 def test_fields_of_the_command_line_change_what_a_start_gives(parts):
     start = f"start_from.decoder={parts['llama']}"
     run = with_starts(recipe("tiny"), ["model.decoder.norm_epsilon=0.5", start, "data.tokenizer=sample"])

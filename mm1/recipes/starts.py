@@ -12,8 +12,8 @@ def with_starts(run: RunConfig, assignments: list[str]) -> RunConfig:
     """`run` with the assignments of a command line. Those of `start_from` come first: the run takes shapes and
     tokenizer of what it starts from, and the other assignments change them.
 
-    The recipe keeps its image size if the encoder's patches fill it, since position embeddings are resized, and its
-    experts if it starts from a dense decoder. A start that is missing changes nothing.
+    The recipe keeps its image size, or the nearest that the encoder's patches fill, since position embeddings are
+    resized; and its experts if it starts from a dense decoder. A start that is missing changes nothing.
 
     Raises:
         ConfigError: an assignment that is no override of the run.
@@ -41,8 +41,8 @@ def _started(run: RunConfig, part: str, folder: Path) -> RunConfig:
 
 
 def _vision(ours: VisionConfig, start: VisionConfig) -> VisionConfig:
-    fits = ours.image_size % start.patch_size == 0
-    return start.model_copy(update={"image_size": ours.image_size if fits else start.image_size})
+    patches = max(1, round(ours.image_size / start.patch_size))
+    return start.model_copy(update={"image_size": patches * start.patch_size})
 
 
 def _decoder(ours: DecoderConfig, start: DecoderConfig) -> DecoderConfig:
