@@ -329,6 +329,27 @@ def test_a_model_read_for_its_encoder_alone_says_what_is_left_out(tmp_path):
     assert "see each other in both directions" in imported.left_out
 
 
+CLASSES = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention"] * 2},
+}
+"""Families with windows in other layers than those of the models that people know."""
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_a_window_in_every_layer_leaves_in_the_class_that_it_came_in(family, tmp_path):
+    settings = SHAPE | {"vocab_size": 264, "num_key_value_heads": 2, "pad_token_id": None} | CLASSES[family]
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(family, **settings))
+    source = published(tmp_path / "theirs", theirs)
+    expected, ours = logits_of(source, tmp_path / "ours")
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    export_run(tmp_path / "ours", tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert type(again) is type(theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(again(TOKENS).logits[..., :264], expected, atol=1e-5, rtol=1e-5)
+
+
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 64, "rope_theta": 500_000.0}
 

@@ -166,7 +166,7 @@ def _own_settings(config: DecoderConfig, kind: str) -> dict[str, Any]:
         "llama": {"mlp_bias": config.mlp_bias},
         # its default pad token is outside of small vocabularies
         "smollm3": {"no_rope_layers": rotated, "pad_token_id": None},
-        "mixtral": {"num_local_experts": sparse.experts} | experts,
+        "mixtral": {"num_local_experts": sparse.experts, "sliding_window": config.window} | experts,
         "qwen3_moe": experts | more | {"num_local_experts": sparse.experts, "moe_intermediate_size": config.mlp_width},
         "olmoe": experts | more,
         "mistral": {"sliding_window": config.window},

@@ -87,7 +87,7 @@ FAMILIES = {
         _GEMMA3,
         _GEMMA_FIELDS | {"qk_norm": True},
         needs=_GEMMA_NEEDS,
-        may=(("window", "full_layers", "window_rope_base"),),
+        may=(("window", "full_layers", "window_rope_base"), ("window", "window_rope_base")),
         names=AFTER,
     ),
     "smollm3": Family("SmolLM3ForCausalLM", _SMOLLM3, needs=("no_rope_layers",)),
@@ -95,6 +95,7 @@ FAMILIES = {
         "MixtralForCausalLM",
         _MISTRAL | {"rope_theta": 1e6, "rms_norm_eps": 1e-5, "num_local_experts": 8, "num_experts_per_tok": 2},
         needs=(EXPERTS,),
+        may=(("window",),),
     ),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
