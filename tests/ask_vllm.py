@@ -19,6 +19,7 @@ from PIL import Image
 def main(export: str, file: Path, answers: Path) -> None:
     """Write to `answers` what vLLM writes greedily, in fp32 and without a graph."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # new processes would import vLLM for each model
     from vllm import LLM, SamplingParams
 
     questions = json.loads(file.read_text())
@@ -33,7 +34,13 @@ def main(export: str, file: Path, answers: Path) -> None:
         max_num_seqs=16,
         **limits,
     )
-    how = SamplingParams(temperature=0, max_tokens=questions["max_tokens"], stop_token_ids=questions["ends"])
+    how = SamplingParams(
+        temperature=0,
+        max_tokens=questions["max_tokens"],
+        stop_token_ids=questions["ends"],
+        ignore_eos=not questions["ends"],
+        logit_bias=dict.fromkeys(questions.get("suppressed", []), -100.0),
+    )
     prompts = []
     for prompt in questions["prompts"]:
         one = {"prompt_token_ids": prompt["tokens"]}
@@ -47,9 +54,17 @@ def main(export: str, file: Path, answers: Path) -> None:
     answers.write_text(json.dumps({"answers": said, "model": model.llm_engine.model_config.architecture}))
 
 
+def forget() -> None:
+    """Free what vLLM keeps of a model in this process."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
+
+
 if __name__ == "__main__":
     for first in range(1, len(sys.argv), 3):
         try:
             main(sys.argv[first], Path(sys.argv[first + 1]), Path(sys.argv[first + 2]))
         except Exception:
             traceback.print_exc()
+        forget()

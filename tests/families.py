@@ -1,9 +1,11 @@
 """The table of docs/weights.md: each published family in and out, tried on tiny random models of `transformers`.
 
 `python tests/families.py` makes the models, tries them and writes the table. `python tests/families.py VLLM_PYTHON`
-asks vLLM too, by an interpreter that has it (docs/weights.md has the recipe); else its column stays.
+asks vLLM too, by an interpreter that has it (docs/weights.md has the recipe); else its column stays. Families named
+after it are tried alone, and the other rows stay.
 """
 
+import base64
 import io
 import json
 import sys
@@ -33,6 +35,7 @@ from mm1.data.chat_format import prompt
 from mm1.data.encode import encode
 from mm1.data.tiles import TileSpec, tile_spec
 from mm1.document import Document, Image, Text
+from mm1.exchange.description import positions_of
 from mm1.exchange.export import export_run
 from mm1.exchange.importing import import_model
 from mm1.generate.sampling import Decoding
@@ -139,9 +142,7 @@ def language(name: str, folder: Path) -> Row:
         expected, written = theirs(tokens_BT).logits, exported(tokens_BT).logits
     (said,) = Writer(loaded.model, loaded.tokenizer, rows=1).write([prompt([Text("who?")])], max_tokens=16)
     answer = theirs.generate(tokens_BT, max_new_tokens=16, do_sample=False)[0, len(ids) :]
-    limits = {"max_positions": 256, "max_tokens": 16, "ends": []}
-    question = {"prompts": [{"tokens": ids, "pictures": []}], "answer": answer.tolist(), **limits}
-    (folder / "question.json").write_text(json.dumps(question))
+    _ask_later(folder, Question(ids, answer.tolist()), max_positions=256)
     same_chat = again.apply_chat_template([{"role": "user", "content": "who?"}], add_generation_prompt=True)
     return Row(
         name,
@@ -154,6 +155,24 @@ def language(name: str, folder: Path) -> Row:
     )
 
 
+@dataclass(frozen=True)
+class Question:
+    """What vLLM is asked about an export, and what the published model answers."""
+
+    tokens: list[int]  # a picture is one image token
+    answer: list[int]
+    pictures: tuple[bytes, ...] = ()
+    suppressed: tuple[int, ...] = ()
+
+
+def _ask_later(folder: Path, question: Question, *, max_positions: int) -> None:
+    """Write the question about the export in `folder` to where `in_vllm` finds it."""
+    pictures = [base64.b64encode(data).decode() for data in question.pictures]
+    limits = {"max_positions": max_positions, "max_tokens": len(question.answer), "ends": []}
+    prompts = {"prompts": [{"tokens": question.tokens, "pictures": pictures}], "suppressed": question.suppressed}
+    (folder / "question.json").write_text(json.dumps(prompts | limits | {"answer": question.answer}))
+
+
 def in_vllm(python: str, folder: Path, names: list[str]) -> dict[str, bool | str]:
     """Whether vLLM goes on as they do, by family; `fails` if it can't load the export."""
     models = {name: [folder / name / file for file in ("out", "question.json", "answer.json")] for name in names}
@@ -164,6 +183,8 @@ def in_vllm(python: str, folder: Path, names: list[str]) -> dict[str, bool | str
         if answer.is_file():
             (said,), expected = json.loads(answer.read_text())["answers"], json.loads(question.read_text())["answer"]
             cells[name] = said["tokens"] == expected
+            if said["tokens"] != expected:
+                print(f"{name}: {expected} in transformers, {said['tokens']} in vLLM, whose prompt is {said['prompt']}")
     return cells
 
 
@@ -209,8 +230,9 @@ def multimodal(name: str, folder: Path, theirs, processor, *, canvas: Canvas.Ima
     file = io.BytesIO()
     canvas.save(file, format="PNG")
     document = Document((Image(file.getvalue()), Text("what is it?")))
-    inputs = processor(images=canvas, text="<image>what is it?", return_tensors="pt")
-    is_flat = inputs["pixel_values"].ndim == 4  # the tiles of all pictures together
+    their_inputs = processor(images=canvas, text="<image>what is it?", return_tensors="pt")
+    is_flat = their_inputs["pixel_values"].ndim == 4  # the tiles of all pictures together
+    inputs = dict(their_inputs)
     if is_flat:
         inputs["pixel_values"] = inputs["pixel_values"][None]
     inputs, pixels_NCYX, encoded = with_our_pixels(inputs, document, loaded)
@@ -223,24 +245,35 @@ def multimodal(name: str, folder: Path, theirs, processor, *, canvas: Canvas.Ima
     writer = Writer(loaded.model, loaded.tokenizer, rows=1)
     (said,) = writer.engine.generate([writer._prompts.prompt(encoded)], Decoding(max_tokens=16))
     options = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [IMAGE]}
-    answer = theirs.generate(**inputs, max_new_tokens=16, **options)[0, len(encoded.tokens) :]
+    answer, seen_answer = (
+        theirs.generate(**batch, max_new_tokens=16, **options)[0, len(encoded.tokens) :].tolist()
+        for batch in (inputs, inputs if _has_own_processor(folder / "out") else their_inputs)
+    )
+    one = encode(document, loaded.tokenizer, tile=TileSpec(loaded.run.model.vision.image_size, 1), end=False)
+    question = Question(one.tokens.tolist(), seen_answer, (file.getvalue(),), (IMAGE,))
+    _ask_later(folder, question, max_positions=positions_of(loaded.run))
     return Row(
         name,
         type(exported).__name__,
         _same(ours[..., :width], expected.logits[..., :width]),
         _same(written.logits[..., :width], ours[..., :width]),
         _goes_around(folder),
-        said.tokens == answer.tolist(),
+        said.tokens == answer,
         _same_chat(processor, loaded) if getattr(processor, "chat_template", None) else "-",
     )
 
 
 def _inputs_of_export(folder: Path, canvas: Canvas.Image, loaded, inputs: dict[str, Any]) -> dict[str, Any]:
     """`inputs` as they are for a class of `transformers`; those of the export's processor for mm1's own."""
-    if not (folder / "processing_mm1.py").is_file():
+    if not _has_own_processor(folder):
         return inputs
     processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     return processor(images=canvas, text=f"{loaded.tokenizer.spelling('image')}what is it?", return_tensors="pt")
+
+
+def _has_own_processor(export: Path) -> bool:
+    """Whether an export makes pixels with mm1's own module."""
+    return (export / "processing_mm1.py").is_file()
 
 
 def _same_chat(processor, loaded) -> bool:
@@ -295,26 +328,38 @@ def row(name: str, folder: Path | None = None) -> Row:
 
 def recorded(name: str) -> str:
     """What the page says of a family in vLLM."""
-    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith(f"| {name} |")]
-    return rows[0][-1] if rows and len(rows[0]) == len(HEAD) else NOT_RUN
+    cells = line_of(name).strip("| ").split(" | ")
+    return cells[-1] if len(cells) == len(HEAD) else NOT_RUN
+
+
+def line_of(name: str) -> str:
+    """The row of a family on the page; empty if it has none."""
+    return next((line for line in PAGE.read_text().splitlines() if line.startswith(f"| {name} |")), "")
 
 
 HEAD = ["family", "export is a", "import: same logits", "export: same logits", "export again: same files"]
 HEAD += ["same greedy text", "same chat", "vLLM"]
 
 
-def table(rows: list[Row]) -> str:
-    """The rows in Markdown."""
-    lines = [HEAD, ["---"] * len(HEAD), *(one.cells() for one in rows)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+def line(cells: list[str]) -> str:
+    """A row in Markdown."""
+    return "| " + " | ".join(cells) + " |"
 
 
-if __name__ == "__main__":
+def write_table(vllm: str | None, names: list[str]) -> None:
+    """Try the families named, with vLLM's interpreter if there is one, and write their rows."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = [row(name, Path(folder) / name) for name in TRIED]
-        cells = in_vllm(sys.argv[1], Path(folder), [*LANGUAGE]) if len(sys.argv) > 1 else {}
-    lines = table([replace(one, vllm=cells.get(one.family, one.vllm)) for one in rows])
+        rows = [row(name, Path(folder) / name) for name in names]
+        writers = [one.family for one in rows if one.vllm != "-"]  # no encoder alone
+        cells = in_vllm(vllm, Path(folder), writers) if vllm else {}
+    tried = {one.family: line(replace(one, vllm=cells.get(one.family, one.vllm)).cells()) for one in rows}
+    lines = [line(HEAD), line(["---"] * len(HEAD)), *(tried.get(name) or line_of(name) for name in TRIED)]
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{lines}\n\n{END}{after}")
+    PAGE.write_text("\n".join([f"{before}{BEGIN}", "", *lines, "", f"{END}{after}"]))
+
+
+if __name__ == "__main__":
+    vllm, *names = sys.argv[1:] or [None]
+    write_table(vllm, names or [*TRIED])

@@ -38,6 +38,7 @@ transformers = pytest.importorskip("transformers")
 SIZE, IMAGE, VOCABULARY = 24, 258, 300
 TEXT = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 TEXT |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048, "pad_token_id": 259}
+TEXT |= {"head_dim": 32}  # vLLM takes no thinner ones (tests/families.py)
 VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 2}
 VISION |= {"image_size": SIZE, "patch_size": 6}
 ODD = VISION | {"image_size": SIZE + 2}  # patches don't fill the picture

@@ -62,7 +62,7 @@ def letters(special: list[str], *, begins: bool) -> HFTokenizer:
 def publish_llava(folder: Path):
     """A tiny random LLaVA-1.5 in `folder` as it is published, with tokenizer, processor and chat template; the model
     and its processor."""
-    vision, text = transformers.CLIPVisionConfig(**VISION), transformers.LlamaConfig(**TEXT | {"head_dim": 8})
+    vision, text = transformers.CLIPVisionConfig(**VISION), transformers.LlamaConfig(**TEXT | {"head_dim": 32})
     text.max_position_embeddings = 512
     theirs = published_llava(folder, "Llava", vision, text)
     tokenizer = transformers.PreTrainedTokenizerFast(
