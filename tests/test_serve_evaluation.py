@@ -1,21 +1,16 @@
 """Evaluation through a server gives what evaluation of the run gives: answers one by one, and lm-eval's scores."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import serving
 import torch
 from test_serve import chat_run, plain_run  # noqa: F401  (fixtures)
-from text_data import rows, write_text_data
+from text_data import scores_of_lm_eval, scores_of_mm1, write_answered_data
 
 from mm1.checkpoint import Loaded
-from mm1.document import Document, Text
 from mm1.eval.harness import evaluate, load_task
-from mm1.eval.model import Request
 from mm1.eval.models import Ours, open_model
 from mm1.eval.results import read_answers
 from mm1.eval.task_evaluation import Settings
@@ -46,44 +41,18 @@ def test_a_served_run_answers_an_evaluation_as_the_run_does(kind, names, tmp_pat
 def test_lm_evals_own_command_scores_a_server_as_mm1_eval_scores_the_run(plain_run, tmp_path):  # noqa: F811
     """All nine tasks by lm-eval's own files, on rows of their layouts: both commands, as a user gives them."""
     pytest.importorskip("lm_eval")
-    from mm1.eval.text_suite import SUITE
-
-    first = [f"Question: {row['question']}?\nAnswer:" for row in rows()]
-    written = Ours(plain_run.model, plain_run.tokenizer, name="run").generate(
-        [Request(Document((Text(text, train=False),)), stops=("\n", ".", ","), max_tokens=256) for text in first]
-    )
-    # every second answer that has to be written is what this run writes
-    write_text_data(tmp_path, [reply.text.strip() if n % 2 else "no" for n, reply in enumerate(written)])
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    environment |= {"OPENAI_API_KEY": "none", "PYTHONPATH": str(Path(__file__).parents[1])}
-
-    def run(*words: str) -> None:
-        command = [sys.executable, "-m", *words]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-
-    run("mm1", "eval", str(plain_run.folder), "--tasks", "text", "--precision", "fp32", "--to", "direct")
-    direct = json.loads((tmp_path / "direct/eval/text.json").read_text())["scores"]
+    write_answered_data(tmp_path, Ours(plain_run.model, plain_run.tokenizer, name="run"))
+    direct = scores_of_mm1(tmp_path, plain_run.folder)
     export_run(plain_run.folder, tmp_path / "export")
     with serving.running(plain_run) as server:
         about = f"base_url={server.base}/v1/completions,model=tiny,tokenizer={tmp_path / 'export'},add_bos_token=True"
-        names = ["--tasks", ",".join(SUITE), "--output_path", "served"]
-        run("lm_eval", "--model", "local-completions", "--model_args", f"{about},num_concurrent=4", *names)
-    (file,) = (tmp_path / "served").rglob("results_*.json")
-    results = json.loads(file.read_text())["results"]
-    served = {
-        name: 100 * value for name, metric in SUITE.items() if (value := named(results[name], metric)) is not None
-    }
-    direct.pop("mean")
+        served = scores_of_lm_eval(
+            tmp_path, "--model", "local-completions", "--model_args", f"{about},num_concurrent=4"
+        )
     assert served == pytest.approx(direct)
     assert len(served) == 9
     assert len(set(served.values())) > 2
     assert served["triviaqa"] >= 50
-
-
-def named(results: dict, metric: str) -> float | None:
-    """A metric of lm-eval's results, whatever filter came before it."""
-    return next((value for name, value in results.items() if name.partition(",")[0] == metric), None)
 
 
 @pytest.mark.nightly

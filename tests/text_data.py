@@ -1,8 +1,16 @@
-"""The data of MM1's text suite in the layouts that lm-eval's own task files read, small and made up, in folders."""
+"""The data of MM1's text suite in the layouts that lm-eval's own task files read, small and made up, in folders; and
+commands that read them, as a user gives them."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+
+from mm1.document import Document, Text
+from mm1.eval.model import Request
+from mm1.eval.models import Ours
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 THINGS = ("circle", "square", "boat", "house", "tree", "bird")
@@ -75,3 +83,44 @@ def write_text_data(folder: Path, answers: list[str]) -> None:
                 lines += [f"  - split: {split}", f"    path: {file}"]
                 (folder / name / file).write_text("".join(json.dumps(layout(row)) + "\n" for row in answered))
         (folder / name / "README.md").write_text("\n".join([*lines, "---", ""]))
+
+
+def write_answered_data(folder: Path, ours: Ours) -> None:
+    """Write the data. Every second answer of the tasks whose answers are written is what `ours` writes."""
+    first = [f"Question: {row['question']}?\nAnswer:" for row in rows()]
+    written = ours.generate(
+        [Request(Document((Text(text, train=False),)), stops=("\n", ".", ","), max_tokens=256) for text in first]
+    )
+    write_text_data(folder, [reply.text.strip() if n % 2 else "no" for n, reply in enumerate(written)])
+
+
+def command(folder: Path, *words: str) -> None:
+    """Run a module's command in `folder`, where it finds the data and asks no hub."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
+    environment |= {"OPENAI_API_KEY": "none", "PYTHONPATH": str(Path(__file__).parents[1])}
+    line = [sys.executable, "-m", *words]
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def scores_of_mm1(folder: Path, run: Path) -> dict[str, float]:
+    """What `mm1 eval` scores a run on the text suite in fp32, with the data in `folder`."""
+    command(folder, "mm1", "eval", str(run), "--tasks", "text", "--precision", "fp32", "--to", "direct")
+    scores = json.loads((folder / "direct/eval/text.json").read_text())["scores"]
+    scores.pop("mean")
+    return scores
+
+
+def scores_of_lm_eval(folder: Path, *model: str) -> dict[str, float]:
+    """What lm-eval's own command scores a model, given by its options, on the same tasks and data."""
+    from mm1.eval.text_suite import SUITE
+
+    command(folder, "lm_eval", *model, "--tasks", ",".join(SUITE), "--output_path", "theirs")
+    (file,) = (folder / "theirs").rglob("results_*.json")
+    results = json.loads(file.read_text())["results"]
+    return {name: 100 * value for name, metric in SUITE.items() if (value := _named(results[name], metric)) is not None}
+
+
+def _named(results: dict[str, Any], metric: str) -> float | None:
+    """A metric of lm-eval's results, whatever filter came before it."""
+    return next((value for name, value in results.items() if name.partition(",")[0] == metric), None)
