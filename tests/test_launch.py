@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 import yaml
 from small import run as small_run
 from torch.distributed.run import get_args_parser
 
+from mm1 import checkpoint
 from mm1.__main__ import app
 from mm1.config import run as config
 from mm1.recipes.index import recipe
@@ -90,9 +92,15 @@ def test_scripts_train_on_two_processes(name: str, stores: dict[str, Path], tmp_
     config.save(small, tmp_path / "small.json")
     environment = programs(tmp_path, scontrol=SCONTROL, srun=SRUN) | {"GPUS": "2"}
     environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost", "SLURM_NNODES": "1"}
-    answer = start(["bash", str(LAUNCH / name), "small.json", "--to", "out"], tmp_path, environment)
+    words = ["small.json", "parallel.dp_shard=2", "--to", "out"]
+    answer = start(["bash", str(LAUNCH / name), *words], tmp_path, environment)
     assert answer.returncode == 0, answer.stderr
-    assert (tmp_path / "out/checkpoints/step-2").is_dir()
+    assert answer.stdout.count("trained: ") == 1  # rank 0 speaks for all
+    newest = checkpoint.latest(tmp_path / "out")
+    assert newest is not None
+    assert newest.step == 2
+    assert len([*Path(newest.path).glob("*.distcp")]) == 2  # a shard of each
+    assert torch.isfinite(next(checkpoint.load_for_use(tmp_path / "out").model.parameters())).all()
 
 
 @pytest.mark.nightly

@@ -1,16 +1,14 @@
 """Several ranks learn what one rank learns, however weights, heads and experts are divided, also after a resume."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import small
-import torch
 from pair import Pair, train_all
 
-from mm1 import checkpoint, dist
+from mm1 import dist
 from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.config.model import SparseConfig
@@ -201,19 +199,3 @@ def test_a_rank_that_hangs_is_reported_by_those_that_wait(tmp_path):
     report = (tmp_path / "report.0").read_text()
     assert "rank 0: step 3, agreeing, for" in report
     assert "rank 1: step 3, waiting for data, for" in report
-
-
-def test_torchrun_starts_the_command_line(stores, tmp_path):
-    run = small.run(stores)
-    run.steps = 2
-    config.save(run, tmp_path / "run.json")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mm1"]
-    command += ["train", str(tmp_path / "run.json"), "parallel.dp_shard=2", "--to", str(tmp_path / "run")]
-    process = subprocess.run(command, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.count("trained: ") == 1  # rank 0 speaks for all
-    newest = checkpoint.latest(tmp_path / "run")
-    assert newest is not None
-    assert newest.step == 2
-    assert len([*Path(newest.path).glob("*.distcp")]) == 2  # a shard of each
-    assert torch.isfinite(next(checkpoint.load_for_use(tmp_path / "run").model.parameters())).all()
