@@ -57,9 +57,13 @@ _NO_CONCLUSION = re.compile(
 """What stands before "answer is" where nothing is concluded."""
 
 _SUPPOSED = re.compile(
-    r"\b(?:if|whether|unless|suppos(?:e|ing)|assum(?:e|ing))\b(?:(?!\bthen\b)[^.!?,;:\n])*$", re.IGNORECASE
+    r"""\b(?:if|whether|unless|suppos(?:e|ing)|assum(?:e|ing))\b
+        (?!\s+(?:you|we|one)\s+(?:look|zoom|examine|observe|count)\b|\s+(?:I|you)\s+(?:have|had)\s+to\b)
+        (?:(?!\b(?:then|but|therefore|thus|hence|since|because|so(?=\s+(?:(?:the|my|our|i|we|it|it's|this|option)\b|$)))\b)
+            [^.!?,;:\n])*$""",
+    re.IGNORECASE | re.VERBOSE,
 )
-"""A condition that isn't over yet."""
+"""A condition that isn't over yet. "If you look at it" and "if I had to guess" are none."""
 
 _BEFORE_LETTER = """
 actually also alternative and answer as be because been believe best but chart choice choices choose chose
@@ -73,7 +77,8 @@ thought thus to was with yes
 _NAMED = r"(?:(?:option|choice|answer|letter|选项|答案|选)\s*)?"
 _CHOOSE = (
     r"\b(?:choose|chose|pick|picked|select|selected|go(?:ing)?\s+with|went\s+with|say|guess|think|believe|is|it's"
-    r"|so|thus|hence|therefore|actually|rather)\b[\s,:]*(?:that\s+|it\s+is\s+|it's\s+)?"
+    r"|(?:vote|voted|opt|opted|go|settle|settled)\s+(?:for|on)|so|thus|hence|therefore|actually|rather)\b"
+    r"[\s,:]*(?:that\s+|it\s+is\s+|it's\s+)?"
 )
 _AFTER_A = r"(?:because|since|as|for|due|which|where|is|was|fits|matches|seems|looks|shows|describes|would|best)\b"
 _LAST_WORDS = 5
@@ -233,26 +238,26 @@ class _Reading:
         return self._only(letters - self._denied())
 
     def _mentioned(self) -> str:
-        """The only letter that occurs, or else the only choice whose text does; none if both occur and differ."""
-        by_text = self._texts()
-        masked = self._masked
-        one = rf"\(?[{self.letters}]\)?"
-        masked = re.sub(rf"(?<!\w){one}(?:(?:\s*(?:,|/|&|\bor\b|\band\b|{cjk.JOINED}))+\s*{one})+(?!\w)", " ", masked)
-        matches = re.finditer(rf"{self._capital}(?=(.{{0,20}}))", masked)
-        by_letter = {one[1] for one in matches if self._is_letter(one, masked)}
-        letter = self._only(by_letter - self._denied())
-        if letter and by_text and {letter} != by_text:
-            return ""
-        return letter or ("" if by_letter - self._denied() else self._only(by_text))
+        """The only letter that occurs, or else the only choice whose text does; none if both occur and differ.
 
-    def _is_letter(self, matches: re.Match[str], text: str) -> bool:
-        """Whether a capital letter is no article, and near the end: there VLMEvalKit's `can_infer_option` takes it."""
-        is_closed = matches[0][-1:] in ")]"
-        if matches[1] in "AI" and not is_closed and _is_article(matches[2]):
-            return False
-        if not self._may_name(matches.start(), text):
-            return False
-        return is_closed or len(text[matches.end(1) :].split(None, _LAST_WORDS)) < _LAST_WORDS
+        A letter in the name of something else or in a condition counts against the text of another choice.
+        """
+        one = rf"\(?[{self.letters}]\)?"
+        several = rf"(?<!\w){one}(?:(?:\s*(?:,|/|&|\bor\b|\band\b|{cjk.JOINED}))+\s*{one})+(?!\w)"
+        masked = re.sub(several, lambda match: " " * len(match[0]), self._masked)
+        matches = [
+            match
+            for match in re.finditer(rf"{self._capital}(?=(.{{0,20}}))", masked)
+            if match[1] not in "AI" or match[0][-1:] in ")]" or not _is_article(match[2])
+        ]
+        last = [match for match in matches if _is_last(match, masked)]
+        named = {match[1] for match in last if self._may_name(match.start(), masked)} - self._denied()
+        by_text = self._texts()
+        if named:
+            letter = self._only(named)
+            return letter if not by_text or {letter} == by_text else ""
+        passed_over = [*last, *(match for match in matches if self._is_supposed(match.start()))]
+        return self._only(by_text) if {match[1] for match in passed_over} - self._denied() <= by_text else ""
 
     def _may_name(self, start: int, text: str) -> bool:
         """Whether a letter at `start` may name a choice: it is no part of a longer name, nor of a condition."""
@@ -302,6 +307,11 @@ class _Reading:
 def _is_article(rest: str) -> bool:
     """Whether a capital A is an article, by what follows."""
     return re.match(rf"\s+(?![A-Z]\b)(?![{cjk.CJK}])\w", rest) is not None and re.match(rf"\s+{_AFTER_A}", rest) is None
+
+
+def _is_last(letter: re.Match[str], text: str) -> bool:
+    """Whether a letter is in brackets or near the end of `text`: there VLMEvalKit's `can_infer_option` takes it."""
+    return letter[0][-1:] in ")]" or len(text[letter.end(1) :].split(None, _LAST_WORDS)) < _LAST_WORDS
 
 
 def _same(text: str, choice: str) -> bool:
