@@ -162,6 +162,7 @@ CJK_FORMS = (
     *("故选{L}", "应该选{L}", "{L}选项", "选项{L}", "{L}项正确", "选项{L}正确。", "{L}是正确的"),
     *("所以答案是{L}\uff0c因为有四条腿。", "\uff08{L}\uff09", "答案是\uff08{L}\uff09", "【{L}】", "{L}。", "{L}、猫"),
     *("我认为是{L}", "应该是{L}", "正确选项为{L}", "选择{L}", "答案选{L}", "因此选{L}", "答案{L}"),
+    *("正解は{L}です", "{L}が正解です", "{L}でございます", "{L}가 정답입니다", "{L}번이 맞습니다"),
     *("答えは{L}です", "정답은 {L}입니다", "{L}\uff0c因为它有腿", "**答案\uff1a{L}**", "根据图片\uff0c答案是{L}"),
 )
 """Forms in Chinese, Japanese and Korean, which write no space beside a letter."""
@@ -170,6 +171,10 @@ CJK_UNREAD = (
     *("不选B", "答案不是B", "不应选B", "如果选B", "选A还是B", "A和B正确", "B不正确", "B是错误的"),
     *("选B吗\uff1f", "A或B", "图中B处有一只鸟", "角B是直角", "选项A是狗\uff0c选项B是猫", "A是狗\uff0cB是猫"),
     *("排除B", "我不认为是B", "不要选B", "维生素C"),
+    *("A是正确的吗\uff1f", "A是正确答案吗\uff1f", "A对吗", "答えはAでしょうか。", "정답은 A인가요?"),
+    *("Aではありません", "Aは正解ではない", "Aは間違いです", "答えはAではありません", "Aは違います", "不正解はAです"),
+    *("A가 아닙니다", "A는 정답이 아닙니다", "정답은 A가 아닙니다", "A는 틀렸습니다", "A는 옳지 않습니다"),
+    *("B도 A도 아닙니다", "答えはAかBです", "답은 A 또는 B입니다"),
 )
 """The same that deny the letter, ask, join several, or have it in a name."""
 
@@ -206,5 +211,12 @@ SUPPOSED_TEXTS = (
     ("If I had to guess it's B", CHOICES, "B"),
     ("Team B has a dog with brown fur and long legs.", CHOICES, "A"),
     ("答案是一只猫。", ("一只狗", "一只猫", "一头牛"), "B"),
+    ("A正确吗\uff1f不\uff0cB才对", CHOICES, "B"),
+    ("答案是A吗\uff1f不是\uff0c选B", CHOICES, "B"),
+    ("答えはAではなくBです", CHOICES, "B"),
+    ("Aじゃなくて、Bだと思います", CHOICES, "B"),
+    ("정답은 A가 아니라 B입니다", CHOICES, "B"),
+    ("정답은 A번이 아니라 B번입니다", CHOICES, "B"),
+    ("A는 틀렸습니다. B가 정답입니다.", CHOICES, "B"),
     ("选B一只猫", ("一只狗", "一只猫", "一头牛"), "B"),
 )
