@@ -12,7 +12,9 @@ from test_real_rows import run
 from typer.testing import CliRunner
 
 from mm1.__main__ import app
+from mm1.document import Image
 from mm1.eval.comparison import compare
+from mm1.eval.fewshot import Example, Judged, JudgeRule
 from mm1.eval.judge import Judge, JudgePrompt
 from mm1.eval.metrics.judging import share, two_scores
 from mm1.eval.results import TaskScore, read_results
@@ -93,6 +95,19 @@ def test_a_reply_that_cannot_be_read_is_asked_for_again_once(tmp_path: Path):
     requests = len(server.conversations)
     assert judged(tmp_path, server) == score
     assert len(server.conversations) == requests, "replies are kept"
+
+
+def test_a_judge_takes_the_replies_that_another_rank_got_meanwhile(tmp_path: Path):
+    server, query = Server("0.5"), Example("1", Image(b""), "What?", ("red",))
+    ranks = [Judge(server, tmp_path) for _ in range(2)]
+    rule = JudgeRule(lambda query, answer: f"How good is {answer}?", lambda reply: Judged(share(reply)))
+    for answer, times in (("red", 1), ("blue", 2), ("red", 2)):
+        assert [rank.score(rule, query, answer=answer).score for rank in ranks] == [0.5, 0.5]
+        assert len(server.conversations) == times
+    path = tmp_path / "judge.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])  # another rank is writing its last line
+    assert Judge(server, tmp_path).score(rule, query, answer="red").score == 0.5
+    assert len(server.conversations) == 2
 
 
 def test_what_cannot_be_read_twice_is_counted_and_not_scored(tmp_path: Path):

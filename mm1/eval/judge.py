@@ -59,9 +59,7 @@ class Judge:
         self.model, self.name, self.prompt = model, model.name, prompt
         self._path = folder / "judge.jsonl"
         self._replies: dict[str, str] = {}
-        if self._path.is_file():
-            records = [json.loads(line) for line in self._path.read_text().splitlines()]
-            self._replies = {record["asked"]: record["said"] for record in records if record["judge"] == self.name}
+        self._bytes_read = 0
 
     @property
     def prompt_name(self) -> str:
@@ -103,8 +101,22 @@ class Judge:
     def _reply(self, conversation: list[dict[str, Any]]) -> str:
         key = hashlib.sha256(json.dumps(conversation).encode()).hexdigest()[:16]
         if key not in self._replies:
+            self._read_new_replies()
+        if key not in self._replies:
             self._replies[key] = self.model.chat(conversation, max_tokens=MAX_TOKENS)
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as file:
                 file.write(json.dumps({"judge": self.name, "asked": key, "said": self._replies[key]}) + "\n")
         return self._replies[key]
+
+    def _read_new_replies(self) -> None:
+        """Read what the file has got since the last time: the judges of other ranks write to it, too."""
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._bytes_read)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]  # another rank may be writing the last line
+        self._bytes_read += len(whole)
+        records = [json.loads(line) for line in whole.splitlines()]
+        self._replies |= {record["asked"]: record["said"] for record in records if record["judge"] == self.name}
