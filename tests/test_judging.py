@@ -7,17 +7,20 @@ from pathlib import Path
 import layouts_tuned
 import numpy as np
 import pytest
+from test_real_rows import Says, run
 from test_real_rows import mathvista as mathvista_rows
-from test_real_rows import run
 from typer.testing import CliRunner
 
 from mm1.__main__ import app
 from mm1.document import Image
 from mm1.eval.comparison import compare
 from mm1.eval.fewshot import Example, Judged, JudgeRule
+from mm1.eval.harness import evaluate, load_task
 from mm1.eval.judge import Judge, JudgePrompt
 from mm1.eval.metrics.judging import share, two_scores
+from mm1.eval.model import Reply, ignore
 from mm1.eval.results import TaskScore, read_results
+from mm1.eval.task_evaluation import Settings
 from mm1.eval.tasks import mathvista
 
 
@@ -147,6 +150,24 @@ def test_an_empty_answer_is_judged_where_the_other_one_counts_too(tmp_path: Path
     server = Server("8 1")
     (score,) = run("llava_w", tmp_path, lambda query: "", settings={"judge": Judge(server, tmp_path)}).scores
     assert score.score.mean == pytest.approx(12.5)
+
+
+def test_a_refused_reply_scores_nothing_in_the_mean_and_in_the_parts(tmp_path: Path):
+    class Filtered(Says):
+        def generate(self, requests, *, done=ignore):
+            replies = [Reply("fine"), *(Reply("", "content_filter: no") for _ in requests[1:])]
+            for number, reply in enumerate(replies):
+                done(number, reply)
+            return replies
+
+    layouts_tuned.llava_w(tmp_path)
+    task = load_task("llava_w", limit=9, seed=0, data=str(tmp_path))
+    settings = Settings(tmp_path / "eval", judge=Judge(Server("8 4"), tmp_path))
+    (score,) = evaluate(Filtered({}), [task], settings=settings, shots=(0,)).scores
+    of_parts = score.totals["conv"]
+    assert score.score.mean == pytest.approx(50 / len(task.queries))
+    assert (of_parts["score"], of_parts["blind"]) == pytest.approx((score.score.mean, score.blind.mean))
+    assert (of_parts["majority"], of_parts["chance"]) == (50, 50)
 
 
 def test_the_question_may_come_from_a_file_and_is_named(tmp_path: Path):

@@ -177,6 +177,7 @@ class TaskEvaluation:
         return answer or written.strip() if self.task.submission is not None else answer
 
     def _scored(self, replies: Sequence[Reply]) -> list[ScoredText]:
+        """The answers with their scores. A reply with a problem has 0, at the weight of an empty answer."""
         scored = []
         judgements = self._judgements([reply.text for reply in replies])
         for reply, judged in zip(replies, judgements, strict=True):
@@ -193,7 +194,7 @@ class TaskEvaluation:
         return [judge.score(rule, query, answer=answer) for query, answer in pairs]
 
     def _scores(self, answers: Sequence[str]) -> Weighted:
-        """The same as numbers."""
+        """The same as numbers, for answers that no model wrote."""
         judgements = self._judgements(answers)
         weights = None if self.task.scoring.judge is None else np.array([one.weight for one in judgements])
         return Weighted(np.array([one.score for one in judgements]), weights)
@@ -254,22 +255,25 @@ class TaskEvaluation:
         """Scores of all answers together, by name; for the model, blind, majority and chance."""
         if self.task.scoring.totals is None and self.task.scoring.part is None:
             return {}
+        own = [[answer.own for answer in answers] for answers in trials]
+        blind = [[answer.blind for answer in answers] for answers in trials]
+        majority = [guesses.majority] * len(self.task.queries)
         answer_sets = {
-            "score": [[answer.own.text for answer in answers] for answers in trials],
-            "majority": [[guesses.majority] * len(self.task.queries)],
-            "chance": guesses.chance,
-            "blind": [[answer.blind.text for answer in answers] for answers in trials],
+            "score": [([one.text for one in texts], _scores_of(texts)) for texts in own],
+            "majority": [(majority, self._scores(majority))],
+            "chance": [(answers, self._scores(answers)) for answers in guesses.chance],
+            "blind": [([one.text for one in texts], _scores_of(texts)) for texts in blind],
         }
         totals: dict[str, dict[str, float]] = {}
         for of, sets in answer_sets.items():
-            by_set = [self._totals_of(texts) for texts in sets]
+            by_set = [self._totals_of(answers, scores) for answers, scores in sets]
             for name in by_set[0]:
                 totals.setdefault(name, {})[of] = float(np.mean([of_set[name] for of_set in by_set]))
         return totals
 
-    def _totals_of(self, answers: Sequence[str]) -> dict[str, float]:
+    def _totals_of(self, answers: Sequence[str], scores: Weighted) -> dict[str, float]:
         """The mean points of each part of the task, and the task's own totals."""
-        scoring, scores = self.task.scoring, self._scores(answers)
+        scoring = self.task.scoring
         means: dict[str, float] = {}
         if scoring.part is not None:
             parts = np.array([scoring.part(query) for query in self.task.queries])
@@ -293,6 +297,13 @@ def _counted(task: Task, trials: Sequence[Sequence[Answer]]) -> dict[str, int]:
     counts.update(f"{name_of(answer.blind.problem)} (blind)" for answer in answers if answer.blind.problem)
     counts["unread by the judge"] = sum(answer.score is None for answer in answers)
     return {name: count for name, count in counts.items() if count}
+
+
+def _scores_of(texts: Sequence[ScoredText]) -> Weighted:
+    """The scores of these answers; nan for one that the judge gave no score."""
+    scores = np.array([math.nan if text.score is None else text.score for text in texts])
+    is_weighted = any(text.weight != 1 for text in texts)
+    return Weighted(scores, np.array([text.weight for text in texts]) if is_weighted else None)
 
 
 def _mean_points(trials: Sequence[Sequence[Answer]], *, blind: bool = False) -> Weighted:
