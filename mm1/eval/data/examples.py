@@ -132,7 +132,7 @@ class ExampleReader:
         if choices:
             return (_letter(value, choices, where=where),)
         texts = list(value) if isinstance(value, list | tuple) else [value]
-        texts = [str(text) if _is_number(text) else text for text in texts]
+        texts = [_written(text) if _is_number(text) else text for text in texts]
         if not all(isinstance(text, str) for text in texts) or not any(text.strip() for text in texts):
             raise OddRow(f"{where} needs at least one answer, each a text; found {value!r}", name="no answer")
         if answer_set := self.columns.answer_set:
@@ -172,6 +172,11 @@ def _by_letter(choices: dict[str, Any]) -> list[Any] | dict[str, Any]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _written(number: float) -> str:
+    """A number as text: 3.0 as "3", since a column of whole numbers with an empty cell holds floats."""
+    return str(int(number)) if isinstance(number, float) and number.is_integer() else str(number)
 
 
 def _odd_choices(choices: Sequence[str]) -> tuple[str, ...]:
