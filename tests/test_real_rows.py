@@ -348,7 +348,7 @@ def test_choices_are_read_in_the_layouts_of_the_hub(options: Any, tmp_path: Path
     assert all(" D." not in text for text in (prompt(task, query, shots=()).text for query in task.queries))
 
 
-@pytest.mark.parametrize("options", ["3", "'oak'", "(" * 5000, "oak, fern", "{'x': 1}"])
+@pytest.mark.parametrize("options", ["", " ", "3", "'oak'", "(" * 5000, "oak, fern", "{'x': 1}"])
 def test_choices_that_are_no_list_leave_one_row_out(options: str, tmp_path: Path):
     def row(n: int) -> dict[str, Any]:
         choices = options if n == 2 else "['oak', 'fern']"

@@ -116,13 +116,13 @@ class ExampleReader:
         if self.columns.choices is None:
             return ()
         value, fault = self._value(row, self.columns.choices), None
-        if isinstance(value, str) and value.strip():  # MMMU writes a list as text
+        if isinstance(value, str):  # MMMU writes a list as text
             try:
                 value = ast.literal_eval(value.strip())
             except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
                 fault = error
         value = _by_letter(value) if isinstance(value, dict) else value
-        if value and not isinstance(value, list | tuple):
+        if fault is not None or (value and not isinstance(value, list | tuple)):
             message = f"{self._where(row)}: the choices are no list: {value!r}"
             raise OddRow(message, name="choices that are no list") from fault
         return tuple("" if choice is None else str(choice).strip() for choice in value or ())
