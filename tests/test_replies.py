@@ -17,6 +17,7 @@ from rich.console import Console
 from test_protocol import Echo, a_task
 
 from mm1.document import Document, Text
+from mm1.eval import rules
 from mm1.eval.answers_page import write_page
 from mm1.eval.comparison import compare
 from mm1.eval.harness import evaluate, load_task
@@ -89,12 +90,39 @@ def test_scores_of_other_rules_are_named_and_not_compared(tmp_path: Path):
     (score,) = evaluate(Echo(), [a_task()], settings=Settings(tmp_path), shots=(1,)).scores
     shutil.copytree(tmp_path, tmp_path / "b" / "eval")
     assert compare(tmp_path, tmp_path / "b")[0].difference.mean == 0
-    save_results(Results([dataclasses.replace(score, rules="of yesterday")]), tmp_path / "b" / "eval")
-    with pytest.raises(ValueError, match="made-1shot: scored by two versions of the scoring rules"):
-        compare(tmp_path, tmp_path / "b")
+    for other in ("", "of yesterday"):
+        save_results(Results([dataclasses.replace(score, rules=other)]), tmp_path / "b" / "eval")
+        with pytest.raises(ValueError, match="made-1shot: scored by two versions of the scoring rules"):
+            compare(tmp_path, tmp_path / "b")
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(score_table(read_results(tmp_path / "b" / "eval")), score_table(read_results(tmp_path)))
     assert console.export_text().count("under other scoring rules") == 1
+
+
+def test_the_rules_of_a_task_are_the_code_that_its_scores_come_from(tmp_path: Path, monkeypatch):
+    folder = tmp_path / "eval"
+    shutil.copytree(rules.EVAL, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(rules, "EVAL", folder)
+    scoring = {
+        "mathvista": [
+            "shots.py",
+            "fewshot.py",
+            "judge.py",
+            "task_evaluation.py",
+            "data/published.py",
+            "data/readings.py",
+        ],
+        "aokvqa": ["data/styles.py", "data/examples.py", "metrics/letters_cjk.py", "metrics/short_answers.py"],
+        "easy_vqa_plain": ["tasks/easy_vqa.py", "tasks/easy_vqa_plain.py", "metrics/vqa.py", "shots.py"],
+    }
+    others = {"mmbench": ["metrics/statistics.py", "data/hub.py", "pace.py", "results.py", "tasks/ai2d.py"]}
+    for counts, tasks in ((True, scoring), (False, others)):
+        for task, names in tasks.items():
+            for name in names:
+                before = rules.rules_of.__wrapped__(task)
+                with (folder / name).open("a") as file:
+                    file.write("# changed\n")
+                assert (rules.rules_of.__wrapped__(task) != before) == counts, (task, name)
 
 
 def test_equal_requests_are_asked_once_and_other_models_by_themselves(tmp_path: Path):

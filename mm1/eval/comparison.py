@@ -46,7 +46,10 @@ def compare(ours: Path, theirs: Path, *, seed: int = 0) -> list[Comparison]:
 
 
 def _differences(ours: TaskScore, theirs: TaskScore) -> list[str]:
-    """What makes two scores of one name incomparable; what an older version did not record is taken as equal."""
+    """What makes two scores of one name incomparable.
+
+    What an older version did not record is taken as equal, except the scoring rules: they have changed since.
+    """
     pairs = [(name, getattr(ours, name), getattr(theirs, name)) for name in COMPARABLE]
     differences = [
         f"{ours.name}: {name} {one!r} and {other!r}" for name, one, other in pairs if one and other and one != other
