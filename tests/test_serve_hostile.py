@@ -20,6 +20,7 @@ from test_serve import chat_run, chatting  # noqa: F401  (fixtures)
 
 from mm1 import web
 from mm1.serve import media
+from mm1.serve.errors import ApiError
 from mm1.serve.limits import Limits
 
 PNG = conftest.picture(1, 0)[0]
@@ -223,6 +224,17 @@ BROKEN = {
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_and_foreign_pictures_are_refused(chatting, kind):  # noqa: F811
     refused(ask(chatting, data_url(BROKEN[kind])))
+
+
+@pytest.mark.parametrize("kind", ["EPS", "TIFF", "ICO", "text", "empty"])
+def test_no_reader_of_pillow_sees_a_picture_of_a_foreign_format(kind, monkeypatch):
+    """One of them reads lines of comments for as long as there are any."""
+    tried: list[bytes] = []
+    monkeypatch.setattr(Pillow, "open", lambda file, *_, **__: tried.append(file.getvalue()))
+    pictures = media.Media(Limits())
+    with pytest.raises(ApiError, match="cannot be decoded"):
+        asyncio.run(pictures.fetch([data_url(BROKEN[kind])]))
+    assert tried == []
 
 
 def test_pictures_count_by_number_bytes_and_pixels(chat_run):  # noqa: F811

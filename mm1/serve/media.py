@@ -132,7 +132,9 @@ class Media:
         if len(data) > self.limits.max_picture_bytes:
             raise self._too_large()
         is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-        size = size_of(data) if is_webp or data.startswith(FORMATS) else None
+        if not is_webp and not data.startswith(FORMATS):  # Pillow would ask all its readers, and some read it all
+            raise unreadable()
+        size = size_of(data)
         if size is None and has_too_many_pixels(data):
             raise self._too_many_pixels("")
         if size is None or min(size) < 1:
