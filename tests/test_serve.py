@@ -1,6 +1,7 @@
 """The OpenAI SDK, untouched, against a server of a tiny run: answers equal those of `mm1 chat` and `mm1 eval`."""
 
 import base64
+import json
 import re
 import struct
 import zlib
@@ -10,6 +11,7 @@ import openai
 import pytest
 import requests
 import serving
+from openai.types.chat import ParsedChatCompletionMessage
 from serving import data_url, said, shown
 
 from mm1.checkpoint import Loaded, load_for_use
@@ -17,6 +19,9 @@ from mm1.data.chat_format import prompt
 from mm1.document import Document, Image, Mark, Text
 from mm1.generate.writer import Writer
 from mm1.serve.chat import answer
+from mm1.serve.checking import parse
+from mm1.serve.errors import ApiError
+from mm1.serve.protocol import ChatRequest
 
 
 @pytest.fixture(scope="session")
@@ -276,6 +281,23 @@ def test_an_answer_of_the_sdk_goes_back_as_it_came_and_base64_may_have_lines(cha
     question = {"role": "user", "content": "Sure?"}
     assert {"refusal", "annotations", "audio", "tool_calls"} <= turn.keys()
     assert ask(model="tiny", messages=[question, turn, question], max_tokens=4).choices
+
+
+ANSWERS = {
+    "of a parsing client": ParsedChatCompletionMessage(role="assistant", content="a circle").model_dump(),
+    "of LiteLLM": {"provider_specific_fields": {"citations": None}, "thinking_blocks": []},
+    "of OpenRouter": {"reasoning_details": [{"type": "reasoning.text", "text": "round"}]},
+    "with unset fields": {"tool_call_id": None, "x": None},
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_goes_back_with_the_fields_that_a_client_gives_it(name):
+    question, answer = {"role": "user", "content": "What?"}, {"role": "assistant", "content": "a circle"}
+    body = json.dumps({"messages": [question, answer | ANSWERS[name], question], "unset": None}).encode()
+    assert parse(body, ChatRequest).messages[1].content == "a circle"
+    with pytest.raises(ApiError, match=r"no field messages\.0\.x in"):
+        parse(json.dumps({"messages": [question | {"x": False}]}).encode(), ChatRequest)
 
 
 def test_tokenize_takes_what_the_page_says(plain_run, continuing):

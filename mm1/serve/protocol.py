@@ -2,16 +2,25 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 Number = StrictInt | StrictFloat
 TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 
 
 class Fields(BaseModel):
-    """An object of which only the named fields may be sent."""
+    """An object of which only the named fields may be sent, and of others only null: clients write out their objects
+    with fields that are not set."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unset(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or None not in data.values():
+            return data
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {name: value for name, value in data.items() if value is not None or name in known}
 
 
 class TextPart(Fields):
@@ -58,6 +67,10 @@ class Message(Fields):
     function_call: None = None
     reasoning: Any = None
     reasoning_content: Any = None
+    reasoning_details: Any = None  # OpenRouter's
+    thinking_blocks: Any = None  # LiteLLM's
+    provider_specific_fields: Any = None
+    parsed: Any = None  # of OpenAI's client, with an answer of a given form
 
 
 class StreamOptions(Fields):
