@@ -324,6 +324,38 @@ def test_an_xz_file_that_asks_for_much_memory_fails_by_name(tmp_path, name, cont
         read(path, "tars" if "tar" in name else "text")
 
 
+AFTER_STREAM = {
+    "nothing": b"",
+    "zeros": bytes(4),
+    "many zeros": bytes(200_000),
+    "zeros and a stream": bytes(8) + lzma.compress(b"\n"),
+}
+NO_XZ = {
+    "empty": b"",
+    "zeros alone": bytes(64),
+    "text after the stream": lzma.compress(LINES.encode()) + b"text",
+    "text after zeros": lzma.compress(LINES.encode()) + bytes(4) + b"text",
+    "three zeros": lzma.compress(LINES.encode()) + bytes(3),
+    "zeros before a stream": bytes(4) + lzma.compress(LINES.encode()),
+    "a cut stream after a whole one": lzma.compress(LINES.encode()) + lzma.compress(b"\n")[:-9],
+}
+
+
+@pytest.mark.parametrize("name", AFTER_STREAM)
+def test_an_xz_file_may_have_zeros_and_streams_after_its_first(tmp_path, name):
+    path = tmp_path / "a.jsonl.xz"
+    path.write_bytes(lzma.compress(LINES.encode()) + AFTER_STREAM[name])
+    assert len(read(path)[0]) == 2
+
+
+@pytest.mark.parametrize("name", NO_XZ)
+def test_what_is_no_whole_xz_file_is_refused_by_name(tmp_path, name):
+    path = tmp_path / "a.jsonl.xz"
+    path.write_bytes(NO_XZ[name])
+    with pytest.raises(InputError, match=r"a\.jsonl\.xz breaks off or is no \.xz file: "):
+        read(path, "text")
+
+
 def test_a_zip_packed_by_lzma_fails_by_name(tmp_path):
     path = tmp_path / "a.jsonl.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
 from mm1.document import Image
@@ -179,12 +179,15 @@ def _in_utf8(file: io.BufferedReader, encoding: str) -> Iterator[bytes]:
 def _out_of_xz(path: Path) -> Iterator[bytes]:
     """The unpacked content of an .xz file; `LZMAFile` would take as much memory as the file asks for.
 
+    It is streams one after the other, each followed by zeros in multiples of four or by none (xz-file-format 1.2,
+    section 2.2); anything else after a stream is refused, as `xz` refuses it.
+
     Raises:
         InputError: it asks for more than `LARGEST_DICTIONARY`. LZMAError, EOFError: it is broken, or breaks off.
     """
     with path.open("rb") as file:
         data = file.read(2**16)
-        while data:
+        while True:
             unpacker = lzma.LZMADecompressor(memlimit=LARGEST_DICTIONARY + 2**20)
             while not unpacker.eof:
                 if unpacker.needs_input and not data and not (data := file.read(2**16)):
@@ -194,9 +197,21 @@ def _out_of_xz(path: Path) -> Iterator[bytes]:
                 except lzma.LZMAError as error:
                     raise _too_large_dictionary(path) if "limit" in str(error) else error from None
                 data = b""
-            data = unpacker.unused_data.lstrip(b"\0")  # zeros may stand between streams
-            while not data and (block := file.read(2**16)):
-                data = block.lstrip(b"\0")
+            if not (data := _after_padding(unpacker.unused_data, file)):
+                return
+
+
+def _after_padding(data: bytes, file: BinaryIO) -> bytes:
+    """What follows the zeros that `data` and the rest of the file begin with."""
+    zeros = 0
+    while True:
+        rest = data.lstrip(b"\0")
+        zeros += len(data) - len(rest)
+        if rest or not (data := file.read(2**16)):
+            break
+    if zeros % 4:
+        raise lzma.LZMAError(f"{zeros} zeros after a stream, no multiple of four")
+    return rest
 
 
 def _too_large_dictionary(path: Path) -> InputError:
