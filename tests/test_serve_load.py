@@ -22,6 +22,7 @@ from test_serve import chat_run, plain_run, written  # noqa: F401  (fixtures)
 from mm1.__main__ import main
 from mm1.data.chat_format import prompt
 from mm1.document import Text
+from mm1.serve import command
 from mm1.serve.limits import Limits
 
 
@@ -205,7 +206,7 @@ def test_a_server_that_ends_finishes_what_runs_and_refuses_what_waits(chat_run):
 
 
 @contextmanager
-def command(run, *options: str) -> Iterator[tuple[str, subprocess.Popen]]:
+def process_of(run, *options: str) -> Iterator[tuple[str, subprocess.Popen]]:
     """`mm1 serve` in a process of its own: its address, once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -232,7 +233,7 @@ def command(run, *options: str) -> Iterator[tuple[str, subprocess.Popen]]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_serves_until_a_signal_ends_it(chat_run, number):  # noqa: F811
     """The whole answer still comes, and until then /health says that the server ends; the process' code is 0."""
-    with command(chat_run, "--max-length", "2048") as (base, process):
+    with process_of(chat_run, "--max-length", "2048") as (base, process):
         said = [process.stderr.readline() for _ in range(2)]
         assert said[0] == f"loading {chat_run.folder} ...\n"
         assert said[1].startswith(f"{chat_run.folder.name} answers at {base} (chat page)")
@@ -256,7 +257,7 @@ def test_the_command_serves_until_a_signal_ends_it(chat_run, number):  # noqa: F
 
 def test_answers_that_do_not_end_in_time_are_errors_of_the_protocol(chat_run):  # noqa: F811
     with (
-        command(chat_run, "--max-length", "20000", "--drain-within", "1") as (base, process),
+        process_of(chat_run, "--max-length", "20000", "--drain-within", "1") as (base, process),
         ThreadPoolExecutor() as pool,
     ):
         content = body(max_tokens=19000, ignore_eos=True) | {"model": chat_run.folder.name}
@@ -311,6 +312,20 @@ def test_a_server_that_cannot_be_as_it_was_meant_says_so_and_ends(
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert expected in said
+
+
+def test_a_port_that_is_taken_while_the_run_is_loaded_is_told(chat_run, monkeypatch, capsys):  # noqa: F811
+    """As by another server that was started at the same time: both could bind the port."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        port = str(other.getsockname()[1])
+        monkeypatch.setattr(command, "load_for_use", lambda *_, **__: other.listen() or chat_run)
+        monkeypatch.setattr(sys, "argv", ["mm1", "serve", str(chat_run.folder), "--port", port])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 2
+    assert f"error: port {port} is in use; give another one with --port" in capsys.readouterr().err
 
 
 def test_a_file_instead_of_a_runs_folder_is_told(chat_run, monkeypatch, capsys):  # noqa: F811

@@ -8,7 +8,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ LAST_WORDS = 5
 """Seconds in which clients can take their last bytes when all is answered, or refused because the time is over."""
 
 
+BACKLOG = 2048
+"""Connections that may wait to be accepted, as many as uvicorn lets wait."""
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where a server listens."""
@@ -47,7 +52,7 @@ class Address:
             ValueError: the port is in use, or the host is none of this machine's.
         """
         bound: list[socket.socket] = []
-        try:
+        with self._explained(bound):
             addresses = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             for family, kind, number, _, where in dict.fromkeys(addresses):
                 one = socket.socket(family, kind, number)
@@ -56,13 +61,29 @@ class Address:
                 if family == socket.AF_INET6:
                     one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 one.bind(where)
+        return bound
+
+    def listen(self, bound: Sequence[socket.socket]) -> None:
+        """Take connections at bound sockets. Until now clients were refused, and another server could bind them too.
+
+        Raises:
+            ValueError: another server that was bound at the same time listens already.
+        """
+        with self._explained(bound):
+            for one in bound:
+                one.listen(BACKLOG)
+
+    @contextmanager
+    def _explained(self, bound: Sequence[socket.socket]) -> Iterator[None]:
+        """Close the sockets if the system refuses what is done with them, and say why in plain words."""
+        try:
+            yield
         except (OSError, UnicodeError) as error:
             for one in bound:
                 one.close()
-            raise ValueError(self._explained(error)) from None
-        return bound
+            raise ValueError(self._words(error)) from None
 
-    def _explained(self, error: OSError | UnicodeError) -> str:
+    def _words(self, error: OSError | UnicodeError) -> str:
         number = error.errno if isinstance(error, OSError) else None
         if number == errno.EADDRINUSE:
             return f"port {self.port} is in use; give another one with --port"
@@ -139,6 +160,7 @@ def serve_run(folder: Path, service: Service, *, address: Address, precision: Pr
         timeout_graceful_shutdown=LAST_WORDS,
         lifespan="on",
     )
+    address.listen(sockets)
     StoppableServer(config, server, address=address).run(sockets)
 
 
