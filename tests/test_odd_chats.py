@@ -24,6 +24,7 @@ from mm1.data.tokenizer import load_tokenizer
 from mm1.document import IGNORED, Document, Image, Text
 from mm1.prepare.pipeline import prepare
 from mm1.prepare.request import parse_request
+from mm1.prepare.shard import ReadOptions
 from mm1.report.sequence import store_document_page
 from tests.reading import drops, read
 
@@ -212,25 +213,73 @@ def parquet(rows: list[dict]) -> bytes:
     return file.getvalue()
 
 
+def lines(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def said(documents: list[Document]) -> list[list[tuple[str, bool]]]:
+    return [[(piece.text, piece.train) for piece in d.pieces if isinstance(piece, Text)] for d in documents]
+
+
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet"])
 def test_instructions_with_their_answers_are_read_as_chats(tmp_path, name):
     """Alpaca's layout, with LLaMA-Factory's further fields, and Dolly's."""
     columns = dict.fromkeys(name for row in ALPACA[:3] for name in row)
     rows = [columns | row for row in ALPACA[:3]] if name.endswith("parquet") else ALPACA
-    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    content = {"a.json": json.dumps(rows, indent=1).encode(), "a.jsonl": lines, "a.parquet": parquet(rows)}[name]
+    content = {"a.json": json.dumps(rows, indent=1).encode(), "a.jsonl": lines(rows), "a.parquet": parquet(rows)}[name]
     (tmp_path / name).write_bytes(content)
     (tmp_path / "0.png").write_bytes(noise("0"))
     documents, ledger = read(tmp_path / name)
     assert all(document.metadata["form"] == "chat" for document in documents)
-    said = [[(piece.text, piece.train) for piece in d.pieces if isinstance(piece, Text)] for d in documents]
     expected = [
         [("Add the numbers.\n2 and 3", False), ("5", True)],
         [("Be brief.\n", False), ("Name a river.", False), ("The Rhine.", True)],
         [("Name a river.", False), ("The Po.", True), ("And a lake?", False), ("Como.", True)],
         [("Who wrote it?\n7", False), ("Ann did.", True)],
     ]
-    assert said == expected[: len(rows)]
+    assert said(documents) == expected[: len(rows)]
     assert len(documents[2].images) == 1
     dropped = "conversation without turns, or with none of the known form"
     assert drops(ledger) == ({dropped: 1} if len(rows) == 5 else {})
+
+
+FORMS = {"a.jsonl": lines, "a.parquet": parquet}
+UNFILLED = {
+    "another name's answer": {"instruction": "What?", "output": None, "response": "A cat."},
+    "no instruction, but an input": {"instruction": None, "input": "What?", "output": "A cat."},
+    "an empty instruction": {"instruction": "", "input": "What?", "output": "A cat."},
+    "an empty input": {"instruction": "What?", "input": " ", "context": None, "output": "A cat."},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", UNFILLED)
+def test_instructions_are_made_of_the_fields_that_are_filled(tmp_path, name, form):
+    (tmp_path / form).write_bytes(FORMS[form]([UNFILLED[name]]))
+    documents, ledger = read(tmp_path / form)
+    assert said(documents) == [[("What?", False), ("A cat.", True)]]
+    assert not drops(ledger)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_without_an_instruction_is_read_as_its_text(tmp_path, form):
+    """A formatted prompt, as Alpaca has it in the column text, is no text of its own beside its instruction."""
+    rows = [
+        {"text": "A page.", "instruction": "", "response": ""},
+        {"text": "Prompt: what? A cat.", "instruction": "What?", "response": "A cat."},
+        {"text": "Another page.", "instruction": None, "response": None},
+        {"text": "Prompt: who?", "instruction": "Who?", "response": None},
+        {"text": "", "instruction": "", "response": ""},
+    ]
+    (tmp_path / form).write_bytes(FORMS[form](rows))
+    documents, ledger = read(tmp_path / form)
+    assert said(documents) == [[("A page.", True)], [("What?", False), ("A cat.", True)], [("Another page.", True)]]
+    unanswered = "conversation without turns, or with none of the known form"
+    assert drops(ledger) == {unanswered: 1, "row without a text": 1}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_column_that_the_user_names_as_text_is_read_as_text(tmp_path, form):
+    (tmp_path / form).write_bytes(FORMS[form]([{"instruction": "What?", "output": "A cat."}]))
+    documents, _ = read(tmp_path / form, options=ReadOptions(columns={"text": "output"}))
+    assert said(documents) == [[("A cat.", True)]]

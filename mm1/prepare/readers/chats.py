@@ -45,6 +45,20 @@ def has_instructions(names: Collection[str]) -> bool:
     return "instruction" in names and any(name in names for name in _ANSWERS)
 
 
+def is_instruction(row: Mapping[str, Any]) -> bool:
+    """Whether a record with these fields asks or answers something; of others the text is all they say."""
+    return any(_is_filled(row.get(name)) for name in ("instruction", *_ANSWERS))
+
+
+def names_texts(columns: Mapping[Any, str]) -> bool:
+    """Whether the user names the column of texts and none of chats: then nothing is read as a chat."""
+    return "text" in columns and "messages" not in columns
+
+
+def _is_filled(value: Any) -> bool:
+    return value is not None and bool(str(value).strip())
+
+
 def turns_of(row: Mapping[str, Any]) -> Any:
     """The turns of a record as it holds them: a list, or the text of one, or instruction, input and output.
 
@@ -55,15 +69,20 @@ def turns_of(row: Mapping[str, Any]) -> Any:
     if turns or not has_instructions(row):
         return turns
     history = row.get("history")
-    question, answer = row["instruction"], next(row[name] for name in _ANSWERS if name in row)
-    more = next((row[name] for name in _INPUTS if row.get(name)), "")
-    question = f"{question}\n{more}" if isinstance(question, str) and str(more).strip() else question
+    first, more, answer = (_first_filled(row, names) for names in (("instruction",), _INPUTS, _ANSWERS))
+    question = "\n".join(str(part) for part in (first, more) if part is not None)
+    if not isinstance(first, str | None):
+        question = first  # no text, so that the record is left out by name
     pairs = [*(history if isinstance(history, list) else []), [question, answer]]
     return [
         {"from": role, "value": text}
         for pair in pairs
         for role, text in zip(("user", "assistant"), pair if isinstance(pair, list) else [pair], strict=False)
     ]
+
+
+def _first_filled(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((row[name] for name in names if _is_filled(row.get(name))), None)
 
 
 def conversation(row: Mapping[str, Any], turns: Any, pictures: Pictures, record: Record) -> Document:

@@ -60,8 +60,10 @@ def detect_json_kind(path: Path) -> str | None:
     keys = _first_keys(text)
     if {"text_list", "image_info"} <= keys:
         return "mmc4"
-    if keys & {"conversations", "messages"} or has_instructions(keys):
+    if keys & {"conversations", "messages"}:
         return "llava"
+    if has_instructions(keys):  # a row without an instruction may be a text
+        return "rows" if keys & set(TEXT_COLUMNS) else "llava"
     if "images" in keys and (keys & {"annotations", "licenses"} or '"sentences"' in text):
         return "coco"
     captions = keys & (set(TEXT_COLUMNS) - {"text", "raw"})

@@ -9,9 +9,10 @@ from mm1.document import Document, Image, Text
 from mm1.prepare.bounded_read import decode_text, read_file
 from mm1.prepare.json_arrays import read_json_array
 from mm1.prepare.ledger import Dropped, Ledger, Record
-from mm1.prepare.readers.chats import conversation, turns_of
+from mm1.prepare.readers.chats import conversation, names_texts, turns_of
 from mm1.prepare.readers.pictures import Pictures
 from mm1.prepare.readers.table_layouts import renamed
+from mm1.prepare.readers.tables import batches_of, table_documents
 from mm1.prepare.shard import Shard
 
 PICTURE_ENDINGS = (*(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),)
@@ -44,6 +45,10 @@ def read_llava(shard: Shard, ledger: Ledger) -> Iterator[Document]:
 
     https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md
     """
+    if names_texts(shard.options.columns):
+        rows = (entry for _, entry in read_json_array(shard, ledger))
+        yield from table_documents(batches_of(rows), None, shard=shard, ledger=ledger)
+        return
     pictures = Pictures(shard)
     for number, entry in read_json_array(shard, ledger):
         with ledger.record(f"element {number + 1}", entry) as record:

@@ -13,10 +13,9 @@ from mm1.prepare.bounded_read import LARGEST_FILE, open_unpacked, unpacked_name
 from mm1.prepare.json_arrays import read_json_array
 from mm1.prepare.ledger import Ledger
 from mm1.prepare.readers.folders import PICTURE_ENDINGS
-from mm1.prepare.readers.tables import read_parquet, table_documents
+from mm1.prepare.readers.tables import batches_of, read_parquet, table_documents
 from mm1.prepare.shard import InputError, Shard, find_files
 
-_ROWS_IN_MEMORY = 16
 NAMES_OF_FILES = ("file_name", "file_names")
 """How the columns end that name the pictures of an `imagefolder`."""
 
@@ -32,10 +31,10 @@ def read_rows(shard: Shard, ledger: Ledger) -> Iterator[Document]:
     if name.endswith(".parquet"):
         yield from read_parquet(shard, ledger)
     elif name.endswith((".csv", ".tsv")):
-        yield from table_documents(_batches(_csv_rows(path)), None, shard=shard, ledger=ledger)
+        yield from table_documents(batches_of(_csv_rows(path)), None, shard=shard, ledger=ledger)
     else:
         rows = (row for _, row in read_json_array(shard, ledger))
-        yield from table_documents(_batches(rows), None, shard=shard, ledger=ledger)
+        yield from table_documents(batches_of(rows), None, shard=shard, ledger=ledger)
 
 
 def read_imagefolder(shard: Shard, ledger: Ledger) -> Iterator[Document]:
@@ -111,8 +110,3 @@ def _bounded_lines(file: io.TextIOWrapper) -> Iterator[str]:
         if len(line) == LARGEST_FILE:
             raise csv.Error(f"a line of more than {LARGEST_FILE >> 20} MB")
         yield line
-
-
-def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    while batch := list(itertools.islice(rows, _ROWS_IN_MEMORY)):
-        yield batch

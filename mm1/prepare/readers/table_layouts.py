@@ -8,7 +8,16 @@ from typing import Any, Literal
 from mm1.document import Document, Piece, Text
 from mm1.prepare.bounded_read import parse_json
 from mm1.prepare.ledger import Dropped, Page, Record
-from mm1.prepare.readers.chats import TRANSCRIBE, Turn, chat, conversation, has_instructions, turns_of
+from mm1.prepare.readers.chats import (
+    TRANSCRIBE,
+    Turn,
+    chat,
+    conversation,
+    has_instructions,
+    is_instruction,
+    names_texts,
+    turns_of,
+)
 from mm1.prepare.readers.pictures import Pictures
 from mm1.prepare.shard import InputError, ReadOptions
 
@@ -40,11 +49,20 @@ ToDocument = Callable[[Row, Pictures, Record], Document]
 
 @dataclass(frozen=True, slots=True)
 class TableLayout:
-    """How the rows of a table become documents: `parts` of a row are one, or one for each of its captions."""
+    """How the rows of a table become documents: `parts` of a row are one, or one for each of its captions.
+
+    Rows of a table of instructions that hold none are read in the layout `without_instruction`.
+    """
 
     to_document: ToDocument
     text: str | None = None
     texts: tuple[str, ...] = ()
+    without_instruction: "TableLayout | None" = None
+
+    def of_row(self, row: Row) -> "TableLayout":
+        """The layout in which a row is read."""
+        other = self.without_instruction
+        return self if other is None or is_instruction(row) else other
 
     def parts(self, row: Row) -> list[Row]:
         """The row, or a copy of it for each of several captions."""
@@ -77,8 +95,22 @@ def table_layout(columns: Sequence[str], title: str, *, options: ReadOptions, so
         if unrated:
             raise InputError(f"{title} has no column {unrated[0]}_ratings; it has {', '.join(sorted(names))}")
         return TableLayout(lambda row, pictures, record: _interleaved(row, pictures, record, options))
-    if names & set(CHAT_COLUMNS) or has_instructions(names):
-        return TableLayout(_conversation)
+    if not names_texts(options.columns):
+        if names & set(CHAT_COLUMNS):
+            return TableLayout(_conversation)
+        if has_instructions(names):
+            has_texts = _text_column(names, options) is not None
+            other = _layout_of_texts(names, title, options=options, some=some) if has_texts else None
+            return TableLayout(_conversation, without_instruction=other)
+    return _layout_of_texts(names, title, options=options, some=some)
+
+
+def _layout_of_texts(names: set[str], title: str, *, options: ReadOptions, some: Sequence[Row]) -> TableLayout:
+    """The layout of a table that is read for its texts, with or without pictures.
+
+    Raises:
+        InputError: no column of a known name has any.
+    """
     picture, text = _picture_column(names, options), _text_column(names, options)
     numbered = tuple(sorted(name for name in names if _NUMBERED.fullmatch(name)))
     if text is None and numbered:

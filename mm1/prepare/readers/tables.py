@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 from mm1.document import Document
@@ -99,17 +99,24 @@ def table_documents(
         rows = renamed(rows, options.columns)
         pictures.prefetch(_addresses(rows))
         for number, row in enumerate(rows, start=rows_read):
-            parts = layout.parts(row)
+            of_row = layout.of_row(row)
+            parts = of_row.parts(row)
             for index, part in enumerate(parts):
                 position = f"row {number}" + (f", caption {index + 1}" if len(parts) > 1 else "")
                 with ledger.record(position, part) as record:
-                    document = layout.to_document(part, pictures, record)
+                    document = of_row.to_document(part, pictures, record)
                     if options.split and row.get("split") not in options.split:
                         raise Dropped("record of another split", expected=True, detail=str(row.get("split")))
                     metadata = {key: str(row[key]) for key in _METADATA if row.get(key)} | document.metadata
                     document_id = f"{shard.name}/{number}" + (f"/{index}" if len(parts) > 1 else "")
                     yield replace(document, id=document_id, metadata=metadata)
         rows_read += len(rows)
+
+
+def batches_of(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Rows that come one by one, as `table_documents` takes them."""
+    while batch := list(islice(rows, _ROWS_IN_MEMORY)):
+        yield batch
 
 
 def _addresses(rows: list[Row]) -> list[Any]:
