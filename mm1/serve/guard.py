@@ -39,7 +39,13 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        held = 0
+        held, began = 0, False
+
+        async def observed(message: Message) -> None:
+            nonlocal began
+            began = True
+            await send(message)
+
         try:
             scope["client_salt"] = self._salt(scope)
             if scope["method"] in ("POST", "PUT", "PATCH"):
@@ -47,10 +53,14 @@ class Guard:
                 held = len(body)
                 self._held += held
                 receive = _replayed(body, receive)
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, observed)
         except ApiError as error:
             scope["noted"]["error"] = error.code
             await send_error(error, send)
+        except asyncio.CancelledError:  # the server has waited long enough
+            scope["noted"]["error"] = going().code
+            if not began:
+                await send_error(going(), send)
         finally:
             self._held -= held
 
@@ -108,8 +118,6 @@ class Guard:
                         raise ApiError(
                             429, "too many large requests at once; ask again in 1 s", headers={"Retry-After": "1"}
                         )
-        except asyncio.CancelledError:  # the server has waited long enough
-            raise going() from None
         except TimeoutError:
             raise ApiError(
                 408, f"the body did not arrive within {self.limits.body_seconds:g} s", headers={"Connection": "close"}
