@@ -205,14 +205,17 @@ def test_a_server_that_ends_finishes_what_runs_and_refuses_what_waits(chat_run):
         assert requests.get(f"{server.base}/health", timeout=60).status_code == 503
 
 
+MAIN = "from mm1.__main__ import main; main()"
+
+
 @contextmanager
-def process_of(run, *options: str) -> Iterator[tuple[str, subprocess.Popen]]:
+def process_of(run, *options: str, program: str = MAIN) -> Iterator[tuple[str, subprocess.Popen]]:
     """`mm1 serve` in a process of its own: its address, once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ["serve", str(run.folder), "--port", str(port), "--precision", "fp32", *options]
-    process = subprocess.Popen([sys.executable, "-m", "mm1", *words], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True)
     base = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:

@@ -232,7 +232,7 @@ def make_app(server: Server) -> Any:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         server.scheduler.start()
         yield
-        server.scheduler.stop()
+        await asyncio.to_thread(server.scheduler.stop)  # meanwhile clients get their last bytes
         for pool in (server.pool, server.media.pool):
             pool.shutdown(wait=False, cancel_futures=True)
 

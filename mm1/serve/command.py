@@ -18,6 +18,7 @@ from mm1.checkpoint import load_for_use
 from mm1.config.run import load as recorded_run
 from mm1.dist import Precision
 from mm1.serve.limits import Limits
+from mm1.serve.scheduler import STOP_SECONDS
 
 try:
     import uvicorn
@@ -28,7 +29,8 @@ except ImportError as error:
 
 
 LAST_WORDS = 5
-"""Seconds in which clients can take their last bytes when all is answered, or refused because the time is over."""
+"""Seconds in which the process ends when all is answered, or refused because the time is over. Clients can take their
+last bytes until `STOP_SECONDS` before."""
 
 
 BACKLOG = 2048
@@ -109,8 +111,8 @@ class StoppableServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self._stop_at == math.inf:
             self._stop_at = time.monotonic() + self._server.limits.drain_seconds
-        elif sig == signal.SIGINT:  # the second Ctrl-C doesn't wait
-            self.should_exit = self.force_exit = True
+        elif sig == signal.SIGINT:  # the second Ctrl-C waits for no client, no picture and no step
+            os._exit(128 + sig)
         self._server.scheduler.drain()
 
     async def on_tick(self, counter: int) -> bool:
@@ -137,7 +139,7 @@ class Service:
 
 
 def serve_run(folder: Path, service: Service, *, address: Address, precision: Precision = "auto") -> None:
-    """Answer requests for a run until SIGTERM or SIGINT.
+    """Answer requests for a run until SIGTERM or SIGINT, and end the process.
 
     Raises:
         ValueError: there is no run that writes text, or nothing can listen at the address.
@@ -157,11 +159,13 @@ def serve_run(folder: Path, service: Service, *, address: Address, precision: Pr
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=LAST_WORDS,
+        timeout_graceful_shutdown=LAST_WORDS - STOP_SECONDS,
         lifespan="on",
     )
     address.listen(sockets)
     StoppableServer(config, server, address=address).run(sockets)
+    sys.stderr.flush()
+    os._exit(0)  # Python would wait for threads, of which one may fetch a picture for minutes
 
 
 def keys_of(option: Sequence[str]) -> list[str]:

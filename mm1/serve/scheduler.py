@@ -16,6 +16,9 @@ from mm1.serve.text_stream import TextStream
 
 log = logging.getLogger("mm1")
 
+STOP_SECONDS = 1
+"""How long the end of the server waits for the engine's last step."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -195,12 +198,12 @@ class Scheduler:
             self._condition.notify()
 
     def stop(self) -> None:
-        """End what still runs, and the thread."""
+        """End what still runs, and the thread if its step ends within `STOP_SECONDS`; else it ends with the process."""
         with self._condition:
             self._draining = self._stopped = True
             self._condition.notify()
         if self._thread.is_alive():
-            self._thread.join(timeout=30)
+            self._thread.join(timeout=STOP_SECONDS)
 
     def _run(self) -> None:
         refused = False
