@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
 from mm1.data.image import UNREADABLE
+from mm1.eval.data.release_files import ReleaseRow, reader_of
 from mm1.eval.data.rows import Row, Rows, TaskError, read_json
 
 _LARGEST_LETTER = 100  # pixels
@@ -48,6 +49,7 @@ class Diagrams:
             return None
 
 
+@reader_of("ai2d_test_ids.csv", "questions/*.json", "annotations/*.json")
 def ai2d_release(folder: Path, split: str) -> Rows | None:
     """The rows of the training or the test split; None if the release is not in the folder."""
     folder = folder / "ai2d" if (folder / "ai2d").is_dir() else folder
@@ -64,21 +66,24 @@ def ai2d_release(folder: Path, split: str) -> Rows | None:
 
 def _questions(path: Path) -> list[Row]:
     content = read_json(path)
-    try:
-        return [
+    if not isinstance(content, dict):
+        raise TaskError(f"{path} must hold a picture's questions; found {type(content).__name__}")
+    whole = ReleaseRow(content, str(path))
+    rows: list[Row] = []
+    for question, entry in whole["questions"].items():
+        row = ReleaseRow(entry, f"{path}, {question!r}")
+        rows.append(
             {
                 "id": row["questionId"],
-                "imageName": content["imageName"],
+                "imageName": whole["imageName"],
                 "question": question,
                 "options": row["answerTexts"],
                 "answer": row["correctAnswer"],
                 "abcLabel": row["abcLabel"],
-                "drawn": f"{content['imageName']} {row['abcLabel']}",  # both forms of a picture are two pictures
+                "drawn": f"{whole['imageName']} {row['abcLabel']}",  # both forms of a picture are two pictures
             }
-            for question, row in content["questions"].items()
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise TaskError(f"{path} is not laid out as AI2D's questions: {error!r}") from error
+        )
+    return rows
 
 
 def with_letters(data: bytes, texts: Sequence[dict[str, Any]]) -> bytes:

@@ -1,6 +1,6 @@
 """Benchmarks as first released, as JSON with folders of images, read into rows with the hub's column names.
 
-Each function makes a reader: (folder, split) -> rows, or None if its files are not in the folder.
+Each function makes a `Reader`, or is one.
 """
 
 import base64
@@ -8,11 +8,24 @@ import binascii
 import csv
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from mm1.eval.data.release_files import (
+    MissingKey,
+    Reader,
+    ReleaseRow,
+    filled,
+    find,
+    inner_rows,
+    listed_rows,
+    mapped_rows,
+    needed,
+    picture_path,
+    reader_of,
+)
 from mm1.eval.data.rows import (
     JoinedRows,
     ListedRows,
@@ -21,63 +34,55 @@ from mm1.eval.data.rows import (
     SomeRows,
     TaskError,
     parquet_rows,
-    read_json,
 )
-
-Reader = Callable[[Path, str], Rows | None]
 
 SHORTEST_PICTURE = 65
 """A shorter text in a table's picture column is the index of the row that has the picture."""
 
 KARPATHY_SPLITS = ("train", "restval", "val", "validation", "test")
 
-NO_ANSWERS: Row = {"answers": []}
-"""What a question without an annotation has."""
-
 
 def vqa_files(questions: str, annotations: str, *, answer: str = "answer") -> Reader:
     """A reader of VQA's two files (https://visualqa.org/vqa_v2_dataset.html), questions and answers.
 
-    {part} in their names stands for val2014 or train2014; the images are COCO's. The test splits have no answers.
+    The images are COCO's. The test splits have no answers. A person's answer stands under `answer`, or else "answer".
     """
-    parts = {"validation": "val2014", "train": "train2014", "testdev": "test-dev2015", "test": "test2015"}
 
     def read(folder: Path, split: str) -> Rows | None:
-        part = parts.get(split, split)
-        questions_path = _find(folder, questions.format(part=part))
-        annotations_path = _find(folder, annotations.format(part=part))
+        questions_path, annotations_path = (find(folder, filled(name, split)) for name in (questions, annotations))
         if questions_path is None or (annotations_path is None and not split.startswith("test")):
             return None
-        annotated = {}
+        answers: dict[Any, list[Any]] = {}
         if annotations_path is not None:
-            annotated = {row["question_id"]: row for row in _listed(annotations_path, "annotations")}
-        part, rows = part.replace("-dev", ""), []
-        for row in _listed(questions_path, "questions"):
-            texts = [record[answer] for record in annotated.get(row["question_id"], NO_ANSWERS)["answers"]]
-            image = _picture(folder, [part], f"COCO_{part}_{row['image_id']:012d}.jpg")
-            rows.append({**row, "answers": texts, "image": image})
+            for row in listed_rows(annotations_path, "annotations"):
+                people = inner_rows(row, "answers")
+                answers[row["question_id"]] = [one[answer if answer in one else "answer"] for one in people]
+        part, rows = filled("{part}", split).replace("-dev", ""), []
+        image_folders = [part, f"../images/{part}", "../images", ".."]
+        for row in listed_rows(questions_path, "questions"):
+            image = picture_path(questions_path.parent, image_folders, f"COCO_{part}_{row['image_id']:012d}.jpg")
+            rows.append({**row, "answers": answers.get(row["question_id"], []), "image": image})
         return ListedRows(str(questions_path), rows)
 
-    return read
+    return Reader((questions, annotations), read)
 
 
 def listed(file: str, *, key: str = "", image: str, folders: tuple[str, ...] = (), **names: str) -> Reader:
     """A reader of one file with a list of rows, under `key` if that is given.
 
-    In names {split} and {short} (val for validation) are replaced. `image` is the file name of the image, in which the
-    names of columns are replaced by their values. `names` renames columns: new="old".
+    `image` is the file name of the image, in which the names of columns are replaced by their values. `names` renames
+    columns: new="old".
     """
 
     def read(folder: Path, split: str) -> Rows | None:
-        short = {"validation": "val"}.get(split, split)
-        path = _find(folder, file.format(split=split, short=short))
+        path = find(folder, filled(file, split))
         if path is None:
             return None
-        image_folders = [name.format(split=split, short=short) for name in folders]
-        rows = {f"row {number}": row for number, row in enumerate(_listed(path, key))}
-        return ListedRows(str(path), _complete(rows, path, image=image, folders=image_folders, names=names))
+        image_folders = [filled(name, split) for name in folders]
+        rows = _complete(listed_rows(path, key), path, image=image, folders=image_folders, names=names)
+        return ListedRows(str(path), rows)
 
-    return read
+    return Reader((file,), read)
 
 
 def karpathy(file: str, *, folders: tuple[str, ...]) -> Reader:
@@ -89,7 +94,7 @@ def karpathy(file: str, *, folders: tuple[str, ...]) -> Reader:
 
     def read(folder: Path, split: str) -> Rows | None:
         names = {"train": ("train", "restval"), "train2014": ("train",)}.get(split, (split,))
-        path = _find(folder, file)
+        path = find(folder, file)
         if path is None:
             all_rows = parquet_rows(folder, "test")
             split_of_rows = None if all_rows is None else _karpathy_splits(all_rows)
@@ -97,19 +102,19 @@ def karpathy(file: str, *, folders: tuple[str, ...]) -> Reader:
                 return None
             positions = [position for position, name in enumerate(split_of_rows) if name in names]
             return SomeRows(f"{split} of {folder}", all_rows, positions)
-        rows = [
+        rows: list[Row] = [
             {
                 "img_id": str(row["imgid"]),
                 "filename": row["filename"],
-                "caption": [sentence["raw"] for sentence in row["sentences"]],
-                "image": _picture(path.parent, [row.get("filepath", ""), *folders], row["filename"]),
+                "caption": [sentence["raw"] for sentence in inner_rows(row, "sentences")],
+                "image": picture_path(path.parent, [row.get("filepath", ""), *folders], row["filename"]),
             }
-            for row in _listed(path, "images")
+            for row in listed_rows(path, "images")
             if row["split"] in names
         ]
         return ListedRows(f"{split} of {path}", rows)
 
-    return read
+    return Reader((file,), read)
 
 
 def _karpathy_splits(rows: Rows) -> list[str] | None:
@@ -134,23 +139,23 @@ def coco_captions(
     """
 
     def read(folder: Path, split: str) -> Rows | None:
-        path = _find(folder, file.format(short={"validation": "val"}.get(split, split)))
+        path = find(folder, filled(file, split))
         if path is None:
             return None
-        whole, texts = read_json(path), defaultdict(list)
-        for row in whole.get("annotations", ()) if isinstance(whole, dict) else ():
+        texts = defaultdict(list)
+        for row in listed_rows(path, "annotations", optional=True):
             texts[row["image_id"]].append(row["caption"])
-        rows = [
+        rows: list[Row] = [
             {
                 name: row["id"],
                 captions: texts[row["id"]],
-                "image": _picture(path.parent, [split, *folders], row["file_name"]),
+                "image": picture_path(path.parent, [split, *folders], row["file_name"]),
             }
-            for row in _listed(path, "images")
+            for row in listed_rows(path, "images")
         ]
         return ListedRows(str(path), rows)
 
-    return read
+    return Reader((file,), read)
 
 
 def grouped(reader: Reader, *, by: str, gather: str) -> Reader:
@@ -165,12 +170,16 @@ def grouped(reader: Reader, *, by: str, gather: str) -> Reader:
             groups.setdefault(row[by], row | {gather: []})[gather].append(row[gather])
         return ListedRows(rows.name, list(groups.values()))
 
-    return read
+    return Reader(reader.files, read)
 
 
 def first(*readers: Reader) -> Reader:
     """A reader that gives the rows of the first of these readers that finds its files."""
-    return lambda folder, split: next((rows for one in readers if (rows := one(folder, split)) is not None), None)
+
+    def read(folder: Path, split: str) -> Rows | None:
+        return next((rows for one in readers if (rows := one(folder, split)) is not None), None)
+
+    return Reader(_files_of(readers), read)
 
 
 def several(column: str, **readers: Reader) -> Reader:
@@ -182,25 +191,30 @@ def several(column: str, **readers: Reader) -> Reader:
         rows = [row | {column: name} for name, part in parts for row in part]
         return ListedRows(f"{split} of {folder}", rows) if rows else None
 
-    return read
+    return Reader(_files_of(readers.values()), read)
+
+
+def _files_of(readers: Iterable[Reader]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(file for reader in readers for file in reader.files))
 
 
 def joined(questions: str, pictures: str, *, key: str) -> Reader:
     """A reader of two tables on the hub: one of questions, and one with each image once (GQA)."""
 
     def read(folder: Path, split: str) -> Rows | None:
-        question_rows = parquet_rows(folder / questions.format(split=split), split)
+        question_rows = parquet_rows(folder / filled(questions, split), split)
         if question_rows is None:
             return None
-        images = parquet_rows(folder / pictures.format(split=split), split)
+        images = parquet_rows(folder / filled(pictures, split), split)
         if images is None:
-            raise TaskError(f"{folder} has {questions.format(split=split)} but not {pictures.format(split=split)}")
+            raise TaskError(f"{folder} has {filled(questions, split)} but not {filled(pictures, split)}")
         positions = {row["id"]: position for position, row in enumerate(images.light())}
         return JoinedRows(question_rows, images, key, positions)
 
-    return read
+    return Reader((f"{questions}/*.parquet", f"{pictures}/*.parquet"), read)
 
 
+@reader_of("CATEGORY/*.txt")
 def mme_folders(folder: Path, split: str) -> Rows | None:
     """The rows of MME's release: a folder per category, and in it a text file with two questions beside each image."""
     rows = []
@@ -219,33 +233,32 @@ def mme_folders(folder: Path, split: str) -> Rows | None:
     return ListedRows(str(folder), rows) if rows else None
 
 
+@reader_of("problems.json", "{short}/ID/image.png")
 def scienceqa_files(folder: Path, split: str) -> Rows | None:
     """Rows with an image of ScienceQA's release (https://scienceqa.github.io): problems.json, SPLIT/ID/image.png."""
-    path = _find(folder, "problems.json")
+    path = find(folder, "problems.json")
     if path is None:
         return None
-    name = {"validation": "val"}.get(split, split)
-    return ListedRows(
-        f"{split} of {path}",
-        [
-            {**row, "image": _picture(path.parent, [f"{name}/{number}", f"images/{name}/{number}"], row["image"])}
-            for number, row in _mapping(path).items()
-            if row["split"] == name and row["image"]
-        ],
-    )
+    name = filled("{short}", split)
+    rows: list[Row] = [
+        {**row, "image": picture_path(path.parent, [f"{name}/{number}", f"images/{name}/{number}"], row["image"])}
+        for number, row in mapped_rows(path).items()
+        if row["split"] == name and row["image"]
+    ]
+    return ListedRows(f"{split} of {path}", rows)
 
 
 def named_rows(file: str, *, name: str, image: str, folders: tuple[str, ...] = ("images",), **names: str) -> Reader:
     """A reader of a file that maps ids to rows (GQA, MathVista, MM-Vet); the id becomes the column `name`."""
 
     def read(folder: Path, split: str) -> Rows | None:
-        path = _find(folder, file.format(split=split))
+        path = find(folder, filled(file, split))
         if path is None:
             return None
-        rows = {repr(key): row | {name: key} for key, row in _mapping(path).items()}
+        rows = [row | {name: key} for key, row in mapped_rows(path).items()]
         return ListedRows(str(path), _complete(rows, path, image=image, folders=folders, names=names))
 
-    return read
+    return Reader((file,), read)
 
 
 def tsv(*files: str) -> Reader:
@@ -258,8 +271,8 @@ def tsv(*files: str) -> Reader:
     """
 
     def read(folder: Path, split: str) -> Rows | None:
-        names = [file.format(split=name) for file in files for name in (split, split.upper())]
-        path = next((path for name in names if (path := _find(folder, name)) is not None), None)
+        names = [filled(file, name) for file in files for name in (split, split.upper())]
+        path = next((path for name in names if (path := find(folder, name)) is not None), None)
         if path is None:
             return None
         csv.field_size_limit(sys.maxsize)
@@ -273,30 +286,30 @@ def tsv(*files: str) -> Reader:
             row["image"] = _base64(pictures.get(image, image) if len(image) < SHORTEST_PICTURE else image)
         return ListedRows(str(path), rows)
 
-    return read
+    return Reader(files, read)
 
 
 def _complete(
-    rows: Mapping[str, Row], path: Path, *, image: str, folders: Sequence[str], names: Mapping[str, str]
+    rows: Sequence[ReleaseRow], path: Path, *, image: str, folders: Sequence[str], names: Mapping[str, str]
 ) -> list[Row]:
     """The rows of a file with the columns that `names` renames, and their pictures.
 
     A row that lacks a column is left as it is: an odd one.
 
     Raises:
-        TaskError: all rows lack one.
+        MissingKey: all rows lack one.
     """
     completed: list[Row] = []
-    faults: list[str] = []
-    for where, row in rows.items():
+    faults: list[MissingKey] = []
+    for row in rows:
         try:
             renamed = row | {new: row[old] for new, old in names.items()}
-            completed.append(renamed | {"image": _picture(path.parent, folders, image.format(**row))})
-        except KeyError as error:
+            completed.append(renamed | {"image": picture_path(path.parent, folders, image.format_map(row))})
+        except MissingKey as fault:
             completed.append(row)
-            faults.append(f"{path}, {where} has no {error}; found {', '.join(row)}")
+            faults.append(fault)
     if faults and len(faults) == len(rows):
-        raise TaskError(faults[0])
+        raise faults[0]
     return completed
 
 
@@ -308,80 +321,43 @@ def _base64(text: str) -> bytes:
         return text.encode()
 
 
+@reader_of("questions.jsonl", "context.jsonl", "answers_gpt4.jsonl")
 def llava_bench(folder: Path, split: str) -> Rows | None:
     """The rows of LLaVA-Bench's release: questions.jsonl, context.jsonl (captions), answers_gpt4.jsonl, images."""
-    path = _find(folder, "questions.jsonl")
+    path = find(folder, "questions.jsonl")
     if path is None:
         return None
-    captions = {row["image"]: row["caption"] for row in _listed(_needed(path.parent / "context.jsonl"), "")}
-    answers = {row["question_id"]: row["text"] for row in _listed(_needed(path.parent / "answers_gpt4.jsonl"), "")}
-    rows = []
-    for row in _listed(path, ""):
+    captions = {row["image"]: row["caption"] for row in listed_rows(needed(path.parent / "context.jsonl"), "")}
+    answers = {row["question_id"]: row["text"] for row in listed_rows(needed(path.parent / "answers_gpt4.jsonl"), "")}
+    rows: list[Row] = []
+    for row in listed_rows(path, ""):
         judged = {"caption": captions.get(row["image"]), "gpt_answer": answers.get(row["question_id"])}
         judged = {name: text for name, text in judged.items() if text is not None}  # without one the row is an odd one
-        image = _picture(path.parent, ("images",), row["image"])
+        image = picture_path(path.parent, ("images",), row["image"])
         rows.append({**row, **judged, "question": row["text"], "image": image})
     return ListedRows(str(path), rows)
 
 
+@reader_of("dataset.json")
 def book_covers(folder: Path, split: str) -> Rows | None:
     """The rows of OCR-VQA's dataset.json (https://ocr-vqa.github.io), one for each question.
 
     The pictures are those of its loadDataset.py, in `images`, with the ending of their address, or all as .jpg.
     """
-    path = _find(folder, "dataset.json")
+    path = find(folder, "dataset.json")
     number = {"train": 1, "validation": 2, "test": 3}.get(split)
     if path is None or number is None:
         return None
     rows: list[Row] = []
-    for book, entry in _mapping(path).items():
-        try:
-            if entry["split"] != number:
-                continue
-            names = (book + Path(entry["imageURL"]).suffix, f"{book}.jpg")
-            pictures = [_picture(path.parent, ["images"], name) for name in names]
-            image = next((picture for picture in pictures if picture.is_file()), pictures[0])
-            pairs = enumerate(zip_longest(entry["questions"], entry["answers"]))  # one too many is an odd row
-            rows += [
-                {"question_id": f"{book}-{n}", "book": book, "question": question, "answer": answer, "image": image}
-                for n, (question, answer) in pairs
-            ]
-        except (KeyError, TypeError, ValueError) as error:
-            raise TaskError(f"{path}, {book!r} is not laid out as OCR-VQA: {error!r}") from error
+    for book, entry in mapped_rows(path).items():
+        if entry["split"] != number:
+            continue
+        names = (book + Path(entry["imageURL"]).suffix, f"{book}.jpg")
+        pictures = [picture_path(path.parent, ["images"], name) for name in names]
+        image = next((picture for picture in pictures if picture.is_file()), pictures[0])
+        pairs = enumerate(zip_longest(entry["questions"], entry["answers"]))  # one too many is an odd row
+        rows += [
+            {"question_id": f"{book}-{n}", "book": book, "question": question, "answer": answer, "image": image}
+            for n, (question, answer) in pairs
+        ]
     return ListedRows(f"{split} of {path}", rows)
-
-
-def _find(folder: Path, name: str) -> Path | None:
-    """The file of this name in the folder or in one of its subfolders."""
-    paths = [*sorted(folder.glob(name)), *sorted(folder.glob(f"*/{name}"))]
-    return paths[0] if paths else None
-
-
-def _needed(path: Path) -> Path:
-    if not path.is_file():
-        raise TaskError(f"{path} is missing")
-    return path
-
-
-def _listed(path: Path, key: str) -> list[Row]:
-    whole = read_json(path)
-    rows = whole.get(key) if key and isinstance(whole, dict) else whole
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        under = f" under {key!r}" if key else ""
-        raise TaskError(f"{path} must hold a list of rows{under}; found {type(rows).__name__}")
-    return rows
-
-
-def _mapping(path: Path) -> dict[str, Row]:
-    rows = read_json(path)
-    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
-        raise TaskError(f"{path} must map ids to rows; found {type(rows).__name__}")
-    return rows
-
-
-def _picture(folder: Path, subfolders: Sequence[str], name: str) -> Path:
-    """The path of an image: in one of the subfolders, in `images`, or beside the file. `take` reports missing ones."""
-    candidates = [folder / subfolder / name for subfolder in (*subfolders, "images", "")]
-    candidates += [folder / "images" / subfolder / name for subfolder in subfolders]
-    candidates += [folder.parent / subfolder / name for subfolder in subfolders]
-    return next((path for path in candidates if path.is_file()), candidates[0])

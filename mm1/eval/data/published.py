@@ -9,6 +9,7 @@ from pathlib import Path
 from mm1.eval.data.examples import Column, Columns, ExampleReader
 from mm1.eval.data.hub import fetch
 from mm1.eval.data.readings import READINGS
+from mm1.eval.data.release_files import MissingKey, Reader, filled
 from mm1.eval.data.rows import OddRow, Row, Rows, TaskError, json_rows, parquet_rows, splits
 from mm1.eval.data.styles import Form, Kind, ask_short, styles_of
 from mm1.eval.data.submission import SUBMISSIONS
@@ -37,7 +38,7 @@ class Source:
     shots     splits that shots come from; empty: the queries' own split
     training  splits whose questions become training chats; empty: `shots`, where they are a training split
     folder    the folder of its configuration on the hub; {split} is replaced
-    original  reads a split of the first release into rows with the same columns; None if its files are not there
+    original  reads a split of the first release into rows with the same columns
     belongs   which rows belong to the task
     together  questions with equal values in this column are drawn together or not at all (MME's pairs)
     files     patterns of a split's files on the hub, if they are not `data/SPLIT-*` or `FOLDER/SPLIT-*`
@@ -49,10 +50,36 @@ class Source:
     shots: tuple[str, ...] = ()
     training: tuple[str, ...] = ()
     folder: str = ""
-    original: Callable[[Path, str], Rows | None] | None = None
+    original: Reader | None = None
     belongs: Callable[[Row], bool] = lambda row: True
     together: Column | None = None
     files: tuple[str, ...] = ()
+
+    def rows(self, folder: Path, split: str) -> Rows | None:
+        """The rows of a split in a folder; None without its files."""
+        rows = self._original_rows(folder, split)
+        rows = rows or parquet_rows(folder, split, config=self.folder.format(split=split))
+        return rows or json_rows(folder, split)
+
+    def _original_rows(self, folder: Path, split: str) -> Rows | None:
+        if self.original is None:
+            return None
+        try:
+            return self.original(folder, split)
+        except MissingKey as error:
+            raise TaskError(f"{error}; expected: {self.layout(split)}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, TaskError):
+                raise
+            raise TaskError(f"{folder} has another layout ({error}); expected: {self.layout(split)}") from error
+
+    def layout(self, split: str) -> str:
+        """The files of a split that are read, for a person who has others."""
+        hub = f"{' or '.join(self.patterns([split]))} of {self.hub}"
+        if self.original is None:
+            return hub
+        files = ", ".join(dict.fromkeys(filled(file, split) for file in self.original.files))
+        return f"{files} as released with {self.paper}, or {hub}"
 
     def patterns(self, splits: Sequence[str]) -> list[str]:
         """The files of these splits on the hub."""
@@ -195,9 +222,7 @@ class Published:
         """A reader of the first of these splits that exists."""
         source = self.source
         for split in names:
-            rows = source.original(folder, split) if source.original is not None else None
-            rows = rows or parquet_rows(folder, split, config=source.folder.format(split=split))
-            rows = rows or json_rows(folder, split)
+            rows = source.rows(folder, split)
             if rows is None or (not rows.count and otherwise is not None):
                 continue
             if not rows.count:
@@ -206,7 +231,10 @@ class Published:
         if otherwise is not None:
             return otherwise
         existing = ", ".join(splits(folder)) or "none"
-        raise TaskError(f"{self.name}: no split {' or '.join(names)} in {folder}; splits there: {existing}")
+        raise TaskError(
+            f"{self.name}: no split {' or '.join(names)} in {folder}; splits there: {existing}; "
+            f"expected: {source.layout(names[0])}"
+        )
 
     def _listed(self, reader: ExampleReader, *, may_be_hidden: bool = False) -> "Listed":
         """The rows that belong to the task.

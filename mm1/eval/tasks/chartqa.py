@@ -1,8 +1,9 @@
 """ChartQA, test, by relaxed accuracy; also by itself for questions written by people and by a model."""
 
 from mm1.eval.data.examples import Columns
-from mm1.eval.data.original_releases import Reader, listed, several
+from mm1.eval.data.original_releases import listed, several
 from mm1.eval.data.published import Published, Source
+from mm1.eval.data.release_files import Reader
 from mm1.eval.fewshot import Scoring
 from mm1.eval.metrics.short_answers import relaxed_accuracy
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mm1.eval.data.examples import Columns
-from mm1.eval.data.original_releases import Reader, listed, several
+from mm1.eval.data.original_releases import listed, several
 from mm1.eval.data.published import Published, Source
+from mm1.eval.data.release_files import Reader
 from mm1.eval.fewshot import Example, Scoring
 from mm1.eval.metrics.answer_parsing import yes_or_no
 from mm1.eval.metrics.short_answers import pope_scores, same_word
