@@ -1,6 +1,7 @@
-"""What is said of first releases that are laid out otherwise."""
+"""First releases as they are unpacked today, and what is said of files that are laid out otherwise."""
 
 import json
+import shutil
 from pathlib import Path
 
 import layouts
@@ -78,3 +79,14 @@ def test_a_folder_of_other_files_is_answered_with_those_that_are_read(tmp_path: 
     )
     with pytest.raises(TaskError, match=message):
         len(TrainingChats("chartqa", str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", [name for name in layouts.FILES if find_task(name).source.original is not None])
+def test_a_release_is_read_in_a_folder_of_its_clone(name: str, tmp_path: Path):
+    alone = load_task(name, limit=100, seed=0, data=str(released(name, tmp_path / "alone")))
+    (tmp_path / "clone" / ".git").mkdir(parents=True)
+    (tmp_path / "clone" / "README.md").write_text("a data set")
+    shutil.copytree(tmp_path / "alone", tmp_path / "clone" / "Data Set")
+    cloned = load_task(name, limit=100, seed=0, data=str(tmp_path / "clone"))
+    assert [query.id for query in cloned.queries] == [query.id for query in alone.queries]
+    assert cloned.pool.count == alone.pool.count

@@ -9,7 +9,7 @@ from pathlib import Path
 from mm1.eval.data.examples import Column, Columns, ExampleReader
 from mm1.eval.data.hub import fetch
 from mm1.eval.data.readings import READINGS
-from mm1.eval.data.release_files import MissingKey, Reader, filled
+from mm1.eval.data.release_files import MissingKey, Reader, filled, subfolders
 from mm1.eval.data.rows import OddRow, Row, Rows, TaskError, json_rows, parquet_rows, splits
 from mm1.eval.data.styles import Form, Kind, ask_short, styles_of
 from mm1.eval.data.submission import SUBMISSIONS
@@ -56,10 +56,14 @@ class Source:
     files: tuple[str, ...] = ()
 
     def rows(self, folder: Path, split: str) -> Rows | None:
-        """The rows of a split in a folder; None without its files."""
+        """The rows of a split in a folder, or, as first released, in one of its subfolders; None without its files."""
         rows = self._original_rows(folder, split)
         rows = rows or parquet_rows(folder, split, config=self.folder.format(split=split))
-        return rows or json_rows(folder, split)
+        rows = rows or json_rows(folder, split)
+        if rows is not None or self.original is None:
+            return rows
+        inner = (self._original_rows(subfolder, split) for subfolder in subfolders(folder))
+        return next((rows for rows in inner if rows is not None), None)
 
     def _original_rows(self, folder: Path, split: str) -> Rows | None:
         if self.original is None:

@@ -1,6 +1,6 @@
 """What the readers of first releases share: which files they look for, and rows that name a key that they lack."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,11 @@ def find(folder: Path, name: str) -> Path | None:
     """The file of this name in the folder or in one of its subfolders."""
     paths = [*sorted(folder.glob(name)), *sorted(folder.glob(f"*/{name}"))]
     return paths[0] if paths else None
+
+
+def subfolders(folder: Path) -> Iterator[Path]:
+    """The folders in a folder, in the order of their names, without hidden ones."""
+    return iter(sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
 
 
 def needed(path: Path) -> Path:
