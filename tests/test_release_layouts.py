@@ -90,3 +90,19 @@ def test_a_release_is_read_in_a_folder_of_its_clone(name: str, tmp_path: Path):
     cloned = load_task(name, limit=100, seed=0, data=str(tmp_path / "clone"))
     assert [query.id for query in cloned.queries] == [query.id for query in alone.queries]
     assert cloned.pool.count == alone.pool.count
+
+
+def test_docvqa_is_read_as_it_is_unpacked_today(tmp_path: Path):
+    folder = released("docvqa", tmp_path / "DocVQA")
+    before = load_task("docvqa", limit=100, seed=0, data=str(folder))
+    (folder / "spdocvqa_qas").mkdir()
+    (folder / "spdocvqa_images").mkdir()
+    for path in [*folder.rglob("*.json")]:
+        path.rename(folder / "spdocvqa_qas" / path.name)
+    for path in [*folder.rglob("*.png"), *folder.rglob("*.jpg")]:
+        path.rename(folder / "spdocvqa_images" / path.name)
+    assert '"documents/' in (folder / "spdocvqa_qas" / "val_v1.0_withQT.json").read_text()
+    after = load_task("docvqa", limit=100, seed=0, data=str(folder))
+    assert [query.image.data for query in after.queries] == [query.image.data for query in before.queries]
+    assert not after.origin.left_out
+    assert len(TrainingChats("docvqa", str(folder))) > 0

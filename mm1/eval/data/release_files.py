@@ -105,8 +105,14 @@ def mapped_rows(path: Path) -> dict[str, ReleaseRow]:
 
 
 def picture_path(folder: Path, subfolders: Sequence[str], name: str) -> Path:
-    """The path of an image: in one of the subfolders, in `images`, or beside the file. `take` reports missing ones."""
+    """The path of an image: in one of the subfolders, in `images`, or beside the file. `take` reports missing ones.
+
+    A subfolder may hold its images flat, whatever folder the name has (DocVQA).
+    """
     candidates = [folder / subfolder / name for subfolder in (*subfolders, "images", "")]
     candidates += [folder / "images" / subfolder / name for subfolder in subfolders]
     candidates += [folder.parent / subfolder / name for subfolder in subfolders]
+    if "/" in name:
+        flat = name.rpartition("/")[2]
+        candidates += [parent / subfolder / flat for parent in (folder, folder.parent) for subfolder in subfolders]
     return next((path for path in candidates if path.is_file()), candidates[0])

@@ -16,8 +16,10 @@ task = Published(
         shots=("train",),
         folder="DocVQA",
         original=first(
-            listed("{short}_v1.0_withQT.json", key="data", image="{image}", folders=("",)),
-            listed("{short}_v1.0.json", key="data", image="{image}", folders=("",)),  # of the test split
+            listed("{short}_v1.0_withQT.json", key="data", image="{image}", folders=("", "spdocvqa_images")),
+            listed(
+                "{short}_v1.0.json", key="data", image="{image}", folders=("", "spdocvqa_images")
+            ),  # of the test split
         ),
     ),
     columns=Columns(id="questionId"),
