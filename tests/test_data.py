@@ -4,6 +4,7 @@ import io
 import itertools
 import random
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -345,6 +346,12 @@ def test_a_damaged_picture_is_pixels_or_an_image_error(form):
 
 def test_a_picture_that_claims_too_many_pixels_is_refused_before_decoding():
     bomb = png()
-    huge = bomb[:16] + (30_000).to_bytes(4, "big") + (30_000).to_bytes(4, "big") + bomb[24:]
-    with pytest.raises(ImageError):
+    header = b"IHDR" + (30_000).to_bytes(4, "big") * 2 + bomb[24:29]
+    huge = bomb[:12] + header + zlib.crc32(header).to_bytes(4, "big") + bomb[33:]
+    with pytest.raises(ImageError, match=r"^30,000 x 30,000 pixels; at most 64,000,000 are decoded$"):
         load(huge, 8)
+
+
+def test_bytes_of_no_picture_are_named_alike_each_time():
+    with pytest.raises(ImageError, match=r"^not a readable image \(9 bytes\): no picture of a known kind$"):
+        load(b"no bytes.", 8)

@@ -179,6 +179,32 @@ def test_an_odd_picture_is_kept_or_left_out_by_name(name: str, tmp_path: Path):
     assert card["records"]["kept"] == len(CHATS) + (reason == "")
 
 
+TOO_LARGE = {"7,000 x 6,000": (7000, 6000), "20,000 x 20,000": (20_000, 20_000)}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_a_picture_that_is_too_large_has_its_size_and_the_limit(name: str, tmp_path: Path):
+    (tmp_path / "odd.png").write_bytes(png_that_claims(*TOO_LARGE[name]))
+    odd = {"odd": (["odd.png"], [("human", "<image>\nWhat?"), ("gpt", "Something odd.")])}
+    examples = examples_of(write_chats(tmp_path, CHATS | odd), tmp_path / "to")
+    details = [one["detail"] for one in examples if one["reason"] == "picture with too many pixels"]
+    assert set(details) == {f"{name} pixels; at most 40,000,000 are decoded"}
+
+
+def test_what_was_left_out_is_the_same_in_every_run(tmp_path: Path):
+    (tmp_path / "odd.png").write_bytes(b"no picture")
+    path = write_chats(tmp_path, CHATS | {"odd": (["odd.png"], [("human", "<image>\nWhat?"), ("gpt", "Odd.")])})
+    examples = [examples_of(path, tmp_path / f"to{n}") for n in range(2)]
+    assert examples[0] == examples[1]
+    assert "no picture of a known kind" in {one["detail"] for one in examples[0]}
+
+
+def examples_of(path: Path, to: Path) -> list[dict]:
+    """What `dropped.jsonl` has of a preparation of these chats."""
+    prepare(parse_request([str(path)]), to)
+    return [json.loads(line) for line in (to / "dropped.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_odd_pictures_of_a_store_are_trained_or_counted_with_every_tiling(preset: str, tmp_path: Path):
     write_store(

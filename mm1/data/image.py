@@ -77,6 +77,29 @@ def has_too_many_pixels(data: bytes) -> bool:
         return False
 
 
+def claimed_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height that a picture's header claims, also where Pillow refuses it for them, but not turned upright.
+
+    Pillow checks the size only after a reader has the header; the readers themselves don't.
+    """
+    for factory, accept in Pillow.OPEN.values():
+        with suppress(*UNREADABLE):
+            if accept is not None and accept(data[:16]) is True:
+                return factory(io.BytesIO(data), "").size
+    return None
+
+
+def too_many_pixels(size: tuple[int, int] | None, *, most: int) -> str:
+    """What is said of a picture of this size, if that is known, where at most so many pixels are decoded."""
+    how_many = f"{size[0]:,} x {size[1]:,}" if size else "too many"
+    return f"{how_many} pixels; at most {most:,} are decoded"
+
+
+def fault_of(error: BaseException) -> str:
+    """What a reader of Pillow's says of damaged bytes; of unknown ones Pillow only names an object in memory."""
+    return "no picture of a known kind" if isinstance(error, Pillow.UnidentifiedImageError) else str(error)
+
+
 def orientation(picture: Pillow.Image, data: bytes) -> int:
     """The EXIF orientation, 1 to 8, of an opened picture of these bytes; 1 where it is missing or unreadable."""
     if picture.format == "TIFF":  # Pillow turns those itself
@@ -134,8 +157,10 @@ def load_tiles(image: Image, cuts: Sequence[Cut], *, size: int, out: np.ndarray 
         return tiles_NCYX
     except ImageError:
         raise
+    except Pillow.DecompressionBombError as error:
+        raise ImageError(too_many_pixels(claimed_size(image.data), most=MAX_PIXELS)) from error
     except UNREADABLE as error:
-        raise ImageError(f"not a readable image ({len(image.data):,} bytes): {error}") from error
+        raise ImageError(f"not a readable image ({len(image.data):,} bytes): {fault_of(error)}") from error
 
 
 def _resized(sizes: tuple[tuple[int, int], ...], done: dict[tuple, torch.Tensor]) -> torch.Tensor:
@@ -240,7 +265,7 @@ def _any(data: bytes) -> tuple[np.ndarray, tuple[int, int]]:
     """The pixels YXC of a picture of any format that Pillow reads, upright and in RGB, and its width and height."""
     with _open(data) as picture:
         if picture.width * picture.height > MAX_PIXELS:
-            raise ImageError(f"{picture.width} x {picture.height} pixels; at most {MAX_PIXELS:,} are decoded")
+            raise ImageError(too_many_pixels(picture.size, most=MAX_PIXELS))
         flat = flatten(upright(picture, data))
         return np.array(flat), flat.size
 

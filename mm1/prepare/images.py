@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import PIL.Image
 
-from mm1.data.image import flatten, upright
+from mm1.data.image import claimed_size, fault_of, flatten, too_many_pixels, upright
 
 LARGEST_PIXELS = 40_000_000
 """A picture of more pixels is refused before it is decoded: a few bytes of PNG can ask for gigabytes."""
@@ -16,7 +16,14 @@ IN_HEIC = "picture in HEIC, which is not read; export it as JPEG"
 
 
 class PictureError(ValueError):
-    """A picture that cannot be used; the message is the reason, in a few words, under which it is counted."""
+    """A picture that cannot be used; the message is the reason, in a few words, under which it is counted.
+
+    `detail` says what was found.
+    """
+
+    def __init__(self, reason: str, *, detail: str = ""):
+        super().__init__(reason)
+        self.detail = detail
 
 
 def open_picture(data: bytes) -> PIL.Image.Image:
@@ -28,14 +35,18 @@ def open_picture(data: bytes) -> PIL.Image.Image:
     try:
         file = PIL.Image.open(io.BytesIO(data), formats=_formats())
         if file.width * file.height > LARGEST_PIXELS:
-            raise PictureError("picture with too many pixels")
+            raise _too_many_pixels(file.size)
         return flatten(upright(file, data))
     except PictureError:
         raise
     except PIL.Image.DecompressionBombError as error:  # Pillow has a limit of its own
-        raise PictureError("picture with too many pixels") from error
+        raise _too_many_pixels(claimed_size(data)) from error
     except Exception as error:  # on damaged bytes Pillow's readers raise errors of every kind
-        raise PictureError(_fault(data)) from error
+        raise PictureError(_fault(data), detail=fault_of(error)) from error
+
+
+def _too_many_pixels(size: tuple[int, int] | None) -> PictureError:
+    return PictureError("picture with too many pixels", detail=too_many_pixels(size, most=LARGEST_PIXELS))
 
 
 def _fault(data: bytes) -> str:

@@ -126,7 +126,7 @@ def _checked(piece: Image, bounds: ImageBounds) -> PIL.Image.Image:
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # LARGEST_PIXELS is the bound
             image = open_picture(piece.data)
     except PictureError as error:
-        raise Dropped(str(error), detail=str(error.__cause__ or "")) from None
+        raise Dropped(str(error), detail=error.detail) from None
     short, long = sorted(image.size)
     size = f"{image.width} x {image.height}"
     if short < bounds.min_side:
