@@ -355,3 +355,15 @@ def test_a_picture_that_claims_too_many_pixels_is_refused_before_decoding():
 def test_bytes_of_no_picture_are_named_alike_each_time():
     with pytest.raises(ImageError, match=r"^not a readable image \(9 bytes\): no picture of a known kind$"):
         load(b"no bytes.", 8)
+
+
+def test_a_prepared_folder_is_answered_with_the_stores_in_it(tmp_path):
+    for name in ("images", "text"):
+        write_store([Document((Text("a"),))], tmp_path / "chats" / f"{name}.lance")
+    with pytest.raises(StoreError) as error:
+        Store(tmp_path / "chats")
+    assert error.match(r"it holds images\.lance, text\.lance: name one, .*/chats/images\.lance$")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match="empty is not a readable document store") as error:
+        Store(tmp_path / "empty")
+    assert ".rs" not in str(error.value)

@@ -75,6 +75,14 @@ def test_a_single_missing_input_keeps_its_own_error(stores, tmp_path):
         check_inputs(run, tmp_path / "run")
 
 
+def test_a_mistyped_store_is_answered_with_its_neighbour_alone(stores, tmp_path):
+    (tmp_path / "chats" / "images.lance").mkdir(parents=True)
+    run = small.run(stores)
+    run.data.sources["text"].store = str(tmp_path / "chats" / "image.lance")
+    with pytest.raises(StoreError, match=r"did you mean '.*/chats/images\.lance'\?$"):
+        check_inputs(run, tmp_path / "run")
+
+
 def test_a_broken_input_is_named_without_a_command(stores, tmp_path):
     run = small.run(stores)
     (tmp_path / "broken.lance").mkdir()

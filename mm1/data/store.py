@@ -8,6 +8,7 @@ One row is one document, in the aligned-lists form of OBELICS (https://huggingfa
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
@@ -41,6 +42,7 @@ SCHEMA = pa.schema(
 TOKENS, LENGTH, SIZES = "tokens_", "length_", "upright_sizes"
 """Further columns that a store may have (`data/tokenized.py`); the tokenizer's fingerprint follows the first two."""
 
+_SOURCE_LINE = re.compile(r",? *[\w./\\-]+\.rs:\d+(:\d+)?")
 _BUFFER = 8 * 2**20  # bytes of images held before they are written: with 32 MB, Lance's threads keep 300 MB more
 
 SAMPLE = Path(__file__).parent.parent / "sample"
@@ -69,7 +71,7 @@ class Store:
             self._table = lance().dataset(self.path)
             self._rows = self._table.count_rows()
         except (OSError, ValueError) as error:
-            raise StoreError(f"{self.path} is not a readable document store: {error}") from error
+            raise StoreError(_no_store(self.path, error)) from error
         lacking = set(SCHEMA.names) - set(self._table.schema.names)
         if lacking:
             raise StoreError(f"{self.path} lacks the columns {sorted(lacking)}; a document store has {SCHEMA.names}")
@@ -123,7 +125,7 @@ class Store:
         try:
             rows = self._table.take(list(positions), columns=self._columns).to_pylist()
         except (OSError, ValueError) as error:
-            raise StoreError(f"cannot read documents of {self.path}: {error}") from error
+            raise StoreError(f"cannot read documents of {self.path}: {_fault(error)}") from error
         return [_document(row, self._tokens) for row in rows]
 
     def scan(self, *, with_images: bool = True) -> Iterator[Document]:
@@ -134,7 +136,20 @@ class Store:
                 for row in batch.to_pylist():
                     yield _document(row, self._tokens)
         except (OSError, ValueError) as error:
-            raise StoreError(f"cannot read documents of {self.path}: {error}") from error
+            raise StoreError(f"cannot read documents of {self.path}: {_fault(error)}") from error
+
+
+def _no_store(path: str, error: Exception) -> str:
+    """What is said of something that can't be opened as a store: a folder may hold stores, as a preparation does."""
+    inner = sorted(folder.name for folder in Path(path).glob("*.lance")) if "://" not in path else []
+    if inner:
+        return f"{path} is no document store; it holds {', '.join(inner)}: name one, {Path(path) / inner[0]}"
+    return f"{path} is not a readable document store: {_fault(error)}"
+
+
+def _fault(error: Exception) -> str:
+    """What Lance says, without the line of its own source."""
+    return _SOURCE_LINE.sub("", str(error))
 
 
 def open_store(name: str, *, tokens: str | None = None, sizes: bool = False) -> Store:

@@ -73,7 +73,8 @@ def _data_problems(run: RunConfig) -> Iterator[Problem]:
         if error := _error(open_store, store):
             name = Path(store).stem
             kind = "text" if "text" in name else "images"  # the two stores that a preparation writes
-            remedy = sft.remedy(store) or f"mm1 prepare YOUR_FILES --to {name}, then {field}={name}/{kind}.lance"
+            remedy = f"mm1 prepare YOUR_FILES --to {name}, then {field}={name}/{kind}.lance"
+            remedy = sft.remedy(store) or ("" if "did you mean" in str(error) else remedy)
             yield Problem(error, "" if ":" in store or Path(store).exists() else remedy)
     # the tokenizer of a run to start from is missing with that run
     is_start = run.data.tokenizer in run.start_from.values() and not Path(run.data.tokenizer).exists()
