@@ -53,6 +53,9 @@ def test_a_fine_tuning_without_its_data_names_the_command_of_every_set(tmp_path,
     assert remedies["no document store at sft/gqa/images.lance"] == (
         "mm1 prepare task:gqa data=GQA --to sft/gqa, from https://cs.stanford.edu/people/dorarad/gqa"
     )
+    assert remedies["no document store at sft/text_only/text.lance"] == (
+        "mm1 prepare CHATS.json --to sft/text_only, from chats of your own: MM1's are internal, like ShareGPT's"
+    )
     assert remedies["no run at runs/mm1_3b"].startswith("mm1 train mm1_3b --to runs/mm1_3b")
     assert sum("--to sft/" in remedy for remedy in remedies.values()) == 17
 

@@ -25,7 +25,7 @@ class ChatSet:
 _INSTRUCT = "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K"
 
 SETS = {
-    "text_only": ChatSet(13, "internal; like ShareGPT", prepared="CHATS.json", pictures=False),
+    "text_only": ChatSet(13, "internal, like ShareGPT's", prepared="CHATS.json", pictures=False),
     "llava_conv": ChatSet(57, _INSTRUCT, prepared="conversation_58k.json pictures=coco/train2017"),
     "llava_complex": ChatSet(77, _INSTRUCT, prepared="complex_reasoning_77k.json pictures=coco/train2017"),
     "sharegpt4v": ChatSet(
@@ -112,7 +112,9 @@ def remedy(store: str) -> str:
         return f"mm1 prepare CHATS --to {folder}, from your chats of this category"
     if folder.parent.name != "sft" or name not in SETS:
         return ""
-    return f"mm1 prepare {SETS[name].prepared} --to {folder}, from {SETS[name].published}"
+    published = SETS[name].published
+    where = published if published.startswith("https://") else f"chats of your own: MM1's are {published}"
+    return f"mm1 prepare {SETS[name].prepared} --to {folder}, from {where}"
 
 
 def _mm1(base: str, model: ModelConfig, *, root: str) -> RunConfig:
