@@ -199,6 +199,34 @@ def test_what_was_left_out_is_the_same_in_every_run(tmp_path: Path):
     assert "no picture of a known kind" in {one["detail"] for one in examples[0]}
 
 
+def test_chats_of_sharegpt_as_first_published_are_read(tmp_path: Path):
+    entries = [
+        {
+            "id": str(n),
+            "items": [{"from": "human", "value": f"Who are you {n}?"}, {"from": who, "value": f"I am {who}."}],
+        }
+        for n, who in enumerate(("gpt", "chatgpt", "bard", "bing"))
+    ]
+    (tmp_path / "talk.json").write_text(json.dumps(entries))
+    prepare(parse_request([str(tmp_path / "talk.json"), "copies=none"]), tmp_path / "to")
+    trained = [text.text for one in Store(tmp_path / "to/text.lance").scan() for text in one.pieces if text.train]
+    assert trained == ["I am gpt.", "I am chatgpt.", "I am bard.", "I am bing."]
+
+
+def test_chats_with_calls_of_tools_are_counted_by_name(tmp_path: Path):
+    call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = [
+        {"role": "user", "content": "What is six times seven?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "42", "tool_call_id": "x"},
+        {"role": "assistant", "content": "It is 42."},
+    ]
+    plain = [turns[0], turns[3]]
+    (tmp_path / "talk.json").write_text(json.dumps([{"messages": turns}, {"messages": turns[:2]}, {"messages": plain}]))
+    result = prepare(parse_request([str(tmp_path / "talk.json")]), tmp_path / "to")
+    assert result.ledger.records.dropped == {"conversation with calls of tools, which are not read": 2}
+
+
 def examples_of(path: Path, to: Path) -> list[dict]:
     """What `dropped.jsonl` has of a preparation of these chats."""
     prepare(parse_request([str(path)]), to)

@@ -20,11 +20,13 @@ _ROLES = {
     "gpt": "assistant",
     "assistant": "assistant",
     "model": "assistant",
+    **dict.fromkeys(("chatgpt", "bard", "bing"), "assistant"),  # of ShareGPT
     "system": "system",
     "developer": "system",  # OpenAI's new name
 }
 _PICTURE_NAMES = ("image", "images", "file_name", "file_names")
 _INPUTS, _ANSWERS = ("input", "context"), ("output", "response")  # of Alpaca, and of Dolly
+_TOOLS = ("tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
 _UNSEEN = ("video", "videos", "audio", "audios")
 
 
@@ -63,9 +65,9 @@ def turns_of(row: Mapping[str, Any]) -> Any:
     """The turns of a record as it holds them: a list, or the text of one, or instruction, input and output.
 
     https://github.com/tatsu-lab/stanford_alpaca#data-release; `history`, pairs of earlier questions and answers, is
-    LLaMA-Factory's.
+    LLaMA-Factory's, `items` the name of the turns where ShareGPT was first published.
     """
-    turns = row.get("conversations") or row.get("messages")
+    turns = next((row[name] for name in ("conversations", "messages", "items") if row.get(name)), None)
     if turns or not has_instructions(row):
         return turns
     history = row.get("history")
@@ -89,13 +91,15 @@ def conversation(row: Mapping[str, Any], turns: Any, pictures: Pictures, record:
     """The chat of a record whose turns are in one of the forms of LLaVA, ShareGPT, OpenAI and TRL.
 
     Raises:
-        Dropped: its turns are of no known form, its pictures are too many or too few, or it is about a video.
+        Dropped: its turns are of no known form, its pictures too many or too few, or it calls tools or shows a video.
     """
     images: Any = next((row[name] for name in _PICTURE_NAMES if row.get(name)), [])
     cells = images if isinstance(images, list) else [images]
     record.pictures = len(cells)
     turns, cells = flatten_parts(parse_json(turns) if isinstance(turns, str) else turns, cells)
     record.pictures = len(cells)
+    if isinstance(turns, list) and any(map(_is_of_tool, turns)):
+        raise Dropped("conversation with calls of tools, which are not read", detail=_roles(turns))
     parsed = parse_turns(turns)
     if not parsed:
         raise Dropped("conversation without turns, or with none of the known form", detail=_roles(turns))
@@ -156,6 +160,10 @@ def parse_turns(value: Any) -> list[Turn]:
             return []
         turns.append(Turn(_ROLES[role], text))
     return turns
+
+
+def _is_of_tool(turn: Any) -> bool:
+    return isinstance(turn, dict) and (_role(turn) in _TOOLS or bool(turn.get("tool_calls")))
 
 
 def _role(turn: Any) -> str:

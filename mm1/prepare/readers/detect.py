@@ -60,7 +60,8 @@ def detect_json_kind(path: Path) -> str | None:
     keys = _first_keys(text)
     if {"text_list", "image_info"} <= keys:
         return "mmc4"
-    if keys & {"conversations", "messages"}:
+    of_sharegpt = "items" in keys and '"from"' in text and '"value"' in text
+    if keys & {"conversations", "messages"} or of_sharegpt:
         return "llava"
     if has_instructions(keys):  # a row without an instruction may be a text
         return "rows" if keys & set(TEXT_COLUMNS) else "llava"
