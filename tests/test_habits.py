@@ -124,7 +124,7 @@ def test_a_mistake_does_not_stand_in_the_way_of_the_next_try(tmp_path):
     wrong.mkdir()
     (pictures / "1.png").write_bytes(RED)
     path = talk(tmp_path / "t.json", "1.png")
-    message = r"no document is left; left out: picture that is missing: 1; first: t\.json, element 1, 1\.png; pictures="
+    message = r"no document is left; left out: picture that is missing: 1; first: t\.json, element 0, 1\.png; pictures="
     with pytest.raises(ValueError, match=message):
         prepare(parse_request([str(path), f"pictures={wrong}"]), to)
     with pytest.raises(ValueError, match="no document store"):

@@ -96,7 +96,7 @@ def test_a_repeated_picture_takes_its_caption_with_it(tmp_path):
 def test_the_terminal_says_which_picture_is_missing_and_where_to_name_its_folder(tmp_path):
     request = parse_request([str(talk(tmp_path, ["good.jpg", "gone.jpg"])), f"pictures={tmp_path}/pics"])
     lines = list(summary_lines(prepare(request, tmp_path / "out"), tmp_path / "out"))
-    assert f"{1:>10} pictures  picture that is missing; first: element 2, gone.jpg" in lines
+    assert f"{1:>10} pictures  picture that is missing; first: element 1, gone.jpg" in lines
     assert f"{'':10} pictures=FOLDER names the folder of the pictures, if they are elsewhere" in lines
 
 

@@ -199,6 +199,16 @@ def test_what_was_left_out_is_the_same_in_every_run(tmp_path: Path):
     assert "no picture of a known kind" in {one["detail"] for one in examples[0]}
 
 
+def test_a_position_counts_from_0_in_an_array_and_in_lines_from_1(tmp_path: Path):
+    odd = {"odd": (["gone.png"], [("human", "<image>\nWhat?"), ("gpt", "Odd.")])}
+    path = write_chats(tmp_path, CHATS | odd)
+    number = len(CHATS)
+    assert {one["position"] for one in examples_of(path, tmp_path / "array")} == {f"element {number}"}
+    lines = path.with_suffix(".jsonl")
+    lines.write_text("\n".join(json.dumps(entry) for entry in json.loads(path.read_text())))
+    assert {one["position"] for one in examples_of(lines, tmp_path / "lines")} == {f"line {number + 1}"}
+
+
 def test_chats_of_sharegpt_as_first_published_are_read(tmp_path: Path):
     entries = [
         {

@@ -7,7 +7,7 @@ can be cut into ranges before it is read.
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,11 +54,18 @@ def read_json_array(shard: Shard, ledger: Ledger) -> Iterator[tuple[int, dict[st
             if isinstance(value, dict):
                 yield number, value
             else:
-                with ledger.record(f"element {number + 1}", element or ""):
+                with ledger.record(f"element {number}", element or ""):
                     if element is None:
                         raise Dropped(f"element of more than {LARGEST_FILE >> 20} MB")
                     raise Dropped("element that is no JSON object", detail=_fault(element))
             number += 1
+
+
+def position_names(path: Path) -> Callable[[int], str]:
+    """What records of a file are called: elements of an array count from 0, as `mm1 show --row` does, lines from 1."""
+    with open_unpacked(path) as file:
+        is_array = array_start(file) is not None
+    return lambda number: f"element {number}" if is_array else f"line {number + 1}"
 
 
 def _is_one_object(path: Path) -> bool:

@@ -67,7 +67,7 @@ def read_documents(shard: Shard, ledger: Ledger) -> Iterator[Document]:
     """
     if shard.documents is None:
         raise InputError(f"{shard.name} is read from no file; --kind {shard.kind} goes with its own inputs only")
-    for number, document in enumerate(shard.documents(), start=1):
+    for number, document in enumerate(shard.documents()):
         with ledger.record(f"record {number}") as record:
             if isinstance(document, Dropped):
                 record.content = document.detail
