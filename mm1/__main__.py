@@ -71,7 +71,8 @@ def train(
 
     Without --to the run's folder is runs/RECIPE. Start it with torchrun on several GPUs or machines; parallel.* fields
     set the parallelism. On SIGTERM it saves a checkpoint and exits with code 143. With start_from.vision=RUN,
-    start_from.decoder=RUN or start_from.model=RUN the run takes shapes and tokenizer of what it starts from.
+    start_from.decoder=RUN or start_from.model=RUN the run takes shapes and tokenizer of what it starts from, of a whole
+    model also image size and tiles.
     """
     from mm1 import dist
     from mm1.train.continued import continues

@@ -126,7 +126,8 @@ ORDER = {
             "expert_parallel",
             "parallel",
         ),
-        *("coordinator", "trackers", "log", "meter", "guard", "health", "profile", "loop", "run", "continued"),
+        *("coordinator", "trackers", "log", "meter", "guard", "health", "profile", "loop"),
+        *("starts", "run", "continued"),
     ),
     "budget": (
         *("objectives", "simulate", "hardware", "memory_table", "parallel_layout", "sharding", "contrast", "planner"),

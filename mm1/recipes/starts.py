@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mm1.config.model import DecoderConfig, VisionConfig
+from mm1.config.model import DecoderConfig, TilingConfig, VisionConfig
 from mm1.config.run import RunConfig, load, override
 from mm1.data.recorded import TOKENIZER
 from mm1.data.tokenizer import load_tokenizer
@@ -12,25 +12,34 @@ def with_starts(run: RunConfig, assignments: list[str]) -> RunConfig:
     """`run` with the assignments of a command line. Those of `start_from` come first: the run takes shapes and
     tokenizer of what it starts from, and the other assignments change them.
 
-    The recipe keeps its image size, or the nearest that the encoder's patches fill, since position embeddings are
-    resized; and its experts if it starts from a dense decoder. A start that is missing changes nothing.
+    Of a whole model it takes image size and tiles too, unless only the recipe has tiles. Else the recipe keeps its
+    image size, or the nearest that the encoder's patches fill, since position embeddings are resized. It keeps its
+    experts if it starts from a dense decoder. A start that is missing changes nothing.
 
     Raises:
         ConfigError: an assignment that is no override of the run.
     """
     named = [assignment for assignment in assignments if assignment.startswith("start_from")]
+    others = [assignment for assignment in assignments if assignment not in named]
     run = override(run, named)
     if named:
         for part, folder in run.start_from.items():
             if (Path(folder) / "config.json").is_file():
                 run = _started(run, part, Path(folder))
-    return override(run, [assignment for assignment in assignments if assignment not in named])
+    changed = override(run, others)
+    if named and changed.model.tiling.kind != run.model.tiling.kind:  # limits of the start's tiles are not for others
+        run.model.tiling = TilingConfig(pixels=run.model.tiling.pixels)
+        changed = override(run, others)
+    return changed
 
 
 def _started(run: RunConfig, part: str, folder: Path) -> RunConfig:
     """`run` with the shape of a part of another run, or of all of its parts, and with that run's tokenizer."""
     start, run = load(folder / "config.json").model, run.model_copy(deep=True)
-    if part in ("vision", "model"):
+    if part == "model" and (start.tiling.kind != "none" or run.model.tiling.kind == "none"):
+        run.model.tiling = TilingConfig()  # whose pixels may not be those of the start's patches
+        run.model.vision, run.model.tiling = start.vision, start.tiling
+    elif part in ("vision", "model"):
         run.model.vision = _vision(run.model.vision, start.vision)
     if part == "model":
         run.model.connector = start.connector

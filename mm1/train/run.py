@@ -6,20 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from mm1 import checkpoint, dist
 from mm1.config import run as config
 from mm1.config.base import ConfigError
-from mm1.config.model import SparseConfig
 from mm1.config.run import RunConfig
 from mm1.data.loader import Sequences, batches, sequences_of, workers_of
 from mm1.data.recorded import chat_format_of, check_tokenizer, record_text, recorded_text
 from mm1.data.tokenizer import Tokenizer, load_tokenizer
-from mm1.model.layers import sharded_like
-from mm1.model.lora import is_adapter
-from mm1.model.mllm import MLLM
-from mm1.model.moe import upcycled
 from mm1.model.sizes import non_embedding_parameters
 from mm1.objectives.index import objective_of
 from mm1.scaling import peak_rate
@@ -33,6 +27,7 @@ from mm1.train.loop import Learner, Trainer, train
 from mm1.train.parallel import ParallelDims, init_weights, parallel_dims, parallelize
 from mm1.train.parameters import freeze
 from mm1.train.schedule import rate
+from mm1.train.starts import load_starts
 
 FREE = (
     *("data.workers", "tensorboard", "wandb", "profile", "health_every", "parallel", "checkpoints"),
@@ -146,7 +141,7 @@ def _train_from(
         checkpoint.resume(start, model, learner.optimizer)
         console.print(f"{folder.name}  continues from step {start.step} ({start.path})", highlight=False)
     else:
-        _start_from(run, model)
+        load_starts(run, model)
     # only now: a mistake in what was opened above claims no folder
     dist.on_rank_zero(lambda: _claim(run, folder, sequences=data.train))
     done = start.step if start else 0
@@ -259,33 +254,3 @@ def _build_learner(run: RunConfig, sources: list[str], *, dims: ParallelDims, se
     init_weights(objective.model, seed)
     peak = peak_rate(run.optim.learning_rate, non_embedding_parameters(run.model.decoder))
     return Learner(run, objective, optim.build(objective.model, run.optim, peak=peak), peak, precision)
-
-
-def _start_from(run: RunConfig, model: nn.Module) -> None:
-    """Load the weights of the runs in `start_from`."""
-    for name, folder in run.start_from.items():
-        part = "" if name == "model" else name
-        if name != "vision" and run.model.decoder.sparse.experts and _is_dense(Path(folder)):
-            origin = _upcycle(run, Path(folder), model=model, part=part)
-            console.print(f"started {name} from {origin.path}, each expert from its feed-forward", highlight=False)
-        else:
-            origin = checkpoint.load_part(Path(folder), model, part)
-            console.print(f"started {name} from {origin.path}", highlight=False)
-
-
-def _is_dense(folder: Path) -> bool:
-    return not config.load(folder / "config.json").model.decoder.sparse.experts
-
-
-@torch.no_grad()
-def _upcycle(run: RunConfig, folder: Path, *, model: nn.Module, part: str) -> checkpoint.Checkpoint:
-    """Start a sparse model (or its decoder) from a dense run."""
-    shape = run.model.model_copy(deep=True)
-    shape.decoder.sparse = SparseConfig()
-    dense = MLLM(shape)
-    origin = checkpoint.load_part(folder, dense, part)
-    state = model.state_dict().items()
-    weights = {name: value for name, value in state if name.startswith(part) and not is_adapter(name)}
-    for name, value in upcycled(dense.state_dict(), weights).items():
-        weights[name].copy_(value if value is weights[name] else sharded_like(value, weights[name]))
-    return origin

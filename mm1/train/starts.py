@@ -1,0 +1,57 @@
+"""The weights of the runs that a run starts from."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mm1 import checkpoint
+from mm1.config import run as config
+from mm1.config.model import ModelConfig, SparseConfig
+from mm1.config.run import RunConfig
+from mm1.model.layers import sharded_like
+from mm1.model.lora import is_adapter
+from mm1.model.mllm import MLLM
+from mm1.model.moe import upcycled
+from mm1.train.log import console
+
+
+def load_starts(run: RunConfig, model: nn.Module) -> None:
+    """Load the weights of the runs in `start_from`, and say what they are.
+
+    Raises:
+        CheckpointError: a run has no whole checkpoint, or its part has other names or shapes.
+    """
+    for name, folder in run.start_from.items():
+        part = "" if name == "model" else name
+        start = config.load(Path(folder) / "config.json").model
+        if name != "vision" and run.model.decoder.sparse.experts and not start.decoder.sparse.experts:
+            origin, how = _upcycle(run, Path(folder), model=model, part=part), ", each expert from its feed-forward"
+        else:
+            origin, how = checkpoint.load_part(Path(folder), model, part), ""
+        seen = f"\n  {_seen(run.model, start)}" if name == "model" else ""
+        console.print(f"started {name} from {origin.path}{how}{seen}", highlight=False)
+
+
+def _seen(model: ModelConfig, start: ModelConfig) -> str:
+    """How pictures are seen, and what the start saw where that differs."""
+
+    def told(ours: object, theirs: object) -> str:
+        return f"{ours}" + ("" if ours == theirs else f" ({theirs} there)")
+
+    pixels = told(model.vision.image_size, start.vision.image_size)
+    return f"image size: {pixels}; tiles: {told(model.tiling.kind, start.tiling.kind)}"
+
+
+@torch.no_grad()
+def _upcycle(run: RunConfig, folder: Path, *, model: nn.Module, part: str) -> checkpoint.Checkpoint:
+    """Start a sparse model (or its decoder) from a dense run."""
+    shape = run.model.model_copy(deep=True)
+    shape.decoder.sparse = SparseConfig()
+    dense = MLLM(shape)
+    origin = checkpoint.load_part(folder, dense, part)
+    state = model.state_dict().items()
+    weights = {name: value for name, value in state if name.startswith(part) and not is_adapter(name)}
+    for name, value in upcycled(dense.state_dict(), weights).items():
+        weights[name].copy_(value if value is weights[name] else sharded_like(value, weights[name]))
+    return origin

@@ -1,0 +1,71 @@
+"""A run that starts from a model with tiles goes on with them: the pictures it sees are those that the model knows."""
+
+from pathlib import Path
+
+import pytest
+import small
+import test_tiled_models
+from test_export import opened
+
+from mm1.checkpoint import load_for_use
+from mm1.config import run as config
+from mm1.config.model import TilingConfig
+from mm1.config.run import RunConfig
+from mm1.exchange.export import export_run
+from mm1.exchange.importing import import_model
+from mm1.recipes.index import recipe
+from mm1.recipes.starts import with_starts
+from mm1.train.run import train_run
+
+ODD = "SmolVLM, patches that don't fill"
+SHORT = ["steps=1", "batch_size=1", "micro_batch_size=1", "data.validation={}", "data.workers=0", "precision=fp32"]
+
+
+@pytest.fixture(scope="module")
+def imports(tmp_path_factory) -> dict[str, Path]:
+    """Tiny published models with tiles, imported, by their names."""
+    folder = tmp_path_factory.mktemp("imports")
+    for number, published in enumerate(test_tiled_models.MODELS.values()):
+        test_tiled_models.publish(published, folder / f"{number}")
+        import_model(str(folder / f"{number}"), folder / f"run{number}")
+    return {name: folder / f"run{number}" for number, name in enumerate(test_tiled_models.MODELS)}
+
+
+def started(start: Path, *assignments: str, name: str = "tiny_sft") -> RunConfig:
+    """The run of a recipe that starts from a whole model, as the command line makes it."""
+    return with_starts(recipe(name), [f"start_from.model={start}", *assignments])
+
+
+def trained(run: RunConfig, stores: dict[str, Path], folder: Path) -> Path:
+    run.data.sources = {"captions": config.SourceConfig(store=str(stores["captions"]))}
+    return train_run(run, folder)
+
+
+@pytest.mark.parametrize("name", test_tiled_models.MODELS)
+def test_a_fine_tuned_import_keeps_its_tiles_and_leaves_as_the_model_it_was(name, imports, stores, tmp_path, capsys):
+    run = started(imports[name], *SHORT, "data.sequence_length=1024", "optim.learning_rate=1e-9")
+    start = config.load(imports[name] / "config.json").model
+    assert (run.model.tiling, run.model.vision) == (start.tiling, start.vision)
+    trained(run, stores, tmp_path / "run")
+    assert f"image size: 24; tiles: {start.tiling.kind}\n" in capsys.readouterr().out
+    ours, theirs = (load_for_use(each).model.state_dict() for each in (tmp_path / "run", imports[name]))
+    assert ours.keys() == theirs.keys()
+    export_run(tmp_path / "run", tmp_path / "out")
+    assert type(opened(tmp_path / "out")).__name__.startswith(test_tiled_models.MODELS[name].processor)
+
+
+def test_only_the_command_line_changes_how_a_whole_start_sees_pictures(imports):
+    following = started(imports["LLaVA-NeXT"], "model.vision.image_size=48", "model.tiling.kind=mm1").model
+    assert (following.vision.image_size, following.tiling) == (48, TilingConfig(kind="mm1"))
+    limited = config.load(imports["LLaVA-NeXT, three grids, SigLIP"] / "config.json").model.tiling
+    assert limited.max_tiles is not None
+    other = started(imports["LLaVA-NeXT, three grids, SigLIP"], "model.tiling.kind=internvl").model.tiling
+    assert other == TilingConfig(kind="internvl", pixels=limited.pixels)  # without the limit of the others
+    assert started(imports[ODD], name="mm1_3b_sft").model.tiling.kind == "idefics3"  # not the recipe's
+
+
+def test_a_recipe_of_tiles_keeps_them_where_the_start_has_none(stores, tmp_path):
+    config.save(small.run(stores), tmp_path / "config.json")
+    assert started(tmp_path).model.vision.image_size == 16
+    model = started(tmp_path, name="mm1_3b_sft").model
+    assert (model.tiling.kind, model.vision.image_size) == ("mm1", 672)
