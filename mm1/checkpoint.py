@@ -11,7 +11,7 @@ import re
 import shutil
 import warnings
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,8 +221,8 @@ def _reader(checkpoint: Checkpoint) -> dcp.FileSystemReader:
     return FsspecReader(checkpoint.path) if isinstance(checkpoint.path, str) else dcp.FileSystemReader(checkpoint.path)
 
 
-def load_part(run: Path, model: nn.Module, part: str = "") -> Checkpoint:
-    """Load the weights of a run's newest checkpoint into `model`: all, or only those of one `part`.
+def load_part(run: Path, model: nn.Module, part: str = "", *, but: Container[str] = ()) -> Checkpoint:
+    """Load the weights of a run's newest checkpoint into `model`: all `but` these, or only those of one `part`.
 
     Position embeddings are resized to the model's image size, since MM1 fine-tunes at a higher resolution (section 5).
     The run's adapters are merged into its weights; those of `model` stay as they are.
@@ -231,19 +231,19 @@ def load_part(run: Path, model: nn.Module, part: str = "") -> Checkpoint:
         CheckpointError: the run has no whole checkpoint, or its part has other names or shapes.
     """
     checkpoint = newest(run)
-    _load_part(checkpoint, model, part, run=config.load(run / "config.json"))
+    _load_part(checkpoint, model, part, run=config.load(run / "config.json"), but=but)
     return checkpoint
 
 
-def _load_part(checkpoint: Checkpoint, model: nn.Module, part: str, *, run: RunConfig) -> None:
+def _load_part(
+    checkpoint: Checkpoint, model: nn.Module, part: str, *, run: RunConfig, but: Container[str] = ()
+) -> None:
     """The same from one checkpoint of `run`."""
     prefix, grid = f"model.{part}." if part else "model.", run.model.vision.grid
     stored = _reader(checkpoint).read_metadata().state_dict_metadata
     whole = {name: value for name, value in model.state_dict().items() if f"model.{name}".startswith(prefix)}
-    state = {name: value for name, value in whole.items() if not is_adapter(name)}
-    adapters = {
-        name: torch.empty(x.size) for name, x in _adapters(stored).items() if f"model.{name}".startswith(prefix)
-    }
+    state = {name: value for name, value in whole.items() if not is_adapter(name) and name not in but}
+    adapters = {name: torch.empty(x.size) for name, x in _adapters(stored, prefix).items()}
     read = state | adapters
     for name, value in state.items():
         size = getattr(stored.get(f"model.{name}"), "size", None)
@@ -268,10 +268,10 @@ def _load_part(checkpoint: Checkpoint, model: nn.Module, part: str, *, run: RunC
         merge(state, {name: read[name] for name in adapters}, scale=run.lora.scale)
 
 
-def _adapters(stored: Mapping[str, Any]) -> dict[str, TensorStorageMetadata]:
-    """The matrices of adapters among the tensors of a checkpoint, by their names in the model."""
+def _adapters(stored: Mapping[str, Any], prefix: str) -> dict[str, TensorStorageMetadata]:
+    """The matrices of adapters among the tensors of a checkpoint of this prefix, by their names in the model."""
     return {
-        name.removeprefix("model."): x for name, x in stored.items() if name.startswith("model.") and is_adapter(name)
+        name.removeprefix("model."): x for name, x in stored.items() if name.startswith(prefix) and is_adapter(name)
     }
 
 

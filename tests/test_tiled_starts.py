@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import small
 import test_tiled_models
+import torch
 from test_export import opened
 
 from mm1.checkpoint import load_for_use
 from mm1.config import run as config
-from mm1.config.model import TilingConfig
+from mm1.config.model import SparseConfig, TilingConfig
 from mm1.config.run import RunConfig
 from mm1.exchange.export import export_run
 from mm1.exchange.importing import import_model
@@ -69,3 +70,27 @@ def test_a_recipe_of_tiles_keeps_them_where_the_start_has_none(stores, tmp_path)
     assert started(tmp_path).model.vision.image_size == 16
     model = started(tmp_path, name="mm1_3b_sft").model
     assert (model.tiling.kind, model.vision.image_size) == ("mm1", 672)
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+@pytest.mark.parametrize("kind", ["llava_next", "llava_onevision"])
+def test_tiles_whose_rows_end_start_from_a_model_without_tiles(kind, experts, stores, tmp_path, capsys):
+    """What ends a row is new, drawn as LLaVA-NeXT's code draws it; all other weights are the start's."""
+    run = small.run(stores)
+    run.steps = 1
+    train_run(run, tmp_path / "plain")
+    run.start_from, run.optim.learning_rate, run.optim.weight_decay = {"model": str(tmp_path / "plain")}, 1e-9, 0.0
+    run.model.tiling, run.model.decoder.sparse = TilingConfig(kind=kind), SparseConfig(experts=experts)
+    run.data.sequence_length, run.data.max_images = 128, 16
+    capsys.readouterr()
+    train_run(run, tmp_path / "tiled")
+    said = capsys.readouterr().out
+    assert f"image size: 16; tiles: {kind} (none there)" in said
+    assert "new, since the start has none: connector.row_end_D" in said
+    before, after = (load_for_use(tmp_path / name).model.state_dict() for name in ("plain", "tiled"))
+    if not experts:
+        assert after.keys() - before.keys() == {"connector.row_end_D"}
+    for name in before.keys() & after.keys():
+        torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
+    assert 0.5 < after["connector.row_end_D"].std() * 16**0.5 < 2
+    assert load_for_use(train_run(run, tmp_path / "tiled")).step == 1  # and the run's own checkpoint has it

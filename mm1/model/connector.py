@@ -14,6 +14,9 @@ from mm1.config.model import ConnectorConfig, VisionConfig
 from mm1.model.layers import Attention, FeedForward, linear, residual_scale, resize_positions
 from mm1.tiling import Grid
 
+ROW_END = "connector.row_end_D"
+"""The name in the whole model of the feature that ends rows of tiles."""
+
 
 class Connector(nn.Module):
     """What all connectors share: the features that end rows, if the model's tiling has such (see `tiling.py`)."""
@@ -23,8 +26,12 @@ class Connector(nn.Module):
         self.register_parameter("row_end_D", None)
 
     def learn_row_ends(self, width: int) -> None:
-        """Give every tile one more feature after those of its tokens: a learned one, which ends a row of tiles."""
+        """Give every tile one more feature after those of its tokens: a learned one, which ends a row of tiles.
+
+        It starts with the scale that LLaVA-NeXT's code draws `image_newline` with: 1 / sqrt(width).
+        """
         self.row_end_D = nn.Parameter(torch.zeros(width))
+        self.initial_stds = {"row_end_D": width**-0.5}
 
     def forward(self, features_NPE: torch.Tensor, grid: Grid) -> torch.Tensor:
         """Features [N, S, D] of tiles from those of their patches; [N, S + 1, D] with an end of rows."""

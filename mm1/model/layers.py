@@ -154,8 +154,8 @@ def initialise(model: nn.Module, seed: int) -> None:
     """Fill every parameter from `seed` and its own name, so that order and sharding don't matter.
 
     Matrices are normal with variance 1 / inputs, embeddings and learned vectors normal with a standard deviation of
-    0.02, norms one, biases zero. Each rank draws the whole tensor where the parameter is, so a GPU, which draws
-    hundreds of times as fast, has other numbers than a CPU.
+    0.02 or as their module's `initial_stds` says, norms one, biases zero. Each rank draws the whole tensor where the
+    parameter is, so a GPU, which draws hundreds of times as fast, has other numbers than a CPU.
     """
     for prefix, module in model.named_modules():
         for leaf, parameter in module.named_parameters(prefix=prefix, recurse=False):
@@ -182,7 +182,7 @@ def _initial(module: nn.Module, leaf: str) -> tuple[float, float]:
         return 0.0, 0.0
     if isinstance(module, RMSNorm | nn.LayerNorm | LayerScale):
         return float(leaf == "weight"), 0.0
-    return 0.0, 0.02
+    return 0.0, getattr(module, "initial_stds", {}).get(leaf, 0.02)
 
 
 def sharded_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from mm1 import checkpoint
 from mm1.config import run as config
 from mm1.config.model import ModelConfig, SparseConfig
 from mm1.config.run import RunConfig
+from mm1.model.connector import ROW_END
 from mm1.model.layers import sharded_like
 from mm1.model.lora import is_adapter
 from mm1.model.mllm import MLLM
@@ -25,12 +26,23 @@ def load_starts(run: RunConfig, model: nn.Module) -> None:
     for name, folder in run.start_from.items():
         part = "" if name == "model" else name
         start = config.load(Path(folder) / "config.json").model
+        new = _new(run.model, start) if name == "model" else set()
+        how = ""
         if name != "vision" and run.model.decoder.sparse.experts and not start.decoder.sparse.experts:
-            origin, how = _upcycle(run, Path(folder), model=model, part=part), ", each expert from its feed-forward"
+            origin = _upcycle(run, Path(folder), model=model, part=part, new=new)
+            how = ", each expert from its feed-forward"
         else:
-            origin, how = checkpoint.load_part(Path(folder), model, part), ""
-        seen = f"\n  {_seen(run.model, start)}" if name == "model" else ""
-        console.print(f"started {name} from {origin.path}{how}{seen}", highlight=False)
+            origin = checkpoint.load_part(Path(folder), model, part, but=new)
+        lines = [f"started {name} from {origin.path}{how}"]
+        lines += [_seen(run.model, start)] if name == "model" else []
+        lines += [f"new, since the start has none: {weight}" for weight in sorted(new)]
+        console.print("\n  ".join(lines), highlight=False, soft_wrap=True)
+
+
+def _new(model: ModelConfig, start: ModelConfig) -> set[str]:
+    """The weights that the tiles of a model need and those of its start don't: what ends their rows."""
+    ends = [each.tile_features > each.connector.tokens for each in (model, start)]
+    return {ROW_END} if ends == [True, False] else set()
 
 
 def _seen(model: ModelConfig, start: ModelConfig) -> str:
@@ -44,14 +56,14 @@ def _seen(model: ModelConfig, start: ModelConfig) -> str:
 
 
 @torch.no_grad()
-def _upcycle(run: RunConfig, folder: Path, *, model: nn.Module, part: str) -> checkpoint.Checkpoint:
-    """Start a sparse model (or its decoder) from a dense run."""
+def _upcycle(run: RunConfig, folder: Path, *, model: nn.Module, part: str, new: set[str]) -> checkpoint.Checkpoint:
+    """Start a sparse model (or its decoder) from a dense run, but for the `new` weights."""
     shape = run.model.model_copy(deep=True)
     shape.decoder.sparse = SparseConfig()
     dense = MLLM(shape)
-    origin = checkpoint.load_part(folder, dense, part)
-    state = model.state_dict().items()
-    weights = {name: value for name, value in state if name.startswith(part) and not is_adapter(name)}
+    origin = checkpoint.load_part(folder, dense, part, but=new)
+    state = {name: value for name, value in model.state_dict().items() if name not in new}
+    weights = {name: value for name, value in state.items() if name.startswith(part) and not is_adapter(name)}
     for name, value in upcycled(dense.state_dict(), weights).items():
         weights[name].copy_(value if value is weights[name] else sharded_like(value, weights[name]))
     return origin
