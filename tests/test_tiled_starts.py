@@ -10,9 +10,10 @@ from test_export import opened
 
 from mm1.checkpoint import load_for_use
 from mm1.config import run as config
+from mm1.config.base import ConfigError
 from mm1.config.model import SparseConfig, TilingConfig
 from mm1.config.run import RunConfig
-from mm1.exchange.export import export_run
+from mm1.exchange.export import export_adapter, export_run
 from mm1.exchange.importing import import_model
 from mm1.recipes.index import recipe
 from mm1.recipes.starts import with_starts
@@ -94,3 +95,18 @@ def test_tiles_whose_rows_end_start_from_a_model_without_tiles(kind, experts, st
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
     assert 0.5 < after["connector.row_end_D"].std() * 16**0.5 < 2
     assert load_for_use(train_run(run, tmp_path / "tiled")).step == 1  # and the run's own checkpoint has it
+
+
+def test_adapters_of_a_recipe_leave_as_adapters_of_the_run_that_it_starts_from(stores, tmp_path):
+    """The example of docs/finetune.md: `tiny_sft` has another image size than its start, which wins."""
+    run = small.run(stores)
+    run.steps = 1
+    train_run(run, tmp_path / "plain")
+    lora = ["lora.rank=2", "lora.alpha=4", "data.max_images=16"]
+    trained(started(tmp_path / "plain", *SHORT, *lora), stores, tmp_path / "adapted")
+    assert export_adapter(tmp_path / "adapted", tmp_path / "adapter") == tmp_path / "plain"
+    larger = started(tmp_path / "plain", *SHORT, *lora, "model.vision.image_size=32", "model.tiling.kind=mm1")
+    trained(larger, stores, tmp_path / "larger")
+    words = "model.tiling.kind is 'mm1' here and 'none' there; model.vision.image_size is 32 here and 16 there. Train"
+    with pytest.raises(ConfigError, match=words):
+        export_adapter(tmp_path / "larger", tmp_path / "second")

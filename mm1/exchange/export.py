@@ -151,14 +151,22 @@ def _adapter_base(run: RunConfig, folder: Path, *, part: str) -> tuple[LoRAConfi
     if start is None or (part == "model" and len(run.start_from) > 1):
         raise ConfigError(f"{folder} starts from {run.start_from or 'random weights'}, no whole model; {merged}")
     recorded = Path(start) / "config.json"
-    runs = [run, *([config.load(recorded)] if recorded.is_file() else [])]
-    shapes = [each.model.model_copy(deep=True) for each in runs]
-    for shape in shapes:
-        shape.image_token_id = shape.decoder.max_positions = None
-    plain = [shape.decoder if part == "decoder" else shape for shape in shapes]
-    if plain[0] != plain[-1]:
-        raise ConfigError(f"{folder} has other model.* fields than {start}, from which it starts; {merged}")
+    if recorded.is_file() and (others := _other_shape(run, config.load(recorded), part=part)):
+        raise ConfigError(
+            f"{folder} is no adapter of {start}, from which it starts: {'; '.join(others)}. Train it without these "
+            f"fields on the command line, or {merged}"
+        )
     return run.lora, Path(start)
+
+
+def _other_shape(run: RunConfig, start: RunConfig, *, part: str) -> list[str]:
+    """The fields of the exported part that differ, each with both values; not those that only describe its texts."""
+    fields = "model.decoder." if part == "decoder" else "model."
+    return [
+        f"{name} is {ours!r} here and {theirs!r} there"
+        for name, (ours, theirs) in config.differences(run, start).items()
+        if name.startswith(fields) and name not in ("model.image_token_id", "model.decoder.max_positions")
+    ]
 
 
 @contextmanager
