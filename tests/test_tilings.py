@@ -302,6 +302,13 @@ def test_only_the_last_pictures_of_a_document_are_in_tiles():
     assert counts(TilingConfig(kind="mm1", full_images=1), marked) == [5, 1]
 
 
+def test_a_limit_of_tiles_holds_in_use_too_unless_use_has_its_own():
+    for kind, own, limit in (("idefics3", None, 9), ("mm1_5", None, 4), ("mm1_5", 6, 6), ("idefics3", 16, 16)):
+        tiling = TilingConfig(kind=kind, max_tiles=9 if kind == "idefics3" else 4, use_max_tiles=own)
+        assert tile_spec(ModelConfig(tiling=tiling), use=True).tiling.max_tiles == limit
+    assert tile_spec(ModelConfig(tiling=TilingConfig(kind="mm1_5")), use=True).tiling.max_tiles == 16  # the preset's
+
+
 def test_a_field_of_the_config_replaces_the_presets_and_use_takes_more_tiles():
     document = Document((Image(b"", size=(1300, 1300)),))
     assert counts(TilingConfig(kind="mm1_5"), document) == [10]  # 3 x 3 and the overview

@@ -97,7 +97,7 @@ class TilingConfig(Config):
     layout: Literal["tiles", "rows"] | None = None
     min_tiles: int | None = Field(None, ge=1)  # without the overview
     max_tiles: int | None = Field(None, ge=1)  # without the overview; in training
-    use_max_tiles: int | None = Field(None, ge=1)  # in evaluation, chat and serving
+    use_max_tiles: int | None = Field(None, ge=1)  # in evaluation, chat and serving; null: max_tiles, if that is set
     full_images: int | None = Field(None, ge=0)  # of a document only the last so many pictures are cut; null: all
     max_document_images: int | None = Field(None, ge=0)  # documents of more pictures show overviews only
     # pixels of a tile's side, if it is larger than what the patches of the encoder fill: they see its top left
@@ -105,8 +105,10 @@ class TilingConfig(Config):
 
     @property
     def resolved(self) -> Tiling:
-        """The choices of the preset, and those that replace them."""
+        """The choices of the preset, and those that replace them. Where only `max_tiles` is set, use has it too."""
         values = {field.name: getattr(self, field.name) for field in fields(Tiling)}
+        if self.use_max_tiles is None:
+            values["use_max_tiles"] = self.max_tiles
         return replace(KINDS[self.kind], **{name: value for name, value in values.items() if value is not None})
 
 
