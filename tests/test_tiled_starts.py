@@ -110,3 +110,12 @@ def test_adapters_of_a_recipe_leave_as_adapters_of_the_run_that_it_starts_from(s
     words = "model.tiling.kind is 'mm1' here and 'none' there; model.vision.image_size is 32 here and 16 there. Train"
     with pytest.raises(ConfigError, match=words):
         export_adapter(tmp_path / "larger", tmp_path / "second")
+
+
+def test_an_image_size_that_a_pixel_shuffle_did_not_learn_is_refused_with_the_one_that_fits(imports, stores, tmp_path):
+    short = [*SHORT, "data.sequence_length=1024"]
+    with pytest.raises(ConfigError, match=r"blocks of 6 x 6 patches .* learned blocks of 2 x 2; .*image_size=24$"):
+        trained(started(imports["Idefics3"], *short, "model.vision.image_size=72"), stores, tmp_path / "run")
+    assert not (tmp_path / "run/config.json").exists()
+    fitting = started(imports["Idefics3"], *short, "model.vision.image_size=48", "model.connector.tokens=16")
+    trained(fitting, stores, tmp_path / "larger")

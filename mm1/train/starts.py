@@ -7,6 +7,7 @@ from torch import nn
 
 from mm1 import checkpoint
 from mm1.config import run as config
+from mm1.config.base import ConfigError
 from mm1.config.model import ModelConfig, SparseConfig
 from mm1.config.run import RunConfig
 from mm1.model.connector import ROW_END
@@ -21,11 +22,14 @@ def load_starts(run: RunConfig, model: nn.Module) -> None:
     """Load the weights of the runs in `start_from`, and say what they are.
 
     Raises:
+        ConfigError: the image size is not for the connector of a start.
         CheckpointError: a run has no whole checkpoint, or its part has other names or shapes.
     """
     for name, folder in run.start_from.items():
         part = "" if name == "model" else name
         start = config.load(Path(folder) / "config.json").model
+        if name == "model":
+            _check_blocks(run.model, start)
         new = _new(run.model, start) if name == "model" else set()
         how = ""
         if name != "vision" and run.model.decoder.sparse.experts and not start.decoder.sparse.experts:
@@ -37,6 +41,24 @@ def load_starts(run: RunConfig, model: nn.Module) -> None:
         lines += [_seen(run.model, start)] if name == "model" else []
         lines += [f"new, since the start has none: {weight}" for weight in sorted(new)]
         console.print("\n  ".join(lines), highlight=False, soft_wrap=True)
+
+
+def _check_blocks(model: ModelConfig, start: ModelConfig) -> None:
+    """Check that a pixel shuffle takes blocks of as many patches as it has learned.
+
+    Raises:
+        ConfigError: the image size makes other blocks of the same number of tokens.
+    """
+    if not model.connector.kind == start.connector.kind in ("pixel_shuffle", "pixel_shuffle_mlp"):
+        return
+    here, there = (-(-each.vision.grid.rows // each.connector.grid.rows) for each in (model, start))
+    if here != there:
+        size = there * model.connector.grid.rows * model.vision.patch_size
+        raise ConfigError(
+            f"with model.vision.image_size={model.vision.image_size} the connector joins blocks of {here} x {here} "
+            f"patches to each of {model.connector.tokens} image tokens, but it learned blocks of {there} x {there}; "
+            f"set model.vision.image_size={size}"
+        )
 
 
 def _new(model: ModelConfig, start: ModelConfig) -> set[str]:
