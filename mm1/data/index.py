@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from mm1.data.chat_format import is_chat
 from mm1.data.encode import Cutter, encode_many
 from mm1.data.plan import DTYPES, WINDOW, Packing, Plan, Spans, Table, joined, pack_windows, typed
 from mm1.data.store import Store
@@ -30,7 +31,9 @@ from mm1.document import Encoded
 
 log = logging.getLogger("mm1")
 
-FORMAT = 1
+UNTRAINED = "parts of a long document without text to learn"
+
+FORMAT = 2
 """Goes up when cutting or packing changes: indexes of an older format are then computed again."""
 
 
@@ -134,9 +137,10 @@ def _spans_of_documents(
     while block := list(islice(documents, 1024)):
         spans: list[tuple[int, ...]] = []
         encodings = encode_many([document for _, document in block], cutter.tokenizer, tile=cutter.tile)
-        for (position, _), encoded in zip(block, encodings, strict=True):
+        for (position, one), encoded in zip(block, encodings, strict=True):
             _check_images(name, encoded, cutter)
-            spans += [(position, *span) for span in _trained_spans(encoded, cutter, dropped)]
+            cut = _trained_beginning if is_chat(one) else _trained_spans
+            spans += [(position, *span) for span in cut(encoded, cutter, dropped)]
         if spans:
             empty = False
             document, start, length, images, trained = zip(*spans, strict=True)
@@ -177,9 +181,26 @@ def _trained_spans(encoded: Encoded, cutter: Cutter, dropped: Counter[str]) -> l
         return []
     spans = cutter.cut(encoded)
     trained = [int(encoded.train[span.start + 1 : span.stop].sum()) for span in spans]
-    dropped["parts of a long document without text to learn"] += trained.count(0)
+    dropped[UNTRAINED] += trained.count(0)
     pairs = zip(spans, trained, strict=True)
     return [(span.start, span.stop - span.start, span.images, count) for span, count in pairs if count]
+
+
+def _trained_beginning(encoded: Encoded, cutter: Cutter, dropped: Counter[str]) -> list[tuple[int, int, int, int]]:
+    """The same of a chat, of which only the beginning is trained if it is longer than a sequence.
+
+    What follows are answers to questions, and about pictures, that the model would not see.
+    """
+    parts: Counter[str] = Counter()
+    spans = _trained_spans(encoded, cutter, parts)
+    if len(spans) + parts[UNTRAINED] < 2:  # nothing is cut
+        dropped.update(parts)
+        return spans
+    if spans and not spans[0][0]:
+        dropped["ends of chats of more positions or pictures than a sequence holds"] += 1
+        return spans[:1]
+    dropped["chats of more positions or pictures than a sequence holds before the first answer"] += 1
+    return []
 
 
 def _warn_of_others(name: str, folder: Path, key: dict[str, Any]) -> None:
