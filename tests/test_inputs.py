@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import small
 
+from mm1.checkpoint import CheckpointError
 from mm1.config import run as config
 from mm1.config.base import ConfigError
 from mm1.data.store import SAMPLE, StoreError
@@ -116,3 +117,13 @@ def test_whole_inputs_pass(stores, tmp_path):
     run = small.run(stores)
     run.data.tokenizer = str(SAMPLE)
     check_inputs(run, Path(tmp_path))
+
+
+def test_a_start_that_is_no_run_is_not_proposed_again_and_a_wrong_field_is_shown_alone(stores, tmp_path):
+    (tmp_path / "st").mkdir()
+    run = config.override(small.run(stores), [f"start_from.model={tmp_path / 'st'}"])
+    with pytest.raises(CheckpointError, match="st is there, but is no run; mm1 ") as refused:
+        check_inputs(run, tmp_path / "run")
+    assert "did you mean" not in str(refused.value)
+    with pytest.raises(ConfigError, match=r"try 16$"):
+        config.override(run, ["model.vision.image_size=20"])

@@ -104,6 +104,23 @@ def test_targets_and_full_parts_are_patterns():
             add_adapters(small.model(), wrong)
 
 
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        (LoRAConfig(targets=["q_proj"]), r"known: \*\.attention\.key, \*\.attention\.out, .*, \*\.feed_forward\.up$"),
+        (
+            LoRAConfig(rank=999),
+            r"lora\.rank is 999, but decoder\.blocks\.0\.attention\.query has 16 inputs and 16 outputs; set",
+        ),
+    ],
+)
+def test_adapters_that_a_run_cannot_have_are_refused_before_data_is_read(stores, lora, words, tmp_path):
+    run = run_of(stores, lora=lora)
+    run.data.sources["captions"].store = str(tmp_path / "missing.lance")
+    with pytest.raises(ConfigError, match=words):
+        train_run(run, tmp_path / "run")
+
+
 def test_only_adapters_and_the_connector_move(base, tuned):
     before, after = stored(base), stored(tuned)
     assert {name for name in after if is_adapter(name)} == after.keys() - before.keys()

@@ -248,5 +248,5 @@ def test_a_malformed_shot_is_never_drawn(tmp_path: Path):
 
 
 def test_the_sample_takes_no_data():
-    with pytest.raises(ValueError, match="task captions is no published one: it takes no data"):
+    with pytest.raises(ValueError, match="task captions has its own data and form; leave --data out"):
         load_task("captions", limit=1, seed=0, data="x")

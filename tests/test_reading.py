@@ -42,7 +42,7 @@ def test_the_right_transcriptions_score_full_marks(tmp_path: Path):
     assert set(task.pool.answers) >= {query.answers[0] for query in task.queries}
     with pytest.raises(ValueError, match="no pages in nowhere: mm1 prepare rendered_text"):
         load_task("transcription", limit=4, seed=0, data="nowhere")
-    with pytest.raises(ValueError, match="it takes no form"):
+    with pytest.raises(ValueError, match="leave --form out, which only published"):
         load_task("transcription", limit=4, seed=0, form="plain")
 
 

@@ -252,7 +252,7 @@ def test_an_exported_run_cuts_pictures_as_the_run_did(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["mm1", "llava_next"])
-def test_evaluation_asks_an_exported_run_as_the_run_and_cuts_no_picture_twice(kind, tmp_path):
+def test_evaluation_asks_an_exported_run_as_the_run_and_cuts_no_picture_twice(kind, tmp_path, caplog):
     ours, tokenizer = our_run(tmp_path / "run", kind), load_tokenizer("sample")
     export_run(tmp_path / "run", tmp_path / "out")
     theirs, run = HfModel(tmp_path / "out"), Ours(ours, tokenizer, name="")
@@ -267,6 +267,10 @@ def test_evaluation_asks_an_exported_run_as_the_run_and_cuts_no_picture_twice(ki
     overview = Request(Document((replace(images[0], in_tiles=False), Text("a red circle"))))
     with pytest.raises(ValueError, match="cuts every picture into tiles, so --subimage-shots can't show some as"):
         theirs.generate([overview])
+    again = HfModel(tmp_path / "out")  # which tries whether it can batch
+    with caplog.at_level("WARNING"), pytest.raises(ValueError, match="cuts every picture into tiles"):
+        again.generate([overview, overview])
+    assert "--subimage-shots" not in caplog.text
 
 
 def test_an_exported_processor_counts_pictures_and_their_marks(tmp_path):

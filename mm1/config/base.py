@@ -43,6 +43,8 @@ def nearest(word: str, names: list[str]) -> str:
 
 def missing(path: Path, what: str) -> str:
     """`no WHAT at PATH`, with the most similar name that exists: the message for a mistyped path."""
+    if path.exists():
+        return f"{path} is there, but is no {what}"
     first = path  # the first part of the path that does not exist
     while not first.parent.is_dir() and first != first.parent:
         first = first.parent

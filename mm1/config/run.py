@@ -322,7 +322,9 @@ def explain(error: ValidationError) -> str:
             lines.append(f"no field {where!r} in a run; {hint}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {message} (found {problem['input']!r})" if where != "run" else message)
+            of_group = problem["type"] == "value_error" and isinstance(problem["input"], dict)  # it names its fields
+            value = "" if of_group else f" (found {problem['input']!r})"
+            lines.append(f"{where}: {message}{value}" if where != "run" else message)
     return "; ".join(dict.fromkeys(lines))
 
 

@@ -64,9 +64,8 @@ def load_task(name: str, *, limit: int, seed: int, **published: Any) -> Task:
         options.pop("zero_shot", None)  # nothing has to be fetched for shots
     taken = options if isinstance(make_task, Published) else inspect.signature(make_task).parameters
     if unknown := [key for key in options if key not in taken]:
-        raise ValueError(
-            f"task {name} is no published one: it takes no {' or '.join(unknown)} (rules are those of --protocol)"
-        )
+        flags = " and ".join("--protocol" if key == "rules" else f"--{key}" for key in unknown)
+        raise ValueError(f"task {name} has its own data and form; leave {flags} out, which only published tasks take")
     return make_task(limit, seed=seed, **options)
 
 

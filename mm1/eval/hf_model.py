@@ -81,6 +81,7 @@ class HfModel(Model):
         if self.rows > 1 and not self._tried:
             self._tried = True
             pair = [by_length[0].prompt, by_length[-1].prompt]
+            self._check_shown(pair)  # else a warning would say it too
             try:
                 together, alone = self._first_logits(pair), torch.cat([self._first_logits([one]) for one in pair])
                 bound = 1e-3 if together.dtype == torch.float32 else 0.1
@@ -135,11 +136,7 @@ class HfModel(Model):
 
     def _inputs(self, *prompts: Document) -> Any:
         """What the model takes for these prompts, padded on the left to one length."""
-        if self.tiles and any(image.in_tiles is False for prompt in prompts for image in prompt.images):
-            raise ValueError(
-                f"the processor of {self.folder} cuts every picture into tiles, so --subimage-shots can't show some as "
-                "overviews; mm1 import makes it a run, which can"
-            )
+        self._check_shown(prompts)
         texts, begins = zip(*(self._text(prompt) for prompt in prompts), strict=True)
         images = [[as_pillow(image) for image in prompt.images] for prompt in prompts]
         padding: dict[str, Any] = {}
@@ -155,6 +152,14 @@ class HfModel(Model):
             **padding,
         )
         return inputs.to(self.model.device)
+
+    def _check_shown(self, prompts: Sequence[Document]) -> None:
+        """Raise ValueError if a prompt shows overviews alone, which its processor doesn't make."""
+        if self.tiles and any(image.in_tiles is False for prompt in prompts for image in prompt.images):
+            raise ValueError(
+                f"the processor of {self.folder} cuts every picture into tiles, so --subimage-shots can't show some as "
+                "overviews; mm1 import makes it a run, which can"
+            )
 
     def _text(self, prompt: Document) -> tuple[str, bool]:
         """The prompt as the processor takes it, and whether it has its begin token already."""

@@ -1,5 +1,6 @@
 """LoRA in a run: which layers get adapters, and what else is trained beside them."""
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
@@ -8,6 +9,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from mm1.config.base import ConfigError
 from mm1.config.run import LoRAConfig, RunConfig
 from mm1.model.lora import LoRALinear, is_adapter
+from mm1.model.mllm import MLLM
 from mm1.objectives.index import generates_text
 from mm1.train.parameters import require_matching
 
@@ -16,7 +18,7 @@ def check_adapters(run: RunConfig) -> None:
     """Check that a run with `lora` can have adapters.
 
     Raises:
-        ConfigError: the run trains an encoder, or another setting needs plain linear layers.
+        ConfigError: the run trains an encoder, another setting needs plain linear layers, or as `add_adapters`.
     """
     if run.lora is None:
         return
@@ -26,6 +28,8 @@ def check_adapters(run: RunConfig) -> None:
         )
     if run.fp8:
         raise ConfigError("fp8=true replaces the linear layers that lora adapts; set fp8=false or lora=null")
+    with torch.device("meta"):
+        add_adapters(MLLM(run.model), run.lora)
 
 
 def add_adapters(model: nn.Module, lora: LoRAConfig) -> None:
@@ -35,7 +39,7 @@ def add_adapters(model: nn.Module, lora: LoRAConfig) -> None:
     asked, and experts are one tensor each, without a layer of their own.
 
     Raises:
-        ConfigError: a pattern matches nothing.
+        ConfigError: a pattern matches nothing, or the rank is above that of a layer.
     """
     layers = {
         name: module
@@ -46,6 +50,12 @@ def add_adapters(model: nn.Module, lora: LoRAConfig) -> None:
         for name in require_matching(
             pattern, layers, field="lora.targets", kind="linear layer of the decoder's blocks"
         ):
+            largest = min(layers[name].in_features, layers[name].out_features)
+            if lora.rank > largest:
+                raise ConfigError(
+                    f"lora.rank is {lora.rank}, but {name} has {layers[name].in_features} inputs and "
+                    f"{layers[name].out_features} outputs; set lora.rank={largest} or less, or other lora.targets"
+                )
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, LoRALinear(layers[name], rank=lora.rank, scale=lora.scale))
     parameters = dict(model.named_parameters())

@@ -1,6 +1,7 @@
 """Parameters by pattern, a part's name (`vision`, `decoder.blocks.0`) or a glob over names; and parts of a tensor that
 is sharded over ranks made whole."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -28,8 +29,9 @@ def require_matching(pattern: str, names: Iterable[str], *, field: str, kind: st
         return matches
     parts = {name.rsplit(".", depth)[0] for name in names for depth in range(name.count(".") + 1)}
     near = get_close_matches(pattern.rstrip(".*"), sorted(parts), n=1, cutoff=0.5)
-    outer = sorted({name.partition(".")[0] for name in names})
-    raise ConfigError(f"{field}: {pattern!r} is no {kind} of this model; {nearest(pattern, near or outer)}")
+    inside = [re.sub(r"^decoder\.blocks\.\d+", "*", name) for name in names]
+    known = inside if all(name.startswith("*") for name in inside) else [name.partition(".")[0] for name in names]
+    raise ConfigError(f"{field}: {pattern!r} is no {kind} of this model; {nearest(pattern, near or sorted({*known}))}")
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
