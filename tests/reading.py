@@ -15,6 +15,7 @@ def read(path: Path, kind: str = "", **more) -> tuple[list[Document], Ledger]:
     ledger = Ledger(path.name)
     request = PrepareRequest(inputs=[Input(path=str(path), kind=kind or detect_kind(path))], min_side=1)
     shards = list_shards(path, request.inputs[0].kind, **more)
+    ledger.skipped.update(reason for shard in shards for reason in shard.skipped)
     return [document for shard in shards for document, _ in kept_documents(request, shard, ledger)], ledger
 
 

@@ -344,3 +344,16 @@ def test_an_example_shows_words_and_no_bytes_of_pictures(tmp_path):
     (example,) = ledger.examples
     assert (example.reason, example.position) == ("text that is not UTF-8", "sample 00000")
     assert example.text.startswith(f"({len(RED):,} bytes)")
+
+
+def test_files_of_another_kind_are_counted_though_the_first_part_fails(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(pa.table({"weight": [1.5], "height": [2.5]}), folder / "a.parquet")
+    (folder / "b.jsonl").write_text('{"text": "Some words."}\n')
+    pq.write_table(pa.table({"text": ["Some other words."]}), folder / "c.parquet")
+    ended = mm1(folder, "--to", tmp_path / "out")
+    assert ended.exit_code == 3
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["failed"].keys() == {"a.parquet"}
+    assert card["skipped"] == {"file that the kind 'parquet' doesn't read (.jsonl)": 1}

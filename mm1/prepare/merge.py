@@ -1,5 +1,6 @@
 """Merges the shards into stores: copies of earlier documents and repeated pictures are removed."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -31,15 +32,21 @@ class NothingLeftError(ValueError):
 
 
 def merge(
-    shards: Sequence[Path], to: Path, *, rules: CopyRules, max_image_repeats: int, failed: Mapping[str, Failure]
+    shards: Sequence[Path],
+    to: Path,
+    *,
+    rules: CopyRules,
+    max_image_repeats: int,
+    failed: Mapping[str, Failure],
+    skipped: Mapping[str, int],
 ) -> PrepareResult:
     """What was kept and left out. The folder `to` then holds the stores `images` and `text`, each if it has documents,
-    and the whole preparation's ledger.
+    and the whole preparation's ledger. `skipped` are the files that no shard reads: number by reason.
 
     Raises:
         NothingLeftError: no document is left.
     """
-    ledger = Ledger()
+    ledger = Ledger(skipped=Counter(skipped))
     for shard in shards:
         ledger.add(read_ledger(shard))
     for failure in failed.values():

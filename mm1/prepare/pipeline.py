@@ -12,6 +12,7 @@ import math
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -81,9 +82,11 @@ def prepare(
         progress.update(task, description="removing copies")
         finished = [output for output in outputs if output.is_dir()]
         failed = dict(sorted(failed.items()))
-        repeats = request.max_image_repeats
+        repeats, skipped = request.max_image_repeats, Counter(reason for shard in shards for reason in shard.skipped)
         try:
-            result = merge(finished, merged, rules=request.copy_rules, max_image_repeats=repeats, failed=failed)
+            result = merge(
+                finished, merged, rules=request.copy_rules, max_image_repeats=repeats, failed=failed, skipped=skipped
+            )
         except NothingLeftError:
             for output in dict.fromkeys(finished) if not failed else ():
                 shutil.rmtree(output)  # another try needs other files or other fields

@@ -79,7 +79,6 @@ def kept_documents(
     bounds = request.image_bounds
     stated = {"licence": request.licence, "language": request.language}
     stated = {key: value for key, value in stated.items() if value}
-    ledger.skipped.update(shard.skipped)
     for document in READERS[shard.kind](shard, ledger):
         with ledger.document(document):
             _check_text(request, document)
