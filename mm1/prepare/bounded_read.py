@@ -142,12 +142,14 @@ def open_unpacked(path: Path) -> Iterator[io.BufferedReader]:
     """The bytes of a file of text, unpacked as they are read; of one in UTF-16 or UTF-32, in UTF-8.
 
     Raises:
-        InputError: the packed file is broken.
+        InputError: the packed file is broken, or the user may not read it.
     """
     try:
         with unpacked(path, path.suffix.lower()) as file:
             encoding = text_encoding(file.peek(4))
             yield file if encoding is None else io.BufferedReader(_Blocks(_in_utf8(file, encoding)))
+    except PermissionError as error:
+        raise InputError(f"{path.name} cannot be read: {error.strerror}; give yourself the right to read it") from error
     except _BROKEN as error:
         raise InputError(f"{path.name} breaks off or is no {path.suffix} file: {error}") from error
 

@@ -92,8 +92,9 @@ def file_inside(folder: Path, name: str, *, bound: Path | None = None) -> Path |
 def find_files(root: Path, *endings: str) -> list[Path]:
     """The files below `root` (or `root` itself) with one of the endings, sorted; linked files and folders, too.
 
-    A link that leads nowhere is in the list, so that it is missed when it is read. Hidden files, and the `._*` that
-    macOS adds, are not. Of a cache of the Hugging Face hub, only the snapshot that its `main` names is read.
+    A link that leads nowhere is in the list, so that it is missed when it is read; so is a folder that cannot be read.
+    Hidden files, and the `._*` that macOS adds, are not. Of a cache of the Hugging Face hub, only the snapshot that its
+    `main` names is read.
     """
     if root.is_file():
         return [root] if root.name.lower().endswith(endings) else []
@@ -105,14 +106,21 @@ def _walk(folder: Path, parents: frozenset[Path]) -> Iterator[Path]:
     real = folder.resolve()
     if real in parents:
         return
-    if (folder / "blobs").is_dir() and (folder / "snapshots").is_dir():
+    if os.path.isdir(folder / "blobs") and os.path.isdir(folder / "snapshots"):
         yield from _walk(hub_snapshot(folder), parents | {real})
         return
-    for entry in os.scandir(folder):
+    try:
+        entries = list(os.scandir(folder))
+    except PermissionError:
+        yield folder
+        return
+    for entry in entries:
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
         path = folder / entry.name
-        if entry.is_symlink() and not path.exists():  # asking `entry` for more is an error where it leads to itself
+        if entry.is_symlink() and not os.path.exists(
+            path
+        ):  # asking `entry` for more is an error where it leads to itself
             yield path
         elif entry.is_dir() and not _is_ours(path):
             yield from _walk(path, parents | {real})
@@ -124,8 +132,8 @@ def _is_ours(folder: Path) -> bool:
     """Whether `mm1 prepare` made a folder that lies inside its input: a store, a result, its work, what it fetched."""
     if folder.name.endswith((".lance", ".fetched")):
         return True
-    is_result = folder.name.endswith(".part") or (folder / "card.json").is_file()
-    return is_result and (folder / "request.json").is_file()
+    is_result = folder.name.endswith(".part") or os.path.isfile(folder / "card.json")
+    return is_result and os.path.isfile(folder / "request.json")
 
 
 def hub_snapshot(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """What stands in the files of an input: the kind of a JSON file, the split of a file, and what no reader reads."""
 
 import json
+import os
 import re
 import zlib
 from collections import Counter
@@ -138,6 +139,9 @@ def unread_files(path: Path, kind: str, endings: tuple[str, ...], read: Collecti
     for file in find_files(path, ""):
         if file in known:
             continue
+        if os.path.isdir(file):
+            yield "folder that cannot be read"
+            continue
         match = pattern.search(file.name.lower())
         if match and not file.name.lower().endswith((*endings, *_BESIDE.get(kind, ()))):
             if match[0] in (".heic", ".heif"):
@@ -151,7 +155,7 @@ def is_page(path: Path) -> bool:
 
     `wget` names pages as their addresses end: about, article?id=1, index.html.gz.
     """
-    if ("?" not in path.name and path.name.lower().endswith(PICTURE_ENDINGS)) or not path.is_file():
+    if ("?" not in path.name and path.name.lower().endswith(PICTURE_ENDINGS)) or not os.path.isfile(path):
         return False
     try:
         with path.open("rb") as file:
@@ -168,5 +172,8 @@ def is_page(path: Path) -> bool:
 
 def describe_files(path: Path) -> str:
     """What a folder holds, by the endings of its files, the most frequent first."""
-    counts = Counter(file.suffix.lower() or "no ending" for file in find_files(path, ""))
-    return ", ".join(f"{count:,} files with {ending}" for ending, count in counts.most_common(5)) or "no files"
+    files = find_files(path, "")
+    closed = sum(os.path.isdir(file) for file in files)
+    counts = Counter(file.suffix.lower() or "no ending" for file in files if not os.path.isdir(file))
+    described = [f"{count:,} files with {ending}" for ending, count in counts.most_common(5)] or ["no files"]
+    return ", ".join([*described, f"{closed:,} folders that cannot be read"] if closed else described)

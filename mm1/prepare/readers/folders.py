@@ -1,5 +1,6 @@
 """Reads folders as people keep them: pictures with a text file beside them, and LLaVA's conversations."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ def read_pairs(shard: Shard, ledger: Ledger) -> Iterator[Document]:
 def caption_file(picture: Path) -> Path | None:
     """The file with a picture's caption; None if there is none."""
     names = (*map(picture.with_suffix, _CAPTION_ENDINGS), picture.with_name(f"{picture.name}.txt"))
-    return next((name for name in names if name.is_file()), None)
+    return next((name for name in names if os.path.isfile(name)), None)
 
 
 def read_llava(shard: Shard, ledger: Ledger) -> Iterator[Document]:

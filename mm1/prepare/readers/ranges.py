@@ -21,9 +21,12 @@ _BLOCK = 2**24
 
 def cut(shard: Shard) -> list[Shard]:
     """The shard, or several of the ranges of its file, in order."""
-    if shard.kind not in _SPANS or len(shard.files) != 1 or not shard.files[0].is_file():
+    if shard.kind not in _SPANS or len(shard.files) != 1:
         return [shard]
-    spans = _SPANS[shard.kind](shard.files[0])
+    try:
+        spans = _SPANS[shard.kind](shard.files[0]) if shard.files[0].is_file() else []
+    except OSError:
+        return [shard]  # its reader says what is wrong
     if len(spans) < 2:
         return [shard]
     return [replace(shard, span=span, skipped=() if number else shard.skipped) for number, span in enumerate(spans)]
@@ -74,8 +77,8 @@ def _parquet(path: Path) -> list[Span]:
 
     try:
         rows = pq.read_metadata(path).num_rows
-    except (pa.ArrowInvalid, OSError):
-        return []  # its reader says what is wrong
+    except pa.ArrowInvalid:
+        return []
     return _rows(rows, path.stat().st_size)
 
 
@@ -85,7 +88,7 @@ def _arrow(path: Path) -> list[Span]:
     try:
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
             rows = sum(batch.num_rows for batch in stream)
-    except (pa.ArrowInvalid, OSError):
+    except pa.ArrowInvalid:
         return []
     return _rows(rows, path.stat().st_size)
 
