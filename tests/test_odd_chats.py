@@ -43,7 +43,6 @@ CHATS = {
         ["2.png"],
         [("system", "Be brief."), ("human", "<image>\nWhat is this?"), ("gpt", "Grain.")],
     ),
-    "no answer": ([], [("human", "Is anybody there?")]),
 }
 ANSWERS = {"Noise.", "All grey.", "Both are noise.", "Good morning.", "Grain."}
 
@@ -88,10 +87,9 @@ def prepared(tmp_path_factory) -> Path:
     return folder / "to"
 
 
-def test_one_file_holds_chats_of_every_form_and_their_answers_alone_are_trained(prepared: Path, tmp_path: Path, caplog):
+def test_one_file_holds_chats_of_every_form_and_their_answers_alone_are_trained(prepared: Path, tmp_path: Path):
     texts = trained_texts(run_over(prepared / "images.lance", prepared / "text.lance"), tmp_path)
     assert {text.replace("<|end|>", "").strip() for text in texts} == ANSWERS
-    assert "left out 1: nothing to learn" in caplog.text  # the chat without an answer
 
 
 def test_a_row_is_shown_as_it_is_trained(prepared: Path):
@@ -308,8 +306,7 @@ def test_instructions_with_their_answers_are_read_as_chats(tmp_path, name):
     ]
     assert said(documents) == expected[: len(rows)]
     assert len(documents[2].images) == 1
-    dropped = "conversation without turns, or with none of the known form"
-    assert drops(ledger) == ({dropped: 1} if len(rows) == 5 else {})
+    assert drops(ledger) == ({"conversation without an answer": 1} if len(rows) == 5 else {})
 
 
 FORMS = {"a.jsonl": lines, "a.parquet": parquet}
@@ -343,8 +340,7 @@ def test_a_row_without_an_instruction_is_read_as_its_text(tmp_path, form):
     (tmp_path / form).write_bytes(FORMS[form](rows))
     documents, ledger = read(tmp_path / form)
     assert said(documents) == [[("A page.", True)], [("What?", False), ("A cat.", True)], [("Another page.", True)]]
-    unanswered = "conversation without turns, or with none of the known form"
-    assert drops(ledger) == {unanswered: 1, "row without a text": 1}
+    assert drops(ledger) == {"conversation without an answer": 1, "row without a text": 1}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -352,3 +348,43 @@ def test_a_column_that_the_user_names_as_text_is_read_as_text(tmp_path, form):
     (tmp_path / form).write_bytes(FORMS[form]([{"instruction": "What?", "output": "A cat."}]))
     documents, _ = read(tmp_path / form, options=ReadOptions(columns={"text": "output"}))
     assert said(documents) == [[("A cat.", True)]]
+
+
+QUESTION, EMPTY = {"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": " "}
+UNANSWERED = {
+    "llava": {"conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": ""}]},
+    "openai": {"messages": [QUESTION]},
+    "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "What?"}]}, EMPTY]},
+    "picture for an answer": {"messages": [QUESTION | {"content": "Draw."}, EMPTY | {"content": "<image>"}]},
+    "alpaca": {"instruction": "Name no one.", "input": "", "output": ""},
+    "finevision": {"texts": [{"user": "What?", "assistant": ""}]},
+}
+
+
+@pytest.mark.parametrize("name", UNANSWERED)
+def test_a_chat_without_an_answer_is_left_out_by_name(name: str, tmp_path: Path):
+    record = UNANSWERED[name]
+    if "texts" in record:
+        (tmp_path / "a.parquet").write_bytes(parquet([record | {"images": [{"bytes": noise("0"), "path": None}]}]))
+    else:
+        (tmp_path / "0.png").write_bytes(noise("0"))
+        (tmp_path / "a.json").write_text(json.dumps([record | {"images": ["0.png"]}]))
+    documents, ledger = read(tmp_path)
+    assert documents == []
+    assert drops(ledger) == {"conversation without an answer": 1}
+    assert ledger.pictures.read == ledger.pictures.dropped.total() == 1
+
+
+def test_a_chat_that_ends_with_a_question_keeps_its_answers(tmp_path: Path):
+    turns = [("human", "Hello?"), ("gpt", "Good morning."), ("human", "And now?")]
+    documents, _ = read(write_chats(tmp_path, {"open": ([], turns)}))
+    assert [piece.text for piece in documents[0].pieces if piece.train] == ["Good morning."]
+
+
+def test_a_stored_chat_without_an_answer_is_not_trained(tmp_path: Path):
+    answered = Document((Text("Hello?", train=False), Text("Good morning.")), id="0", metadata={"form": "chat"})
+    unanswered = Document((Text("Is anybody there?", train=False),), id="1", metadata={"form": "chat"})
+    write_store([answered, unanswered], tmp_path / "chats.lance")
+    run = run_over(tmp_path / "chats.lance")
+    assert {text.replace("<|end|>", "").strip() for text in trained_texts(run, tmp_path)} == {"Good morning."}
+    assert sequences_of(run, tmp_path).sources[0].dropped == {"nothing to learn (empty text)": 1}

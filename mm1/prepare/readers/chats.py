@@ -75,7 +75,7 @@ def turns_of(row: Mapping[str, Any]) -> Any:
     question = "\n".join(str(part) for part in (first, more) if part is not None)
     if not isinstance(first, str | None):
         question = first  # no text, so that the record is left out by name
-    pairs = [*(history if isinstance(history, list) else []), [question, answer]]
+    pairs = [*(history if isinstance(history, list) else []), [question, "" if answer is None else answer]]
     return [
         {"from": role, "value": text}
         for pair in pairs
@@ -119,9 +119,11 @@ def chat(turns: Sequence[Turn], pictures: Sequence[Image], *, id: str = "") -> D
     begins with are its first pieces; metadata `system_pieces` says how many.
 
     Raises:
-        Dropped: it has not as many pictures as `<image>` marks.
+        Dropped: it has no answer, so nothing to train, or not as many pictures as `<image>` marks.
     """
     turns = [turn for turn in turns if turn.text.strip()]
+    if not any(turn.is_answer and turn.text.replace(_MARK, "").strip() for turn in turns):
+        raise Dropped("conversation without an answer")
     marks = sum(turn.text.count(_MARK) for turn in turns)
     if marks and marks != len(pictures):
         raise Dropped("conversation with more or fewer pictures than <image> marks", detail=f"{len(pictures)}, {marks}")
