@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from mm1.__main__ import app
 from mm1.prepare.shard import InputError
+from tests.conftest import picture
 
 Close = Callable[[Path], None]
 
@@ -74,3 +75,17 @@ def test_an_input_of_nothing_but_a_folder_that_cannot_be_read_says_so(tmp_path: 
     ended = CliRunner().invoke(app, ["prepare", str(tmp_path / "in"), "--to", str(tmp_path / "out")])
     assert isinstance(ended.exception, InputError)
     assert "1 folders that cannot be read" in str(ended.exception)
+
+
+def test_a_page_keeps_its_text_where_a_picture_cannot_be_read(tmp_path: Path, close: Close):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "0.jpg").write_bytes(picture(0, 1)[0])
+    (folder / "1.jpg").write_bytes(picture(0, 2)[0])
+    words = "These are some words of a page, which has more than ten of them."
+    (folder / "0.html").write_text(f"<html><body><p>{words}</p><img src=0.jpg><p>{words}</p><img src=1.jpg>")
+    close(folder / "1.jpg")
+    _, _, card = prepared(folder, tmp_path / "out")
+    assert card["records"] == {"read": 1, "kept": 1, "dropped": {}, "failed": 0}
+    assert card["pictures"]["dropped"] == {"picture whose file cannot be read": 1}
+    assert card["pictures"]["kept"] == 1

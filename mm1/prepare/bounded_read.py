@@ -39,6 +39,9 @@ PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 MISSING = "picture that is missing"
 """The reason of a picture whose file is not there."""
 
+CLOSED = "picture whose file cannot be read"
+"""The reason of a picture whose file is there and cannot be read."""
+
 MISSING_HINT = "pictures=FOLDER names the folder of the pictures, if they are elsewhere"
 
 _BROKEN = (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error, UnicodeError, RuntimeError)
@@ -62,7 +65,7 @@ def read_picture(shard: Shard, name: str) -> Image:
             try:
                 return Image(read_file(path))
             except (Dropped, OSError) as error:
-                reason = error.reason if isinstance(error, Dropped) else "picture whose file cannot be read"
+                reason = error.reason if isinstance(error, Dropped) else CLOSED
                 return MissingImage(reason=reason, name=name)
     leads_out = os.path.isabs(name) or ".." in Path(name.replace("\\", "/")).parts
     reason = "picture whose name leads out of its folder" if leads_out else MISSING

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote, urlsplit
 import PIL.Image
 
 from mm1.document import Image, Piece, Text
-from mm1.prepare.bounded_read import read_file
+from mm1.prepare.bounded_read import CLOSED, read_file
 from mm1.prepare.fetch import FetchError
 from mm1.prepare.html.image_address import data_uri_bytes
 from mm1.prepare.html.lines import ImageAddress
@@ -124,6 +124,8 @@ def _in_folder(url: str, shard: Shard, page: str) -> Image:
         return _unless_icon(read_file(path))
     except Dropped as dropped:
         return MissingImage(reason=dropped.reason)
+    except OSError:
+        return MissingImage(reason=CLOSED)
 
 
 def _file_names(url: str, root: Path, page: str) -> Iterator[str]:
