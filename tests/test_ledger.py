@@ -357,3 +357,19 @@ def test_files_of_another_kind_are_counted_though_the_first_part_fails(tmp_path)
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["failed"].keys() == {"a.parquet"}
     assert card["skipped"] == {"file that the kind 'parquet' doesn't read (.jsonl)": 1}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_table_in_another_encoding_is_left_out_by_that_name(name: str, tmp_path):
+    lines = ["text,score", "Café au lait,1", "Tea with milk,2"]
+    content = "\n".join(lines).replace(",", "\t" if name.endswith(".tsv") else ",")
+    (tmp_path / name).write_text(content, encoding="latin-1")
+    documents, ledger = reading.read(tmp_path / name, "rows")
+    assert [document.text for document in documents] == ["Tea with milk"]
+    assert ledger.records.dropped == {"text that is not UTF-8": 1}
+
+
+def test_half_a_character_is_no_fault_of_the_encoding(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "half \\ud83d"}\n{"text": "whole"}\n')
+    _, ledger = reading.read(tmp_path / "a.jsonl")
+    assert ledger.records.dropped == {"text with characters that are no Unicode (lone surrogates)": 1}

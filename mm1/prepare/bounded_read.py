@@ -39,6 +39,9 @@ PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 MISSING = "picture that is missing"
 """The reason of a picture whose file is not there."""
 
+NOT_UTF8 = "text that is not UTF-8"
+"""The reason of a text in another encoding that no byte order mark names."""
+
 CLOSED = "picture whose file cannot be read"
 """The reason of a picture whose file is there and cannot be read."""
 
@@ -108,7 +111,7 @@ def decode_text(data: bytes) -> str:
     try:
         return data.decode(text_encoding(data) or "utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise Dropped("text that is not UTF-8", detail=str(error)) from None
+        raise Dropped(NOT_UTF8, detail=str(error)) from None
 
 
 def read_lines(path: Path, ledger: Ledger, *, span: Span | None = None) -> Iterator[tuple[int, bytes]]:

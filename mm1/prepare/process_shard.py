@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mm1.data.store import write_store
 from mm1.document import Document
+from mm1.prepare.bounded_read import NOT_UTF8
 from mm1.prepare.decontaminate import Decontaminator
 from mm1.prepare.dedup import Hashes, HashFiles, hash_documents
 from mm1.prepare.filters.image_filters import screen
@@ -107,7 +108,8 @@ def _check_text(request: PrepareRequest, document: Document) -> None:
     if not text.strip():
         raise Dropped("document without text")
     if not _is_unicode(text):
-        raise Dropped("text with characters that are no Unicode (lone surrogates)")
+        of_bytes = _is_unicode(text, errors="surrogateescape")  # as a table's reader keeps what it cannot decode
+        raise Dropped(NOT_UTF8 if of_bytes else "text with characters that are no Unicode (lone surrogates)")
     if request.language and (language := detect_language(text)) != request.language:
         raise Dropped(f"document in another language ({language})", expected=True)
     reason = next((reason for name in request.filters if (reason := FILTERS[name](text))), None)
@@ -115,9 +117,9 @@ def _check_text(request: PrepareRequest, document: Document) -> None:
         raise Dropped(reason, expected=True)
 
 
-def _is_unicode(text: str) -> bool:
+def _is_unicode(text: str, *, errors: str = "strict") -> bool:
     try:
-        text.encode()
+        text.encode(errors=errors)
     except UnicodeEncodeError:
         return False
     return True
