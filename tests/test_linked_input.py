@@ -1,10 +1,12 @@
 """Input as people keep it on several disks: linked files and folders, the hub's cache, what macOS leaves behind."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import webdataset
 
 from tests.conftest import picture
@@ -82,3 +84,19 @@ def test_what_macos_adds_is_no_input(tmp_path):
     documents, ledger = read(tmp_path)
     assert [document.text for document in documents] == ["a thing"]
     assert not ledger.unexpected()
+
+
+@pytest.mark.parametrize(("of_picture", "of_words"), [("NFD", "NFC"), ("NFC", "NFD")])
+@pytest.mark.parametrize("layout", ["pairs", "imagefolder"])
+def test_a_picture_and_its_words_are_paired_though_one_name_came_from_macos(layout, of_picture, of_words, tmp_path):
+    name, words = unicodedata.normalize(of_picture, "Größe"), unicodedata.normalize(of_words, "Größe")
+    assert name != words
+    (tmp_path / f"{name}.png").write_bytes(RED)
+    if layout == "pairs":
+        (tmp_path / f"{words}.txt").write_text("a red picture")
+    else:
+        line = json.dumps({"file_name": f"{words}.png", "text": "a red picture"})
+        (tmp_path / "metadata.jsonl").write_text(line)
+    documents, ledger = read(tmp_path)
+    assert [(document.text, len(document.images)) for document in documents] == [("a red picture", 1)]
+    assert drops(ledger) == {}

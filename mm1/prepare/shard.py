@@ -1,6 +1,7 @@
 """A shard of the input: files that are read together, and kept or lost together."""
 
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,12 +73,12 @@ class Shard:
 
 
 def file_inside(folder: Path, name: str, *, bound: Path | None = None) -> Path | None:
-    """The file `name` of a folder, also as Windows writes it, and through links that the user made in the folder.
+    """The file `name` of a folder, also as Windows or macOS writes it, and through links that the user made in it.
 
     None if it is missing, or if the name itself leads out of the folder `bound`, which is `folder` if none is given.
     """
     bound = Path(os.path.abspath(bound or folder))
-    for written in dict.fromkeys((name, name.replace("\\", "/"))):
+    for written in normal_forms(name, name.replace("\\", "/")):
         try:
             path = Path(os.path.abspath(folder / written))
             if path.is_relative_to(bound):
@@ -87,6 +88,12 @@ def file_inside(folder: Path, name: str, *, bound: Path | None = None) -> Path |
         except (OSError, ValueError, RuntimeError):  # a name too long, with a zero byte, a link to itself
             continue
     return None
+
+
+def normal_forms(*names: str) -> list[str]:
+    """The names, then each with its accents composed (NFC) and decomposed (NFD, as macOS writes names of files)."""
+    forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD") for name in names]
+    return list(dict.fromkeys((*names, *forms)))
 
 
 def find_files(root: Path, *endings: str) -> list[Path]:

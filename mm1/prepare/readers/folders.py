@@ -14,7 +14,7 @@ from mm1.prepare.readers.chats import conversation, names_texts, turns_of
 from mm1.prepare.readers.pictures import Pictures
 from mm1.prepare.readers.table_layouts import renamed
 from mm1.prepare.readers.tables import batches_of, table_documents
-from mm1.prepare.shard import Shard
+from mm1.prepare.shard import Shard, normal_forms
 
 PICTURE_ENDINGS = (*(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),)
 """Endings of the names of picture files."""
@@ -37,8 +37,9 @@ def read_pairs(shard: Shard, ledger: Ledger) -> Iterator[Document]:
 
 def caption_file(picture: Path) -> Path | None:
     """The file with a picture's caption; None if there is none."""
-    names = (*map(picture.with_suffix, _CAPTION_ENDINGS), picture.with_name(f"{picture.name}.txt"))
-    return next((name for name in names if os.path.isfile(name)), None)
+    names = (*(f"{picture.stem}{ending}" for ending in _CAPTION_ENDINGS), f"{picture.name}.txt")
+    files = map(picture.with_name, normal_forms(*names))
+    return next((file for file in files if os.path.isfile(file)), None)
 
 
 def read_llava(shard: Shard, ledger: Ledger) -> Iterator[Document]:

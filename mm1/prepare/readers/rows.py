@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def read_imagefolder(shard: Shard, ledger: Ledger) -> Iterator[Document]:
     yield from read_rows(shard, ledger)
     folder, named = shard.files[0].parent, _named_pictures(shard)
     for path in find_files(folder, *PICTURE_ENDINGS):
-        if path.relative_to(folder).as_posix() not in named:
+        if unicodedata.normalize("NFC", path.relative_to(folder).as_posix()) not in named:
             ledger.skipped["picture that the metadata doesn't name"] += 1
 
 
@@ -67,7 +68,7 @@ def _named_pictures(shard: Shard) -> set[str]:
         rows = (row for _, row in read_json_array(shard, Ledger()))
     cells = (cell for row in rows for name, cell in row.items() if name.endswith(NAMES_OF_FILES))
     names = (name for cell in cells for name in (cell if isinstance(cell, list) else [cell]))
-    return {os.path.normpath(name) for name in names if isinstance(name, str)}
+    return {unicodedata.normalize("NFC", os.path.normpath(name)) for name in names if isinstance(name, str)}
 
 
 def csv_columns(path: Path) -> list[str]:
