@@ -206,9 +206,9 @@ def test_every_odd_picture_gives_tiles_or_is_refused_by_name(name):
     huge = png_header(20_000, 20_000)
     (picture,) = tiled(Document((Image(huge),)), spec)
     assert len(picture.tiles) == 1
-    with pytest.raises(ImageError, match=r"400000000 pixels|exceeds limit"):
+    with pytest.raises(ImageError, match=r"20,000 x 20,000 pixels; at most"):
         load_tiles(Image(huge), [tile.cut for tile in picture.tiles], size=32)
-    with pytest.raises(ImageError, match="9000 x 9000 pixels; at most 64,000,000 are decoded"):
+    with pytest.raises(ImageError, match="9,000 x 9,000 pixels; at most 64,000,000 are decoded"):
         load(png_header(9000, 9000), 32)
 
 
