@@ -16,12 +16,16 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+import hypothesis
 import pytest
 from PIL import Image as Canvas
 from PIL import ImageDraw
 
 from mm1.data.store import write_store
 from mm1.document import Document, Image, Text
+
+hypothesis.settings.register_profile("mm1", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("mm1")
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "orange")
 SHAPES = ("circle", "square", "triangle")

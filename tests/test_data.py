@@ -85,7 +85,7 @@ def test_a_chat_prompt_is_the_beginning_of_its_training_form():
     assert learned.tokens[: len(opened.tokens)].tolist() == opened.tokens.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     pieces=st.lists(st.one_of(st.just("image"), st.text(alphabet="ab .\n", max_size=60)), max_size=20),
     sequence_length=st.integers(8, 64),
@@ -296,7 +296,7 @@ def striped(form: str, width: int = 96, height: int = 64) -> tuple[Canvas.Image,
     return Canvas.fromarray(pixels), file.getvalue()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     x=st.tuples(st.integers(0, 95), st.integers(0, 95)).map(sorted),
     y=st.tuples(st.integers(0, 63), st.integers(0, 63)).map(sorted),

@@ -26,7 +26,7 @@ def few_slots(monkeypatch):
     monkeypatch.setattr(decode_step, "SLOTS", 8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ACTIONS, st.integers(1, 6))
 def test_requests_that_join_leave_and_abort_get_what_the_plain_step_gives(actions, rows):
     check_all_get_what_they_get_alone(Engine(MODEL, rows=rows, decode=BucketedStep(MODEL)), actions)

@@ -42,7 +42,7 @@ def tokens_of(completions) -> list[list[int]]:
     return [one.tokens for one in completions]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.tuples(DOCS, DOCS, DOCS), PATHS, PATHS, st.integers(1, 4))
 def test_what_is_shared_equals_what_is_computed_again(docs, first, then, rows):
     ours = Engine(MODEL, rows=rows)
@@ -51,7 +51,7 @@ def test_what_is_shared_equals_what_is_computed_again(docs, first, then, rows):
         assert tokens_of(ours.generate(prompts, FOUR)) == [written_without_cache(one, 4) for one in prompts]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.tuples(DOCS, DOCS, DOCS), PATHS, st.data())
 def test_choices_after_shared_questions_have_the_scores_of_a_full_forward(docs, paths, data):
     text = st.lists(st.integers(4, 63), min_size=1, max_size=4)
@@ -203,7 +203,7 @@ def test_features_beyond_the_memory_are_dropped_oldest_first():
 TEXTS = [[7, 8, 9], [7, 8, 4], [10], [10, 11]]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(DOCS, st.sampled_from([0.0, 3.0]), st.integers(0, 9))
 def test_only_choices_are_written(document, temperature, seed):
     decoding = Decoding(

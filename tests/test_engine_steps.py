@@ -65,7 +65,7 @@ def alone(request: EngineRequest) -> Event:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ACTIONS, st.integers(1, 4))
 def test_each_request_gets_what_it_gets_alone(actions, rows):
     check_all_get_what_they_get_alone(Engine(MODEL, rows=rows), actions)

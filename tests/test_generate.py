@@ -62,7 +62,7 @@ def written_without_cache(one_prompt: Prompt, tokens: int) -> list[int]:
     return written
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(PROMPTS)
 def test_cached_and_batched_equals_uncached_and_single(prompts):
     completions = generate(prompts, ENOUGH)
@@ -70,7 +70,7 @@ def test_cached_and_batched_equals_uncached_and_single(prompts):
     assert all(c.reason == "length" for c in completions)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(PROMPTS, st.data())
 def test_scores_equal_a_full_forward(prompts, data):
     pairs = []

@@ -231,7 +231,7 @@ def test_every_reader_has_an_input_of_good_and_odd_records():
 
 
 @pytest.mark.parametrize("kind", sorted(MAKERS))
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=12, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(flaws=st.lists(st.sampled_from(FLAWS), min_size=1, max_size=9))
 def test_what_is_read_is_kept_or_left_out_under_a_reason(kind: str, flaws: list[str], tmp_path_factory):
     folder = tmp_path_factory.mktemp("input") / kind

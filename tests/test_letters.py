@@ -8,7 +8,7 @@ from pathlib import Path
 import letter_forms as forms
 import pytest
 import random_text
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mm1.eval.metrics.letters import letter_of
@@ -76,7 +76,6 @@ def test_empty_and_equal_choices_keep_their_letters():
     assert letter_of("C", ["oak", "oak", "ash"]) == "C"
 
 
-@settings(deadline=None)  # the first text compiles the patterns
 @given(st.text(max_size=60), st.integers(2, 6))
 def test_a_letter_is_a_choice_or_nothing(text: str, count: int):
     assert letter_of(text, [f"choice {number}" for number in range(count)]) in ("", *LETTERS[:count])

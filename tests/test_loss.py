@@ -194,7 +194,7 @@ def trained_batch(rows: list[list[int]]) -> Batch:
 
 
 @pytest.mark.parametrize("weighting", WEIGHTS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(order=st.permutations(range(len(DOCUMENTS))), rows=st.integers(1, 5), micro_batches=st.integers(1, 3))
 def test_no_packing_and_no_accumulation_changes_the_weighted_loss(weighting, order, rows, micro_batches):
     """The step's loss and gradient are those of each document alone, its tokens weighted by their number."""

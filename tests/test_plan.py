@@ -33,7 +33,7 @@ def _small_windows(monkeypatch):
     monkeypatch.setattr(plan_module, "WINDOW", 64)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shape=shapes, seed=st.integers(0, 2**31), epoch=st.integers(0, 3))
 def test_an_epoch_holds_every_span_once_within_the_budgets(shape, seed, epoch):
     planned = plan(shape, seed)
@@ -46,7 +46,7 @@ def test_an_epoch_holds_every_span_once_within_the_budgets(shape, seed, epoch):
     assert counted == [planned.spans.images[sequence].sum() for sequence in sequences]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shape=shapes, seed=st.integers(0, 2**31), k=st.integers(0, 10**9))
 def test_a_sequence_is_the_same_whatever_was_computed_before(shape, seed, k):
     fresh, used = plan(shape, seed), plan(shape, seed)
@@ -95,7 +95,7 @@ def test_a_span_larger_than_a_sequence_is_refused_with_its_size():
 SHARES = st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     stages=st.lists(st.tuples(SHARES, st.integers(1, 60)), min_size=1, max_size=4),
     seed=st.integers(0, 2**31),
@@ -115,7 +115,7 @@ def test_every_deck_of_every_stage_has_its_shares_and_no_source_skips_or_repeats
             assert [sources.count(source) for source in range(3)] == of_stage
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shares=SHARES, later=SHARES, seed=st.integers(0, 2**31), first=st.integers(1, 10**9), n=st.integers(0, 10**9))
 def test_a_far_sequence_has_its_source_without_those_before_it(shares, later, seed, first, n):
     mixture = Mixture(shares, seed, changes=[(first, later)])
@@ -128,7 +128,7 @@ def test_a_far_sequence_has_its_source_without_those_before_it(shares, later, se
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shares=st.lists(st.integers(1, 60), min_size=2, max_size=5),
     trained=st.lists(st.floats(20.0, 4000.0), min_size=5, max_size=5),
@@ -159,7 +159,7 @@ images_of_a_step = st.integers(1, 6).flatmap(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(images=images_of_a_step, micro_batch_size=st.sampled_from([1, 2, 3]))
 def test_every_number_of_ranks_shares_out_the_same_micro_batches(images, micro_batch_size):
     parts = micro_batches(images, micro_batch_size=micro_batch_size)

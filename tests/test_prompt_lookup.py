@@ -18,7 +18,7 @@ from mm1.generate.threads import threads_for
 NINE = Decoding(max_tokens=9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(PROMPTS, st.integers(1, 3), st.data())
 def test_any_draft_leaves_the_text(prompts, rows, data):
     whole = [written_without_cache(one, NINE.max_tokens) for one in prompts]

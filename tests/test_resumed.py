@@ -210,7 +210,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=150, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(
     entries=st.lists(st.dictionaries(st.text("key", max_size=3), VALUES, max_size=3), max_size=12),
     block=st.integers(1, 40),

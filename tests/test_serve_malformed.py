@@ -88,7 +88,7 @@ def ask_all(cases: st.SearchStrategy, ask: Callable[[Any], object], count: int) 
     def one(case: Any) -> None:
         ask(case)
 
-    how = settings(max_examples=count, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
+    how = settings(max_examples=count, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
     how(given(cases)(one))()
 
 

@@ -42,7 +42,7 @@ def all_events(ours: ServingEngine) -> list[Event]:
     return events
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ACTIONS, st.integers(1, 4), st.integers(0, 2), st.integers(3, 20))
 def test_each_request_gets_what_it_gets_alone(actions, rows, kept, prefill):
     ours = new(rows, kept=kept, prefill=prefill)
@@ -110,7 +110,7 @@ def test_rows_that_only_remember_keep_prompts_of_earlier_requests():
         assert events[0].cached == expected
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(PROMPTS, st.integers(0, 3), st.integers(3, 30), st.booleans())
 def test_a_prompts_tokens_have_the_log_probabilities_of_a_full_forward(one, alternatives, prefill, known):
     ours = new(prefill=prefill)
@@ -167,7 +167,7 @@ def lengths_with_whole_images(one: Prompt) -> set[int]:
     return {n for n in range(len(one.tokens) + 1) if not list(one.tokens[:n]).count(IMAGE) % IMAGE_TOKENS}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(PROMPTS, PROMPTS, st.integers(3, 20), st.integers(1, 3))
 def test_no_part_of_a_prompt_and_no_shared_beginning_ends_inside_an_image(first, second, prefill, steps):
     """The first request goes away in the middle, and what it left serves the second one."""
@@ -223,7 +223,7 @@ def test_the_cache_has_the_bytes_that_its_sizes_say():
     assert sum(x.nbytes for x in (*cache.keys, *cache.values)) == sizes.cache_bytes(MODEL)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(PROMPTS, st.sampled_from(["", "a"]), st.integers(0, 3)), min_size=1, max_size=8), PROMPTS)
 def test_a_prompt_finds_the_longest_beginning_that_a_row_of_its_salt_holds(requests, last):
     ours = new(rows=2, kept=2, prefill=50)

@@ -104,7 +104,7 @@ def test_a_part_of_a_picture_and_an_unreadable_one_are_one_tile():
     assert [one.tiles[0].image for one in pictures] == [*images]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     pieces=st.lists(
         st.one_of(st.sampled_from([(8, 8), (40, 24)]), st.text(alphabet="ab .\n", max_size=60)), max_size=12
@@ -130,7 +130,7 @@ PICTURE_SIZES = st.tuples(*[st.one_of(st.integers(1, 400), st.sampled_from([1, 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sizes=st.lists(PICTURE_SIZES, max_size=5), words=st.integers(0, 200), slack=st.integers(2, 90))
 def test_no_picture_of_any_size_is_cut_and_every_feature_has_its_position(kind, sizes, words, slack):
     """In the shortest sequences that hold each picture, with every preset."""
@@ -173,7 +173,7 @@ def test_pages_and_chats_of_the_sample_are_packed_to_98_percent(kind, tmp_path):
         assert filled >= 0.98, f"{name}: {filled:.2%}"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(max_images=st.integers(1, 4), pictures=st.integers(1, 4), words=st.integers(0, 9))
 def test_a_picture_of_more_tiles_than_a_sequence_takes_is_cut_between_tiles(max_images, pictures, words):
     document = Document((*(Image(b"", size=(40, 24)) for _ in range(pictures)), Text("word " * words)))

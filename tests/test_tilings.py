@@ -319,7 +319,7 @@ def test_a_field_of_the_config_replaces_the_presets_and_use_takes_more_tiles():
         tile_spec(ModelConfig(tiling=TilingConfig(kind="mm1_5", max_tiles=3)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(["mm1_5", "idefics3", "llava_next"]),
     pieces=st.lists(
