@@ -2,25 +2,16 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 Number = StrictInt | StrictFloat
 TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 
 
 class Fields(BaseModel):
-    """An object of which only the named fields may be sent, and of others only null: clients write out their objects
-    with fields that are not set."""
+    """An object of which only the named fields may be sent."""
 
     model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_unset(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or None not in data.values():
-            return data
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        return {name: value for name, value in data.items() if value is not None or name in known}
 
 
 class TextPart(Fields):
@@ -65,6 +56,7 @@ class Message(Fields):
     annotations: Any = None
     audio: None = None
     function_call: None = None
+    tool_call_id: None = None
     reasoning: Any = None
     reasoning_content: Any = None
     reasoning_details: Any = None  # OpenRouter's
