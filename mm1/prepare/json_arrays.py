@@ -7,7 +7,7 @@ can be cut into ranges before it is read.
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,8 +27,14 @@ _STRUCTURE[list(b"[]{},")] = True
 
 
 def read_json_array(shard: Shard, ledger: Ledger) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number from 0, object) of the shard's file, which is one JSON array; a file of JSON lines works too.
+    """(number from 0, object) of the shard's file; the rest is as for `read_named`."""
+    return ((number, value) for number, _, value in read_named(shard, ledger))
 
+
+def read_named(shard: Shard, ledger: Ledger) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(number from 0, position, object) of the shard's file, which is one JSON array; a file of JSON lines works too.
+
+    The position is what a person is told: elements of an array count from 0, as `mm1 show --row` does, lines from 1.
     An element that is no object is a record that is left out.
 
     Raises:
@@ -41,7 +47,8 @@ def read_json_array(shard: Shard, ledger: Ledger) -> Iterator[tuple[int, dict[st
         if _is_one_object(path):
             ledger.skipped["file with one JSON object over several lines, in place of records"] += 1
             return
-        yield from read_json_lines(shard, ledger)
+        for number, value in read_json_lines(shard, ledger):
+            yield number, f"line {number + 1}", value
         return
     with open_unpacked(path) as file:
         if shard.span is None:
@@ -50,22 +57,15 @@ def read_json_array(shard: Shard, ledger: Ledger) -> Iterator[tuple[int, dict[st
             file.seek(shard.span.start)
         number = shard.span.first if shard.span else 0
         for element in _elements(file, path, shard.span or Span(start, sys.maxsize, 0)):
-            value = parse_json(element) if element is not None else None
+            value, position = parse_json(element) if element is not None else None, f"element {number}"
             if isinstance(value, dict):
-                yield number, value
+                yield number, position, value
             else:
-                with ledger.record(f"element {number}", element or ""):
+                with ledger.record(position, element or ""):
                     if element is None:
                         raise Dropped(f"element of more than {LARGEST_FILE >> 20} MB")
                     raise Dropped("element that is no JSON object", detail=_fault(element))
             number += 1
-
-
-def position_names(path: Path) -> Callable[[int], str]:
-    """What records of a file are called: elements of an array count from 0, as `mm1 show --row` does, lines from 1."""
-    with open_unpacked(path) as file:
-        is_array = array_start(file) is not None
-    return lambda number: f"element {number}" if is_array else f"line {number + 1}"
 
 
 def _is_one_object(path: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mm1.document import Document, Image, Text
 from mm1.prepare.bounded_read import decode_text, read_file
-from mm1.prepare.json_arrays import position_names, read_json_array
+from mm1.prepare.json_arrays import read_json_array, read_named
 from mm1.prepare.ledger import Dropped, Ledger, Record
 from mm1.prepare.readers.chats import conversation, names_texts, turns_of
 from mm1.prepare.readers.pictures import Pictures
@@ -51,9 +51,9 @@ def read_llava(shard: Shard, ledger: Ledger) -> Iterator[Document]:
         rows = (entry for _, entry in read_json_array(shard, ledger))
         yield from table_documents(batches_of(rows), None, shard=shard, ledger=ledger)
         return
-    pictures, position = Pictures(shard), position_names(shard.files[0])
-    for number, entry in read_json_array(shard, ledger):
-        with ledger.record(position(number), entry) as record:
+    pictures = Pictures(shard)
+    for number, position, entry in read_named(shard, ledger):
+        with ledger.record(position, entry) as record:
             yield read_conversation(entry, number, pictures, record)
 
 

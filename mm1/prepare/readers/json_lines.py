@@ -6,7 +6,7 @@ from typing import Any
 
 from mm1.document import Document, Image, Piece, Text
 from mm1.prepare.bounded_read import LARGEST_FILE, decode_text, read_json_lines, read_lines, unpacked_name
-from mm1.prepare.json_arrays import position_names, read_json_array
+from mm1.prepare.json_arrays import read_named
 from mm1.prepare.ledger import Dropped, Ledger, MissingImage, Page
 from mm1.prepare.readers.pictures import Pictures
 from mm1.prepare.shard import InputError, Shard
@@ -30,11 +30,10 @@ def read_text(shard: Shard, ledger: Ledger) -> Iterator[Document]:
     lines = texts = 0
     keys = ""
     name = shard.options.columns.get("text", "text")
-    position = position_names(path)
-    for number, entry in read_json_array(shard, ledger):
+    for number, position, entry in read_named(shard, ledger):
         lines += 1
         keys = keys or ", ".join(map(str, entry))[:200]
-        with ledger.record(position(number), entry):
+        with ledger.record(position, entry):
             text = entry.get(name, entry.get("content"))
             if not isinstance(text, str) or not text.strip():
                 raise Dropped("line without a text")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1.document import Document
-from mm1.prepare.json_arrays import position_names, read_json_array
+from mm1.prepare.json_arrays import read_json_array, read_named
 from mm1.prepare.ledger import Dropped, Ledger
 from mm1.prepare.readers.folders import read_conversation
 from mm1.prepare.readers.pictures import Pictures
@@ -74,9 +74,9 @@ def read_sampled(shard: Shard, ledger: Ledger) -> Iterator[Document]:
     """The conversations of a JSON file that its mixture takes; the others are left out, and counted."""
     total = sum(1 for _ in read_json_array(shard, Ledger()))
     taken = _taken(shard.sample, total, name=shard.name)
-    pictures, position = Pictures(shard), position_names(shard.files[0])
-    for at, (number, entry) in enumerate(read_json_array(shard, ledger)):
-        with ledger.record(position(number), entry) as record:
+    pictures = Pictures(shard)
+    for at, (number, position, entry) in enumerate(read_named(shard, ledger)):
+        with ledger.record(position, entry) as record:
             if at not in taken:
                 raise Dropped("conversation that the mixture's sampling_strategy leaves out", expected=True)
             yield read_conversation(entry, number, pictures, record)
