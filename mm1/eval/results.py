@@ -260,8 +260,8 @@ def score_table(results: Results) -> Table:
 
 def mean_scores(folder: Path, score: TaskScore) -> dict[str, float]:
     """Points of each query, the mean over the trials; nan for one that the judge gave no score."""
-    groups, points = points_of(folder, score)
-    return dict(zip(groups, points.scores.tolist(), strict=True))
+    groups, of_groups = points_of(folder, score)
+    return dict(zip(groups, of_groups.scores.tolist(), strict=True))
 
 
 def points_of(folder: Path, score: TaskScore) -> tuple[list[str], Weighted]:
@@ -274,10 +274,20 @@ def points_of(folder: Path, score: TaskScore) -> tuple[list[str], Weighted]:
 def grouped_points(answers: Sequence[Answer], *, blind: bool = False) -> Weighted:
     """The points of each group of answers, those of its worst answer; nan for one that the judge gave no score."""
     texts = [answer.blind if blind else answer.own for answer in answers]
-    points = 100 * lowest([text.score for text in texts], [answer.group for answer in answers])
+    return lowest_points(scores_of(texts), [answer.group for answer in answers])
+
+
+def lowest_points(scores: Weighted, groups: Sequence[str]) -> Weighted:
+    """The points of each group of scores, those of its lowest."""
     # only judges give weights, and no judge scores queries that count as one
+    return Weighted(100 * lowest(scores.scores.tolist(), groups), scores.weights)
+
+
+def scores_of(texts: Sequence[ScoredText]) -> Weighted:
+    """The scores of these answers; nan for one that the judge gave no score."""
+    scores = np.array([math.nan if text.score is None else text.score for text in texts])
     is_weighted = any(text.weight != 1 for text in texts)
-    return Weighted(points, np.array([text.weight for text in texts]) if is_weighted else None)
+    return Weighted(scores, np.array([text.weight for text in texts]) if is_weighted else None)
 
 
 def shown(interval: Interval, *, sign: bool = False) -> str:

@@ -18,7 +18,7 @@ from mm1.eval.blind import exchange_images
 from mm1.eval.fewshot import REPEATED, Example, Judged, Task
 from mm1.eval.judge import Judge
 from mm1.eval.metrics.answer_parsing import after_thoughts
-from mm1.eval.metrics.statistics import Weighted, lowest
+from mm1.eval.metrics.statistics import Weighted
 from mm1.eval.model import Model, Reply, Request, name_of, prompt_hash, prompt_text
 from mm1.eval.pace import Pace
 from mm1.eval.replies import KeptReplies
@@ -29,8 +29,10 @@ from mm1.eval.results import (
     TaskScore,
     answers_file,
     grouped_points,
+    lowest_points,
     read_answers_of,
     score_name,
+    scores_of,
     write_answers,
 )
 from mm1.eval.rules import rules_of
@@ -248,8 +250,7 @@ class TaskEvaluation:
 
     def _mean(self, answers: Sequence[str]) -> float:
         """The mean points of one answer to each query."""
-        scores = self._scores(answers)
-        return 100 * Weighted(lowest(scores.scores.tolist(), self.task.groups()), scores.weights).mean()
+        return lowest_points(self._scores(answers), self.task.groups()).mean()
 
     def _totals(self, trials: list[list[Answer]], guesses: Guesses) -> dict[str, dict[str, float]]:
         """Scores of all answers together, by name; for the model, blind, majority and chance."""
@@ -259,10 +260,10 @@ class TaskEvaluation:
         blind = [[answer.blind for answer in answers] for answers in trials]
         majority = [guesses.majority] * len(self.task.queries)
         answer_sets = {
-            "score": [([one.text for one in texts], _scores_of(texts)) for texts in own],
+            "score": [([one.text for one in texts], scores_of(texts)) for texts in own],
             "majority": [(majority, self._scores(majority))],
             "chance": [(answers, self._scores(answers)) for answers in guesses.chance],
-            "blind": [([one.text for one in texts], _scores_of(texts)) for texts in blind],
+            "blind": [([one.text for one in texts], scores_of(texts)) for texts in blind],
         }
         totals: dict[str, dict[str, float]] = {}
         for of, sets in answer_sets.items():
@@ -297,13 +298,6 @@ def _counted(task: Task, trials: Sequence[Sequence[Answer]]) -> dict[str, int]:
     counts.update(f"{name_of(answer.blind.problem)} (blind)" for answer in answers if answer.blind.problem)
     counts["unread by the judge"] = sum(answer.score is None for answer in answers)
     return {name: count for name, count in counts.items() if count}
-
-
-def _scores_of(texts: Sequence[ScoredText]) -> Weighted:
-    """The scores of these answers; nan for one that the judge gave no score."""
-    scores = np.array([math.nan if text.score is None else text.score for text in texts])
-    is_weighted = any(text.weight != 1 for text in texts)
-    return Weighted(scores, np.array([text.weight for text in texts]) if is_weighted else None)
 
 
 def _mean_points(trials: Sequence[Sequence[Answer]], *, blind: bool = False) -> Weighted:
