@@ -47,8 +47,8 @@ def read_named(shard: Shard, ledger: Ledger) -> Iterator[tuple[int, str, dict[st
         if _is_one_object(path):
             ledger.skipped["file with one JSON object over several lines, in place of records"] += 1
             return
-        for number, value in read_json_lines(shard, ledger):
-            yield number, f"line {number + 1}", value
+        for number, entry in read_json_lines(shard, ledger):
+            yield number, f"line {number + 1}", entry
         return
     with open_unpacked(path) as file:
         if shard.span is None:

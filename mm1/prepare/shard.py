@@ -125,9 +125,8 @@ def _walk(folder: Path, parents: frozenset[Path]) -> Iterator[Path]:
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
         path = folder / entry.name
-        if entry.is_symlink() and not os.path.exists(
-            path
-        ):  # asking `entry` for more is an error where it leads to itself
+        # a link comes first: asking `entry` for more is an error where it leads to itself
+        if entry.is_symlink() and not os.path.exists(path):
             yield path
         elif entry.is_dir() and not _is_ours(path):
             yield from _walk(path, parents | {real})

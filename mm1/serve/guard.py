@@ -58,9 +58,10 @@ class Guard:
             scope["noted"]["error"] = error.code
             await send_error(error, send)
         except asyncio.CancelledError:  # the server has waited long enough
-            scope["noted"]["error"] = going().code
+            end = going()
+            scope["noted"]["error"] = end.code
             if not began:
-                await send_error(going(), send)
+                await send_error(end, send)
         finally:
             self._held -= held
 

@@ -26,21 +26,20 @@ def load_starts(run: RunConfig, model: nn.Module) -> None:
         CheckpointError: a run has no whole checkpoint, or its part has other names or shapes.
     """
     for name, folder in run.start_from.items():
-        part = "" if name == "model" else name
         start = config.load(Path(folder) / "config.json").model
+        part: str = name
+        new: set[str] = set()
+        seen, how = "", ""
         if name == "model":
             _check_blocks(run.model, start)
-        new = _new(run.model, start) if name == "model" else set()
-        how = ""
+            part, new, seen = "", _new(run.model, start), f"\n  {_seen(run.model, start)}"
         if name != "vision" and run.model.decoder.sparse.experts and not start.decoder.sparse.experts:
             origin = _upcycle(run, Path(folder), model=model, part=part, new=new)
             how = ", each expert from its feed-forward"
         else:
             origin = checkpoint.load_part(Path(folder), model, part, but=new)
-        lines = [f"started {name} from {origin.path}{how}"]
-        lines += [_seen(run.model, start)] if name == "model" else []
-        lines += [f"new, since the start has none: {weight}" for weight in sorted(new)]
-        console.print("\n  ".join(lines), highlight=False, soft_wrap=True)
+        told = "".join(f"\n  new, since the start has none: {weight}" for weight in sorted(new))
+        console.print(f"started {name} from {origin.path}{how}{seen}{told}", highlight=False, soft_wrap=True)
 
 
 def _check_blocks(model: ModelConfig, start: ModelConfig) -> None:

@@ -6,6 +6,9 @@ from mm1.eval.data.published import Published, Source
 from mm1.eval.fewshot import Scoring
 from mm1.eval.metrics.short_answers import anls
 
+FOLDERS = ("", "spdocvqa_images")
+"""Where pictures lie: as their names say beside the questions, or flat in a folder of their own."""
+
 task = Published(
     name="docvqa",
     kind="vqa",
@@ -16,10 +19,8 @@ task = Published(
         shots=("train",),
         folder="DocVQA",
         original=first(
-            listed("{short}_v1.0_withQT.json", key="data", image="{image}", folders=("", "spdocvqa_images")),
-            listed(
-                "{short}_v1.0.json", key="data", image="{image}", folders=("", "spdocvqa_images")
-            ),  # of the test split
+            listed("{short}_v1.0_withQT.json", key="data", image="{image}", folders=FOLDERS),
+            listed("{short}_v1.0.json", key="data", image="{image}", folders=FOLDERS),  # of the test split
         ),
     ),
     columns=Columns(id="questionId"),
