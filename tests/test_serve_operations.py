@@ -87,12 +87,26 @@ def test_features_of_pictures_are_kept_within_their_bytes(chat_run):  # noqa: F8
         assert metrics(server)["mm1:image_cache_bytes"] == 3 * one
 
 
+def access_lines(caplog, number: int) -> list[dict]:
+    """The lines of the log once there are so many: each is written after its answer was sent."""
+    lines: list[dict] = []
+
+    def are_there() -> bool:
+        lines[:] = [json.loads(record.message) for record in caplog.records if record.name == "mm1.access"]
+        return len(lines) >= number
+
+    until(are_there)
+    return lines
+
+
 def test_the_access_log_has_a_line_of_json_for_each_request_and_no_content(server, caplog):
     with caplog.at_level(logging.INFO, logger="mm1.access"):
         reply = ask(server)
+        access_lines(caplog, 1)
         requests.post(f"{server.base}/v1/chat/completions", json={"messages": "secret"}, timeout=60)
+        access_lines(caplog, 2)
         list(ask(server, stream=True))
-    lines = [json.loads(record.message) for record in caplog.records if record.name == "mm1.access"]
+        lines = access_lines(caplog, 3)
     assert [(line["method"], line["path"], line["status"]) for line in lines] == [
         ("POST", "/v1/chat/completions", status) for status in (200, 400, 200)
     ]
@@ -129,6 +143,5 @@ def test_a_client_that_leaves_before_its_answer_is_logged_as_such(server, caplog
         engine.step = lambda: time.sleep(0.1) or step()
         with pytest.raises(openai.APITimeoutError):
             ask(server, timeout=0.5, extra_body={"ignore_eos": True})
-        until(lambda: any(record.name == "mm1.access" for record in caplog.records))
-    (line,) = [json.loads(record.message) for record in caplog.records if record.name == "mm1.access"]
+        (line,) = access_lines(caplog, 1)
     assert (line["status"], line["error"], line["reasons"]) == (499, "client_gone", ["aborted"])
