@@ -2,6 +2,9 @@
 
 import csv
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -115,6 +118,29 @@ def test_a_failed_arm_is_told_and_stops_no_other(small, tmp_path, workers):
     assert "FloatingPointError" in failed["arms/broken/seed-0"]
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert [row["arm"] for row in rows] == ["base", "faster"][: 3 - workers]
+
+
+def test_more_runs_at_a_time_than_gpus_share_them_evenly(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.torch.cuda, "device_count", lambda: 2)
+    go_on, seen = threading.Event(), []
+
+    class Process:
+        def __init__(self, command, *, env, **_):
+            seen.append(env["CUDA_VISIBLE_DEVICES"])
+
+        def wait(self):
+            return 0 if go_on.wait(60) else 1
+
+    monkeypatch.setattr(runner.subprocess, "Popen", Process)
+    workers = runner._Processes(tmp_path, 4, 0)
+    with ThreadPoolExecutor(4) as pool:
+        started = [pool.submit(workers.start, str(number)) for number in range(6)]
+        while len(seen) < 4:
+            time.sleep(0.001)
+        assert sorted(seen) == ["0", "0", "1", "1"]
+        go_on.set()
+        assert [each.result() for each in started] == [None] * 6
+    assert len(seen) == 6
 
 
 def test_what_starts_from_a_failed_stage_is_not_started(small, tmp_path):

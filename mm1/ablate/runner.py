@@ -152,16 +152,18 @@ def _report(plan: Plan, folder: Path, name: str, *, error: str | None, seconds: 
 
 
 class _Processes:
-    """Runs in processes of their own, each with its share of the cores and a GPU of its own if there are GPUs."""
+    """Runs in processes of their own, each with its share of the cores and a GPU if there are any.
+
+    More workers than GPUs share them evenly; the small models of an ablation leave most of one unused.
+    """
 
     def __init__(self, folder: Path, workers: int, inherited: int):
         """`inherited` is a file that the processes keep open as long as they live."""
         self.folder, self.count, self._inherited = folder, workers, inherited
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen] = set()
-        self._gpus = list(range(torch.cuda.device_count()))
-        if self._gpus and workers > len(self._gpus):
-            raise ValueError(f"--workers {workers}, but there are {len(self._gpus)} GPUs; each run needs one")
+        gpus = torch.cuda.device_count()
+        self._gpus = [number % gpus for number in range(workers)] if gpus else []  # one for each worker
         self._threads = str(max(1, (os.cpu_count() or 1) // workers))
         self._is_stopped = False
 
