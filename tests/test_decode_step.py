@@ -68,6 +68,14 @@ def test_shapes_are_few_and_their_buffers_stay():
     assert {shape.slots for shape in buffers} <= {*range(8, 51, 8), 7 + 44}  # the last: all of the cache
 
 
+def test_graphs_of_another_cache_get_other_memory():
+    """That of graphs that are gone is gone: recording into it is an internal error of torch 2.11 on an H200."""
+    step = BucketedStep(MODEL)
+    step._pool = object()
+    Engine(MODEL, rows=2, decode=step).generate([prompt(doc(3, seed=1))], Decoding(max_tokens=2))
+    assert step._pool is None
+
+
 def test_what_free_rows_remember_is_not_overwritten():
     """A step computes more rows than are in use; in these it may write only behind what they hold."""
     ours = Engine(MODEL, rows=4, decode=BucketedStep(MODEL))

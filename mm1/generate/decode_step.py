@@ -65,6 +65,7 @@ class BucketedStep(DecodeStep):
     def forget(self) -> None:
         self._cache = None
         self._passes.clear()
+        self._pool = None  # it ends with the last graph in it, and can't take another one
 
     def __call__(self, cache: Cache, tokens_BT: np.ndarray, slot_BT: np.ndarray, *, spare: np.ndarray) -> torch.Tensor:
         if cache is not self._cache:  # a graph reads and writes the memory that it was recorded with
