@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import small
 import torch
+import torch.nn.functional as F
 from pair import Pair
 from torch._dynamo.utils import counters
 
@@ -15,10 +16,11 @@ from mm1.config.model import SparseConfig
 from mm1.config.run import ParallelConfig, RunConfig
 from mm1.model.attention import dense_mask
 from mm1.model.connector import KINDS
+from mm1.model.depthwise import depthwise
 from mm1.model.mllm import MLLM
 from mm1.train import parallel
 from mm1.train.activation_checkpointing import checkpoint_activations
-from mm1.train.compilation import blocks_of, compile_blocks
+from mm1.train.compilation import FIRST_ROWS, blocks_of, compile_blocks
 
 POSITIONS = 24
 
@@ -67,26 +69,49 @@ def test_every_block_is_one_graph_under_activation_checkpointing(mode, sparse):
     assert counters["frames"]["ok"] == counters["frames"]["total"] == counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_a_convolution_that_compiled_code_calls_as_a_whole_is_torchs(requires_grad):
+    chance = torch.Generator().manual_seed(0)
+    x_NYXC = torch.randn(3, 5, 4, 6, generator=chance).requires_grad_(requires_grad)
+    weight_C1HW = torch.randn(6, 1, 3, 3, generator=chance).requires_grad_(requires_grad)
+    torch.library.opcheck(torch.ops.mm1.depthwise.default, (x_NYXC, weight_C1HW))
+    gradient = torch.randn(x_NYXC.shape, generator=chance)
+    expected = F.conv2d(x_NYXC.permute(0, 3, 1, 2), weight_C1HW, padding=1, groups=6).permute(0, 2, 3, 1)
+    for result in (depthwise(x_NYXC, weight_C1HW), torch.ops.mm1.depthwise(x_NYXC, weight_C1HW)):
+        torch.testing.assert_close(result, expected)
+        if requires_grad:
+            ours = torch.autograd.grad(result, (x_NYXC, weight_C1HW), gradient, retain_graph=True)
+            theirs = torch.autograd.grad(expected, (x_NYXC, weight_C1HW), gradient, retain_graph=True)
+            torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_encoder_and_connector_compile_once_for_any_number_of_tiles(kind, monkeypatch):
-    """Once with gradients and once without; two is the least that a loader gives."""
+    """Once with gradients and once without; two is the least that a loader gives.
+
+    Each is compiled with the same number first, whatever number is first. FSDP's hooks hand on new tensors.
+    """
     graphs: list = []
-    most = 8 if kind == "c_abstractor" else 6  # a CPU's convolution has another kernel from 16 on
+    firsts: set[int] = set()
 
     def backend(graph, inputs):
         graphs.append(graph)
+        firsts.update(each.node.hint for each in inputs if isinstance(each, torch.SymInt))
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     model = small.model(kind=kind)
     torch.compiler.reset()
     compile_blocks(model, "always", device=torch.device("cpu"))
+    for module in (*model.vision.blocks, model.connector):
+        module.register_forward_pre_hook(lambda module, inputs: (inputs[0].view_as(inputs[0]), *inputs[1:]))
     for tiles in (5, 2, 3, 7, 11, 13, 20, 29, 31):
         images_NCYX = torch.zeros(tiles, 3, 24, 24, dtype=torch.uint8)
         model.encode_images(images_NCYX).sum().backward()
         with torch.no_grad():
             model.encode_images(images_NCYX)
-        assert len(graphs) <= most
+        assert len(graphs) <= 6
+    assert firsts == {FIRST_ROWS}
 
 
 def _shard_and_count(rank: int, results: Path, layouts: dict[str, dict]) -> None:

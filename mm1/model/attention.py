@@ -65,7 +65,8 @@ def attention(
     gqa = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
         flex = flex_attention if torch.compiler.is_compiling() else _flex()
-        out = flex(q, k, v, score_mod=_capping(softcap), block_mask=mask, enable_gqa=gqa)
+        capping = None if softcap is None else _capping(softcap)  # the compiler warns of a call that is cached
+        out = flex(q, k, v, score_mod=capping, block_mask=mask, enable_gqa=gqa)
     elif isinstance(mask, torch.Tensor) and softcap is not None:
         out = capped_attention(q, k, v_BKLW=v, seen_B1TL=mask, cap=softcap)
     elif isinstance(mask, torch.Tensor):
@@ -83,9 +84,9 @@ def _flex():
 
 
 @cache
-def _capping(softcap: float | None) -> Callable[..., torch.Tensor] | None:
+def _capping(softcap: float) -> Callable[..., torch.Tensor]:
     """What FlexAttention does to scores; one function for each cap, which is compiled once."""
-    return None if softcap is None else lambda score, b, h, query, key: soft_cap(score, softcap)
+    return lambda score, b, h, query, key: soft_cap(score, softcap)
 
 
 @cache

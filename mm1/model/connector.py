@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mm1.config.model import ConnectorConfig, VisionConfig
+from mm1.model.depthwise import depthwise
 from mm1.model.layers import Attention, FeedForward, linear, residual_scale, resize_positions
 from mm1.tiling import Grid
 
@@ -206,7 +207,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x_NYXC: torch.Tensor) -> torch.Tensor:
         y_NYXC = F.silu(self.inner_norm(self.inner(x_NYXC)))
-        y_NYXC = self.depthwise(y_NYXC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        y_NYXC = depthwise(y_NYXC, self.depthwise.weight)
         y_NYXC = F.silu(self.depthwise_norm(y_NYXC))
         squeezed_N11C = F.silu(self.squeeze(y_NYXC.mean((1, 2), keepdim=True)))
         y_NYXC = y_NYXC * self.excite(squeezed_N11C).sigmoid()

@@ -20,6 +20,9 @@ from mm1.model.vision import Vision
 
 log = logging.getLogger("mm1")
 
+FIRST_ROWS = 16
+"""The number of tiles that code for any number of them is compiled with."""
+
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The blocks of the encoder, and of the decoder if the model has one."""
@@ -46,8 +49,7 @@ def compile_blocks(model: nn.Module, mode: Literal["auto", "always", "never"], *
         return
     of_tiles = _modules_of_tiles(model)
     for module in of_tiles:
-        module.compile()
-        module._compiled_call_impl = _for_any_number(module._compiled_call_impl)
+        module.forward = ForAnyNumber(module.forward)  # type: ignore[method-assign]
     _compile_embeddings(model)
     for block in blocks_of(model):
         if block not in of_tiles:
@@ -64,24 +66,47 @@ def _compile_embeddings(model: nn.Module) -> None:
     """Compile what makes the input of the first blocks: of tiles, and of tokens with the features of tiles."""
     vision = model.get_submodule("vision")
     assert isinstance(vision, Vision)
-    vision.embed = _for_any_number(torch.compile(vision.embed))  # type: ignore[method-assign]
+    vision.embed = ForAnyNumber(vision.embed)  # type: ignore[method-assign]
     if isinstance(model, MLLM):
-        model.embed = _for_any_number(torch.compile(model.embed), argument=1)  # type: ignore[method-assign]
+        model.embed = ForAnyNumber(model.embed, argument=1)  # type: ignore[method-assign]
 
 
-def _for_any_number(compiled: Callable[..., Any] | None, *, argument: int = 0) -> Callable[..., Any]:
-    """The compiled function, its code to serve any number of rows of an argument but one, which stays a constant.
+class ForAnyNumber:
+    """A function compiled once, for any number of rows but one of one of its arguments.
 
-    By itself the compiler first takes every number as a constant, which is twice as many graphs. Code for each of
-    few numbers would be even more of them, and the compiler gives up after eight.
+    By itself the compiler first takes every number as a constant, which is twice as many graphs, and which of them a
+    number then gets depends on the numbers before. Code for each of few numbers would be even more graphs, and the
+    compiler gives up after eight.
+
+    It is a module's `forward`, not the module: FSDP's hooks replace the inputs, and with them what marks their rows.
     """
-    assert compiled is not None
 
-    def call(*inputs: Any, **named: Any) -> Any:
-        torch._dynamo.maybe_mark_dynamic(inputs[argument], 0)
-        return compiled(*inputs, **named)
+    def __init__(self, function: Callable[..., Any], *, argument: int = 0):
+        self.plain, self.argument, self.is_on = function, argument, True
+        self._compiled: Callable[..., Any] = torch.compile(function)
+        self._has_code: set[bool] = set()  # with gradients, without
 
-    return call
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        if not self.is_on:
+            return self.plain(*inputs, **named)
+        if torch.is_grad_enabled() not in self._has_code:
+            self._has_code.add(torch.is_grad_enabled())
+            self._compile_for_first_rows(*inputs, **named)
+        torch._dynamo.maybe_mark_dynamic(inputs[self.argument], 0)
+        return self._compiled(*inputs, **named)
+
+    def _compile_for_first_rows(self, *inputs: Any, **named: Any) -> None:
+        """Compile with FIRST_ROWS rows, whatever the first inputs have.
+
+        How the compiler divides sums depends on the number that it sees first. A resumed run sees another one first
+        than the run that it continues, and would sum in another order.
+        """
+        if any(isinstance(other, torch.Tensor) for other in (*inputs[1:], *named.values())):
+            return  # its rows may belong to those of the first
+        rows = inputs[0].new_zeros(FIRST_ROWS, *inputs[0].shape[1:])
+        rows.requires_grad_(inputs[0].requires_grad)
+        torch._dynamo.maybe_mark_dynamic(rows, 0)
+        self._compiled(rows, *inputs[1:], **named)
 
 
 def _compile(block: nn.Module) -> None:
@@ -108,13 +133,18 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
     positions, several GiB. `torch.compiler.set_stance("force_eager")` would turn that off too.
     """
     compiled = {module: module._compiled_call_impl for module in model.modules() if module._compiled_call_impl}
+    of_tiles = [module.forward for module in model.modules() if isinstance(module.forward, ForAnyNumber)]
     try:
         for module in compiled:
             module._compiled_call_impl = None
+        for function in of_tiles:
+            function.is_on = False
         yield
     finally:
         for module, call in compiled.items():
             module._compiled_call_impl = call
+        for function in of_tiles:
+            function.is_on = True
 
 
 def missing_compiler(device: torch.device) -> str | None:
