@@ -98,16 +98,18 @@ LESSONS = (
         "Table 1: “Image resolution has the highest impact, followed by model size and training data composition.”",
         (
             better("144 px over 96 px", "encoder", SEEN, good=("base-144", "small-144"), bad=("base-96", "small-96")),
-            better("four layers over two", "encoder", SEEN, good=("base-96", "base-144"), bad=("small-96", "small-144")),
+            better(
+                "four layers over two", "encoder", SEEN, good=("base-96", "base-144"), bad=("small-96", "small-144")
+            ),
             better("all captions over one making", "encoder", SEEN, good=("base-96",), bad=("base-96-one",)),
             better("resolution over size", "encoder", SEEN, good=("small-144",), bad=("base-96",)),
             better("size over data", "encoder", SEEN, good=("base-96-one",), bad=("small-96",)),
             better("contrastive over reconstructive", "encoder", SEEN, good=("base-96",), bad=("reconstructive-96",)),
         ),
-        "The encoders are contrastive ones of two to four layers, trained on the shipped captions, and one of AIM's kind "
-        "for as much arithmetic. All runs were trained on an H200, in bf16. Their scoring failed there, which is mended "
-        "([log.md](log.md)), so arms are compared by the held-out loss of captions, which follow their picture; that of "
-        "pages and text differs by less than 0.01.",
+        "The encoders are contrastive ones of two to four layers, trained on the shipped captions, and one of AIM's "
+        "kind for as much arithmetic. All runs were trained on an H200, in bf16. Their scoring failed there, which is "
+        "mended ([log.md](log.md)), so arms are compared by the held-out loss of captions, which follow their picture; "
+        "that of pages and text differs by less than 0.01.",
     ),
     Lesson(
         "The connector",
@@ -306,8 +308,8 @@ that these runs show the effect, a disagreement that scale or data matter to it.
 copies of the paper.
 
 A difference is above 0 where the lesson holds. It is one of log-likelihoods of the right answer, in nats per token,
-after 8 shots or none, or of held-out losses with the sign changed. Its 95 % interval is over seeds, and for the law over
-runs. "Agrees" and "disagrees" mean that the interval excludes 0, which one interval in twenty does by chance. "Not
+after 8 shots or none, or of held-out losses with the sign changed. Its 95 % interval is over seeds, and for the law
+over runs. "Agrees" and "disagrees" mean that the interval excludes 0, which one interval in twenty does by chance. "Not
 resolved" does not mean that there is no difference. A lesson agrees if all its lines do.
 
 ```bash
