@@ -45,8 +45,8 @@ def run_demo(folder: Path) -> Path:
     answers = evaluate_run(tuned, tasks=["easy_vqa"], shots=(0,), limit=QUESTIONS, seed=0)
     page = report(multimodal, others=[folder / "tiny_encoder", folder / "tiny_language", tuned_folder])
     _print_heading("Results")
-    console.print(score_table(captions))
-    console.print(score_table(answers))
+    console.print(score_table(captions, width=console.width))
+    console.print(score_table(answers, width=console.width))
     _print_two_answers(pretrained, tuned, folder)
     console.print(f"{(time.monotonic() - started) / 60:.1f} minutes; report: {page}", highlight=False)
     return page

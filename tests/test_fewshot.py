@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +258,13 @@ def test_an_evaluation_is_kept_and_not_done_twice(monkeypatch, stores, model, to
     shown = wide.export_text()
     assert "captions" in shown
     assert f"{first.scores[1].score.mean:.1f} [" in shown
+    narrow = Console(width=80, record=True, file=io.StringIO())
+    narrow.print(score_table(first, width=narrow.width))
+    shown = narrow.export_text()
+    assert shown.split()[3:9] == ["task", "shots", "queries", "score", "blind", "difference"]
+    assert "…" not in shown
+    assert shown.count("[") == 3 * len(first.scores) + 1  # of each interval, on one line, and of the caption
+    assert len(re.findall(r"\[[^\n]*?\]", shown)) == 3 * len(first.scores) + 1
 
 
 def test_answers_do_not_depend_on_their_neighbours(stores, model: MLLM, tokenizer: Tokenizer):

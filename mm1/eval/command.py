@@ -106,7 +106,7 @@ class EvalCommand:
                     console.print(f"{task.name}: {part}; {task.submission.server} takes all of them", soft_wrap=True)
             if not results.scores:
                 return
-            console.print(score_table(results))
+            console.print(score_table(results, width=console.width))
             console.print(f"answers: {write_page(settings.folder, tasks, results=results)}", soft_wrap=True)
 
     def jobs(self) -> list[AnswerJob]:

@@ -226,35 +226,47 @@ def save_results(results: Results, folder: Path) -> None:
     write_whole(folder / "summary.json", json.dumps(_without_nan(data), indent=1, ensure_ascii=False) + "\n")
 
 
-def score_table(results: Results) -> Table:
-    """The few-shot table for a terminal: every score with its interval and the blind score beside it."""
-    table = Table(title="few-shot scores", title_justify="left", caption_justify="left")
+WIDE = 114
+"""Characters of a line from which the table of scores has each interval beside its mean."""
+
+
+def score_table(results: Results, *, width: int = WIDE) -> Table:
+    """The few-shot table for a terminal: every score with its interval and the blind score beside it.
+
+    Below WIDE characters intervals stand under their means, so that 80 are enough.
+    """
+    is_wide = width >= WIDE
+    options: dict[str, Any] = {} if is_wide else {"box": None, "padding": (0, 1, 0, 0), "pad_edge": False}
+    table = Table(title="few-shot scores", title_justify="left", caption_justify="left", **options)
     table.caption = (
         "[..] 95 % interval; ± standard deviation over trials; blind: another query's image; "
         "difference: score - blind, paired"
     )
-    for name in ("task", "shots", "queries", "score", "blind", "difference", "majority", "chance"):
-        table.add_column(name, justify="left" if name == "task" else "right")
+    columns = ("task", "shots", "queries", "score", "blind", "difference")
+    for name in columns + (("majority", "chance") if is_wide else ("majority\nchance",)):
+        table.add_column(name, justify="left" if name == "task" else "right", overflow="fold")
+
+    def add(task: str, *cells: str, guesses: tuple[str, ...] = ()) -> None:
+        last = guesses if is_wide else ("\n".join(guesses),)
+        table.add_row(task, *(cell if is_wide else cell.replace(" \\[", "\n\\[") for cell in cells), *last)
+
     for one in results.scores:
         difference = shown(one.difference, sign=True)
         if one.difference.above_zero:
             difference = f"[green]{difference}[/green]"
         task = f"{one.task} ({one.protocol})" if one.protocol else one.task
         score = shown(one.score) + (f" ± {one.std:.1f}" if one.std is not None else "")
-        table.add_row(
-            *(task, str(one.shots), str(one.queries)),
-            *(score, shown(one.blind), difference),
-            *(f"{one.majority:.1f}", f"{one.chance:.1f}"),
-        )
+        guesses = (f"{one.majority:.1f}", f"{one.chance:.1f}")
+        add(task, str(one.shots), str(one.queries), score, shown(one.blind), difference, guesses=guesses)
         for name, values in one.totals.items():
             score, blind, majority, chance = (
                 f"{values[of]:.1f}" if of in values else "-" for of in ("score", "blind", "majority", "chance")
             )
-            table.add_row(f"  {name}", "", "", score, blind, "", majority, chance)
+            add(f"  {name}", "", "", score, blind, "", guesses=(majority, chance))
         for name, count in one.counted.items():
-            table.add_row(f"  {name}", "", str(count))
+            add(f"  {name}", "", str(count))
         if one.rules != rules_of(one.task):
-            table.add_row("  of an earlier call under other scoring rules: ask again to score anew")
+            add("  of an earlier call under other scoring rules: ask again to score anew")
     return table
 
 
