@@ -171,6 +171,8 @@ ODD = {
     ),
     "no base64": ("mmbench", files("mmbench", "*.tsv", no_base64), "unreadable picture"),
     "cut base64": ("mmbench", files("mmbench", "*.tsv", cut_picture), "unreadable picture"),
+    "no choices": ("ai2d", hub("ai2d", put(options=[]), split="test"), "no choices"),
+    "choices of nothing": ("ai2d", hub("ai2d", put(options=None), split="test"), "no choices"),
     "answer not among choices": (
         "mathvista",
         hub("mathvista", put(answer="Perhaps"), split="testmini", images=("decoded_image",)),

@@ -25,6 +25,7 @@ class Columns:
     question     empty if there are no questions
     answers      right answers; with `choices` a letter, or the number of a choice, counted from 0
     choices      of multiple-choice questions; an empty one is not listed, and the others keep their letters
+    some_open    whether questions without choices belong to the data set, and are asked as open ones
     more_images  images after the first
     reasoning    explanations of the answers
     metadata     columns that totals and judges need
@@ -37,6 +38,7 @@ class Columns:
     question: Column = "question"
     answers: Column = "answers"
     choices: Column | None = None
+    some_open: bool = False
     more_images: Callable[[Row], Sequence[Any]] = lambda row: ()
     reasoning: Column | None = None
     metadata: tuple[str, ...] = ()
@@ -125,6 +127,8 @@ class ExampleReader:
         if fault is not None or (value and not isinstance(value, list | tuple)):
             message = f"{self._where(row)}: the choices are no list: {value!r}"
             raise OddRow(message, name="choices that are no list") from fault
+        if not value and not self.columns.some_open:
+            raise OddRow(f"{self._where(row)} has no choices: found {value!r}", name="no choices")
         return tuple("" if choice is None else str(choice).strip() for choice in value or ())
 
     def _answers(self, row: Row, choices: Sequence[str]) -> tuple[str, ...]:

@@ -111,6 +111,7 @@ task = Published(
         question=question_with_unit,
         answers=right_answer,
         choices=lambda row: row["choices"] or (),
+        some_open=True,
         reasoning=lambda row: row.get("solution"),
         metadata=("answer_type", "precision", "unit"),
     ),

@@ -37,6 +37,7 @@ task = Published(
         image="image_1",
         answers=right_answer,
         choices="options",
+        some_open=True,
         more_images=further_images,
         reasoning="explanation",
     ),

@@ -30,6 +30,7 @@ task = Published(
         question=question,
         answers="answer",
         choices=lambda row: [text for _, text in CHOICE.findall(row["question"])],
+        some_open=True,
     ),
     scoring=Scoring(same_word),
 )
