@@ -6,7 +6,8 @@ Sequence n of a run is the same for any number of ranks and workers: `mixture` g
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count, groupby, islice
 from multiprocessing import get_context, parent_process
 from operator import itemgetter
@@ -33,6 +34,9 @@ from mm1.tiling import TileSpec
 
 MAX_WORKERS = 8
 """Processes that load data for a rank by default, at most. So many decode several times what a GPU trains on."""
+
+NamedSpan = tuple[Callable[[], str], Encoded]
+"""A span, and what reads the name of its document, which only messages need."""
 
 
 class Sequences:
@@ -110,7 +114,7 @@ class Sequences:
         broken: list[str] = []
         for row, (_, spans) in enumerate(sequences):
             start = shown = 0
-            for order, (name, span) in enumerate(spans, start=1):
+            for order, (document, span) in enumerate(spans, start=1):
                 stop = start + len(span.tokens)
                 here = slice(start, stop)
                 tokens_BT[row, here] = span.tokens
@@ -124,7 +128,8 @@ class Sequences:
                 for image, (_, parts) in enumerate(pictures):
                     draws = None if self._augmentation is None else self._augmentation.draws(numbers[row], shown)
                     tiles = [part for _, part in parts]
-                    self._decode(tiles, rest_NCYX[: len(tiles)], f"{name}, image {image}", broken, draws)
+                    if error := self._decode(tiles, rest_NCYX[: len(tiles)], draws):
+                        broken.append(f"{document()}, image {image}: {error}")
                     rest_NCYX = rest_NCYX[len(tiles) :]
                     shown += 1
                 start = stop
@@ -145,8 +150,8 @@ class Sequences:
             trained_R=trained_positions(targets),
         )
 
-    def _spans(self, numbers: list[int]) -> list[tuple[int, list[tuple[str, Encoded]]]]:
-        """The source of each sequence and its spans, each with its document's name; a source is read once for all."""
+    def _spans(self, numbers: list[int]) -> list[tuple[int, list[NamedSpan]]]:
+        """The source of each sequence and its spans; a source is read once for all."""
         origins = [self.mixture.source(number) for number in numbers]
         of_sequences = [self.sources[origin].plan.sequence(k) for origin, k in origins]
         wanted: dict[int, list[int]] = {}
@@ -158,21 +163,19 @@ class Sequences:
             for (origin, _), spans in zip(origins, of_sequences, strict=True)
         ]
 
-    def _read(self, source: Source, numbers: list[int]) -> Iterator[tuple[str, Encoded]]:
-        """The spans of these numbers of a source, each with its document's name; a document is read once."""
+    def _read(self, source: Source, numbers: list[int]) -> Iterator[NamedSpan]:
+        """The spans of these numbers of a source; a document is read once."""
         spans = source.spans
         positions, indices = np.unique(spans.document[numbers], return_inverse=True)
-        documents = source.store.take(positions.tolist())
+        documents = source.store.take(positions.tolist(), named=False)
         encoded = list(encode_many(documents, self.tokenizer, tile=self.tile))
         starts, lengths = spans.start[numbers].tolist(), spans.length[numbers].tolist()
         for index, start, length in zip(indices.tolist(), starts, lengths, strict=True):
             part = encoded[index].part(start, start + length, features=self.tile.features)
-            yield f"{source.name}: {documents[index].id}", part
+            yield partial(_name, source, int(positions[index])), part
 
-    def _decode(
-        self, tiles: list[Tile], out_NCYX: np.ndarray, name: str, broken: list[str], draws: np.random.Generator | None
-    ) -> None:
-        """Write the pixels of tiles of one picture, decoded once; grey, and its name to `broken`, if it is unreadable.
+    def _decode(self, tiles: list[Tile], out_NCYX: np.ndarray, draws: np.random.Generator | None) -> str:
+        """Write the pixels of tiles of one picture, decoded once; grey if it is unreadable, and why is returned.
 
         With `draws` it is augmented.
         """
@@ -182,12 +185,12 @@ class Sequences:
                 image = self._augmentation.crop(image, draws)
             load_tiles(image, cuts, size=self.tile.size, out=out_NCYX)
         except ImageError as error:
-            broken.append(f"{name}: {error}")
             out_NCYX[:] = 128
-            return
+            return str(error)
         if draws is not None and self._augmentation is not None:
             for tile_CYX in out_NCYX:
                 tile_CYX[:] = self._augmentation.recolour(tile_CYX, draws)
+        return ""
 
     def _empty_tiles(self, images: int) -> torch.Tensor:
         """Memory for so many tiles, and more up to one of few sizes (`padded`); none in a run that allows no images.
@@ -200,6 +203,11 @@ class Sequences:
             return torch.empty(shape, dtype=torch.uint8)
         shared = torch.UntypedStorage._new_shared(math.prod(shape))
         return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
+
+
+def _name(source: Source, position: int) -> str:
+    (document,) = source.store.take([position])
+    return f"{source.name}: {document.id}"
 
 
 def sequences_of(run: RunConfig, folder: Path, *, held_out: dict[str, str] | None = None) -> Sequences:
