@@ -3,12 +3,12 @@
 import csv
 import json
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 from small import run as small_run
+from test_serve_load import until
 
 from mm1.__main__ import main
 from mm1.ablate import measures, runner, sweep
@@ -121,26 +121,40 @@ def test_a_failed_arm_is_told_and_stops_no_other(small, tmp_path, workers):
 
 
 def test_more_runs_at_a_time_than_gpus_share_them_evenly(tmp_path, monkeypatch):
+    """Whatever the order in which runs end: here both on the second GPU end first."""
     monkeypatch.setattr(runner.torch.cuda, "device_count", lambda: 2)
-    go_on, seen = threading.Event(), []
+    ends = {name: threading.Event() for name in "abcdef"}
+    seen: list[str] = []
 
     class Process:
         def __init__(self, command, *, env, **_):
+            self.name = command[4]
             seen.append(env["CUDA_VISIBLE_DEVICES"])
 
         def wait(self):
-            return 0 if go_on.wait(60) else 1
+            return 0 if ends[self.name].wait(60) else 1
 
     monkeypatch.setattr(runner.subprocess, "Popen", Process)
     workers = runner._Processes(tmp_path, 4, 0)
     with ThreadPoolExecutor(4) as pool:
-        started = [pool.submit(workers.start, str(number)) for number in range(6)]
-        while len(seen) < 4:
-            time.sleep(0.001)
-        assert sorted(seen) == ["0", "0", "1", "1"]
-        go_on.set()
-        assert [each.result() for each in started] == [None] * 6
-    assert len(seen) == 6
+        started: list[Future] = []
+
+        def start(*names: str) -> list[str]:
+            for name in names:
+                started.append(pool.submit(workers.start, name))
+                until(lambda: len(seen) == len(started))
+            return seen[-len(names) :]
+
+        assert start("a", "b", "c", "d") == ["0", "1", "0", "1"]
+        for name in "bd":
+            ends[name].set()
+        until(lambda: started[1].done() and started[3].done())
+        ends["a"].set()
+        until(lambda: started[0].done())
+        assert start("e", "f") == ["1", "0"]
+        for end in ends.values():
+            end.set()
+    assert [each.result() for each in started] == [None] * 6
 
 
 def test_what_starts_from_a_failed_stage_is_not_started(small, tmp_path):

@@ -162,8 +162,7 @@ class _Processes:
         self.folder, self.count, self._inherited = folder, workers, inherited
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen] = set()
-        gpus = torch.cuda.device_count()
-        self._gpus = [number % gpus for number in range(workers)] if gpus else []  # one for each worker
+        self._runs_of_gpu = dict.fromkeys(range(torch.cuda.device_count()), 0)
         self._threads = str(max(1, (os.cpu_count() or 1) // workers))
         self._is_stopped = False
 
@@ -176,14 +175,16 @@ class _Processes:
         with self._lock:
             if self._is_stopped:
                 raise RunFailed("stopped")
-            gpu = self._gpus.pop() if self._gpus else None
+            gpu = min(self._runs_of_gpu, key=lambda number: self._runs_of_gpu[number], default=None)
             process = self._open(name, gpu)
             self._running.add(process)
+            if gpu is not None:
+                self._runs_of_gpu[gpu] += 1
         status = process.wait()
         with self._lock:
             self._running.discard(process)
             if gpu is not None:
-                self._gpus.append(gpu)
+                self._runs_of_gpu[gpu] -= 1
         if status:
             lines = (self.folder / name / LOG).read_text(errors="replace").strip().splitlines()
             raise RunFailed(lines[-1] if lines else f"exit status {status}")
