@@ -85,8 +85,8 @@ def test_a_convolution_that_compiled_code_calls_as_a_whole_is_torchs(requires_gr
             torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_encoder_and_connector_compile_once_for_any_number_of_tiles(kind, monkeypatch):
+@pytest.mark.parametrize(("kind", "class_token"), [*((kind, False) for kind in KINDS), ("c_abstractor", True)])
+def test_encoder_and_connector_compile_once_for_any_number_of_tiles(kind, class_token, monkeypatch):
     """Once with gradients and once without; two is the least that a loader gives.
 
     Each is compiled with the same number first, whatever number is first. FSDP's hooks hand on new tensors.
@@ -100,7 +100,10 @@ def test_encoder_and_connector_compile_once_for_any_number_of_tiles(kind, monkey
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    model = small.model(kind=kind)
+    config = small.config(kind=kind)
+    config.vision.class_token = class_token
+    model = MLLM(config)
+    model.initialise(0)
     torch.compiler.reset()
     compile_blocks(model, "always", device=torch.device("cpu"))
     for module in (*model.vision.blocks, model.connector):

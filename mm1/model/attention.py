@@ -65,7 +65,7 @@ def attention(
     gqa = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
         flex = flex_attention if torch.compiler.is_compiling() else _flex()
-        capping = None if softcap is None else _capping(softcap)  # the compiler warns of a call that is cached
+        capping = None if softcap is None else _capping(softcap)  # the compiler warns of cached functions
         out = flex(q, k, v, score_mod=capping, block_mask=mask, enable_gqa=gqa)
     elif isinstance(mask, torch.Tensor) and softcap is not None:
         out = capped_attention(q, k, v_BKLW=v, seen_B1TL=mask, cap=softcap)

@@ -89,20 +89,26 @@ class ForAnyNumber:
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         if not self.is_on:
             return self.plain(*inputs, **named)
+        before, rows, after = inputs[: self.argument], inputs[self.argument], inputs[self.argument + 1 :]
+        rows = rows.contiguous()  # features without those of class token and registers are not
         if torch.is_grad_enabled() not in self._has_code:
             self._has_code.add(torch.is_grad_enabled())
-            self._compile_for_first_rows(*inputs, **named)
-        torch._dynamo.maybe_mark_dynamic(inputs[self.argument], 0)
-        return self._compiled(*inputs, **named)
+            self._compile_for_first_rows(*before, rows, *after, **named)
+        torch._dynamo.maybe_mark_dynamic(rows, 0)
+        return self._compiled(*before, rows, *after, **named)
+
+    def __deepcopy__(self, memo: Any) -> "ForAnyNumber":
+        raise TypeError("a compiled function keeps the weights that it was compiled for; copy the model before that")
 
     def _compile_for_first_rows(self, *inputs: Any, **named: Any) -> None:
         """Compile with FIRST_ROWS rows, whatever the first inputs have.
 
         How the compiler divides sums depends on the number that it sees first. A resumed run sees another one first
-        than the run that it continues, and would sum in another order.
+        than the run that it continues, and would sum in another order. Inputs with other tensors, such as masks, are
+        left to the number that comes first: these may have a row for each of the rows. Rotary angles, a tuple, don't.
         """
         if any(isinstance(other, torch.Tensor) for other in (*inputs[1:], *named.values())):
-            return  # its rows may belong to those of the first
+            return
         rows = inputs[0].new_zeros(FIRST_ROWS, *inputs[0].shape[1:])
         rows.requires_grad_(inputs[0].requires_grad)
         torch._dynamo.maybe_mark_dynamic(rows, 0)
