@@ -259,10 +259,12 @@ def test_an_evaluation_is_kept_and_not_done_twice(monkeypatch, stores, model, to
     assert "captions" in shown
     assert f"{first.scores[1].score.mean:.1f} [" in shown
     narrow = Console(width=80, record=True, file=io.StringIO())
+    first.scores[0] = dataclasses.replace(first.scores[0], std=11.2, protocol="openflamingo")
     narrow.print(score_table(first, width=narrow.width))
     shown = narrow.export_text()
     assert shown.split()[3:9] == ["task", "shots", "queries", "score", "blind", "difference"]
     assert "…" not in shown
+    assert "± 11.2" in shown
     assert shown.count("[") == 3 * len(first.scores) + 1  # of each interval, on one line, and of the caption
     assert len(re.findall(r"\[[^\n]*?\]", shown)) == 3 * len(first.scores) + 1
 

@@ -226,7 +226,7 @@ def save_results(results: Results, folder: Path) -> None:
     write_whole(folder / "summary.json", json.dumps(_without_nan(data), indent=1, ensure_ascii=False) + "\n")
 
 
-WIDE = 114
+WIDE = 118
 """Characters of a line from which the table of scores has each interval beside its mean."""
 
 
@@ -244,7 +244,11 @@ def score_table(results: Results, *, width: int = WIDE) -> Table:
     )
     columns = ("task", "shots", "queries", "score", "blind", "difference")
     for name in columns + (("majority", "chance") if is_wide else ("majority\nchance",)):
-        table.add_column(name, justify="left" if name == "task" else "right", overflow="fold")
+        is_task = name == "task"
+        least = 18 if is_task else None
+        table.add_column(
+            name, justify="left" if is_task else "right", overflow="fold", no_wrap=not is_task, min_width=least
+        )
 
     def add(task: str, *cells: str, guesses: tuple[str, ...] = ()) -> None:
         last = guesses if is_wide else ("\n".join(guesses),)
@@ -255,7 +259,7 @@ def score_table(results: Results, *, width: int = WIDE) -> Table:
         if one.difference.above_zero:
             difference = f"[green]{difference}[/green]"
         task = f"{one.task} ({one.protocol})" if one.protocol else one.task
-        score = shown(one.score) + (f" ± {one.std:.1f}" if one.std is not None else "")
+        score = shown(one.score) + (f"\n± {one.std:.1f}" if one.std is not None else "")
         guesses = (f"{one.majority:.1f}", f"{one.chance:.1f}")
         add(task, str(one.shots), str(one.queries), score, shown(one.blind), difference, guesses=guesses)
         for name, values in one.totals.items():
@@ -266,7 +270,7 @@ def score_table(results: Results, *, width: int = WIDE) -> Table:
         for name, count in one.counted.items():
             add(f"  {name}", "", str(count))
         if one.rules != rules_of(one.task):
-            add("  of an earlier call under other scoring rules: ask again to score anew")
+            add("  under other scoring rules than today's: ask again")
     return table
 
 
