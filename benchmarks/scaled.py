@@ -14,12 +14,12 @@ from mm1.model import sizes
 from mm1.recipes import tiny as demo
 
 
-def size() -> ModelConfig:
+def size(*, tokens: int) -> ModelConfig:
     """A model of 44 M parameters: a ViT of 15 M that sees 144 pixels, and a decoder of 28 M."""
     decoder = {"width": 512, "layers": 8, "heads": 8, "kv_heads": 8, "mlp_width": 1408}
     return ModelConfig(
         vision=VisionConfig(image_size=144, patch_size=16, width=384, layers=8, heads=6, mlp_width=1536),
-        connector=ConnectorConfig(kind="c_abstractor", tokens=16, width=384, depth=1),
+        connector=ConnectorConfig(kind="c_abstractor", tokens=tokens, width=384, depth=1),
         decoder=sizes.tiny().decoder.model_copy(update=decoder),
     )
 
@@ -46,9 +46,7 @@ def scaled() -> RunConfig:
 
 
 def _grown(run: RunConfig, *, steps: int, sequences: int) -> RunConfig:
-    tokens = run.model.connector.tokens
-    run.model = size()
-    run.model.connector.tokens = tokens
+    run.model = size(tokens=run.model.connector.tokens)
     run.micro_batch_size = 1  # it must divide the batch
     run.batch_size = sequences
     run.micro_batch_size = sequences

@@ -114,7 +114,7 @@ class Sequences:
         broken: list[str] = []
         for row, (_, spans) in enumerate(sequences):
             start = shown = 0
-            for order, (document, span) in enumerate(spans, start=1):
+            for order, (read_name, span) in enumerate(spans, start=1):
                 stop = start + len(span.tokens)
                 here = slice(start, stop)
                 tokens_BT[row, here] = span.tokens
@@ -129,7 +129,7 @@ class Sequences:
                     draws = None if self._augmentation is None else self._augmentation.draws(numbers[row], shown)
                     tiles = [part for _, part in parts]
                     if error := self._decode(tiles, rest_NCYX[: len(tiles)], draws):
-                        broken.append(f"{document()}, image {image}: {error}")
+                        broken.append(f"{read_name()}, image {image}: {error}")
                     rest_NCYX = rest_NCYX[len(tiles) :]
                     shown += 1
                 start = stop

@@ -119,7 +119,7 @@ class Store:
     def take(self, positions: Sequence[int], *, named: bool = True) -> list[Document]:
         """The documents at `positions`, in that order, from a single read.
 
-        Not `named`, they come without id and source. Each column costs 12 us a document, and training needs neither.
+        Not `named`, they come without id and source: each column costs a read, and training needs neither.
 
         Raises:
             StoreError: the table's data files are truncated or missing.
