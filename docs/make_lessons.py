@@ -109,7 +109,7 @@ LESSONS = (
         "The encoders are contrastive ones of two to four layers, trained on the shipped captions, and one of AIM's "
         "kind for as much arithmetic. All runs were trained on an H200, in bf16. Their scoring failed there, which is "
         "mended ([log.md](log.md)), so arms are compared by the held-out loss of captions, which follow their picture; "
-        "that of pages and text differs by less than 0.01.",
+        "those of pages and text differ by at most 0.013.",
     ),
     Lesson(
         "The connector",
@@ -169,7 +169,8 @@ LESSONS = (
         f"Figure 6: the best rate goes with the parameters to the power of {PAPER.exponent}.",
         (),
         "Language models of 0.3 M to 5 M parameters on text alone, by held-out loss; the paper compares 8-shot scores "
-        "of 9 M to 1.2 B. `mm1 law fit docs/ablations/learning_rate.csv` prints the same figures.",
+        "of 9 M to 1.2 B. `mm1 law fit docs/ablations/learning_rate.csv` prints the same figures; [law.md](law.md) has "
+        "them, and what the law of the smaller sizes predicts for the largest.",
         is_law=True,
     ),
     Lesson(

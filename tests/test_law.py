@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -218,8 +219,24 @@ def _keeps_argv(monkeypatch):
     monkeypatch.setattr(sys, "argv", sys.argv)
 
 
+def _check_our_law(page: str, *, whole: str, without_largest: str) -> None:
+    """The figures of our own search on the page are those that the commands print."""
+    numbers = re.search(r"exponent (-[\d.]+) \[(-[\d.]+), ([\d.]+)\]; MM1's, -0\.4214, is inside", whole)
+    assert numbers
+    low, mean, high = (f"{float(numbers[group]):.3f}" for group in (2, 1, 3))
+    assert f"The exponent is {mean} [{low}, {high}]; MM1's, -0.4214, is inside." in page
+    left_out = re.search(
+        r"predicted ([\d.]+) .* parabola is ([\d.]+) .* grid is ([\d.]+); .* costs ([\d.]+) of", without_largest
+    )
+    assert left_out
+    for number in left_out.groups():
+        assert f" {float(number):.4f}".rstrip("0") in page.replace("\n", " ")
+
+
 def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
     write_results(simulated(), tmp_path / "runs/learning_rate")
+    (tmp_path / "docs/ablations").mkdir(parents=True)
+    shutil.copy(ROOT / "docs/ablations/learning_rate.csv", tmp_path / "docs/ablations")
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs/law.md").read_text()
     commands = re.findall(r"^mm1 (law .*)$", page, re.MULTILINE)
@@ -232,6 +249,7 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
     assert "law by 8shot" in said[3]
     assert "weight decay: not recorded" in said[4]
     assert "extrapolated: the law was fitted from 300,000 to 5,000,000 parameters" in said[4]
+    _check_our_law(page, whole=said[5], without_largest=said[6])
     files = {path.name for path in (tmp_path / "runs/learning_rate").iterdir()}
     laws = {f"{name}.{kind}" for name in ("law", "law-8shot", "law-without-largest") for kind in ("json", "svg")}
     assert files == {"results.csv", *laws}
