@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -315,6 +316,17 @@ def test_a_server_that_cannot_be_as_it_was_meant_says_so_and_ends(
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert expected in said
+
+
+def test_a_cache_larger_than_the_memory_is_refused_before_it_is_taken(chat_run, monkeypatch, capsys):  # noqa: F811
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        words = ["--port", str(free.getsockname()[1]), "--max-length", "1000000000"]
+    monkeypatch.setattr(sys, "argv", ["mm1", "serve", str(chat_run.folder), *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert re.search(r"--max-length 1,000,000,000 take [\d,.]+ GB, and [\d.]+ GB are in", capsys.readouterr().err)
 
 
 def test_a_port_that_is_taken_while_the_run_is_loaded_is_told(chat_run, monkeypatch, capsys):  # noqa: F811

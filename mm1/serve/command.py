@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mm1.checkpoint import load_for_use
+import torch
+
+from mm1.checkpoint import Loaded, load_for_use
 from mm1.config.run import load as recorded_run
 from mm1.dist import Precision
 from mm1.serve.limits import Limits
@@ -138,6 +140,22 @@ class Service:
     access_log: bool = True
 
 
+def _check_memory(loaded: Loaded, limits: Limits) -> None:
+    """Refuse limits whose keys and values alone don't fit; the system would end the process while it takes them."""
+    device = next(loaded.model.parameters()).device
+    if device.type == "cuda":
+        there, where = torch.cuda.mem_get_info(device)[0], "are free on the GPU"
+    else:
+        there, where = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "are in this machine"
+    wanted, rows = limits.sizes.cache_bytes(loaded.model), limits.max_concurrent + limits.kept_prompts
+    if wanted > there:
+        raise ValueError(
+            f"the keys and values of {rows} requests of --max-length {limits.max_length:,} take {wanted / 1e9:,.1f} "
+            f"GB, and {there / 1e9:,.1f} GB {where}; take a shorter --max-length or a lower --max-concurrent: "
+            "mm1 budget RECIPE --serve says what fits"
+        )
+
+
 def serve_run(folder: Path, service: Service, *, address: Address, precision: Precision = "auto") -> None:
     """Answer requests for a run until SIGTERM or SIGINT, and end the process.
 
@@ -153,6 +171,7 @@ def serve_run(folder: Path, service: Service, *, address: Address, precision: Pr
         logging.getLogger("mm1.access").addHandler(handler)
         logging.getLogger("mm1.access").setLevel(logging.INFO)
     loaded = load_for_use(folder, precision=precision)
+    _check_memory(loaded, service.limits)
     server = Server(loaded, service.name or folder.resolve().name, service.limits, service.keys, service.media_domains)
     config = uvicorn.Config(
         make_app(server),
