@@ -309,6 +309,9 @@ def test_tokenize_takes_what_the_page_says(plain_run, continuing):
     bare = ask(add_special_tokens=False, return_token_strs=True)
     assert (bare["tokens"], bare["count"]) == (ids, len(ids))
     assert "".join(bare["token_strs"]).replace("\u0120", " ") == "The red"
+    end = plain_run.tokenizer.end
+    back = requests.post(f"{continuing.base}/detokenize", json={"tokens": [*ids, end]}).json()
+    assert back["prompt"] == f"The red{plain_run.tokenizer.symbol(end)}"
 
 
 def test_what_is_no_json_object_or_no_route_is_refused_in_the_same_form(chatting):

@@ -129,9 +129,9 @@ class Tokenizer:
         ours = self._inner.get_vocab()
         return next((token for token, id_ in other._inner.get_vocab().items() if ours.get(token, id_) != id_), None)
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of `ids`, without special tokens."""
-        return self._inner.decode(list(ids), skip_special_tokens=True)
+    def decode(self, ids: list[int], *, special: bool = False) -> str:
+        """The text of `ids`, without special tokens unless they are asked for."""
+        return self._inner.decode(list(ids), skip_special_tokens=not special)
 
     def symbol(self, token: int) -> str:
         """The text of one token, or its name if it is a mark: for people to look at."""

@@ -151,7 +151,7 @@ class Server:
         wrong = [token for token in body.tokens if token >= self.loaded.tokenizer.vocabulary]
         if wrong:
             raise invalid(f"{wrong[0]} is no token of this model", "tokens")
-        return _json({"prompt": self.loaded.tokenizer.decode(body.tokens)})
+        return _json({"prompt": self.loaded.tokenizer.decode(body.tokens, special=True)})
 
     async def health(self, request: Request) -> Response:
         """Whether requests are taken."""
