@@ -122,8 +122,15 @@ def test_whole_inputs_pass(stores, tmp_path):
 def test_a_start_that_is_no_run_is_not_proposed_again_and_a_wrong_field_is_shown_alone(stores, tmp_path):
     (tmp_path / "st").mkdir()
     run = config.override(small.run(stores), [f"start_from.model={tmp_path / 'st'}"])
-    with pytest.raises(CheckpointError, match="st is there, but is no run; mm1 ") as refused:
+    with pytest.raises(CheckpointError, match="st is there, but is no run; name the folder of a run") as refused:
         check_inputs(run, tmp_path / "run")
     assert "did you mean" not in str(refused.value)
+    (tmp_path / "done/checkpoints/step-2").mkdir(parents=True)
+    (tmp_path / "done/config.json").write_text("{}")
+    part = config.override(small.run(stores), [f"start_from.model={tmp_path / 'done/checkpoints/step-2'}"])
+    with pytest.raises(CheckpointError, match=r"part of a run; name the run: start_from\.model=.*/done$"):
+        check_inputs(part, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"is no JSON: '\{chats: 1\}'; names are in double quotes"):
+        config.override(small.run(stores), ["data.sources={chats: 1}"])
     with pytest.raises(ConfigError, match=r"try 16$"):
         config.override(run, ["model.vision.image_size=20"])

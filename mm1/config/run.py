@@ -292,6 +292,10 @@ def _assign(data: dict[str, Any], path: str, value: Any) -> None:
             hint = nearest(path, _names(data))
             raise ConfigError(f"no field {path!r} in a run: {name!r} is a single value; {hint}")
     if isinstance(group.get(last), dict) and not isinstance(value, dict | None):
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            raise ConfigError(
+                f'the value of {path} is no JSON: {value!r}; names are in double quotes, as in {{"a": 1}}'
+            )
         inside = ", ".join(f"{path}.{name}" for name in group[last]) or f"{path}.NAME"
         raise ConfigError(f"{path!r} is a group of fields; set one of them: {inside}")
     group[last] = value

@@ -95,6 +95,16 @@ def _start_problems(run: RunConfig, folder: Path) -> Iterator[Problem]:
     for part, start in run.start_from.items():
         if (Path(start) / "config.json").is_file():
             continue
+        if run_folder := next((str(one) for one in Path(start).parents if (one / "config.json").is_file()), None):
+            yield Problem(
+                CheckpointError(f"{start} is a part of a run"), f"name the run: start_from.{part}={run_folder}"
+            )
+            continue
+        if Path(start).exists():  # neither import nor training should write into something else
+            yield Problem(
+                CheckpointError(missing(Path(start), "run")), "name the folder of a run, with its config.json"
+            )
+            continue
         name = Path(start).name
         remedy = f"mm1 train {name if name in RECIPES else 'RECIPE'} --to {start}"
         if name in PUBLISHED or name not in RECIPES:
