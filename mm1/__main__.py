@@ -174,7 +174,10 @@ def chat(
     from mm1.checkpoint import load_for_use
     from mm1.serve.chat import answer
 
-    typer.echo(answer(load_for_use(folder, precision=precision.value), question, images=image or [], tokens=tokens))
+    text = answer(load_for_use(folder, precision=precision.value), question, images=image or [], tokens=tokens)
+    typer.echo(text)
+    if not text.strip():
+        typer.echo("the model wrote no text: it ended its answer at once, or wrote white space", err=True)
 
 
 app.command(

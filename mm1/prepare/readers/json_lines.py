@@ -43,7 +43,7 @@ def read_text(shard: Shard, ledger: Ledger) -> Iterator[Document]:
             yield Document((Text(text),), id=f"{shard.name}/{entry.get('id', number)}", metadata=metadata)
     if lines and not texts:
         raise InputError(
-            f"{path.name}: none of its {lines} lines has a text; expected objects with the key {name}, found {keys}"
+            f"{path.name}: none of its {lines} records has a text; expected objects with the key {name}, found {keys}"
         )
 
 
