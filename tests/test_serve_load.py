@@ -293,6 +293,7 @@ def metrics_lines(base: str) -> list[str]:
         ([], {"MM1_API_KEY": " , "}, "`unset MM1_API_KEY`"),
         (["--host", "192.0.2.1"], {}, "192.0.2.1 is no address of this machine"),
         (["--port", "taken"], {}, "is in use; give another one with --port"),
+        (["--allow-media-domains", "https://example.org/"], {}, "give a host's name, such as example.org"),
     ],
 )
 def test_a_server_that_cannot_be_as_it_was_meant_says_so_and_ends(

@@ -61,5 +61,7 @@ def serve(
         drain_seconds=drain_within,
     )
     domains = frozenset(domain.strip().lower() for domain in allow_media_domains.split(",") if domain.strip())
+    if wrong := next((domain for domain in sorted(domains) if "/" in domain or "@" in domain), None):
+        raise ValueError(f"--allow-media-domains {wrong}: give a host's name, such as example.org, without the rest")
     service = Service(name, limits, keys_of(api_key or []), domains, access_log)
     serve_run(folder, service, address=Address(host, port), precision=precision.value)
