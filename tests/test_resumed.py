@@ -59,6 +59,12 @@ def stop_at(
     return ended.returncode
 
 
+def check_read_again(titles: list[str], *expected: str) -> None:
+    """These parts were read again, and at most one more, which was in work when the process was stopped."""
+    assert set(expected) <= set(titles)
+    assert len(titles) == len(set(titles)) <= len(expected) + 1
+
+
 def photo(seed: int) -> bytes:
     noise = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     file = io.BytesIO()
@@ -109,7 +115,8 @@ def test_what_arrives_changes_or_is_repaired_is_read(tmp_path, monkeypatch, by, 
     (folder / "00004.tar").unlink()
     titles = shards_read(monkeypatch)
     prepare(request, to)
-    assert sorted(titles) == ["00000.tar", "00002.tar", "00003.tar", "00005.tar"]  # 00001.tar is as it was
+    check_read_again(titles, "00000.tar", "00002.tar", "00003.tar", "00005.tar")
+    assert "00001.tar" not in titles  # it is as it was
     prepare(request, tmp_path / "never-stopped")
     assert contents(to) == contents(tmp_path / "never-stopped")
     assert not (tmp_path / "out.part").exists()
@@ -175,16 +182,16 @@ def talk(path: Path, count: int) -> None:
 
 def test_a_picture_that_arrives_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(ranges, "RECORDS", 2)
-    talk(tmp_path / "talk.json", 6)
-    for number in (0, 2, 3, 4, 5):
+    talk(tmp_path / "talk.json", 10)
+    for number in (0, *range(2, 10)):
         (tmp_path / f"{number}.png").write_bytes(photo(number))
     request, to = parse_request([str(tmp_path / "talk.json")]), tmp_path / "out"
-    assert stop_at("talk.json, from record 5", request, to, records=2) == -9
+    assert stop_at("talk.json, from record 9", request, to, records=2) == -9
     (tmp_path / "1.png").write_bytes(photo(1))
     titles = shards_read(monkeypatch)
     result = prepare(request, to)
-    assert result.stores == {"images": 6}, result
-    assert sorted(titles) == ["talk.json, from record 1", "talk.json, from record 5"]
+    assert result.stores == {"images": 10}, result
+    check_read_again(titles, "talk.json, from record 1", "talk.json, from record 9")
 
 
 def test_a_large_file_is_cut_into_ranges_and_only_missing_ones_are_read_again(tmp_path, monkeypatch):
@@ -198,8 +205,7 @@ def test_a_large_file_is_cut_into_ranges_and_only_missing_ones_are_read_again(tm
     assert stop_at("talk.json, from record 501", request, to) == -9
     titles = shards_read(monkeypatch)
     assert prepare(request, to).ledger.records.read == 600
-    assert "talk.json, from record 501" in titles
-    assert len(titles) <= 2  # another part may have been in work when the process was killed
+    check_read_again(titles, "talk.json, from record 501")
 
 
 VALUES = st.recursive(
