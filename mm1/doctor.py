@@ -78,7 +78,7 @@ def inspect() -> Machine:
 
 def _memory() -> int:
     """Bytes of main memory, or the limit of the container (cgroup v2) if that is lower."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    whole = dist.machine_memory()
     limit = Path("/sys/fs/cgroup/memory.max")
     words = limit.read_text().strip() if limit.is_file() else "max"
     return min(whole, int(words)) if words.isdecimal() else whole

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch.multiprocessing import spawn
 
 from mm1.budget.simulate import Op
+from mm1.dist import machine_memory
 from mm1.train.meter import PEAK
 
 USABLE_MEMORY = 0.92
@@ -206,8 +207,3 @@ def mean_seconds(work: Callable[[], object], *, seconds: float = 0.2) -> float:
         work()
         calls += 1
     return (time.perf_counter() - start) / max(1, calls)
-
-
-def machine_memory() -> float:
-    """Bytes of this machine's memory."""
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from rich.table import Column, Table
 
-from mm1.budget.hardware import GPUS, machine_memory
+from mm1.budget.hardware import GPUS
 from mm1.budget.memory_table import gigabytes, memory_table
 from mm1.budget.simulate import pass_bytes
 from mm1.config.base import ConfigError, nearest
 from mm1.config.run import RunConfig
+from mm1.dist import machine_memory
 from mm1.generate.prompt import IMAGES_PER_PASS
 from mm1.generate.prompt_lookup import MAX_DRAFT
 from mm1.generate.serving import ServingSizes

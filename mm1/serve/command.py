@@ -18,7 +18,7 @@ import torch
 
 from mm1.checkpoint import Loaded, load_for_use
 from mm1.config.run import load as recorded_run
-from mm1.dist import Precision
+from mm1.dist import Precision, machine_memory
 from mm1.serve.limits import Limits
 from mm1.serve.scheduler import STOP_SECONDS
 
@@ -146,7 +146,7 @@ def _check_memory(loaded: Loaded, limits: Limits) -> None:
     if device.type == "cuda":
         there, where = torch.cuda.mem_get_info(device)[0], "are free on the GPU"
     else:
-        there, where = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "are in this machine"
+        there, where = machine_memory(), "are in this machine"
     wanted, rows = limits.sizes.cache_bytes(loaded.model), limits.max_concurrent + limits.kept_prompts
     if wanted > there:
         raise ValueError(
