@@ -125,9 +125,9 @@ class Saver:
             remove(old.path)
 
 
-def save_weights(run: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Write weights that were trained elsewhere, as the checkpoint of step 0."""
-    _write(run, 0, {"model": weights}, location=_location(run, ""))
+def save_weights(run: Path, weights: dict[str, torch.Tensor], *, step: int = 0) -> None:
+    """Write weights without an optimizer: those that were trained elsewhere as the checkpoint of step 0."""
+    _write(run, step, {"model": weights}, location=_location(run, ""))
 
 
 def _write(run: Path, step: int, content: dict[str, Any], *, location: str, group: dist.Group | None = None) -> None:

@@ -35,7 +35,7 @@ LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.n
 # The files of a package in import order: each uses only those before it. Files not listed may stand anywhere, as long
 # as no circle appears.
 ORDER = {
-    "config": ("base", "renamed", "options", "model", "run", "ablation"),
+    "config": ("base", "renamed", "sample", "options", "model", "run", "ablation"),
     "data": (
         *(
             "store",

@@ -13,7 +13,8 @@ import small
 from mm1.checkpoint import load_for_use
 from mm1.config.base import ConfigError
 from mm1.config.run import RunConfig, SourceConfig
-from mm1.data.store import SAMPLE, write_store
+from mm1.config.sample import SAMPLE
+from mm1.data.store import write_store
 from mm1.document import Document, Text
 from mm1.eval.harness import Settings, evaluate, load_task
 from mm1.eval.models import open_model

@@ -9,7 +9,8 @@ import small
 from mm1.checkpoint import CheckpointError
 from mm1.config import run as config
 from mm1.config.base import ConfigError
-from mm1.data.store import SAMPLE, StoreError
+from mm1.config.sample import SAMPLE
+from mm1.data.store import StoreError
 from mm1.recipes.index import recipe
 from mm1.train.inputs import check_inputs
 from mm1.train.run import train_run

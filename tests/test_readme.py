@@ -15,7 +15,8 @@ from PIL import Image as Picture
 
 from mm1.__main__ import app
 from mm1.config import run as config
-from mm1.data.store import SAMPLE, write_store
+from mm1.config.sample import SAMPLE
+from mm1.data.store import write_store
 from mm1.document import Document, Text
 from mm1.prepare.request import PrepareRequest
 from mm1.recipes.index import recipe

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image as Canvas
 
+from mm1.config.sample import SAMPLE
 from mm1.data.encode import encode
-from mm1.data.store import SAMPLE, Store, write_store
+from mm1.data.store import Store, write_store
 from mm1.data.tiles import TileSpec
 from mm1.data.tokenizer import load_tokenizer
 from mm1.document import Document, Image, Text

@@ -6,7 +6,9 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from mm1.config.base import ConfigError
 from mm1.config.renamed import OPTIONS
+from mm1.config.sample import run_folder
 
 Word = TypeVar("Word", bound=str)
 
@@ -41,7 +43,18 @@ Recipe = Annotated[
 Assignments = Annotated[list[str] | None, typer.Argument(metavar="[FIELD=VALUE ...]", help="Fields to change.")]
 To = Annotated[Path | None, typer.Option("--to", help="Folder to write to.")]
 Precise = Annotated[PrecisionName, typer.Option("--precision", help="auto: bf16 on a GPU, fp32 on a CPU.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, for example runs/demo/tiny.")]
+
+
+def _run_folder(what: str) -> Path:
+    try:
+        return run_folder(what)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", parser=_run_folder, help="A run's folder, or sample:small, which ships.")
+]
 
 
 def whole_number(text: str, option: str) -> int:

@@ -18,6 +18,7 @@ from types import ModuleType
 import pyarrow as pa
 
 from mm1.config.base import missing, nearest
+from mm1.config.sample import SAMPLE
 from mm1.document import Document, Image, Mark, Piece, Text
 
 _ZSTD = {
@@ -44,9 +45,6 @@ TOKENS, LENGTH, SIZES = "tokens_", "length_", "upright_sizes"
 
 _SOURCE_LINE = re.compile(r",? *[\w./\\-]+\.rs:\d+(:\d+)?")
 _BUFFER = 8 * 2**20  # bytes of images held before they are written: with 32 MB, Lance's threads keep 300 MB more
-
-SAMPLE = Path(__file__).parent.parent / "sample"
-"""The folder of the sample that ships with the package."""
 
 
 class StoreError(ValueError):

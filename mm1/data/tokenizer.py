@@ -10,9 +10,9 @@ import numpy as np
 from tokenizers import Encoding
 from tokenizers import Tokenizer as HFTokenizer
 
+from mm1.config.sample import SAMPLE
 from mm1.data.chat_format import TEMPLATE
 from mm1.data.chat_template import ChatTemplate, Turns
-from mm1.data.store import SAMPLE
 
 MARKS = ("pad", "begin", "end", "image", "user", "assistant")
 """Every special token that mm1 uses; `<|NAME|>` in the tokenizer's file."""

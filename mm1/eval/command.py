@@ -31,7 +31,7 @@ TEXT = "text"
 
 @dataclass(frozen=True, slots=True)
 class ModelAddress:
-    """A run's folder, hf:FOLDER, or the http://... of a server with the model's name there; `precision` is for runs."""
+    """A run's folder, sample:NAME, hf:FOLDER, or a server's http://... and its model there; `precision` is for runs."""
 
     address: str
     model: str = ""
@@ -180,6 +180,8 @@ class EvalCommand:
     def _default_folder(self) -> Path:
         """The run's own folder; for any other model a folder under `runs`."""
         address = self.model.address
+        if address.startswith("sample:"):
+            return Path("runs") / address.replace(":", "-")
         if address.startswith(("hf:", "http://", "https://")):
             return Path("runs") / re.sub(r"[^\w.-]+", "-", address.partition(":")[2] + self.model.model).strip("-")
         return Path(address)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mm1.checkpoint import Loaded, load_for_use
+from mm1.config.sample import run_folder
 from mm1.data.tiles import tile_spec
 from mm1.data.tokenizer import Tokenizer
 from mm1.dist import Precision
@@ -62,7 +63,7 @@ class Ours(Model):
 
 
 def open_model(what: str, *, model: str = "", with_images: bool = True, precision: Precision = "auto") -> Model:
-    """The model that `what` names: a run's folder, hf:FOLDER, or the http://... of a server.
+    """The model that `what` names: a run's folder, sample:NAME, hf:FOLDER, or the http://... of a server.
 
     `model` is its name on the server. `with_images`: prompts will have images. `precision` is that of a run.
 
@@ -75,7 +76,7 @@ def open_model(what: str, *, model: str = "", with_images: bool = True, precisio
         return HttpModel(what, model=model)
     if what.startswith("hf:"):
         return HfModel(Path(what.removeprefix("hf:")))
-    loaded = load_for_use(Path(what), precision=precision)
+    loaded = load_for_use(run_folder(what), precision=precision)
     if with_images and not loaded.sees:
         raise ValueError(f"{what} holds a language model, which takes no pictures; --tasks text scores it")
     return Ours(loaded.model, loaded.tokenizer, name=model_name(loaded))
