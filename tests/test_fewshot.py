@@ -30,9 +30,10 @@ from mm1.eval.harness import evaluate, load_task
 from mm1.eval.metrics.vqa import exact_match
 from mm1.eval.models import Ours
 from mm1.eval.results import read_answers, read_results, score_table
+from mm1.eval.shots import Protocol, SimilarShots, draw_all
 from mm1.eval.task_evaluation import Settings
 from mm1.eval.tasks import captions as captions_task
-from mm1.eval.tasks import easy_vqa, easy_vqa_plain
+from mm1.eval.tasks import easy_vqa, easy_vqa_plain, languages
 from mm1.generate import writer
 from mm1.generate.engine import Completion
 from mm1.generate.writer import Writer
@@ -189,6 +190,56 @@ def test_questions_spread_over_the_pictures(tmp_path: Path):
         assert max(map(pictures.count, pictures)) == most
     plain = easy_vqa_plain.task(20, seed=0, queries=path, pool=path)
     assert [q.id for q in plain.queries] == [q.id for q in easy_vqa.task(20, seed=0, queries=path, pool=path).queries]
+
+
+def pages_of_labels() -> list[Document]:
+    return [
+        Document(
+            tuple(
+                piece
+                for number in range(4)
+                for piece in (Image(f"{language}/{page}/{number}".encode()), Text(f" {language} {page} {number}\n"))
+            ),
+            id=f"{language}/{page}",
+            metadata={"language": language},
+        )
+        for page in range(4)
+        for language in ("de", "fr")
+    ]
+
+
+@pytest.mark.parametrize("draw", ["query", "same", "similar"])
+def test_shots_have_the_language_of_the_query(draw: str, tmp_path: Path):
+    write_store(pages_of_labels(), tmp_path / "labels.lance")
+    path = str(tmp_path / "labels.lance")
+    task = languages.task(100, seed=0, queries=path, pool=path)
+    assert len(task.queries) == 32
+    similar = SimilarShots(task, lambda images: np.array([[1.0, image.data[-1]] for image in images]), seed=0)
+    drawn = draw_all(task, shots=6, seed=3, protocol=Protocol(draw=draw), similar=similar)
+    for query, examples in zip(task.queries, drawn, strict=True):
+        assert len(examples) == 6
+        assert {example.answers[0].split()[0] for example in examples} == {query.kind}
+        assert query.image not in [example.image for example in examples]
+    prompt = fewshot.prompt(task, task.queries[0], shots=drawn[0][:1])
+    assert prompt.text == f" {drawn[0][0].answers[0]}\n"
+    assert isinstance(prompt.pieces[-1], Image)
+    with pytest.raises(ValueError, match="has 15 examples to draw 16 shots from"):
+        draw_all(task, shots=16, seed=3, protocol=Protocol(draw=draw), similar=similar)
+
+
+@pytest.mark.parametrize("change", ["no language", "two pictures in a row", "an empty label"])
+def test_a_page_that_is_no_page_of_labels_is_named(change: str, tmp_path: Path):
+    first, *others = pages_of_labels()
+    if change == "no language":
+        first = dataclasses.replace(first, metadata={})
+    elif change == "two pictures in a row":
+        first = dataclasses.replace(first, pieces=(first.pieces[0], *first.pieces))
+    else:
+        first = dataclasses.replace(first, pieces=(first.pieces[0], Text(" \n"), *first.pieces[2:]))
+    write_store([first, *others], tmp_path / "labels.lance")
+    path = str(tmp_path / "labels.lance")
+    with pytest.raises(ValueError, match="'de/0' is no page of labels"):
+        languages.task(4, seed=0, queries=path, pool=path)
 
 
 def test_scores_without_a_model():

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from mm1.data.store import SAMPLE, Store
+from mm1.config.sample import SAMPLE
+from mm1.data.store import Store
 from mm1.document import Document, Image, Text
 from mm1.prepare.dedup import LOOK_ALIKE_BITS
 from mm1.prepare.images import LARGEST_PIXELS, PictureError, encode_webp, fingerprint, open_picture, sha256
@@ -34,7 +35,8 @@ from sample_build.split import Item, find_groups, held_out, look_alikes
 from sample_build.vocabulary import SPECIAL_TOKENS
 
 ROOT = Path(__file__).parents[1]
-STORES = [f"{name}-{split}" for name in ("captions", "interleaved", "text", "vqa") for split in ("train", "test")]
+SPLITS = ("train", "test")
+STORES = [f"{name}-{split}" for name in ("captions", "interleaved", "languages", "text", "vqa") for split in SPLITS]
 
 
 @cache
@@ -68,7 +70,8 @@ def label_lines(store: str, language: str) -> set[str]:
 
 def test_the_sample_has_every_store_and_is_small():
     assert {path.stem for path in SAMPLE.glob("*.lance")} == set(STORES)
-    assert sum(path.stat().st_size for path in SAMPLE.rglob("*") if path.is_file()) <= 30_000_000
+    files = [path for name in STORES for path in (SAMPLE / f"{name}.lance").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 30_000_000
     assert len(documents_of("captions-train")) >= 5_000
     assert 400 <= len(documents_of("captions-test")) <= 500
     pages = [document for document in documents_of("interleaved-train") if not is_gallery(document)]
@@ -143,7 +146,7 @@ def test_every_gallery_keeps_one_style_and_most_use_the_prompt_of_the_paper():
         plain += page.metadata["style"] + "\n" == PLAIN.line
     assert 0.73 < plain / len(pages) < 0.8
     assert len({page.metadata["style"] for page in pages}) > 15
-    assert {"en", "fr", "de", "es", "it", "pt", "nl"} <= {page.metadata["language"] for page in pages}
+    assert len({page.metadata["language"] for page in pages}) > 5
 
 
 def test_galleries_in_the_style_of_the_prompt_mix_all_sources_as_its_shots_do():

@@ -17,9 +17,12 @@ def majority_answer(task: Task) -> str:
 def chance_answers(task: Task, *, seed: int, draw: int = 0) -> list[str]:
     """For each query a random one of its choices or, without choices, the answer of a random example of the pool.
 
-    The second follows the frequencies of the training answers.
+    The second follows the frequencies of the training answers, of the query's own kind where there are several.
     """
     draws = rng(seed, "chance", draw)
+    if task.pool.kinds:
+        answers = {query.kind: task.pool.fitting(range(task.pool.count), query.kind) for query in task.queries}
+        return [task.pool.answers[draws.choice(answers[query.kind])] for query in task.queries]
     indices = draws.integers(0, len(task.pool.answers), size=len(task.queries)).tolist()
     letters = draws.random(len(task.queries))
     return [

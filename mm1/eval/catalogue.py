@@ -35,6 +35,7 @@ FACTS = {
     "flickr30k": Facts(1000),
     "gqa": Facts(12578, "CC BY 4.0"),
     "infovqa": Facts(2801, "terms of rrc.cvc.uab.es"),
+    "languages": Facts(456, "see NOTICE"),
     "llava_w": Facts(60),
     "mathvista": Facts(1000, "CC BY-SA 4.0"),
     "mm_vet": Facts(218),

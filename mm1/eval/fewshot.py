@@ -30,6 +30,7 @@ class Example:
     metadata     what totals and judges need: category, subject, ...
     group        queries of one group are drawn together: MME's pairs, MMBench's rotations
     odd          short names of what is odd about its row, though it can be scored
+    kind         where a task has several kinds of queries, the one that it is of
     """
 
     id: str
@@ -42,6 +43,7 @@ class Example:
     metadata: Mapping[str, str] = field(default_factory=dict)
     group: str = ""
     odd: tuple[str, ...] = ()
+    kind: str = ""
 
 
 REPEATED = "repeated id"
@@ -53,12 +55,17 @@ class Pool:
     """The training split, which shots are drawn from: `count` examples that are read by index only when needed.
 
     `read` gives None for a row that can't be shown. `answers` are the answers of all others, for the baselines without
-    a model.
+    a model. `kinds` has the kind of each example, if only those of a query's own kind may be its shots.
     """
 
     count: int
     read: Callable[[list[int]], Sequence[Example | None]]
     answers: Sequence[str]
+    kinds: Sequence[str] = ()
+
+    def fitting(self, indices: Sequence[int], kind: str) -> list[int]:
+        """The examples among `indices` that may be shots of a query of this kind, in their order."""
+        return [index for index in indices if not self.kinds or self.kinds[index] == kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +239,7 @@ def draw_shots(task: Task, query: int, *, shots: int, seed: int) -> list[Example
         return []
     own = image_hash(task.queries[query].image)
     order = rng(seed, f"shots of {task.queries[query].id}", 0).permutation(task.pool.count).tolist()
+    order = task.pool.fitting(order, task.queries[query].kind)
     drawn: list[Example] = []
     for start in range(0, len(order), shots):
         examples = task.pool.read(order[start : start + shots])
@@ -265,7 +273,7 @@ def with_images(example: Example, question: str) -> list[Piece]:
     images = [example.image, *example.more_images]
     parts = re.split(r"<image (\d)>", question)
     if len(parts) == 1:
-        return [*images, Text(question, train=False)]
+        return [*images, Text(question, train=False)] if question else [*images]
     pieces: list[Piece] = []
     for text, number in zip(parts[::2], [*parts[1::2], ""], strict=True):
         if text:

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
@@ -95,11 +95,12 @@ class SimilarShots:
     def draw(self, query: int, *, shots: int) -> list[Example]:
         """The `shots` nearest examples whose image is not the query's, the nearest last."""
         indices, features = self._pool
-        ranked = np.argsort(-(features @ self._queries[query]), kind="stable").tolist()
+        ranked = [indices[rank] for rank in np.argsort(-(features @ self._queries[query]), kind="stable").tolist()]
+        ranked = self.task.pool.fitting(ranked, self.task.queries[query].kind)
         own = image_hash(self.task.queries[query].image)
         nearest: list[Example] = []
         for start in range(0, len(ranked), shots):
-            examples = self.task.pool.read([indices[rank] for rank in ranked[start : start + shots]])
+            examples = self.task.pool.read(ranked[start : start + shots])
             nearest += [one for one in examples if one is not None and image_hash(one.image) != own]
             if len(nearest) >= shots:
                 return nearest[:shots][::-1]
@@ -127,11 +128,20 @@ def draw_all(
 
 
 def _same_shots(task: Task, *, shots: int, seed: int) -> list[list[Example]]:
-    """The same examples for all queries; a query whose image is among them has the next one instead."""
+    """The same examples for all queries of a kind; a query whose image is among them has the next one instead."""
     order = rng(seed, "same shots", 0).permutation(task.pool.count).tolist()
+    by_kind: dict[str, Iterator[list[Example]]] = {}
+    for kind in {query.kind for query in task.queries}:
+        queries = [query for query in task.queries if query.kind == kind]
+        by_kind[kind] = iter(_same_of(task, queries, task.pool.fitting(order, kind), shots=shots))
+    return [next(by_kind[query.kind]) for query in task.queries]
+
+
+def _same_of(task: Task, queries: Sequence[Example], order: list[int], *, shots: int) -> list[list[Example]]:
+    """`shots` examples for each of these queries, the first ones of `order` that don't show its image."""
     drawn: list[tuple[str, Example]] = []
     start, shown = 0, []
-    for query in task.queries:
+    for query in queries:
         own = image_hash(query.image)
         while len(others := [one for name, one in drawn if name != own]) < shots and start < len(order):
             examples = task.pool.read(order[start : start + shots])
