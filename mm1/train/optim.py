@@ -1,7 +1,10 @@
 """The optimizers and their parameter groups. What each does and why: docs/optimizer.md."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from mm1.config.run import OptimConfig
 from mm1.train import parameters as parts
@@ -10,6 +13,9 @@ MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of x, x^3 and x^5; iterated, they bring singular values near 1
 (https://kellerjordan.github.io/posts/muon/)."""
+
+STACKED = 2**21
+"""Values of the matrices that are made orthogonal together, at most."""
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -48,26 +54,54 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    momentum = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
-                    momentum.lerp_(parameter.grad, 1 - MOMENTUM)
-                    update = _orthogonal(parameter.grad.lerp(momentum, MOMENTUM))
+            for parameters in _stacks([parameter for parameter in group["params"] if parameter.grad is not None]):
+                directions = [self._direction(parameter) for parameter in parameters]
+                if len(parameters) > 1:
+                    updates = list(_orthogonal(torch.stack(directions)))
+                else:
+                    updates = [_orthogonal(directions[0])]
+                for parameter, update in zip(parameters, updates, strict=True):
                     size = 0.2 * max(parameter.shape) ** 0.5
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-group["lr"] * size)
 
+    def _direction(self, parameter: torch.Tensor) -> torch.Tensor:
+        """The gradient with Nesterov momentum."""
+        assert parameter.grad is not None
+        momentum = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        momentum.lerp_(parameter.grad, 1 - MOMENTUM)
+        return parameter.grad.lerp(momentum, MOMENTUM)
+
+
+def _stacks(parameters: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """The matrices that are made orthogonal together: of one shape, at most `STACKED` values, and not sharded.
+
+    Fifty small matrices one by one are mostly waiting: each product is too short for two threads.
+    """
+    of_shapes: dict[torch.Size, list[torch.Tensor]] = {}
+    for parameter in parameters:
+        if isinstance(parameter, DTensor):
+            yield [parameter]
+        else:
+            of_shapes.setdefault(parameter.shape, []).append(parameter)
+    for shape, alike in of_shapes.items():
+        most = max(1, STACKED // shape.numel())
+        yield from (alike[first : first + most] for first in range(0, len(alike), most))
+
 
 def _orthogonal(gradient: torch.Tensor) -> torch.Tensor:
-    """About the nearest matrix with orthonormal rows (columns, if they are fewer), by five steps of Newton-Schulz."""
+    """About the nearest matrix with orthonormal rows (columns, if they are fewer), by five steps of Newton-Schulz.
+
+    A stack of matrices comes out as the stack of theirs.
+    """
     x = gradient.bfloat16() if gradient.device.type == "cuda" else gradient
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / x.norm().clamp(min=1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
     for _ in range(5):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = QUINTIC[0] * x + (QUINTIC[1] * gram + QUINTIC[2] * (gram @ gram)) @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 class Adafactor(torch.optim.Optimizer):
