@@ -6,7 +6,7 @@
         --to reading/test
     mm1 ablate benchmarks/reading.py --seeds 3 --workers 2 --to runs/reading
 
-The demo's model, pre-trained for a quarter of its steps, is fine-tuned on rendered pages. Letters are 11 to 46 pixels
+The demo's model, pre-trained for a sixth of its steps, is fine-tuned on rendered pages. Letters are 11 to 46 pixels
 high on the page; at 96 pixels a side they are a third of that in the largest pages. The score is `transcription`: 100
 less the character error rate, in percent. The page has it with intervals, and the likelihood of the right text.
 
@@ -16,7 +16,7 @@ times in tiles, on one thread of a busy machine: compare `step_seconds` in `metr
 """
 
 from mm1.config.ablation import STAGE, Ablation, Arm, Evaluation, Stage
-from mm1.config.run import SourceConfig
+from mm1.config.run import OptimConfig, SourceConfig
 from mm1.recipes.ablations import scales
 from mm1.recipes.tiny import tiny_sft
 
@@ -32,6 +32,7 @@ def reading() -> Ablation:
     run.data.validation = {"pages": "reading/test/images.lance"}
     run.model.vision.image_size = 96
     run.steps, run.checkpoint_every = STEPS[base], 500
+    run.optim, run.data.augment = OptimConfig(warmup_steps=20), None  # text is read as it stands
     return Ablation(
         name="reading",
         question="What helps to read small text: more pixels for the encoder, or tiles of its own size?",

@@ -9,7 +9,7 @@ The first two may run at the same time. docs/gpu.md has the table.
 """
 
 from mm1.config.model import ConnectorConfig, ModelConfig, VisionConfig
-from mm1.config.run import AugmentConfig, RunConfig
+from mm1.config.run import AugmentConfig, OptimConfig, RunConfig
 from mm1.model import sizes
 from mm1.recipes import tiny as demo
 
@@ -37,7 +37,7 @@ def language() -> RunConfig:
 
 
 def scaled() -> RunConfig:
-    """The multimodal stage: five times the sequences of the demo, on random views of the pictures."""
+    """The multimodal stage: three times the sequences of the demo, on random views of the pictures."""
     run = _grown(demo.tiny(), steps=1200, sequences=8)
     run.start_from = {"vision": "runs/scaled_encoder", "decoder": "runs/scaled_language"}
     run.data.augment = AugmentConfig(min_area=0.6, jitter=0.2)
@@ -51,4 +51,5 @@ def _grown(run: RunConfig, *, steps: int, sequences: int) -> RunConfig:
     run.batch_size = sequences
     run.micro_batch_size = sequences
     run.steps = run.checkpoint_every = steps
+    run.optim = OptimConfig(warmup_steps=run.optim.warmup_steps)  # the paper's optimizer and rate
     return run

@@ -24,6 +24,7 @@ from mm1.config.options import (
     To,
     refuse_renamed_options,
 )
+from mm1.config.sample import is_run, run_folder
 from mm1.eval.options import evaluate
 from mm1.serve.options import serve
 
@@ -40,11 +41,12 @@ app = typer.Typer(
 app.add_typer(law_command.app, name="law")
 
 
-@app.command(epilog="Example: `mm1 demo --to runs/demo`")
+@app.command(epilog="Examples: `mm1 demo`, `mm1 demo --seed 1 --to runs/demo-1`")
 def demo(
     to: Annotated[Path, typer.Option("--to", help="Folder of the demo's runs.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the trainings; another one needs another folder.", min=0)] = 0,
 ) -> None:
-    """Train, evaluate and fine-tune a tiny model on the shipped sample; about 13 minutes on two cores.
+    """Train, evaluate and fine-tune a tiny model on the shipped sample; about 15 minutes on two cores.
 
     If it is stopped, the same command continues it.
     """
@@ -52,7 +54,7 @@ def demo(
     from mm1.train.continued import continues
 
     with continues():
-        run_demo(to)
+        run_demo(to, seed=seed)
 
 
 @app.command(
@@ -202,17 +204,16 @@ def show(
     if model:
         from mm1.exchange.description import description
 
-        typer.echo(description(Path(what)))
+        typer.echo(description(run_folder(what)))
         return
-    is_run = (Path(what) / "config.json").is_file()
     if mix:
         from mm1.report.mix import mix_page
 
-        page = mix_page(Path(what))
+        page = mix_page(run_folder(what))
     else:
         from mm1.report.sequence import run_sequence_page, store_document_page
 
-        page = run_sequence_page(Path(what), number) if is_run else store_document_page(what, number)
+        page = run_sequence_page(run_folder(what), number) if is_run(what) else store_document_page(what, number)
     target = to or Path(f"{Path(what.replace(':', '-')).name}-{'mix' if mix else number}.html")
     target.write_text(page)
     typer.echo(f"page: {target}")

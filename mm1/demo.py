@@ -1,4 +1,4 @@
-"""All of MM1 at a small scale: four trainings, two evaluations, a report, two answers about pictures."""
+"""All of MM1 at a small scale: four trainings, few-shot and fine-tuned scores, a report, answers about pictures."""
 
 import io
 import time
@@ -8,11 +8,12 @@ from PIL import Image as Pillow
 from rich.rule import Rule
 
 from mm1.checkpoint import Loaded, load_for_use
+from mm1.config.run import RunConfig
 from mm1.data.chat_format import prompt
 from mm1.data.store import open_store
 from mm1.document import Document, Text
 from mm1.eval.harness import evaluate_run
-from mm1.eval.results import score_table
+from mm1.eval.results import Results, read_answers, score_name, score_table
 from mm1.recipes import tiny
 from mm1.report.page import report
 from mm1.serve.chat import continue_document
@@ -23,37 +24,46 @@ CAPTIONS, QUESTIONS = 400, 600
 """How many held-out queries are scored."""
 
 
-def run_demo(folder: Path) -> Path:
+def run_demo(folder: Path, *, seed: int = 0) -> Path:
     """The path of the report, after running or continuing the demo in `folder`.
 
-    Every stage is an ordinary run in a folder of its own: `mm1 show`, `chat`, `eval` and `report` work on each.
+    Every stage is an ordinary run in a folder of its own: `mm1 show`, `chat`, `eval` and `report` work on each. `seed`
+    is that of the trainings; all seeds are asked the same.
     """
     started = time.monotonic()
     root = str(folder)
+
+    def train(run: RunConfig) -> Path:
+        run.seed = seed
+        return train_run(run, folder / run.recipe)
+
     _print_heading("1/5  image encoder: which caption belongs to which picture")
-    train_run(tiny.tiny_encoder(), folder / "tiny_encoder")
+    train(tiny.tiny_encoder())
     _print_heading("2/5  language model: text alone")
-    train_run(tiny.tiny_language(), folder / "tiny_language")
+    train(tiny.tiny_language())
     _print_heading("3/5  multimodal: captions, pages and text, nothing frozen")
-    multimodal = train_run(tiny.tiny(root), folder / "tiny")
-    _print_heading("4/5  few-shot captions, each also with another picture instead of its own (blind)")
+    multimodal = train(tiny.tiny(root))
+    _print_heading("4/5  few-shot answers, each also with another picture instead of its own (blind)")
     pretrained = load_for_use(multimodal)
-    captions = evaluate_run(pretrained, tasks=["captions"], shots=(0, 4, 8), limit=CAPTIONS, seed=0)
+    evaluate_run(pretrained, tasks=["languages"], shots=(0, 8), limit=CAPTIONS, seed=0)
+    few_shot = evaluate_run(pretrained, tasks=["captions"], shots=(0, 4, 8), limit=CAPTIONS, seed=0)
     _print_heading("5/5  fine-tuning on questions about pictures")
-    tuned_folder = train_run(tiny.tiny_sft(root), folder / "tiny_sft")
+    tuned_folder = train(tiny.tiny_sft(root))
     tuned = load_for_use(tuned_folder)
     answers = evaluate_run(tuned, tasks=["easy_vqa"], shots=(0,), limit=QUESTIONS, seed=0)
     page = report(multimodal, others=[folder / "tiny_encoder", folder / "tiny_language", tuned_folder])
     _print_heading("Results")
-    console.print(score_table(captions, width=console.width))
+    console.print(score_table(few_shot, width=console.width))
     console.print(score_table(answers, width=console.width))
-    _print_two_answers(pretrained, tuned, folder)
+    _print_answers(pretrained, tuned)
+    _print_languages(multimodal / "eval", few_shot)
+    _print_next(multimodal, tuned_folder, picture=_first_picture(folder))
     console.print(f"{(time.monotonic() - started) / 60:.1f} minutes; report: {page}", highlight=False)
     return page
 
 
-def _print_two_answers(pretrained: Loaded, tuned: Loaded, folder: Path) -> None:
-    """Ask about the first picture of two held-out stores, whatever it shows; leave the second one in `folder`."""
+def _print_answers(pretrained: Loaded, tuned: Loaded) -> None:
+    """Ask about the first picture of two held-out stores, whatever it shows."""
     captioned = open_store("sample:captions-test").take([0])[0]
     text = continue_document(pretrained, Document((captioned.images[0], Text(" A photo of"))), tokens=24)
     first_line = text.partition("\n")[0]
@@ -64,10 +74,42 @@ def _print_two_answers(pretrained: Loaded, tuned: Loaded, folder: Path) -> None:
     question, reference = [piece for piece in chat.pieces if isinstance(piece, Text)][:2]
     answer = continue_document(tuned, prompt([chat.images[0], question]), tokens=8)
     console.print(f"Picture {chat.id}: {question.text} {answer!r} (right: {reference.text!r})", highlight=False)
+
+
+def _print_languages(folder: Path, results: Results) -> None:
+    """The first held-out label of each language, whatever it is, without shots and after eight."""
+    scores = {score.name: score for score in results.scores}
+    without, after = (
+        {answer.query: answer for answer in read_answers(folder, scores[score_name("languages", shots, protocol="")])}
+        for shots in (0, 8)
+    )
+    for language in ("de", "es", "fr"):
+        name = next(query for query in after if f"/{language}/" in query)
+        console.print(
+            f"Picture {name}: {without[name].text!r} without shots, {after[name].text!r} after eight in {language} "
+            f"(its label: {after[name].references[0]!r})",
+            highlight=False,
+        )
+
+
+def _first_picture(folder: Path) -> Path:
+    """The first held-out picture with questions, as a file in `folder`."""
     picture = folder / "picture.png"
+    (chat,) = open_store("sample:vqa-test").take([0])
     Pillow.open(io.BytesIO(chat.images[0].data)).save(picture)
-    command = f'mm1 chat {tuned.folder} --image {picture} "{question.text}"'
-    console.print(f"Ask another question: {command}", highlight=False, soft_wrap=True)
+    return picture
+
+
+def _print_next(pretrained: Path, tuned: Path, *, picture: Path) -> None:
+    """What to try with the trained runs."""
+    console.print("Next:")
+    for command in (
+        f'mm1 chat {tuned} --image {picture} "is there a circle?"',
+        f"mm1 eval {pretrained} --tasks languages --shots 0,1,2,4,8",
+        f"mm1 show {pretrained} --sequence 42",
+        f"mm1 serve {tuned}",
+    ):
+        console.print(f"  {command}", highlight=False, soft_wrap=True)
 
 
 def _print_heading(line: str) -> None:

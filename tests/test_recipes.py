@@ -25,6 +25,10 @@ GOLDEN = {
     "tiny_language": 2_398_016,
     "tiny": 2_398_016,
     "tiny_sft": 2_409_536,
+    "small_encoder": 5_452_033,
+    "small_language": 5_649_888,
+    "small": 5_649_888,
+    "small_sft": 5_667_168,
     "vit_l_14_224": 414_677_249,
     "vit_l_14_336": 415_004_929,
     "vit_h_14_224": 975_014_401,
@@ -155,7 +159,7 @@ def test_the_schedule_warms_up_peaks_and_ends_at_a_tenth():
 
 def test_only_matrices_decay():
     model = build(recipe("tiny"))
-    decayed, free = optim.build(model, recipe("tiny").optim, peak=1e-3).param_groups
+    decayed, free = optim.build(model, RunConfig().optim, peak=1e-3).param_groups
     assert all(parameter.ndim >= 2 for parameter in decayed["params"])
     assert all(parameter.ndim < 2 for parameter in free["params"])
     assert decayed["weight_decay"] == 0.1

@@ -32,7 +32,7 @@ class Stage(Config):
 
 
 class AugmentConfig(Config):
-    """Random views of pictures in training, for pre-training an encoder (data/augment.py)."""
+    """Random views of pictures in training (data/augment.py); text in pictures, left and right may not survive them."""
 
     min_area: float = Field(
         0.4, gt=0, le=1

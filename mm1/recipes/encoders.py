@@ -59,7 +59,7 @@ def aim_3b() -> RunConfig:
 def tiny_aim() -> RunConfig:
     """The demo's encoder, trained on the same pictures by predicting patches.
 
-    130 steps take as much arithmetic (`flops` in metrics.jsonl) as the 150 of the contrast, which has a text tower.
+    130 steps take as much arithmetic (`flops` in metrics.jsonl) as 150 of the contrast, which has a text tower.
     """
     run = tiny_encoder()
     run.steps = 130

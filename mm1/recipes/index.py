@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mm1.config.base import ConfigError, nearest
 from mm1.config.run import RunConfig, load, parse
-from mm1.recipes import encoders, mm1, sft, tiny
+from mm1.recipes import encoders, mm1, sft, small, tiny
 from mm1.recipes.file import load_function, names_file
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
@@ -14,6 +14,10 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "tiny_language": tiny.tiny_language,
     "tiny": tiny.tiny,
     "tiny_sft": tiny.tiny_sft,
+    "small_encoder": small.small_encoder,
+    "small_language": small.small_language,
+    "small": small.small,
+    "small_sft": small.small_sft,
     "vit_l_14_224": encoders.vit_l_14_224,
     "vit_l_14_336": encoders.vit_l_14_336,
     "vit_h_14_224": encoders.vit_h_14_224,

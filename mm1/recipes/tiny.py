@@ -2,10 +2,10 @@
 
 The stages are those of MM1 at a small scale: contrastive training of an encoder, training of a language model on text,
 joint training of both on captions, pages and text with nothing frozen (MM1, section 3), then fine-tuning on questions.
-Two CPU cores do all four in about ten minutes.
+Two CPU cores do all four in some twelve minutes.
 """
 
-from mm1.config.run import DataConfig, OptimConfig, RunConfig, SourceConfig
+from mm1.config.run import AugmentConfig, DataConfig, OptimConfig, RunConfig, SourceConfig
 from mm1.model.sizes import tiny as tiny_size
 
 
@@ -22,9 +22,10 @@ def tiny_encoder() -> RunConfig:
             validation={"captions": "sample:captions-test"},
             sequence_length=512,
             max_images=96,
+            augment=_views(),
         ),
-        optim=OptimConfig(warmup_steps=20),
-        steps=150,
+        optim=OptimConfig(kind="muon", learning_rate=6e-3, warmup_steps=20),
+        steps=125,
         batch_size=2,
         micro_batch_size=2,
         checkpoint_every=50,
@@ -43,7 +44,7 @@ def tiny_language() -> RunConfig:
             sequence_length=512,
             max_images=0,
         ),
-        optim=OptimConfig(warmup_steps=20),
+        optim=OptimConfig(kind="muon", learning_rate=5e-3, warmup_steps=20),
         steps=220,
         batch_size=4,
         micro_batch_size=4,
@@ -55,9 +56,12 @@ def tiny_language() -> RunConfig:
 def tiny(root: str = "runs") -> RunConfig:
     """Multimodal pre-training: sequences mixed 9:9:2 from captions, interleaved pages and text, nothing frozen.
 
-    MM1, section 3.3: 45 % captions, 45 % interleaved, 10 % text. Six of the nine interleaved sequences are galleries:
-    they have a tenth of the tokens but nearly all repeated patterns, and only these teach so small a model to continue
-    a page as it began. With all pages in one source, eight shots were worse than none.
+    MM1, section 3.3: 45 % captions, 45 % interleaved, 10 % text. Of nine interleaved sequences three are galleries and
+    three are pages of labels in one language: they have a tenth of the tokens but nearly all repeated patterns, and
+    only these teach so small a model to continue a page as it began.
+
+    Muon does in 1,000 steps what AdamW doesn't: a CIDEr of 40 where AdamW has 23 at the rate of the paper's law, and 15
+    at Muon's (pictures held out from the training set, one seed).
     """
     return RunConfig(
         recipe="tiny",
@@ -66,7 +70,8 @@ def tiny(root: str = "runs") -> RunConfig:
             sources={
                 "captions": SourceConfig(store="sample:captions-train", share=9),
                 "interleaved/pages": SourceConfig(store="sample:interleaved-train", only="*-doc", share=3),
-                "interleaved/galleries": SourceConfig(store="sample:interleaved-train", only="*-galleries", share=6),
+                "interleaved/galleries": SourceConfig(store="sample:interleaved-train", only="*-galleries", share=3),
+                "interleaved/languages": SourceConfig(store="sample:languages-train", share=3),
                 "text": SourceConfig(store="sample:text-train", share=2),
             },
             validation={
@@ -74,21 +79,23 @@ def tiny(root: str = "runs") -> RunConfig:
                 "interleaved": "sample:interleaved-test",
                 "text": "sample:text-test",
             },
+            augment=_views(),
         ),
         start_from={"vision": f"{root}/tiny_encoder", "decoder": f"{root}/tiny_language"},
-        optim=OptimConfig(warmup_steps=50),
-        steps=1000,
+        optim=OptimConfig(kind="muon", learning_rate=5e-3, warmup_steps=50),
+        steps=1500,
         batch_size=2,
         micro_batch_size=2,
-        checkpoint_every=200,
+        checkpoint_every=300,
+        validate_every=300,
     )
 
 
 def tiny_sft(root: str = "runs") -> RunConfig:
     """Fine-tuning on easy-vqa: an image and its questions as one chat, loss on the answers only.
 
-    The resolution is higher than in pre-training, as in MM1 (section 5): 83 % of the answers are right. With the 96
-    pixels of pre-training it is 79 %, after the 2,600 steps that take as long.
+    The resolution is higher than in pre-training, as in MM1 (section 5). Pictures are cropped and mirrored, and the
+    rate is half as high as would be fastest at first: otherwise the model learns colours at once and shapes never.
     """
     model = tiny_size()
     model.vision.image_size = 144
@@ -98,11 +105,17 @@ def tiny_sft(root: str = "runs") -> RunConfig:
         data=DataConfig(
             sources={"vqa": SourceConfig(store="sample:vqa-train")},
             validation={"vqa": "sample:vqa-test"},
+            augment=AugmentConfig(min_area=0.5, flip=0.5),
         ),
         start_from={"model": f"{root}/tiny"},
-        optim=OptimConfig(warmup_steps=20),
-        steps=2200,
+        optim=OptimConfig(kind="muon", learning_rate=2e-3, lr_multipliers={"decoder": 0.5}, warmup_steps=20),
+        steps=1800,
         batch_size=2,
         micro_batch_size=2,
-        checkpoint_every=200,
+        checkpoint_every=300,
     )
+
+
+def _views() -> AugmentConfig:
+    """Pictures are not mirrored: captions say left and right."""
+    return AugmentConfig(min_area=0.7, flip=0.0, jitter=0.1)
