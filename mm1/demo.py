@@ -9,6 +9,7 @@ from rich.rule import Rule
 
 from mm1.checkpoint import Loaded, load_for_use
 from mm1.config.run import RunConfig
+from mm1.config.sample import SAMPLE
 from mm1.data.chat_format import prompt
 from mm1.data.store import open_store
 from mm1.document import Document, Text
@@ -37,6 +38,7 @@ def run_demo(folder: Path, *, seed: int = 0) -> Path:
         run.seed = seed
         return train_run(run, folder / run.recipe)
 
+    _print_data()
     _print_heading("1/5  image encoder: which caption belongs to which picture")
     train(tiny.tiny_encoder())
     _print_heading("2/5  language model: text alone")
@@ -62,13 +64,26 @@ def run_demo(folder: Path, *, seed: int = 0) -> Path:
     return page
 
 
+def _print_data() -> None:
+    """What the sample's training stores hold."""
+    stores = {
+        "captioned pictures": "captions-train",
+        "pages with pictures": "interleaved-train",
+        "pages of pictures with labels in one of three languages": "languages-train",
+        "texts": "text-train",
+        "pictures with questions": "vqa-train",
+    }
+    counts = ", ".join(f"{len(open_store(f'sample:{store}')):,} {what}" for what, store in stores.items())
+    console.print(f"Data: {counts}. {SAMPLE / 'card.json'} has their sources and licences.", highlight=False)
+
+
 def _print_answers(pretrained: Loaded, tuned: Loaded) -> None:
     """Ask about the first picture of two held-out stores, whatever it shows."""
     captioned = open_store("sample:captions-test").take([0])[0]
     text = continue_document(pretrained, Document((captioned.images[0], Text(" A photo of"))), tokens=24)
     first_line = text.partition("\n")[0]
     console.print(
-        f"Picture {captioned.id}: a photo of {first_line!r} (its caption: {captioned.text.strip()!r})", highlight=False
+        f"Picture {captioned.id}: a photo of {first_line!r} (right: {captioned.text.strip()!r})", highlight=False
     )
     chat = open_store("sample:vqa-test").take([0])[0]
     question, reference = [piece for piece in chat.pieces if isinstance(piece, Text)][:2]
@@ -77,19 +92,21 @@ def _print_answers(pretrained: Loaded, tuned: Loaded) -> None:
 
 
 def _print_languages(folder: Path, results: Results) -> None:
-    """The first held-out label of each language, whatever it is, without shots and after eight."""
+    """The best and the first answer after eight shots of each language, each beside the answer without shots."""
     scores = {score.name: score for score in results.scores}
     without, after = (
         {answer.query: answer for answer in read_answers(folder, scores[score_name("languages", shots, protocol="")])}
         for shots in (0, 8)
     )
     for language in ("de", "es", "fr"):
-        name = next(query for query in after if f"/{language}/" in query)
-        console.print(
-            f"Picture {name}: {without[name].text!r} without shots, {after[name].text!r} after eight in {language} "
-            f"(its label: {after[name].references[0]!r})",
-            highlight=False,
-        )
+        names = [query for query in after if f"/{language}/" in query]
+        best = max(names, key=lambda name: after[name].score or 0.0)
+        for which, name in (("best", best), ("first", names[0])):
+            console.print(
+                f"Label in {language}, {which} of {len(names)}: {after[name].text!r} after eight shots, "
+                f"{without[name].text!r} after none (right: {after[name].references[0]!r})",
+                highlight=False,
+            )
 
 
 def _first_picture(folder: Path) -> Path:

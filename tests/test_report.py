@@ -247,9 +247,14 @@ def test_the_mix_page_shows_requested_and_real_shares(tmp_path: Path):
 @pytest.mark.parametrize(
     ("gain", "difference", "helped", "looks"),
     [
-        (5.0, 5.0, "Examples help.", "The model looks at the picture."),
-        (-5.0, 1.0, "Examples do harm.", "That the model looks at the picture is not shown."),
-        (1.0, -5.0, "Whether examples help is not shown.", "That the model looks at the picture is not shown."),
+        (5.0, 5.0, "Examples in the prompt help.", "The model looks at the picture."),
+        (-5.0, 1.0, "Examples in the prompt do harm.", "That the model looks at the picture is not shown."),
+        (
+            1.0,
+            -5.0,
+            "Whether examples in the prompt help is not shown.",
+            "That the model looks at the picture is not shown.",
+        ),
     ],
 )
 def test_claims_follow_the_intervals(gain: float, difference: float, helped: str, looks: str):

@@ -237,10 +237,13 @@ def score_table(results: Results, *, width: int = WIDE) -> Table:
     """
     is_wide = width >= WIDE
     options: dict[str, Any] = {} if is_wide else {"box": None, "padding": (0, 1, 0, 0), "pad_edge": False}
-    table = Table(title="few-shot scores", title_justify="left", caption_justify="left", **options)
-    table.caption = (
+    title = "few-shot scores" if any(one.shots for one in results.scores) else "scores"
+    table = Table(title=title, title_justify="left", caption_justify="left", **options)
+    metrics = ", ".join(dict.fromkeys(f"{one.task}: {one.metric}" for one in results.scores))
+    table.caption = f"x 100 of {metrics}; " if metrics else ""
+    table.caption += (
         "[..] 95 % interval; ± standard deviation over trials; blind: another query's image; "
-        "difference: score - blind, paired"
+        "difference: score - blind, paired; majority, chance: the commonest and random training answers"
     )
     columns = ("task", "shots", "queries", "score", "blind", "difference")
     for name in columns + (("majority", "chance") if is_wide else ("majority\nchance",)):

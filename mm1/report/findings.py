@@ -32,7 +32,7 @@ class Finding:
 
 
 def findings(results: Results) -> list[Finding]:
-    """For each task: do examples help, does the model look at the picture, is it above guessing."""
+    """For each task: do examples (shots) help, does the model look at the picture, is it above guessing."""
     sentences: list[Finding] = []
     for task, cells in by_task(results).items():
         scored = [cell for cell in cells if not math.isnan(cell.score.mean)]
@@ -56,10 +56,14 @@ def _gain(task: str, cells: list[TaskScore]) -> list[Finding]:
     change = f"{format_interval(most.gain, sign=True)} points"
     figures = f"{most.shots} shots against {cells[0].shots}: {change}."
     if most.gain.above_zero:
-        return [Finding(task, "Examples help.", figures, True)]
+        return [Finding(task, "Examples in the prompt help.", figures, True)]
     if most.gain.below_zero:
-        return [Finding(task, "Examples do harm.", figures, True)]
-    return [Finding(task, "Whether examples help is not shown.", f"{figures[:-1]}; the interval holds 0.", False)]
+        return [Finding(task, "Examples in the prompt do harm.", figures, True)]
+    return [
+        Finding(
+            task, "Whether examples in the prompt help is not shown.", f"{figures[:-1]}; the interval holds 0.", False
+        )
+    ]
 
 
 def _looking(task: str, cells: list[TaskScore]) -> Finding:
@@ -79,8 +83,9 @@ def _looking(task: str, cells: list[TaskScore]) -> Finding:
 def _prior(task: str, cells: list[TaskScore]) -> Finding:
     best = max(cells, key=lambda cell: cell.score.mean)
     figures = (
-        f"best score {format_interval(best.score)} ({best.shots} shots); always answering "
-        f"“{best.majority_answer}” scores {best.majority:.1f}, a random training answer {best.chance:.1f}."
+        f"best score {format_interval(best.score)} ({best.metric} x 100, {best.shots} shots); always answering "
+        f"“{best.majority_answer.strip()}” scores {best.majority:.1f}, a random training answer {best.chance:.1f}, "
+        f"the model with another picture {best.blind.mean:.1f}."
     )
     if best.score.low > max(best.majority, best.chance):
         return Finding(task, "The model is above guessing.", figures, True)

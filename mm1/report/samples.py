@@ -42,7 +42,7 @@ class SampleGroup:
 def sample_answers(folder: Path, cell: TaskScore) -> list[SampleGroup]:
     """Two groups of answers of one cell: right and wrong ones, drawn at random.
 
-    Where scores have more than two values, the groups are the highest and the lowest scores.
+    Where scores have more than two values, the groups are those of the highest and of the lowest scores.
     """
     try:
         answers = read_answers(folder, cell)
@@ -56,7 +56,11 @@ def sample_answers(folder: Path, cell: TaskScore) -> list[SampleGroup]:
     high, low = [pair for pair in scored if pair[0] > 0], [pair for pair in scored if pair[0] == 0]
     if not is_binary:
         high, low = scored[: len(scored) // 2], scored[len(scored) // 2 :][::-1]
-    names = ("right, drawn at random", "wrong, drawn at random") if is_binary else ("highest scores", "lowest scores")
+    names = (
+        ("right, drawn at random", "wrong, drawn at random")
+        if is_binary
+        else ("nearest to the right answer", "furthest from it")
+    )
     return [
         SampleGroup(
             f"{cell.task}, {cell.shots} shots: {name}",
