@@ -2,8 +2,8 @@
 
     python docs/make_images.py [runs/demo] [--to docs/images]
 
-Two pages are laid out for a picture and rendered by Chromium: the report of the multimodal run, and one packed sequence
-of it. Needs Chromium: `apt-get install chromium` on Debian; CHROMIUM=PATH names another browser of the family.
+Two pages are laid out for a picture and rendered by Chromium: the opening of the report, and one packed sequence of the
+multimodal run. Needs Chromium: `apt-get install chromium` on Debian; CHROMIUM=PATH names another browser of the family.
 """
 
 import argparse
@@ -20,15 +20,12 @@ from mm1.report.sequence import run_sequence_page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SEQUENCE = 42  # of captions: many short documents
-WIDTH, HEIGHT, MARGIN, SCALE = 1000, 3000, 28, 2  # of the page, in CSS pixels; pixels of the picture to one of these
+WIDTH, HEIGHT, MARGIN, SCALE = 1000, 3000, 28, 1.5  # of the page, in CSS pixels; pixels of the picture to one of these
 LARGEST = 150_000  # bytes of a picture
 
 REPORT_STYLE = """
 main { max-width: none; padding: 1.75rem 1.75rem 0; } p, .findings, figure svg { max-width: none; }
-section:not(#tiny), section h2, nav, details, .facts, .held-out, .progress, .mix, h4, .samples { display: none; }
-#tiny { display: grid; grid-template-columns: 5fr 3fr; column-gap: 2rem; } #tiny > * { grid-column: 1 / -1; }
-#tiny > h3:first-of-type { grid-area: 1 / 1; } #tiny > figure { grid-area: 2 / 1; }
-#tiny > .drawings { grid-area: 2 / 2; align-self: end; } .drawings figure { flex: 1; }
+section, nav, body > footer { display: none; }
 """
 SEQUENCE_STYLE = """
 main { max-width: none; padding: 1.75rem 1.75rem 0; display: grid; grid-template-columns: repeat(4, 1fr); gap: 0.5rem; }
@@ -99,7 +96,7 @@ def crop(picture: Image.Image) -> Image.Image:
     box = ImageChops.difference(picture, empty).getbbox()
     if box is None:
         raise SystemExit("the page is empty")
-    return picture.crop((0, 0, picture.width, min(picture.height, box[3] + MARGIN * SCALE)))
+    return picture.crop((0, 0, picture.width, min(picture.height, box[3] + round(MARGIN * SCALE))))
 
 
 def save(picture: Image.Image, path: Path) -> None:
