@@ -87,5 +87,5 @@ def test_validation_shows_pictures_as_they_are(stores, tmp_path):
 
 
 def test_tiles_are_not_augmented(stores):
-    with pytest.raises(ConfigError, match=r"set model\.tiling\.kind=none"):
+    with pytest.raises(ConfigError, match=r"set data\.augment=null, or model\.tiling\.kind=none"):
         override(small.run(stores), ["data.augment.flip=0", "model.tiling.kind=mm1"])

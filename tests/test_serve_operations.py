@@ -140,7 +140,7 @@ def test_pixels_of_prompts_are_freed_when_nobody_needs_them(server):
 def test_a_client_that_leaves_before_its_answer_is_logged_as_such(server, caplog):
     with caplog.at_level(logging.INFO, logger="mm1.access"):
         engine, step = server.server.scheduler.engine, server.server.scheduler.engine.step
-        engine.step = lambda: time.sleep(0.1) or step()
+        engine.step = lambda: time.sleep(0.4) or step()
         with pytest.raises(openai.APITimeoutError):
             ask(server, timeout=0.5, extra_body={"ignore_eos": True})
         (line,) = access_lines(caplog, 1)

@@ -105,7 +105,8 @@ def test_adapters_of_a_recipe_leave_as_adapters_of_the_run_that_it_starts_from(s
     lora = ["lora.rank=2", "lora.alpha=4", "data.max_images=16"]
     trained(started(tmp_path / "plain", *SHORT, *lora), stores, tmp_path / "adapted")
     assert export_adapter(tmp_path / "adapted", tmp_path / "adapter") == tmp_path / "plain"
-    larger = started(tmp_path / "plain", *SHORT, *lora, "model.vision.image_size=32", "model.tiling.kind=mm1")
+    tiles = ["model.vision.image_size=32", "model.tiling.kind=mm1", "data.augment=null"]
+    larger = started(tmp_path / "plain", *SHORT, *lora, *tiles)
     trained(larger, stores, tmp_path / "larger")
     words = "model.tiling.kind is 'mm1' here and 'none' there; model.vision.image_size is 32 here and 16 there. Train"
     with pytest.raises(ConfigError, match=words):

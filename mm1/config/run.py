@@ -201,7 +201,9 @@ class RunConfig(Config):
                 f"try micro_batch_size={divisor}"
             )
         if self.data.augment is not None and self.model.tiling.kind != "none":
-            raise ValueError("data.augment shows a part of a picture as one tile; set model.tiling.kind=none")
+            raise ValueError(
+                "data.augment shows a part of a picture as one tile; set data.augment=null, or model.tiling.kind=none"
+            )
         if self.profile and not 1 <= self.profile[0] <= self.profile[1]:
             raise ValueError(f"profile is [first, last] step, counted from 1, but found {[*self.profile]}")
         return self

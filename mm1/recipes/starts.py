@@ -14,7 +14,8 @@ def with_starts(run: RunConfig, assignments: list[str]) -> RunConfig:
 
     Of a whole model it takes image size and tiles too, unless only the recipe has tiles. Else the recipe keeps its
     image size, or the nearest that the encoder's patches fill, since position embeddings are resized. It keeps its
-    experts if it starts from a dense decoder. A start that is missing changes nothing.
+    experts if it starts from a dense decoder. Where the start has tiles, the recipe's random views of pictures end, as
+    each would be a single tile. A start that is missing changes nothing.
 
     Raises:
         ConfigError: an assignment that is no override of the run.
@@ -39,6 +40,7 @@ def _started(run: RunConfig, part: str, folder: Path) -> RunConfig:
     if part == "model" and (start.tiling.kind != "none" or run.model.tiling.kind == "none"):
         run.model.tiling = TilingConfig()  # whose pixels may not be those of the start's patches
         run.model.vision, run.model.tiling = start.vision, start.tiling
+        run.data.augment = None if start.tiling.kind != "none" else run.data.augment
     elif part in ("vision", "model"):
         run.model.vision = _vision(run.model.vision, start.vision)
     if part == "model":

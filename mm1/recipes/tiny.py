@@ -112,7 +112,7 @@ def tiny_sft(root: str = "runs") -> RunConfig:
         steps=1800,
         batch_size=2,
         micro_batch_size=2,
-        checkpoint_every=300,
+        checkpoint_every=200,
     )
 
 
