@@ -103,8 +103,8 @@ def _print_languages(folder: Path, results: Results) -> None:
         best = max(names, key=lambda name: after[name].score or 0.0)
         for which, name in (("best", best), ("first", names[0])):
             console.print(
-                f"Label in {language}, {which} of {len(names)}: {after[name].text!r} after eight shots, "
-                f"{without[name].text!r} after none (right: {after[name].references[0]!r})",
+                f"Label in {language}, {which} of {len(names)}: “{after[name].text}” after eight shots, "
+                f"“{without[name].text}” after none (right: “{after[name].references[0]}”)",
                 highlight=False,
             )
 
