@@ -109,7 +109,7 @@ def tiny_sft(root: str = "runs") -> RunConfig:
         ),
         start_from={"model": f"{root}/tiny"},
         optim=OptimConfig(kind="muon", learning_rate=2e-3, lr_multipliers={"decoder": 0.5}, warmup_steps=20),
-        steps=1800,
+        steps=1500,
         batch_size=2,
         micro_batch_size=2,
         checkpoint_every=200,
