@@ -53,7 +53,7 @@ def _run_folder(what: str) -> Path:
 
 
 RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", parser=_run_folder, help="A run's folder, or sample:small, which ships.")
+    Path, typer.Argument(metavar="RUN", parser=_run_folder, help="A run's folder, for example runs/demo/tiny.")
 ]
 
 

@@ -1,4 +1,4 @@
-"""The stages of `sample:small`, the model that ships: the demo's recipe with 5.6 M parameters and an hour's steps.
+"""The stages of `sample:small`, a model that is to ship: the demo's recipe with 5.6 M parameters and an hour's steps.
 
     python -m sample_build.chats chats.lance
     mm1 train small_encoder && mm1 train small_language && mm1 train small && mm1 train small_sft
