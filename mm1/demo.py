@@ -98,7 +98,7 @@ def _print_languages(folder: Path, results: Results) -> None:
         {answer.query: answer for answer in read_answers(folder, scores[score_name("languages", shots, protocol="")])}
         for shots in (0, 8)
     )
-    for language in ("de", "es", "fr"):
+    for language in sorted({query.split("/")[1] for query in after}):
         names = [query for query in after if f"/{language}/" in query]
         best = max(names, key=lambda name: after[name].score or 0.0)
         for which, name in (("best", best), ("first", names[0])):

@@ -16,16 +16,16 @@ def run_folder(what: str) -> Path:
     Raises:
         ConfigError: the sample has no such run.
     """
-    if not what.startswith(_PREFIX):
-        return Path(what)
-    name = what.removeprefix(_PREFIX)
-    if not is_run(what):
-        runs = [config.parent.name for config in SAMPLE.glob("*/config.json")]
+    if what.startswith(_PREFIX) and not is_run(what):
+        name, runs = what.removeprefix(_PREFIX), [config.parent.name for config in SAMPLE.glob("*/config.json")]
         raise ConfigError(f"the sample has no run {name!r}; {nearest(name, runs)}")
-    return SAMPLE / name
+    return _folder(what)
 
 
 def is_run(what: str) -> bool:
     """Whether there is a run of this path or `sample:NAME`."""
-    folder = SAMPLE / what.removeprefix(_PREFIX) if what.startswith(_PREFIX) else Path(what)
-    return (folder / "config.json").is_file()
+    return (_folder(what) / "config.json").is_file()
+
+
+def _folder(what: str) -> Path:
+    return SAMPLE / what.removeprefix(_PREFIX) if what.startswith(_PREFIX) else Path(what)

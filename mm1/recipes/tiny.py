@@ -94,8 +94,8 @@ def tiny(root: str = "runs") -> RunConfig:
 def tiny_sft(root: str = "runs") -> RunConfig:
     """Fine-tuning on easy-vqa: an image and its questions as one chat, loss on the answers only.
 
-    The resolution is higher than in pre-training, as in MM1 (section 5). Pictures are cropped and mirrored, and the
-    rate is half as high as would be fastest at first: otherwise the model learns colours at once and shapes never.
+    The resolution is higher than in pre-training, as in MM1 (section 5). With this rate, crops and mirrored
+    pictures most runs learn shapes and colours; at twice the rate, without the views, a run learned colours alone.
     """
     model = tiny_size()
     model.vision.image_size = 144
